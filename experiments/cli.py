@@ -1,0 +1,84 @@
+"""What every binary shares: flags, errors as one readable line, progress bars."""
+
+import contextlib
+import os
+import sys
+import time
+
+import jax
+from absl import app, flags
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def run(main) -> None:
+  """Runs `main(argv)` under absl. A mistake of the user is one line and exit code 1."""
+  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str):
+  """Yields `update(stage, done, total)`: bars with time left; plain lines where there is no terminal."""
+  if not console.is_terminal:
+    started = {}
+
+    def update(stage, done, total):
+      start = started.setdefault(stage, time.monotonic())
+      if done >= total:
+        console.print(f'{title}: {stage} {done}/{total} done, {time.monotonic() - start:.1f} s')
+
+    yield update
+    return
+  columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+             TimeRemainingColumn(elapsed_when_finished=True))
+  with Progress(*columns, console=console) as bars:
+    tasks = {}
+
+    def update(stage, done, total):
+      if stage not in tasks:
+        tasks[stage] = bars.add_task(f'{title}: {stage}')
+      bars.update(tasks[stage], completed=done, total=total)
+
+    yield update
+
+
+def _guarded(main, argv):
+  if len(argv) > 1:
+    _fail(f'Unexpected arguments {argv[1:]}: fields are set as --config.data.root=PATH.')
+  try:
+    return main(argv)
+  except KeyboardInterrupt:
+    _fail('interrupted. Start the same command again to go on.', code=130)
+  except (ValueError, OSError) as e:
+    if flags.FLAGS.debug:
+      raise
+    _fail(str(e) or type(e).__name__)
+  except jax.errors.JaxRuntimeError as e:
+    if flags.FLAGS.debug or 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    _fail(f'out of memory: lower --config.data.batch_size. ({str(e).splitlines()[0]})')
+
+
+def _parse_flags(argv):
+  for arg in argv:
+    if arg.startswith('--config='):
+      path = arg.partition('=')[2].partition(':')[0]
+      if not os.path.isfile(path):
+        _fail(f'No config file {path}: expected for example --config=configs/demo.py.')
+  try:
+    return app.parse_flags_with_usage(argv)
+  # ml_collections raises these for fields that do not exist and values of another type.
+  except (KeyError, AttributeError, TypeError, ValueError) as e:
+    if '--debug' in argv:
+      raise
+    message = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+    _fail('in the config: ' + ' '.join(message.split()))
+
+
+def _fail(message, code=1):
+  print(f'error: {message}', file=sys.stderr)
+  sys.exit(code)

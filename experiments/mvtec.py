@@ -1,0 +1,197 @@
+"""Fits and measures PatchCore on every category of a data set in MVTec layout.
+
+    python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
+    python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50
+
+Writes WORKDIR/results.csv (a row per category and coreset ratio), WORKDIR/config.json and
+WORKDIR/banks/<category>/. A run that was stopped goes on after its last finished category when the
+same command is given again.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import cli, wiring
+from patchcore_jax import memory_bank, metrics
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.data import folder
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.report import results
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/demo.py.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
+
+
+def main(_) -> None:
+  run(_CONFIG.value, _WORKDIR.value)
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
+  """The whole experiment.
+
+  Args:
+    config: see `configs/default.py`.
+    workdir: made if absent; one that holds results of the same config is continued.
+
+  Returns:
+    One row per category and ratio.
+
+  Raises:
+    ValueError: bad config, bad data, or a workdir that holds a run with another config.
+  """
+  workdir = Path(workdir)
+  settings = wiring.settings(config)
+  published = _published(config)
+  _check_same_config(config, workdir)  # before anything long
+  with cli.progress_bar('built-in data') as progress:
+    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
+  backbone = wiring.create_backbone(config)
+  cli.console.print(
+      f'backbone {backbone.name}, layers {", ".join(backbone.layers)}; '
+      f'{len(categories)} categories; results in {workdir}')
+  if backbone.name.endswith('.random'):
+    cli.console.print('[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
+  _claim(config, workdir)
+
+  rows = results.read_csv(workdir / 'results.csv')
+  finished = {(row['category'], row['coreset_ratio']) for row in rows}
+  for category in categories:
+    if all((category.name, ratio) in finished for ratio in settings.ratios):
+      cli.console.print(f'{category.name}: finished before')
+      continue
+    rows += _evaluate(config, settings, backbone, category, workdir / 'banks' / category.name)
+    results.write_csv(workdir / 'results.csv', rows)
+  results.print_table(rows, published=published)
+  return rows
+
+
+def _evaluate(
+    config: ConfigDict, settings: wiring.Settings, backbone: Backbone,
+    category: folder.Category, bank_path: Path,
+) -> list[results.Row]:
+  """Fits (or restores), predicts and measures one category: a row per ratio."""
+  skipped = []
+  with cli.progress_bar(category.name) as progress:
+    if bank_path.exists():
+      bank = memory_bank.restore(bank_path, expected=_expected(settings, backbone))
+    else:
+      bank = _fit(config, settings, backbone, category, skipped, progress)
+      memory_bank.save(bank_path, bank)
+    num_skipped = bank.description['num_skipped']
+    sizes = bank.sizes(settings.ratios)
+
+    test, started, timed = [], time.monotonic(), 0
+    masks = []
+    batches = wiring.batches(
+        config, category.test, settings.preprocessing, skipped, with_masks=category.has_masks)
+    for prediction in patchcore.predict(
+        backbone, bank, _keep_masks(batches, masks), embedding=settings.embedding,
+        scoring_spec=settings.scoring, sizes=sizes):
+      if not test:  # the first batch compiles; it counts only where there is no other
+        first, compiled = time.monotonic(), len(prediction.index)
+      test.append(prediction)
+      timed += len(prediction.index)
+      progress('predict', timed, len(category.test))
+  if not test:
+    raise ValueError(f'{category.name}: no test image could be read.')
+  done = time.monotonic()
+  ms_per_image = 1000 * ((done - first) / (timed - compiled) if timed > compiled
+                         else (done - started) / timed)
+
+  num_skipped += len(category.test) - timed
+  for error in skipped:
+    cli.console.print(f'skipped: {error}', markup=False)
+  labels = np.array([category.test[i].label for p in test for i in p.index])
+  masks = np.concatenate(masks) if category.has_masks else None
+  rows = []
+  for i, (ratio, size) in enumerate(zip(settings.ratios, sizes, strict=True)):
+    scores = np.concatenate([p.image_scores[i] for p in test])
+    maps = np.concatenate([p.anomaly_maps[i] for p in test])
+    measured = metrics.evaluate(labels, scores, masks, maps, max_fpr=config.metrics.max_fpr)
+    rows.append({
+        'category': category.name, 'coreset_ratio': ratio,
+        'num_train': bank.description['num_images'], 'num_test': timed,
+        'num_skipped': num_skipped, 'bank_size': size, **measured,
+        'fit_seconds': round(bank.description['fit_seconds'], 2),
+        'ms_per_image': round(ms_per_image, 2)})
+  return rows
+
+
+def _fit(config, settings, backbone, category, skipped, progress) -> memory_bank.MemoryBank:
+  started = time.monotonic()
+  bank = patchcore.fit(
+      backbone, wiring.batches(config, category.train, settings.preprocessing, skipped),
+      len(category.train), embedding=settings.embedding, coreset_spec=settings.coreset,
+      progress=progress)
+  bank.description.update(
+      _expected(settings, backbone), category=category.name, num_skipped=len(skipped),
+      fit_seconds=time.monotonic() - started)
+  return bank
+
+
+def _expected(settings, backbone):
+  """What a bank found in the workdir must have been made with."""
+  preprocessing = vars(settings.preprocessing).copy()
+  del preprocessing['mask_threshold']  # no concern of a bank's
+  return patchcore.describe(backbone, settings.embedding) | {
+      'preprocess': preprocessing, 'coreset': vars(settings.coreset)}
+
+
+def _keep_masks(batches, masks):
+  """Passes batches on; their masks stay on the host, where the metrics are computed."""
+  for batch in batches:
+    if batch.mask is not None:
+      masks.append(batch.mask[batch.valid])
+    yield batch
+
+
+def _published(config):
+  return {
+      (metric, float(ratio)): results.read_published(config.published[metric], method)
+      for ratio, method in zip(config.published.ratios, config.published.methods, strict=True)
+      for metric in ('image_auroc', 'pixel_auroc', 'aupro')}
+
+
+def _check_same_config(config, workdir) -> None:
+  path = workdir / 'config.json'
+  if not path.exists():
+    if (workdir / 'results.csv').exists():
+      raise ValueError(f'{workdir} holds a results.csv but no config.json: use another --workdir.')
+    return
+  before, now = json.loads(path.read_text()), wiring.to_json(config)
+  differences = [
+      f'{name} was {_at(before, name)!r}, now {_at(now, name)!r}'
+      for name in sorted({*_paths(before), *_paths(now)}) if _at(before, name) != _at(now, name)]
+  if differences:
+    raise ValueError(
+        f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another --workdir, '
+        'or the settings of that run.')
+
+
+def _claim(config, workdir) -> None:
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary = workdir / 'config.json.tmp'
+  temporary.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
+  os.replace(temporary, workdir / 'config.json')
+
+
+def _paths(tree, prefix=''):
+  for key, value in tree.items():
+    yield from _paths(value, f'{prefix}{key}.') if isinstance(value, dict) else [prefix + key]
+
+
+def _at(tree, path):
+  for key in path.split('.'):
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)

@@ -1,0 +1,122 @@
+"""Config fields -> the library's own objects. Every field is read here or in the binary."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from patchcore_jax import backbones, coreset, parallel
+from patchcore_jax.data import folder, pipeline, synthetic
+from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.detectors.patchcore import CoresetSpec
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.scoring import ScoringSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What a config says, checked."""
+
+  preprocessing: Preprocessing
+  embedding: EmbeddingSpec
+  coreset: CoresetSpec
+  scoring: ScoringSpec
+  ratios: tuple[float, ...]
+
+
+def settings(config: ConfigDict) -> Settings:
+  """Reads and checks everything that needs no data.
+
+  Raises:
+    ValueError: a value out of range; the message names the field.
+  """
+  if config.data.on_error not in ('raise', 'skip'):
+    raise ValueError(f"data.on_error={config.data.on_error!r}: expected 'raise' or 'skip'.")
+  if config.data.batch_size < 1 or config.data.num_workers < 0:
+    raise ValueError(
+        f'data.batch_size={config.data.batch_size}, data.num_workers={config.data.num_workers}: '
+        'expected at least 1 and 0.')
+  if not 0 < config.metrics.max_fpr <= 1:
+    raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
+  selection = config.coreset
+  ratios = tuple(float(r) for r in selection.ratios)
+  if not ratios:
+    raise ValueError('coreset.ratios is empty: expected for example 0.1 or 0.25,0.1,0.01.')
+  for ratio in ratios:
+    coreset.check_ratio(ratio)
+  if selection.projection_dim < 1 or selection.num_start_points < 1:
+    raise ValueError(
+        f'coreset.projection_dim={selection.projection_dim}, '
+        f'num_start_points={selection.num_start_points}: expected at least 1.')
+  if len(config.published.ratios) != len(config.published.methods):
+    raise ValueError('published.ratios and published.methods differ in length.')
+  return Settings(
+      Preprocessing(**{k: tuple(v) if k in ('resize', 'pad', 'crop') else v
+                       for k, v in config.preprocess.items()}),
+      EmbeddingSpec(**config.embedding),
+      CoresetSpec(max(ratios), selection.projection_dim, selection.num_start_points, config.seed),
+      ScoringSpec(**config.scoring),
+      ratios)
+
+
+def load_data(config: ConfigDict, progress) -> list[folder.Category]:
+  """Lists the images of the chosen categories; draws the built-in data set if it is chosen.
+
+  Raises:
+    ValueError: an unknown source, no root, or a folder that is not in MVTec layout.
+  """
+  root = config.data.root
+  if config.data.source not in ('folder', 'synthetic'):
+    raise ValueError(f"data.source={config.data.source!r}: expected 'folder' or 'synthetic'.")
+  if not root:
+    raise ValueError('data.root is not set: pass --config.data.root=FOLDER in MVTec layout.')
+  names = names_of(config.data.categories)
+  if config.data.source == 'synthetic':
+    for name in names:
+      if name not in synthetic.CATEGORIES:
+        raise ValueError(
+            f'No category {name!r} in the built-in data set. There are: '
+            f'{", ".join(synthetic.CATEGORIES)}.')
+    synthetic.prepare(root, categories=names or synthetic.CATEGORIES, progress=progress)
+    names = names or synthetic.CATEGORIES
+  return [folder.load_category(root, name) for name in names or folder.list_categories(root)]
+
+
+def create_backbone(config: ConfigDict) -> backbones.Backbone:
+  """The backbone that the config names."""
+  return backbones.create(
+      config.backbone.name, weights=config.backbone.weights,
+      layers=names_of(config.backbone.layers), seed=config.seed)
+
+
+def batches(
+    config: ConfigDict, examples: Sequence[folder.Example], preprocessing: Preprocessing,
+    skipped: list[ImageError], *, with_masks: bool = False,
+) -> Iterator[pipeline.Batch]:
+  """Batches of the examples; with data.on_error=skip, unreadable files are added to `skipped`."""
+  return pipeline.batches(
+      examples, preprocessing,
+      batch_size=parallel.divisible_batch_size(config.data.batch_size),
+      num_workers=config.data.num_workers, with_masks=with_masks,
+      on_error=skipped.append if config.data.on_error == 'skip' else None)
+
+
+def names_of(value: Sequence[str]) -> tuple[str, ...]:
+  """Names from a list field: on the command line 'a,b' arrives as one string.
+
+  >>> names_of(('screw,transistor',))
+  ('screw', 'transistor')
+  """
+  return tuple(name.strip() for item in value for name in item.split(',') if name.strip())
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+  """The config as it looks after a round trip through JSON (tuples become lists)."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+  return plain(config.to_dict())

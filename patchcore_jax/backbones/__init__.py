@@ -1,0 +1,156 @@
+"""Frozen networks: images -> {layer name: feature map}.
+
+`create` finds one by name; `extract` runs it. A network of your own is any `Backbone` record, for
+example from a function `factory()` in `module.py`, named as 'module:factory'.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from patchcore_jax.backbones import checkpoints, port, resnet
+
+RANDOM = 'random'
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A frozen feature extractor.
+
+  Attributes:
+    apply: pure function (variables, images [b, h, w, 3] float32) -> {layer: [b, h', w', c] float32}.
+    variables: pytree of arrays.
+    layers: names of the layers used when none are asked for, shallow to deep.
+    mean, std: three floats each; images reach `apply` as (rgb / 255 - mean) / std.
+    name: what made it, for logs and for the description of a memory bank.
+  """
+
+  apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
+  variables: Any
+  layers: tuple[str, ...]
+  mean: tuple[float, float, float]
+  std: tuple[float, float, float]
+  name: str = ''
+
+
+def create(
+    name: str, *, weights: str = '', layers: Sequence[str] = (), seed: int = 0
+) -> Backbone:
+  """The backbone called `name`.
+
+  Args:
+    name: an architecture with a checkpoint tag ('wide_resnet50_2.tv_in1k'), an architecture
+      alone (with `weights` then given), or 'module:factory', a function without arguments that
+      returns a `Backbone`.
+    weights: '' for the checkpoint named by the tag (downloaded once, then cached), the path of a
+      local .safetensors or .pth file, or 'random' (for tests; said loudly).
+    layers: layers to return; () for the backbone's own choice.
+    seed: of random weights.
+
+  Returns:
+    A `Backbone` whose `layers` are those asked for.
+
+  Raises:
+    ValueError: unknown name or tag, a layer that the backbone lacks, weights that do not fit.
+    checkpoints.DownloadError: the checkpoint is neither cached nor can be fetched.
+  """
+  if ':' in name:
+    if weights:
+      raise ValueError(
+          f'backbone.weights={weights!r} has no effect on {name!r}: a factory brings its own '
+          'weights. Leave backbone.weights empty.')
+    backbone = _from_factory(name)
+  else:
+    backbone = _from_family(name, weights, layers, seed)
+  return _with_layers(backbone, tuple(layers))
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+  """uint8 [..., 3] -> float32 (rgb / 255 - mean) / std, as PyTorch's ToTensor and Normalize do.
+
+  >>> normalize(jnp.full((1, 1, 3), 255, jnp.uint8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.25))
+  Array([[[1., 1., 2.]]], dtype=float32)
+  """
+  scaled = images.astype(jnp.float32) / 255
+  return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def fingerprint(variables: Any) -> str:
+  """16 hexadecimal digits that change with any weight, to tell checkpoints of one name apart."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    leaf = np.asarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)}{leaf.shape}{leaf.dtype}'.encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()[:16]
+
+
+def _from_family(name, weights, layers, seed) -> Backbone:
+  architecture, _, tag = name.partition('.')
+  if architecture not in resnet.ARCHITECTURES:
+    raise ValueError(
+        f'Unknown backbone {name!r}. There are {", ".join(resnet.ARCHITECTURES)}, each with a '
+        "checkpoint tag such as '.tv_in1k'; a network of your own is 'module:factory'.")
+  for layer in layers:
+    if layer not in resnet.LAYERS:
+      raise ValueError(
+          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.LAYERS)}.')
+  layers = tuple(layers) or resnet.DEFAULT_LAYERS
+  mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
+  if weights == RANDOM:
+    logging.warning(
+        'RANDOM WEIGHTS: %s has not been trained. Its results say nothing about PatchCore.', name)
+    variables, label = resnet.init(architecture, seed), f'{architecture}.{RANDOM}'
+  else:
+    if tag or not weights:
+      record = checkpoints.find(name)
+      mean, std = record.mean, record.std
+    path = weights or checkpoints.fetch(record)
+    variables = port.port(port.read_state_dict(path), resnet.init_shapes(architecture), source=path)
+    label = name
+  variables = resnet.truncate(variables, layers)
+  return Backbone(resnet.apply_fn(architecture, layers), variables, layers, mean, std, label)
+
+
+def _from_factory(name) -> Backbone:
+  module_name, _, attribute = name.partition(':')
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as e:
+    # A module missing inside the user's own module is another mistake, with another remedy.
+    if e.name != module_name.split('.')[0] and e.name != module_name:
+      raise
+    raise ValueError(
+        f'Backbone {name!r}: no module {module_name!r}. Put its folder on PYTHONPATH.') from e
+  factory = getattr(module, attribute, None)
+  if not callable(factory):
+    functions = sorted(
+        k for k, v in vars(module).items() if callable(v) and not k.startswith('_'))
+    raise ValueError(
+        f'Backbone {name!r}: {module_name} has no function {attribute!r}. It has: '
+        f'{", ".join(functions)}.')
+  backbone = factory()
+  if not isinstance(backbone, Backbone):
+    raise ValueError(
+        f'Backbone {name!r}: the factory returned {type(backbone).__name__}, expected a '
+        'patchcore_jax.backbones.Backbone.')
+  return dataclasses.replace(backbone, name=name)
+
+
+def _with_layers(backbone: Backbone, layers: tuple[str, ...]) -> Backbone:
+  layers = layers or tuple(backbone.layers)
+  # Shapes only: nothing is computed. 224 px is a size that every known network takes.
+  maps = jax.eval_shape(
+      backbone.apply, backbone.variables, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
+  missing = [layer for layer in layers if layer not in maps]
+  if missing:
+    raise ValueError(
+        f'{backbone.name} has no layer {missing[0]!r}. It has: {", ".join(sorted(maps))}.')
+  return dataclasses.replace(backbone, layers=layers)

@@ -1,0 +1,160 @@
+"""The ResNet family in Flax, for inference: ResNet, Wide ResNet, ResNeXt.
+
+He et al. 2016; Zagoruyko and Komodakis 2016; Xie et al. 2017; the stride sits on the 3x3 convolution
+of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer is a
+convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
+DEFAULT_LAYERS = ('layer2', 'layer3')
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """Sizes of one member of the family.
+
+  Attributes:
+    depths: residual blocks in layer1 to layer4.
+    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (else of two 3x3).
+    groups: groups of the 3x3 convolution.
+    group_width: channels of each group in layer1; doubles with every layer.
+  """
+
+  depths: tuple[int, int, int, int]
+  bottleneck: bool = True
+  groups: int = 1
+  group_width: int = 64
+
+
+ARCHITECTURES = {
+    'resnet18': Architecture((2, 2, 2, 2), bottleneck=False),
+    'resnet34': Architecture((3, 4, 6, 3), bottleneck=False),
+    'resnet50': Architecture((3, 4, 6, 3)),
+    'resnet101': Architecture((3, 4, 23, 3)),
+    'resnet152': Architecture((3, 8, 36, 3)),
+    'wide_resnet50_2': Architecture((3, 4, 6, 3), group_width=128),
+    'wide_resnet101_2': Architecture((3, 4, 23, 3), group_width=128),
+    'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
+    'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
+}
+
+
+class Conv(nn.Module):
+  """A convolution with bias and PyTorch's padding of (size - 1) / 2 on every side.
+
+  `gain` scales the random initialisation only.
+  """
+
+  features: int
+  size: int
+  stride: int = 1
+  groups: int = 1
+  gain: float = 1.0
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+    init = nn.initializers.variance_scaling(2.0 * self.gain**2, 'fan_in', 'normal')
+    kernel = self.param('kernel', init, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
+    if self.size == 1:
+      # A product instead of a convolution: the same sums, and much faster on CPUs.
+      x = x[:, ::self.stride, ::self.stride]
+      return jnp.dot(x, kernel[0, 0], precision=lax.Precision.HIGHEST) + bias
+    pad = (self.size - 1) // 2
+    y = lax.conv_general_dilated(
+        x, kernel, (self.stride, self.stride), [(pad, pad), (pad, pad)],
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups,
+        precision=lax.Precision.HIGHEST)
+    return y + bias
+
+
+class Block(nn.Module):
+  """One residual block of `planes` base channels; names follow the PyTorch checkpoints."""
+
+  architecture: Architecture
+  planes: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    arch = self.architecture
+    # Without batch norm, residual branches of an untrained network add up: keep them small.
+    last = functools.partial(Conv, gain=0.3)
+    if arch.bottleneck:
+      features = 4 * self.planes
+      width = self.planes * arch.group_width // 64 * arch.groups
+      y = nn.relu(Conv(width, 1, name='conv1')(x))
+      y = nn.relu(Conv(width, 3, self.stride, arch.groups, name='conv2')(y))
+      y = last(features, 1, name='conv3')(y)
+    else:
+      features = self.planes
+      y = nn.relu(Conv(features, 3, self.stride, name='conv1')(x))
+      y = last(features, 3, name='conv2')(y)
+    if self.stride != 1 or x.shape[-1] != features:
+      x = Conv(features, 1, self.stride, gain=0.7, name='downsample')(x)
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """Feature maps of `layers`; nothing behind the deepest of them is built."""
+
+  architecture: Architecture
+  layers: tuple[str, ...]
+
+  @nn.compact
+  def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+    x = nn.relu(Conv(64, 7, 2, name='conv1')(images))
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    maps = {'stem': x}
+    for stage in range(1, 1 + max(LAYERS.index(name) for name in self.layers)):
+      for block in range(self.architecture.depths[stage - 1]):
+        stride = 2 if stage > 1 and block == 0 else 1
+        name = f'layer{stage}_{block}'
+        x = Block(self.architecture, 32 * 2**stage, stride, name=name)(x)
+      maps[f'layer{stage}'] = x
+    return {name: maps[name] for name in self.layers}
+
+
+@functools.lru_cache(maxsize=None)
+def apply_fn(architecture: str, layers: tuple[str, ...]):
+  """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}.
+
+  Cached, because jit recompiles for every new function object.
+  """
+  model = ResNet(ARCHITECTURES[architecture], tuple(layers))
+
+  def apply(variables: Any, images: jax.Array) -> Mapping[str, jax.Array]:
+    return model.apply(variables, images)
+
+  return apply
+
+
+def init(architecture: str, seed: int = 0) -> dict[str, Any]:
+  """Random variables of the whole network (He initialisation), layer4 included."""
+  model = ResNet(ARCHITECTURES[architecture], LAYERS)
+  return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+
+
+def init_shapes(architecture: str) -> dict[str, Any]:
+  """Shapes of the variables of the whole network, as `jax.ShapeDtypeStruct`; nothing is computed."""
+  model = ResNet(ARCHITECTURES[architecture], LAYERS)
+  return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def truncate(variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, Any]:
+  """Drops the variables of blocks behind the deepest of `layers`."""
+  deepest = max(LAYERS.index(name) for name in layers)
+  keep = {'conv1'} | {f'layer{stage}' for stage in range(1, deepest + 1)}
+  params = {k: v for k, v in variables['params'].items() if k.split('_')[0] in keep}
+  return {'params': params}

@@ -1,0 +1,1 @@
+"""Image files to batches: `folder` lists, `preprocess` decodes, `pipeline` batches, `synthetic` draws."""

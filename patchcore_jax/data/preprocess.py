@@ -1,0 +1,231 @@
+"""Image files -> uint8 arrays of the size that the network sees; masks likewise.
+
+The order is: decode to RGB, resize, pad, crop. Defaults are those of the paper's released code:
+short side to 256 with Pillow's antialiased bilinear filter, centre crop of 224. Scaling to
+(rgb / 255 - mean) / std happens on the device, in `backbones.normalize`, so that a quarter of the
+bytes travels.
+"""
+
+import dataclasses
+import os
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from patchcore_jax.data.folder import Example
+
+
+class ImageError(ValueError):
+  """An image or mask file that cannot be used; the message names the file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """Geometry of the preprocessing; every size is (height, width) in pixels.
+
+  Attributes:
+    resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
+      resizes to exactly that; () leaves the size.
+    resize_side: 'short' or 'long'; only read with resize=(s,).
+    pad: (s,) or (h, w) pads smaller images to that size, centred, repeating the edge pixels; ()
+      does not pad.
+    crop: (s,) or (h, w) crops the centre; () does not crop.
+    mask_threshold: a mask pixel is positive where the resized mask (0 to 1, antialiased) reaches
+      this. 1.0 is what the paper's released code does (it truncates to integers, which erodes the
+      ground truth by a fraction of a pixel); 0.5 keeps the area.
+
+  Raises:
+    ValueError: sizes that are not positive, more than two of them, or a crop that no image
+      resized like this can fill.
+
+  >>> Preprocessing(resize=(256,), crop=(300,))
+  Traceback (most recent call last):
+    ...
+  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): choose a smaller crop or a larger resize.
+  """
+
+  resize: tuple[int, ...] = (256,)
+  resize_side: str = 'short'
+  pad: tuple[int, ...] = ()
+  crop: tuple[int, ...] = (224,)
+  mask_threshold: float = 1.0
+
+  def __post_init__(self):
+    for name in ('resize', 'pad', 'crop'):
+      size = getattr(self, name)
+      if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):
+        raise ValueError(
+            f'preprocess.{name}={size!r}: expected (), (pixels,) or (height, width), positive '
+            'integers.')
+    if self.resize_side not in ('short', 'long'):
+      raise ValueError(f"preprocess.resize_side={self.resize_side!r}: expected 'short' or 'long'.")
+    if not 0 < self.mask_threshold <= 1:
+      raise ValueError(f'preprocess.mask_threshold={self.mask_threshold}: expected 0 < t <= 1.')
+    # Only what holds for every image is refused here; the rest is seen image by image.
+    if self.crop and self.resize and not self.pad and self.resize_side == 'short':
+      too_large = [c > s for c, s in zip(_pair(self.crop), _pair(self.resize), strict=True)]
+      # With one side given, the other may be longer: a crop is impossible only if both exceed it.
+      if all(too_large) if len(self.resize) == 1 else any(too_large):
+        raise ValueError(
+            f'preprocess.crop={self.crop} does not fit into images resized to {self.resize}: '
+            'choose a smaller crop or a larger resize.')
+
+
+def load(
+    example: Example, preprocessing: Preprocessing, *, with_mask: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+  """Reads and preprocesses one example.
+
+  Args:
+    example: what to read.
+    preprocessing: sizes.
+    with_mask: also read the mask. A good image has an all-False one.
+
+  Returns:
+    image [h, w, 3] uint8 RGB, and mask [h, w] bool (None unless `with_mask`).
+
+  Raises:
+    ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
+  """
+  image = read_image(example.image_path)
+  try:
+    pixels = np.asarray(transform(image, preprocessing))
+  except ValueError as e:
+    raise ImageError(f'{example.image_path}: {e}') from e
+  if not with_mask:
+    return pixels, None
+  if example.mask_path is None:
+    return pixels, np.zeros(pixels.shape[:2], bool)
+  mask = read_mask(example.mask_path)
+  if mask.size != image.size:
+    raise ImageError(
+        f'The mask {example.mask_path} is {mask.width} x {mask.height} pixels, its image '
+        f'{example.image_path} is {image.width} x {image.height}: expected the same size.')
+  resized = np.asarray(transform(mask, preprocessing))
+  return pixels, resized >= np.ceil(255 * preprocessing.mask_threshold)
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+  """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
+
+  16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
+  dropped, as Pillow's conversion to RGB does; of an animation the first frame counts.
+
+  Raises:
+    ImageError: the file is missing, truncated, not an image, too large to be plausible (Pillow's
+      limit against decompression bombs), or holds 32-bit integers or floats, whose range is not
+      known.
+  """
+  return _to_rgb(_open(path), path)
+
+
+def read_mask(path: str | os.PathLike) -> Image.Image:
+  """Decodes a mask file to mode 'L': 255 where the file is not zero (black), 0 elsewhere.
+
+  Raises:
+    ImageError: as `read_image`.
+  """
+  image = _open(path)
+  if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
+    values = np.asarray(image.convert('RGB')).any(axis=-1)
+  else:
+    values = np.asarray(image) != 0
+  return Image.fromarray(np.where(values, 255, 0).astype(np.uint8))
+
+
+def transform(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+  """Resizes, pads and crops one decoded image or mask (modes 'RGB' and 'L').
+
+  >>> transform(Image.new('RGB', (700, 500)), Preprocessing()).size
+  (224, 224)
+  >>> transform(Image.new('L', (700, 500)), Preprocessing(crop=())).size  # (width, height)
+  (358, 256)
+  """
+  height, width = resized_size(image.height, image.width, preprocessing)
+  if (height, width) != (image.height, image.width):
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+  if preprocessing.pad:
+    pad_h, pad_w = (max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), (height, width)))
+    if pad_h or pad_w:
+      edges = [(pad_h // 2, pad_h - pad_h // 2), (pad_w // 2, pad_w - pad_w // 2), (0, 0)]
+      pixels = np.asarray(image)
+      # Padding is not part of the object: a defect at the border must not grow into it.
+      mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
+      image = Image.fromarray(np.pad(pixels, edges[:pixels.ndim], **mode))
+  if preprocessing.crop:
+    crop_h, crop_w = _pair(preprocessing.crop)
+    if crop_h > image.height or crop_w > image.width:
+      raise ValueError(
+          f'the image is {image.width} x {image.height} pixels after resizing, smaller than the '
+          f'crop of {crop_w} x {crop_h} (width x height): choose a smaller preprocess.crop, a '
+          'larger preprocess.resize, or set preprocess.pad.')
+    # Half pixels are rounded to even, as torchvision's CenterCrop does.
+    top, left = round((image.height - crop_h) / 2), round((image.width - crop_w) / 2)
+    image = image.crop((left, top, left + crop_w, top + crop_h))
+  return image
+
+
+def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+  """Size (height, width) after resizing, before padding and cropping.
+
+  >>> resized_size(500, 700, Preprocessing())
+  (256, 358)
+  """
+  resize = preprocessing.resize
+  if len(resize) != 1:
+    return _pair(resize) if resize else (height, width)
+  short, long = sorted((height, width))
+  if preprocessing.resize_side == 'short':
+    new_short, new_long = resize[0], int(resize[0] * long / short)
+  else:
+    new_short, new_long = max(1, int(resize[0] * short / long)), resize[0]
+  return (new_short, new_long) if height <= width else (new_long, new_short)
+
+
+def _open(path: str | os.PathLike) -> Image.Image:
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+      with Image.open(path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image)
+  except FileNotFoundError as e:
+    raise ImageError(f'No such image file: {path}.') from e
+  except Image.DecompressionBombError as e:
+    raise ImageError(f'{path} is refused: {e} Make it smaller.') from e
+  except UnidentifiedImageError as e:
+    raise ImageError(
+        f'Cannot read {path}: its content is not a known image format. Replace or remove it.') from e
+  # What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
+  except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError,
+          OverflowError, MemoryError, struct.error) as e:
+    raise ImageError(
+        f'Cannot read {path}: {e or type(e).__name__}. The file is damaged or truncated; replace or '
+        'remove it.') from e
+
+
+def _to_rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
+  if image.mode in ('I', 'F'):
+    values = np.asarray(image)
+    # 16-bit files of some formats are decoded as 32-bit integers.
+    if image.mode == 'F' or values.min() < 0 or values.max() > 65535:
+      raise ImageError(
+          f'{path} holds {"floats" if image.mode == "F" else "32-bit integers"} whose range is not '
+          'known: convert it to 8 or 16 bits a channel.')
+    image = _from_16_bit(values)
+  elif image.mode.startswith('I;16'):
+    image = _from_16_bit(np.asarray(image))
+  elif image.mode == 'P' and 'transparency' in image.info:
+    image = image.convert('RGBA')  # a palette with transparency warns on the direct way
+  return image.convert('RGB')
+
+
+def _from_16_bit(values: np.ndarray) -> Image.Image:
+  """Full range to full range: 257 * v -> v, rounded."""
+  return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def _pair(size: tuple[int, ...]) -> tuple[int, int]:
+  return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

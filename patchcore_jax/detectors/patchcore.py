@@ -1,0 +1,206 @@
+"""PatchCore (Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import patchcore_jax
+from patchcore_jax import coreset, neighbors, parallel, scoring
+from patchcore_jax.backbones import Backbone, fingerprint, normalize
+from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
+from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.scoring import ScoringSpec
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CoresetSpec:
+  """How patches are selected.
+
+  Attributes:
+    ratio: share of all patches to keep, in (0, 1].
+    projection_dim: the selection runs in a random projection to that many dimensions; the bank holds
+      the full embeddings.
+    num_start_points: random points whose mean distance starts the selection.
+    seed: of the projection and the start.
+  """
+
+  ratio: float = 0.1
+  projection_dim: int = 128
+  num_start_points: int = 10
+  seed: int = 0
+
+
+class Prediction(NamedTuple):
+  """Results of a batch of b images for s bank sizes, NumPy float32; padding is dropped.
+
+  Attributes:
+    index: [b] int32, positions in the list of examples.
+    image_scores: [s, b].
+    anomaly_maps: [s, b, h, w], at the size of the network's input.
+  """
+
+  index: np.ndarray
+  image_scores: np.ndarray
+  anomaly_maps: np.ndarray
+
+
+def describe(backbone: Backbone, embedding: EmbeddingSpec) -> dict[str, Any]:
+  """What a bank must agree on with the network that queries it; part of its description."""
+  return {
+      'backbone': {
+          'name': backbone.name, 'layers': list(backbone.layers),
+          'mean': list(backbone.mean), 'std': list(backbone.std),
+          'weights': fingerprint(backbone.variables)},
+      'embedding': dataclasses.asdict(embedding),
+  }
+
+
+def fit(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    num_images: int,
+    *,
+    embedding: EmbeddingSpec,
+    coreset_spec: CoresetSpec,
+    progress: Progress | None = None,
+) -> MemoryBank:
+  """Embeds good images and selects a memory bank.
+
+  Args:
+    backbone: frozen network.
+    batches: of good images, all of one size; the batch size is a multiple of the number of local
+      devices.
+    num_images: how many images the batches hold at most.
+    embedding: how patches are embedded.
+    coreset_spec: how many are kept and how they are chosen.
+    progress: called with (stage, done, total); stages are 'embed' and 'coreset'.
+
+  Returns:
+    A `MemoryBank` of NumPy arrays, in order of selection.
+
+  Raises:
+    ValueError: no images, or a ratio that keeps no patch.
+  """
+  progress = progress or (lambda stage, done, total: None)
+  run = parallel.data_parallel(_embed_fn(backbone.apply, backbone.layers, backbone.mean,
+                                         backbone.std, embedding))
+  variables = parallel.replicate(backbone.variables)
+  embeddings, done = None, 0
+  for batch, values in _one_ahead(run, variables, batches):
+    if embeddings is None:
+      grid, dim, image_size = values.shape[1:3], values.shape[3], batch.image.shape[1:3]
+      coreset.coreset_size(num_images * grid[0] * grid[1], coreset_spec.ratio)  # fail early
+      embeddings = np.empty((num_images, *grid, dim), np.float32)
+    valid = values[batch.valid]
+    embeddings[done:done + len(valid)] = valid
+    done += len(valid)
+    progress('embed', done, num_images)
+  if not done:
+    raise ValueError('No images to fit: none could be read.')
+  points = embeddings[:done].reshape(-1, dim)
+  indices = _select(points, coreset_spec, functools.partial(progress, 'coreset'))
+  description = describe(backbone, embedding) | {
+      'coreset': dataclasses.asdict(coreset_spec),
+      'num_images': done,
+      'num_patches': len(points),
+      'grid': list(grid),
+      'image_size': list(image_size),
+      'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
+  }
+  return MemoryBank(points[indices], indices, description)
+
+
+def predict(
+    backbone: Backbone,
+    bank: MemoryBank,
+    batches: Iterable[Batch],
+    *,
+    embedding: EmbeddingSpec,
+    scoring_spec: ScoringSpec,
+    sizes: tuple[int, ...] = (),
+) -> Iterator[Prediction]:
+  """Scores images; one jitted function from pixels to maps.
+
+  Args:
+    backbone, embedding: as in `fit`.
+    bank: from `fit`.
+    batches: images of one size; the batch size is a multiple of the number of local devices.
+    scoring_spec: how distances become scores.
+    sizes: numbers of leading bank patches to score against, all in one pass; () for the whole bank.
+
+  Yields:
+    A `Prediction` for every batch.
+  """
+  fn = _predict_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std, embedding,
+                   scoring_spec, sizes or (len(bank.embeddings),))
+  # Both on the devices once, not with every batch.
+  parameters = parallel.replicate((backbone.variables, bank.embeddings))
+  for batch, (scores, maps) in _one_ahead(parallel.data_parallel(fn), parameters, batches):
+    valid = batch.valid
+    yield Prediction(batch.index[valid], scores[valid].T, maps[valid].swapaxes(0, 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _embed_fn(apply, layers, mean, std, embedding):
+  """(variables, images [b, h, w, 3] uint8) -> [b, rows, columns, d]. Cached, so jit's cache works."""
+
+  def embed(variables, images):
+    maps = apply(variables, normalize(images, mean, std))
+    return patch_embeddings([maps[layer] for layer in layers], embedding)
+
+  return embed
+
+
+@functools.lru_cache(maxsize=16)
+def _predict_fn(apply, layers, mean, std, embedding, spec, sizes):
+  """((variables, bank), images) -> image scores [b, s], anomaly maps [b, s, h, w]."""
+  embed = _embed_fn(apply, layers, mean, std, embedding)
+
+  def score(parameters, images):
+    variables, bank = parameters
+    embeddings = embed(variables, images)
+    b, rows, columns, dim = embeddings.shape
+    found = neighbors.nested_nearest_neighbors(
+        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors)
+    scores, maps = [], []
+    for size, (distances_sq, indices) in zip(sizes, found):
+      patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
+      if spec.image_score == 'max':
+        scores.append(scoring.image_scores(patches))
+      else:
+        scores.append(scoring.reweighted_image_scores(
+            embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
+            indices.reshape(b, -1, spec.num_neighbors), bank[:size], spec))
+      maps.append(scoring.anomaly_maps(patches, images.shape[1:3], spec))
+    return jnp.stack(scores, axis=1), jnp.stack(maps, axis=1)
+
+  return score
+
+
+def _select(points, spec, progress):
+  projection_key, start_key = jax.random.split(jax.random.key(spec.seed))
+  projected = coreset.random_projection(points, spec.projection_dim, key=projection_key)
+  start = jax.random.choice(
+      start_key, len(points), (min(spec.num_start_points, len(points)),), replace=False)
+  size = coreset.coreset_size(len(points), spec.ratio)
+  return np.asarray(coreset.greedy_k_center(projected, size, start=start, progress=progress))
+
+
+def _one_ahead(run, parameters, batches):
+  """Yields (batch, results as NumPy), having sent the next batch off before waiting for one."""
+  pending = None
+  for batch in batches:
+    results = run(parameters, batch.image)
+    if pending:
+      yield pending[0], parallel.gather(pending[1])
+    pending = batch, results
+  if pending:
+    yield pending[0], parallel.gather(pending[1])

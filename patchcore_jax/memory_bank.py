@@ -1,0 +1,148 @@
+"""The memory bank: embeddings of good patches, kept in the order of their selection.
+
+This is the only file that knows Orbax. A saved bank is a folder with the arrays and a description of
+how they were made.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from patchcore_jax import coreset
+
+
+class BankError(ValueError):
+  """A bank that cannot be restored, or was made in another way; the message names the difference."""
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclasses.dataclass(frozen=True)
+class MemoryBank:
+  """Embeddings of m good patches; a pytree whose leaves are the two arrays.
+
+  Attributes:
+    embeddings: [m, d] float32, in order of selection, so every prefix is the bank of a smaller ratio.
+    indices: [m] int32, where each patch comes from: (image * rows + row) * columns + column over the
+      training images in their order.
+    description: JSON-able; how the bank was made. `num_patches` is the number of patches it was
+      selected from.
+  """
+
+  embeddings: Any
+  indices: Any
+  description: dict[str, Any]
+
+  def sizes(self, ratios: tuple[float, ...]) -> tuple[int, ...]:
+    """Patches that the bank of each ratio holds.
+
+    Raises:
+      ValueError: a ratio larger than the bank was selected with.
+    """
+    sizes = tuple(coreset.coreset_size(self.description['num_patches'], r) for r in ratios)
+    if max(sizes) > len(self.embeddings):
+      raise ValueError(
+          f'The bank holds {len(self.embeddings)} patches, ratio {max(ratios)} needs {max(sizes)}. '
+          'Fit it with a larger ratio.')
+    return sizes
+
+  def tree_flatten(self):
+    return (self.embeddings, self.indices), json.dumps(self.description, sort_keys=True)
+
+  @classmethod
+  def tree_unflatten(cls, description, arrays):
+    return cls(*arrays, json.loads(description))
+
+
+def save(path: str | os.PathLike, bank: MemoryBank) -> None:
+  """Writes a bank as a new folder at `path`, which appears only when it is complete.
+
+  Raises:
+    ValueError: `path` exists.
+    OSError: it cannot be written.
+  """
+  path = Path(path).absolute()
+  if path.exists():
+    raise ValueError(f'{path} exists: a bank is not overwritten. Remove it or choose another path.')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # What a killed run left; Orbax writes to a temporary name and renames at the end.
+  for leftover in path.parent.glob(path.name + '.orbax-checkpoint-tmp*'):
+    shutil.rmtree(leftover)
+  arrays = {'embeddings': np.asarray(bank.embeddings), 'indices': np.asarray(bank.indices)}
+  shapes = {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()}
+  with _checkpointer() as checkpointer:
+    checkpointer.save(path, args=ocp.args.Composite(
+        arrays=ocp.args.StandardSave(arrays),
+        description=ocp.args.JsonSave({'arrays': shapes, 'description': bank.description})))
+
+
+def restore(
+    path: str | os.PathLike, *, expected: Mapping[str, Any] | None = None
+) -> MemoryBank:
+  """Reads a bank, as NumPy arrays.
+
+  Args:
+    path: what `save` wrote.
+    expected: entries that the description must have, for example the backbone that is about to be
+      used.
+
+  Raises:
+    BankError: no complete bank at `path`, or its description differs from `expected`; the message
+      names every difference.
+  """
+  path = Path(path).absolute()
+  if not path.is_dir():
+    raise BankError(f'No memory bank at {path}.')
+  try:
+    with _checkpointer() as checkpointer:
+      meta = checkpointer.restore(
+          path, args=ocp.args.Composite(description=ocp.args.JsonRestore()))['description']
+      shapes, description = meta['arrays'], meta['description']
+      _check(path, description, expected or {})
+      target = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
+      arrays = checkpointer.restore(
+          path, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target)))['arrays']
+  except BankError:
+    raise
+  except Exception as e:  # Orbax and TensorStore have many types for a damaged checkpoint
+    raise BankError(
+        f'{path} is not a complete memory bank ({type(e).__name__}: {str(e).splitlines()[0]}). '
+        'Remove it and fit again.') from e
+  return MemoryBank(np.asarray(arrays['embeddings']), np.asarray(arrays['indices']), description)
+
+
+def _check(path, description, expected):
+  # Through JSON, so that tuples and lists compare equal.
+  expected = json.loads(json.dumps(expected))
+  differences = [
+      f'{name}: the bank has {_find(description, name)!r}, asked for is {value!r}'
+      for name, value in _flatten(expected) if _find(description, name) != value]
+  if differences:
+    raise BankError(
+        f'The memory bank {path} was made in another way. ' + '; '.join(differences)
+        + '. Use the same settings, or fit a new bank.')
+
+
+def _flatten(tree, prefix=''):
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flatten(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def _find(tree, dotted):
+  for key in dotted.split('.'):
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
+
+
+def _checkpointer():
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler())

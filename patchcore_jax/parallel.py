@@ -1,0 +1,63 @@
+"""One pure function over a batch, on all local devices: parameters replicated, images split.
+
+On one device this is `jax.jit`, on several `jax.pmap`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def divisible_batch_size(batch_size: int) -> int:
+  """The batch size, raised to the next multiple of the number of local devices."""
+  devices = jax.local_device_count()
+  return -(-batch_size // devices) * devices
+
+
+def replicate(tree: Any) -> Any:
+  """Puts a copy of every array on every local device, once, for use with `data_parallel`."""
+  devices = jax.local_devices()
+  if len(devices) == 1:
+    return jax.device_put(tree, devices[0])
+  sharding = NamedSharding(Mesh(np.array(devices), ('device',)), PartitionSpec('device'))
+
+  def copies(x):
+    shards = [jax.device_put(x, device)[None] for device in devices]
+    return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, shards)
+
+  return jax.tree.map(copies, tree)
+
+
+@functools.lru_cache(maxsize=64)
+def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndarray], Any]:
+  """Compiles `fn(parameters, batch) -> results` for all local devices.
+
+  Args:
+    fn: pure; every result has the batch as its leading axis. Pass the same function object again
+      for the compiled program to be used again.
+
+  Returns:
+    A function of (`replicate(parameters)`, batch [b, ...]); b must be a multiple of the number of
+    local devices. Its results stay on the devices until `gather`.
+  """
+  devices = jax.local_device_count()
+  if devices == 1:
+    return jax.jit(fn)
+  mapped = jax.pmap(fn)
+
+  def run(parameters, batch):
+    return mapped(parameters, batch.reshape(devices, -1, *batch.shape[1:]))
+
+  return run
+
+
+def gather(results: Any) -> Any:
+  """Results of `data_parallel` as NumPy arrays with the batch as leading axis."""
+  results = jax.device_get(results)
+  if jax.local_device_count() == 1:
+    return results
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)

@@ -1,0 +1,144 @@
+"""Rows of results: to and from `results.csv`, beside published numbers, and as a printed table.
+
+A row is a dict with the columns below; a metric that is not defined (no masks, say) is None, which is
+an empty cell in the file and a dash in the table, never 0 or NaN.
+"""
+
+import csv
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
+METRICS = (
+    'image_auroc', 'image_ap', 'image_f1', 'image_threshold', 'false_positives', 'false_negatives',
+    'error_at_full_recall', 'pixel_auroc', 'aupro')
+TIMINGS = ('fit_seconds', 'ms_per_image')
+COLUMNS = ('category', 'coreset_ratio', *COUNTS, *METRICS, *TIMINGS)
+_INTEGERS = (*COUNTS, 'false_positives', 'false_negatives')
+
+Row = Mapping[str, Any]
+
+
+def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
+  """Writes all rows; the file is replaced in one step, so a reader never sees half of it."""
+  path = Path(path)
+  temporary = path.with_name(path.name + '.tmp')
+  with temporary.open('w', newline='') as f:
+    writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in rows)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)
+
+
+def read_csv(path: str | os.PathLike) -> list[Row]:
+  """Reads what `write_csv` wrote; no file is no rows.
+
+  Raises:
+    ValueError: the file has other columns.
+  """
+  path = Path(path)
+  if not path.exists():
+    return []
+  with path.open(newline='') as f:
+    reader = csv.DictReader(f)
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+      raise ValueError(
+          f'{path} has columns {reader.fieldnames}, expected {list(COLUMNS)}: it was written by '
+          'another version. Use a new workdir.')
+    return [{k: _value(k, v) for k, v in row.items()} for row in reader]
+
+
+def _value(column, text):
+  if column == 'category':
+    return text
+  if not text:
+    return None
+  return int(text) if column in _INTEGERS else float(text)
+
+
+def read_published(path: str | os.PathLike, method: str) -> dict[str, float]:
+  """One method's row of a published table: {category: value in [0, 1]}.
+
+  Args:
+    path: CSV with columns method, average and one per category, in percent.
+    method: name in the first column.
+
+  Raises:
+    ValueError: no such file, or no such method in it.
+  """
+  if not Path(path).is_file():
+    raise ValueError(f'No table of published results at {path}: run from the root of the repository.')
+  with open(path, newline='') as f:
+    rows = {row.pop('method'): row for row in csv.DictReader(f)}
+  if method not in rows:
+    raise ValueError(f'{path} has no method {method!r}. It has: {", ".join(rows)}.')
+  return {k: float(v) / 100 for k, v in rows[method].items() if v}
+
+
+def mean(rows: Sequence[Row], column: str) -> float | None:
+  """Mean over the rows; None if any is missing, because a mean of fewer is not comparable.
+
+  >>> mean([{'aupro': 0.5}, {'aupro': 1.0}], 'aupro')
+  0.75
+  """
+  values = [row[column] for row in rows]
+  return None if not values or None in values else statistics.fmean(values)
+
+
+def print_table(
+    rows: Sequence[Row],
+    *,
+    published: Mapping[tuple[str, float], Mapping[str, float]] | None = None,
+    console: Console | None = None,
+) -> None:
+  """Prints one block per coreset ratio: a row per category and a mean row, metrics in percent.
+
+  Args:
+    rows: in any order.
+    published: {(metric, ratio): {category: value in [0, 1]}}, shown beside ours as 'paper'.
+    console: where to; the terminal by default.
+  """
+  published = published or {}
+  if console is None:
+    console = Console()
+    if not console.is_terminal:  # a file has no width to fit into
+      console = Console(width=120)
+  shown = (('image_auroc', 'image AUROC'), ('pixel_auroc', 'pixel AUROC'), ('aupro', 'AUPRO'))
+  for ratio in sorted({row['coreset_ratio'] for row in rows}, reverse=True):
+    block = [row for row in rows if row['coreset_ratio'] == ratio]
+    table = Table(title=f'Coreset {ratio:.4g} of all patches', title_justify='left')
+    table.add_column('category')
+    for metric, title in shown:
+      table.add_column(title, justify='right')
+      if (metric, ratio) in published:
+        table.add_column('paper', justify='right', style='dim')
+    for title in ('bank', 'fit s', 'ms/image'):
+      table.add_column(title, justify='right')
+    for row in block:
+      cells = [row['category']]
+      for metric, _ in shown:
+        cells.append(_percent(row[metric]))
+        if (metric, ratio) in published:
+          cells.append(_percent(published[metric, ratio].get(row['category'])))
+      table.add_row(*cells, str(row['bank_size']), *(f'{row[t]:.1f}' for t in TIMINGS))
+    table.add_section()
+    cells = ['mean']
+    for metric, _ in shown:
+      cells.append(_percent(mean(block, metric)))
+      if (metric, ratio) in published:
+        theirs = [{'value': published[metric, ratio].get(row['category'])} for row in block]
+        cells.append(_percent(mean(theirs, 'value')))
+    table.add_row(*cells, '', *(f'{mean(block, t):.1f}' for t in TIMINGS), style='bold')
+    console.print(table)
+
+
+def _percent(value):
+  return '-' if value is None else f'{100 * value:.1f}'

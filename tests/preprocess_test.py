@@ -1,0 +1,212 @@
+"""Decoding and geometry; the oracle is the paper's own data loader (../shared/golden)."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchcore_jax.data import preprocess
+from patchcore_jax.data.folder import Example
+from patchcore_jax.data.preprocess import ImageError, Preprocessing
+
+RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def _save(path, array, mode=None, **kwargs):
+  image = Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode)
+  image.save(path, **kwargs)
+  return path
+
+
+class TestGolden:
+  """Bit-exact: both sides are Pillow's resize of the same pixels."""
+
+  @pytest.mark.parametrize('size', [(700, 500), (500, 700), (501, 333), (389, 257), (90, 131)])
+  def test_synthetic_image_and_mask(self, size, golden, golden_module, tmp_path):
+    arrays = np.load(golden / 'preprocessing.npz')
+    name = 'synthetic_%dx%d' % size
+    pixels = golden_module('inputs').synthetic(*size)
+    mask = np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8)
+    example = Example(str(_save(tmp_path / 'i.png', pixels)), str(_save(tmp_path / 'm.png', mask)),
+                      1, 'c', 'd')
+    image, positive = preprocess.load(example, Preprocessing(), with_mask=True)
+    np.testing.assert_array_equal(image, arrays[f'{name}/u8'])
+    # mask_counts: pixels that are 1 after astype(int), > 0, > 0.5, >= 0.5
+    assert positive.sum() == arrays[f'{name}/mask_counts'][0]
+    half = preprocess.load(example, Preprocessing(mask_threshold=0.5), with_mask=True)[1]
+    assert half.sum() == arrays[f'{name}/mask_counts'][3]
+    normalized = np.asarray(_normalize(image)).transpose(2, 0, 1).reshape(-1)
+    np.testing.assert_allclose(
+        normalized[arrays[f'{name}/float_idx']], arrays[f'{name}/float_f32'], rtol=0, atol=5e-7)
+
+  @pytest.mark.parametrize('case, spec', [
+      ('screw', Preprocessing()), ('transistor', Preprocessing()),
+      ('transistor_320', Preprocessing(resize=(366,), crop=(320,)))])
+  def test_real_image_normalised(self, case, spec, golden):
+    # The 1024 px originals are not kept: what is checked is the scaling of the stored crop.
+    arrays, images = (np.load(golden / f) for f in ('preprocessing.npz', 'images_preprocessing.npz'))
+    pixels = images[f'{case}/u8']
+    assert zlib.crc32(pixels.tobytes()) == arrays[f'{case}/u8_crc32']
+    assert pixels.shape[0] == spec.crop[0]
+    normalized = np.asarray(_normalize(pixels)).transpose(2, 0, 1).reshape(-1)
+    np.testing.assert_allclose(
+        normalized[arrays[f'{case}/float_idx']], arrays[f'{case}/float_f32'], rtol=0, atol=5e-7)
+
+
+def _normalize(pixels):
+  from patchcore_jax.backbones import checkpoints, normalize
+  return normalize(pixels, checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD)
+
+
+class TestReadImage:
+
+  @pytest.mark.parametrize('suffix', ['png', 'bmp', 'tif'])
+  def test_lossless_formats(self, suffix, tmp_path):
+    path = _save(tmp_path / f'i.{suffix}', RGB)
+    np.testing.assert_array_equal(np.asarray(preprocess.read_image(path)), RGB)
+
+  def test_lossless_webp_and_jpeg_are_read(self, tmp_path):
+    path = _save(tmp_path / 'i.webp', RGB, lossless=True)
+    np.testing.assert_array_equal(np.asarray(preprocess.read_image(path)), RGB)
+    smooth = np.tile(np.linspace(0, 255, 60, dtype=np.uint8)[None, :, None], (40, 1, 3))
+    path = _save(tmp_path / 'i.jpg', smooth, quality=95)
+    assert np.abs(np.asarray(preprocess.read_image(path)).astype(int) - smooth).max() < 8
+
+  def test_gray_is_repeated(self, tmp_path):
+    path = _save(tmp_path / 'i.png', RGB[..., 0])
+    np.testing.assert_array_equal(
+        np.asarray(preprocess.read_image(path)), np.repeat(RGB[..., :1], 3, axis=2))
+
+  @pytest.mark.parametrize('suffix', ['png', 'tif'])
+  def test_16_bit_gray_uses_the_full_range(self, suffix, tmp_path):
+    values = np.array([[0, 257, 128, 129, 32896, 65535]], np.uint16)
+    path = _save(tmp_path / f'i.{suffix}', values)
+    np.testing.assert_array_equal(
+        np.asarray(preprocess.read_image(path))[0, :, 0], [0, 1, 0, 1, 128, 255])
+
+  def test_alpha_is_dropped(self, tmp_path):
+    path = _save(tmp_path / 'i.png', np.dstack([RGB, RGB[..., 0]]))
+    np.testing.assert_array_equal(np.asarray(preprocess.read_image(path)), RGB)
+
+  def test_palette_with_transparency(self, tmp_path):
+    image = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(image.convert('RGB'))
+    image.save(tmp_path / 'i.png', transparency=3)
+    np.testing.assert_array_equal(np.asarray(preprocess.read_image(tmp_path / 'i.png')), expected)
+
+  def test_cmyk(self, tmp_path):
+    red = np.zeros((8, 8, 4), np.uint8)
+    red[..., 1:3] = 255  # magenta and yellow ink
+    Image.fromarray(red, 'CMYK').save(tmp_path / 'i.tif')
+    np.testing.assert_array_equal(
+        np.asarray(preprocess.read_image(tmp_path / 'i.tif'))[0, 0], [255, 0, 0])
+
+  def test_exif_orientation(self, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to show
+    path = _save(tmp_path / 'i.png', RGB, exif=exif)
+    np.testing.assert_array_equal(
+        np.asarray(preprocess.read_image(path)), np.rot90(RGB, -1))
+
+  @pytest.mark.parametrize('content, words', [
+      (b'', 'not a known image format'), (b'hello', 'not a known image format'), (None, 'damaged')])
+  def test_unusable_file_is_named(self, content, words, tmp_path):
+    path = tmp_path / 'broken.png'
+    if content is None:
+      buffer = io.BytesIO()
+      Image.fromarray(RGB).save(buffer, 'png')
+      content = buffer.getvalue()[:len(buffer.getvalue()) // 2]
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=words) as error:
+      preprocess.read_image(path)
+    assert 'broken.png' in str(error.value)
+
+  def test_missing_file(self, tmp_path):
+    with pytest.raises(ImageError, match='No such image file'):
+      preprocess.read_image(tmp_path / 'none.png')
+
+  def test_decompression_bomb_is_refused(self, tmp_path):
+    def chunk(kind, data):
+      return (struct.pack('>I', len(data)) + kind + data
+              + struct.pack('>I', zlib.crc32(kind + data)))
+    header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
+    path = tmp_path / 'bomb.png'
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'')
+                     + chunk(b'IEND', b''))
+    with pytest.raises(ImageError, match='bomb.png is refused'):
+      preprocess.read_image(path)
+
+  def test_floats_are_refused(self, tmp_path):
+    path = _save(tmp_path / 'i.tif', RGB[..., 0].astype(np.float32))
+    with pytest.raises(ImageError, match='range is not known'):
+      preprocess.read_image(path)
+
+
+class TestReadMask:
+
+  @pytest.mark.parametrize('on', [1, 255])
+  def test_any_nonzero_value_is_positive(self, on, tmp_path):
+    values = (RGB[..., 0] > 128).astype(np.uint8)
+    mask = preprocess.read_mask(_save(tmp_path / 'm.png', values * on))
+    np.testing.assert_array_equal(np.asarray(mask), values * 255)
+
+  @pytest.mark.parametrize('mode', ['RGB', '1', 'P'])
+  def test_modes(self, mode, tmp_path):
+    values = (RGB[..., 0] > 128).astype(np.uint8) * 255
+    mask = preprocess.read_mask(_save(tmp_path / 'm.png', values, mode))
+    np.testing.assert_array_equal(np.asarray(mask), values)
+
+
+class TestLoad:
+
+  def test_mask_of_another_size_is_named(self, tmp_path):
+    example = Example(str(_save(tmp_path / 'i.png', RGB)),
+                      str(_save(tmp_path / 'm.png', RGB[:20, :, 0])), 1, 'c', 'd')
+    with pytest.raises(ImageError, match=r'm.png is 60 x 20 pixels.*i.png is 60 x 40'):
+      preprocess.load(example, Preprocessing(), with_mask=True)
+
+  def test_good_image_has_an_empty_mask(self, tmp_path):
+    example = Example(str(_save(tmp_path / 'i.png', RGB)), None, 0, 'c', 'good')
+    image, mask = preprocess.load(example, Preprocessing(), with_mask=True)
+    assert mask.shape == image.shape[:2] and not mask.any()
+
+  def test_image_smaller_than_the_crop_is_named(self, tmp_path):
+    example = Example(str(_save(tmp_path / 'small.png', RGB)), None, 0, 'c', 'good')
+    with pytest.raises(ImageError, match=r'small.png.*smaller than the crop of 224 x 224'):
+      preprocess.load(example, Preprocessing(resize=()))
+
+
+class TestTransform:
+
+  @pytest.mark.parametrize('spec, size', [
+      (Preprocessing(crop=()), (384, 256)),
+      (Preprocessing(resize=(100, 50), crop=()), (50, 100)),
+      (Preprocessing(resize=(), crop=()), (60, 40)),
+      (Preprocessing(resize=(120,), resize_side='long', crop=()), (120, 80)),
+      (Preprocessing(resize=(120,), resize_side='long', pad=(120,), crop=()), (120, 120)),
+      (Preprocessing(resize=(), pad=(50, 64), crop=(48, 64)), (64, 48))])
+  def test_sizes(self, spec, size):
+    assert preprocess.transform(Image.fromarray(RGB), spec).size == size
+
+  def test_padding_repeats_edges_and_leaves_masks_empty(self):
+    spec = Preprocessing(resize=(), pad=(44, 60), crop=())
+    image = np.asarray(preprocess.transform(Image.fromarray(RGB), spec))
+    np.testing.assert_array_equal(image[:2], np.repeat(RGB[:1], 2, axis=0))
+    np.testing.assert_array_equal(image[2:42], RGB)
+    mask = preprocess.transform(Image.fromarray(np.full((40, 60), 255, np.uint8)), spec)
+    assert not np.asarray(mask)[[0, 1, 42, 43]].any() and np.asarray(mask)[2:42].all()
+
+
+class TestPreprocessing:
+
+  @pytest.mark.parametrize('kwargs, words', [
+      ({'crop': (0,)}, 'preprocess.crop'), ({'resize': (1, 2, 3)}, 'preprocess.resize'),
+      ({'resize_side': 'wide'}, 'resize_side'), ({'mask_threshold': 0}, 'mask_threshold'),
+      ({'resize': (100, 300), 'crop': (200,)}, 'does not fit'),
+      ({'resize': (200,), 'crop': (224,)}, 'does not fit')])
+  def test_errors_name_the_field(self, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+      Preprocessing(**kwargs)
