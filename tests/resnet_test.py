@@ -7,29 +7,11 @@ import pytest
 
 from patchcore_jax import backbones
 from patchcore_jax.backbones import port, resnet
+from tests import state_dicts
 
 _SIZES = {'wide_resnet50_2': ('224x224', 'synthetic', '200x264', '225x225')}
 _NETS = ('resnet18', 'resnet50', 'resnet101', 'resnext101_32x8d', 'wide_resnet50_2',
          'wide_resnet101_2')
-
-
-def _torch_shapes(architecture):
-  """Shapes of the PyTorch state dict of an architecture, classifier and batch norm included."""
-  shapes = {}
-  for block, convs in resnet.init_shapes(architecture)['params'].items():
-    for conv, target in {'': convs}.items() if block == 'conv1' else convs.items():
-      key, norm = ('conv1', 'bn1') if block == 'conv1' else port._torch_names(block, conv)
-      height, width, inputs, outputs = target['kernel'].shape
-      shapes[f'{key}.weight'] = (outputs, inputs, height, width)
-      for name in ('weight', 'bias', 'running_mean', 'running_var'):
-        shapes[f'{norm}.{name}'] = (outputs,)
-      shapes[f'{norm}.num_batches_tracked'] = ()
-  return shapes
-
-
-def _state_dict(architecture, recipe):
-  state = {key: recipe.make(key, shape) for key, shape in _torch_shapes(architecture).items()}
-  return {key: np.int64(0) if value is None else value for key, value in state.items()}
 
 
 class TestGolden:
@@ -38,7 +20,8 @@ class TestGolden:
   def test_layers_equal_torchvision(self, net, golden, golden_module):
     arrays = np.load(golden / 'backbones.npz')
     images = np.load(golden / 'images_backbones.npz')
-    variables = port.port(_state_dict(net, golden_module('recipe')), resnet.init_shapes(net))
+    variables = port.port(
+        state_dicts.make(net, golden_module('recipe').make), resnet.init_shapes(net))
     apply = jax.jit(resnet.apply_fn(net, resnet.LAYERS))
     for size in _SIZES.get(net, ('224x224', 'synthetic')):
       image = (golden_module('inputs').synthetic(224, 224) if size == 'synthetic' else images[size])
@@ -55,3 +38,41 @@ class TestGolden:
         np.testing.assert_allclose(
             value.mean((0, 2, 3)), arrays[f'{name}/channel_mean_f64'], rtol=1e-4,
             atol=1e-5 * arrays[f'{name}/stats_f64'][1])
+
+
+class TestResNet:
+
+  @pytest.mark.parametrize('net', resnet.ARCHITECTURES)
+  def test_shapes_and_truncation(self, net):
+    whole = resnet.init_shapes(net)
+    short = resnet.truncate(whole, ('layer2',))
+    assert {k.split('_')[0] for k in short['params']} == {'conv1', 'layer1', 'layer2'}
+    images = jax.ShapeDtypeStruct((2, 224, 200, 3), jnp.float32)
+    maps = jax.eval_shape(resnet.apply_fn(net, ('layer2',)), short, images)
+    assert list(maps) == ['layer2']
+    channels = 512 if resnet.ARCHITECTURES[net].bottleneck else 128
+    assert maps['layer2'].shape == (2, 28, 25, channels)
+
+  def test_random_weights_follow_the_seed(self):
+    first, again, other = (resnet.init('resnet18', seed)['params']['conv1']['kernel']
+                           for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+  def test_batch_size_has_no_influence(self):
+    variables = resnet.truncate(resnet.init('resnet18'), ('layer2',))
+    apply = jax.jit(resnet.apply_fn('resnet18', ('layer2',)))
+    images = np.random.default_rng(0).standard_normal((5, 64, 64, 3)).astype(np.float32)
+    together = np.asarray(apply(variables, images)['layer2'])
+    for i in range(5):
+      alone = np.asarray(apply(variables, images[i:i + 1])['layer2'])[0]
+      np.testing.assert_allclose(alone, together[i], rtol=0, atol=2e-6 * together.std())
+
+  def test_default_precision_has_no_influence(self):
+    variables = resnet.truncate(resnet.init('resnet18'), ('layer2',))
+    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    apply = resnet.apply_fn('resnet18', ('layer2',))
+    expected = np.asarray(jax.jit(apply)(variables, images)['layer2'])
+    with jax.default_matmul_precision('bfloat16'):
+      value = jax.jit(lambda v, x: apply(v, x))(variables, images)['layer2']
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6 * expected.std())

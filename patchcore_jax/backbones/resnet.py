@@ -7,12 +7,14 @@ convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at st
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
@@ -50,23 +52,20 @@ ARCHITECTURES = {
 
 
 class Conv(nn.Module):
-  """A convolution with bias and PyTorch's padding of (size - 1) / 2 on every side.
-
-  `gain` scales the random initialisation only.
-  """
+  """A convolution with bias and PyTorch's padding of (size - 1) / 2 on every side."""
 
   features: int
   size: int
   stride: int = 1
   groups: int = 1
-  gain: float = 1.0
 
   @nn.compact
   def __call__(self, x):
     shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-    init = nn.initializers.variance_scaling(2.0 * self.gain**2, 'fan_in', 'normal')
-    kernel = self.param('kernel', init, shape, jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
+    # Variables come from a checkpoint or from `init`; Flax only needs to know their shapes.
+    zeros = nn.initializers.zeros_init()
+    kernel = self.param('kernel', zeros, shape, jnp.float32)
+    bias = self.param('bias', zeros, (self.features,), jnp.float32)
     if self.size == 1:
       # A product instead of a convolution: the same sums, and much faster on CPUs.
       x = x[:, ::self.stride, ::self.stride]
@@ -89,20 +88,18 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x):
     arch = self.architecture
-    # Without batch norm, residual branches of an untrained network add up: keep them small.
-    last = functools.partial(Conv, gain=0.3)
     if arch.bottleneck:
       features = 4 * self.planes
       width = self.planes * arch.group_width // 64 * arch.groups
       y = nn.relu(Conv(width, 1, name='conv1')(x))
       y = nn.relu(Conv(width, 3, self.stride, arch.groups, name='conv2')(y))
-      y = last(features, 1, name='conv3')(y)
+      y = Conv(features, 1, name='conv3')(y)
     else:
       features = self.planes
       y = nn.relu(Conv(features, 3, self.stride, name='conv1')(x))
-      y = last(features, 3, name='conv2')(y)
+      y = Conv(features, 3, name='conv2')(y)
     if self.stride != 1 or x.shape[-1] != features:
-      x = Conv(features, 1, self.stride, gain=0.7, name='downsample')(x)
+      x = Conv(features, 1, self.stride, name='downsample')(x)
     return nn.relu(x + y)
 
 
@@ -141,9 +138,22 @@ def apply_fn(architecture: str, layers: tuple[str, ...]):
 
 
 def init(architecture: str, seed: int = 0) -> dict[str, Any]:
-  """Random variables of the whole network (He initialisation), layer4 included."""
-  model = ResNet(ARCHITECTURES[architecture], LAYERS)
-  return jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, 32, 32, 3)))
+  """Random variables of the whole network, layer4 included: He initialisation, NumPy float32.
+
+  Without batch norm, the residual branches of an untrained network would add up from block to block,
+  so their last convolutions start small.
+  """
+  rng = np.random.Generator(np.random.PCG64(seed))
+  last = 'conv3' if ARCHITECTURES[architecture].bottleneck else 'conv2'
+
+  def draw(path, leaf):
+    if path[-1].key == 'bias':
+      return np.zeros(leaf.shape, np.float32)
+    gain = 0.3 if path[-2].key == last else 1.0
+    scale = gain * (2 / math.prod(leaf.shape[:3])) ** 0.5
+    return rng.standard_normal(leaf.shape, np.float32) * np.float32(scale)
+
+  return jax.tree_util.tree_map_with_path(draw, init_shapes(architecture))
 
 
 def init_shapes(architecture: str) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+"""Greedy k-center against a NumPy float64 loop and the paper's own selections (../shared/golden)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patchcore_jax import coreset
+
+
+def _points(n=200, d=8, seed=0):
+  return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
+
+
+def _oracle(points, num_selected, start):
+  points = points.astype(np.float64)
+  distance = np.mean([np.linalg.norm(points - points[s], axis=1) for s in start], axis=0)
+  picks = []
+  for _ in range(num_selected):
+    picks.append(int(np.argmax(distance)))
+    distance = np.minimum(distance, np.linalg.norm(points - points[picks[-1]], axis=1))
+    distance[picks] = -1
+  return picks
+
+
+class TestGreedyKCenter:
+
+  def test_by_hand(self):
+    points = np.array([[0], [1], [2], [10]], np.float32)
+    # mean distances to {0, 3}: 5, 5, 5, 5; the tie goes to 0, then 10 is farthest, then 2.
+    assert coreset.greedy_k_center(points, 3, start=[0, 3]).tolist() == [0, 3, 2]
+
+  @pytest.mark.parametrize('start', [[0], [3, 17, 60]])
+  def test_equals_a_float64_loop(self, start):
+    points = _points()
+    assert coreset.greedy_k_center(points, 50, start=start).tolist() == _oracle(points, 50, start)
+
+  @pytest.mark.parametrize('cloud', ['gauss', 'relu', 'ints'])
+  def test_replays_the_papers_selection(self, cloud, golden, golden_module):
+    arrays, inputs = np.load(golden / 'coreset.npz'), golden_module('inputs')
+    names = sorted({k.split('/')[0] for k in arrays.files if k.startswith(cloud)})
+    assert names
+    for name in names:
+      points = inputs.cloud(name)
+      if f'{name}/pi_approx/projection' in arrays.files:
+        points = np.asarray(coreset._project(points, arrays[f'{name}/pi_approx/projection'].T))
+      expected = arrays[f'{name}/pi_approx/indices']
+      picks = np.asarray(coreset.greedy_k_center(
+          points, len(expected), start=arrays[f'{name}/pi_approx/start_points']))
+      np.testing.assert_array_equal(picks, expected, err_msg=name)
+
+  def test_a_longer_run_begins_with_the_shorter(self):
+    points = _points()
+    longer = coreset.greedy_k_center(points, 80, start=[1, 2])
+    assert longer[:20].tolist() == coreset.greedy_k_center(points, 20, start=[1, 2]).tolist()
+
+  def test_all_points_and_no_repeats_when_all_are_covered(self):
+    points = np.tile(_points(6, 2), (4, 1))
+    picks = coreset.greedy_k_center(points, 24, start=[0]).tolist()
+    assert sorted(picks) == list(range(24))
+    assert len({tuple(points[i]) for i in picks[:6]}) == 6  # the distinct ones first
+    assert picks[6:] == sorted(picks[6:])
+
+  def test_progress_does_not_change_the_result(self):
+    points, calls = _points(), []
+    picks = coreset.greedy_k_center(
+        points, 150, start=[0], progress=lambda done, total: calls.append((done, total)))
+    assert picks.tolist() == coreset.greedy_k_center(points, 150, start=[0]).tolist()
+    assert calls[0] == (1, 150) and calls[-1] == (150, 150)
+
+  @pytest.mark.parametrize('size, start, words', [
+      (0, [0], 'num_selected'), (201, [0], 'num_selected'), (5, [], 'start'), (5, [200], 'start'),
+      (5, [-1], 'start')])
+  def test_errors(self, size, start, words):
+    with pytest.raises(ValueError, match=words):
+      coreset.greedy_k_center(_points(), size, start=start)
+
+  def test_nan_is_an_error(self):
+    points = _points()
+    points[7, 3] = np.nan
+    with pytest.raises(ValueError, match='NaN'):
+      coreset.greedy_k_center(points, 5, start=[0])
+
+
+class TestRandomProjection:
+
+  def test_keeps_distances(self):
+    points = _points(100, 512)
+    projected = np.asarray(coreset.random_projection(points, 128, key=jax.random.key(0)))
+    i, j = np.triu_indices(100, 1)
+    ratio = (np.linalg.norm(projected[i] - projected[j], axis=1)
+             / np.linalg.norm(points[i] - points[j], axis=1))
+    assert ratio.std() / ratio.mean() < 0.09  # 1 / sqrt(2 * 128) = 0.0625 for a dense projection
+
+  def test_blocks_do_not_change_the_result(self, monkeypatch):
+    points, key = _points(100, 32), jax.random.key(1)
+    whole = coreset.random_projection(points, 16, key=key)
+    monkeypatch.setattr(coreset, '_BLOCK', 33)
+    np.testing.assert_allclose(
+        coreset.random_projection(points, 16, key=key), whole, rtol=0, atol=1e-6)
+
+  def test_left_out_at_the_same_size(self):
+    points = _points(10, 16)
+    np.testing.assert_array_equal(
+        coreset.random_projection(points, 16, key=jax.random.key(0)), points)
+
+
+class TestCoresetSize:
+
+  @pytest.mark.parametrize('ratio', [0, -0.1, 1.1, float('nan')])
+  def test_ratio_outside(self, ratio):
+    with pytest.raises(ValueError, match='0 < ratio <= 1'):
+      coreset.coreset_size(100, ratio)
+
+  def test_keeps_nothing(self):
+    with pytest.raises(ValueError, match='keeps none of 100 patches: expected at least 0.01'):
+      coreset.coreset_size(100, 0.005)
+
+  def test_all(self):
+    assert coreset.coreset_size(100, 1) == 100
+
+
+def test_points_on_the_device_are_accepted():
+  assert coreset.greedy_k_center(jnp.asarray(_points()), 1, start=[0]).shape == (1,)

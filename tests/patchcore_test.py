@@ -1,0 +1,192 @@
+"""The whole detector on small arrays: against NumPy in float64, any batch size, any number of devices."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from patchcore_jax import coreset, scoring
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.detectors.patchcore import CoresetSpec
+from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
+from patchcore_jax.scoring import ScoringSpec
+
+EMBEDDING = EmbeddingSpec('mean', 3)
+SPEC = CoresetSpec(ratio=0.2, projection_dim=8, num_start_points=3)
+
+
+def _apply(variables, images):
+  x = jnp.tanh(jnp.einsum('bhwc,cd->bhwd', images, variables, precision='highest'))
+  return {'a': x[:, ::4, ::4], 'b': x[:, ::8, ::8]}
+
+
+def _backbone():
+  weights = np.random.default_rng(1).standard_normal((3, 12)).astype(np.float32)
+  return Backbone(_apply, jnp.asarray(weights), ('a', 'b'), (0.5,) * 3, (0.25,) * 3, 'small')
+
+
+def _images(n, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (n, 32, 24, 3), np.uint8)
+
+
+def _batches(images, size):
+  for i in range(0, len(images), size):
+    part = images[i:i + size]
+    index = np.full(size, -1, np.int32)
+    index[:len(part)] = np.arange(i, i + len(part))
+    yield Batch(np.pad(part, [(0, size - len(part))] + [(0, 0)] * 3), None, index)
+
+
+def _fit(batch_size=4, **kwargs):
+  return patchcore.fit(
+      _backbone(), _batches(_images(10), batch_size), 10, embedding=EMBEDDING, coreset_spec=SPEC,
+      **kwargs)
+
+
+def _predict(bank, batch_size=4, **kwargs):
+  kwargs = {'scoring_spec': ScoringSpec()} | kwargs
+  parts = list(patchcore.predict(
+      _backbone(), bank, _batches(_images(6, 7), batch_size), embedding=EMBEDDING, **kwargs))
+  return patchcore.Prediction(
+      np.concatenate([p.index for p in parts]),
+      np.concatenate([p.image_scores for p in parts], axis=1),
+      np.concatenate([p.anomaly_maps for p in parts], axis=1))
+
+
+class TestFit:
+
+  def test_bank_is_the_greedy_selection_of_all_patches(self):
+    bank = _fit()
+    assert bank.embeddings.shape == (96, 24)  # 20 % of 10 * 8 * 6
+    with jax.enable_x64(True):
+      pixels = (_images(10) / 255 - 0.5) / 0.25
+      maps = _apply(jnp.asarray(_backbone().variables, jnp.float64), pixels)
+      points = np.asarray(patch_embeddings([maps['a'], maps['b']], EMBEDDING)).reshape(-1, 24)
+    np.testing.assert_allclose(bank.embeddings, points[bank.indices], atol=1e-6)
+    keys = jax.random.split(jax.random.key(0))
+    projected = points @ np.asarray(coreset.projection_matrix(keys[0], 24, 8), np.float64)
+    start = jax.random.choice(keys[1], 480, (3,), replace=False)
+    assert bank.indices.tolist() == coreset.greedy_k_center(projected, 96, start=start).tolist()
+
+  def test_description_says_how_it_was_made(self):
+    description = _fit().description
+    json.dumps(description)
+    assert description['backbone']['name'] == 'small' and description['num_patches'] == 480
+    assert description['grid'] == [8, 6] and description['image_size'] == [32, 24]
+    assert description['coreset']['ratio'] == 0.2 and 'jax' in description['versions']
+
+  def test_batch_size_has_no_influence(self):
+    expected = _fit(4)
+    for size in (1, 3, 16):
+      bank = _fit(size)
+      np.testing.assert_array_equal(bank.indices, expected.indices)
+      np.testing.assert_allclose(bank.embeddings, expected.embeddings, rtol=0, atol=1e-6)
+
+  def test_progress(self):
+    calls = []
+    _fit(progress=lambda *call: calls.append(call))
+    assert ('embed', 10, 10) in calls and calls[-1] == ('coreset', 96, 96)
+
+  def test_errors(self):
+    with pytest.raises(ValueError, match='No images to fit'):
+      patchcore.fit(_backbone(), iter(()), 0, embedding=EMBEDDING, coreset_spec=SPEC)
+    with pytest.raises(ValueError, match='keeps none of 480 patches'):
+      patchcore.fit(_backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING,
+                    coreset_spec=CoresetSpec(ratio=0.001))
+
+
+class TestPredict:
+
+  @pytest.mark.parametrize('spec', [
+      ScoringSpec(), ScoringSpec(num_neighbors=3), ScoringSpec(distance='root'),
+      ScoringSpec(distance='root', image_score='reweighted', support_neighbors=4)])
+  def test_equals_float64(self, spec):
+    bank = _fit()
+    value = _predict(bank, scoring_spec=spec, sizes=(96, 10))
+    with jax.enable_x64(True):
+      maps = _apply(jnp.asarray(_backbone().variables, jnp.float64),
+                    (_images(6, 7) / 255 - 0.5) / 0.25)
+      queries = np.asarray(patch_embeddings([maps['a'], maps['b']], EMBEDDING)).reshape(6, 48, 24)
+    for i, size in enumerate((96, 10)):
+      rows = bank.embeddings[:size].astype(np.float64)
+      distances = np.linalg.norm(queries[:, :, None] - rows, axis=-1)
+      nearest = np.sort(distances, axis=-1)[..., :spec.num_neighbors]
+      patches = (nearest if spec.distance == 'root' else nearest**2).mean(-1)
+      scores = patches.max(-1)
+      if spec.image_score == 'reweighted':
+        for j, patch in enumerate(distances.min(-1).argmax(-1)):
+          m = distances[j, patch].argmin()
+          support = np.linalg.norm(rows - rows[m], axis=-1).argsort()[:4]
+          e = np.exp(distances[j, patch])
+          scores[j] *= 1 - e[m] / e[support].sum()
+      np.testing.assert_allclose(value.image_scores[i], scores, rtol=1e-5)
+      expected = scoring.anomaly_maps(jnp.asarray(patches.reshape(6, 8, 6)), (32, 24), spec)
+      np.testing.assert_allclose(value.anomaly_maps[i], expected, rtol=1e-5)
+
+  def test_sizes_equal_separate_banks(self):
+    bank = _fit()
+    both = _predict(bank, sizes=(96, 7))
+    alone = _predict(jax.tree.map(lambda x: x[:7], bank))
+    np.testing.assert_allclose(both.image_scores[1], alone.image_scores[0], rtol=1e-6)
+    np.testing.assert_allclose(both.anomaly_maps[1], alone.anomaly_maps[0], rtol=1e-5)
+
+  def test_batch_size_and_padding_have_no_influence(self):
+    bank = _fit()
+    expected = _predict(bank, 6)
+    assert expected.index.tolist() == list(range(6))
+    for size in (1, 4, 9):
+      value = _predict(bank, size)
+      assert value.index.tolist() == list(range(6))
+      np.testing.assert_allclose(value.image_scores, expected.image_scores, rtol=1e-5)
+      np.testing.assert_allclose(value.anomaly_maps, expected.anomaly_maps, rtol=1e-5)
+
+  def test_compiles_once_whatever_the_last_batch(self):
+    traces = []
+
+    def counted(variables, images):
+      traces.append(images.shape)
+      return _apply(variables, images)
+
+    backbone = Backbone(counted, _backbone().variables, ('a', 'b'), (0.5,) * 3, (0.25,) * 3, 's')
+    bank = _fit()
+    for n in (6, 7, 9):
+      list(patchcore.predict(
+          backbone, bank, _batches(_images(n), 4), embedding=EMBEDDING, scoring_spec=ScoringSpec()))
+    assert len(traces) == 1
+
+  def test_more_neighbours_than_patches(self):
+    with pytest.raises(ValueError, match='30 neighbours are asked for'):
+      _predict(_fit(), scoring_spec=ScoringSpec(num_neighbors=30), sizes=(96, 10))
+
+
+_ON_MANY = textwrap.dedent('''
+    import json, sys
+    import jax
+    from tests import patchcore_test as t
+    bank = t._fit(8)
+    value = t._predict(bank, 8, sizes=(96, 10))
+    json.dump([jax.local_device_count(), bank.indices.tolist(), value.image_scores.tolist(),
+               value.index.tolist()], sys.stdout)
+''')
+
+
+@pytest.mark.parametrize('devices', [2, 4, 8])
+def test_number_of_devices_has_no_influence(devices):
+  # Fake devices must be asked for before JAX starts, hence another process.
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  result = subprocess.run(
+      [sys.executable, '-c', _ON_MANY], env=os.environ | {'XLA_FLAGS': flags}, check=True,
+      capture_output=True, text=True)
+  count, indices, scores, index = json.loads(result.stdout)
+  assert count == devices and index == list(range(6))
+  bank = _fit()
+  assert indices == bank.indices.tolist()
+  np.testing.assert_allclose(scores, _predict(bank, sizes=(96, 10)).image_scores, rtol=1e-5)
