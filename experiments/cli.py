@@ -6,7 +6,7 @@ import sys
 import time
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -24,12 +24,13 @@ def run(main) -> None:
 def progress_bar(title: str):
   """Yields `update(stage, done, total)`: bars with time left; plain lines where there is no terminal."""
   if not console.is_terminal:
-    started = {}
+    began = [time.monotonic()]  # of the current stage: the end of the one before
 
     def update(stage, done, total):
-      start = started.setdefault(stage, time.monotonic())
       if done >= total:
-        console.print(f'{title}: {stage} {done}/{total} done, {time.monotonic() - start:.1f} s')
+        now = time.monotonic()
+        console.print(f'{title}: {stage} {done}/{total}, {now - began[0]:.1f} s')
+        began[0] = now
 
     yield update
     return
@@ -47,6 +48,8 @@ def progress_bar(title: str):
 
 
 def _guarded(main, argv):
+  if not flags.FLAGS['verbosity'].present:  # Orbax tells every step at the default level
+    logging.set_verbosity(logging.WARNING)
   if len(argv) > 1:
     _fail(f'Unexpected arguments {argv[1:]}: fields are set as --config.data.root=PATH.')
   try:

@@ -86,25 +86,19 @@ def _evaluate(
     num_skipped = bank.description['num_skipped']
     sizes = bank.sizes(settings.ratios)
 
-    test, started, timed = [], time.monotonic(), 0
-    masks = []
+    test, masks, times = [], [], [time.monotonic()]
     batches = wiring.batches(
         config, category.test, settings.preprocessing, skipped, with_masks=category.has_masks)
     for prediction in patchcore.predict(
         backbone, bank, _keep_masks(batches, masks), embedding=settings.embedding,
         scoring_spec=settings.scoring, sizes=sizes):
-      if not test:  # the first batch compiles; it counts only where there is no other
-        first, compiled = time.monotonic(), len(prediction.index)
       test.append(prediction)
-      timed += len(prediction.index)
-      progress('predict', timed, len(category.test))
+      times.append(time.monotonic())
+      progress('predict', sum(len(p.index) for p in test), len(category.test))
   if not test:
     raise ValueError(f'{category.name}: no test image could be read.')
-  done = time.monotonic()
-  ms_per_image = 1000 * ((done - first) / (timed - compiled) if timed > compiled
-                         else (done - started) / timed)
-
-  num_skipped += len(category.test) - timed
+  num_test = sum(len(p.index) for p in test)
+  num_skipped += len(category.test) - num_test
   for error in skipped:
     cli.console.print(f'skipped: {error}', markup=False)
   labels = np.array([category.test[i].label for p in test for i in p.index])
@@ -116,11 +110,17 @@ def _evaluate(
     measured = metrics.evaluate(labels, scores, masks, maps, max_fpr=config.metrics.max_fpr)
     rows.append({
         'category': category.name, 'coreset_ratio': ratio,
-        'num_train': bank.description['num_images'], 'num_test': timed,
+        'num_train': bank.description['num_images'], 'num_test': num_test,
         'num_skipped': num_skipped, 'bank_size': size, **measured,
         'fit_seconds': round(bank.description['fit_seconds'], 2),
-        'ms_per_image': round(ms_per_image, 2)})
+        'ms_per_image': round(_ms_per_image(times, config.data.batch_size), 2)})
   return rows
+
+
+def _ms_per_image(times, batch_size):
+  """Of a full batch, the median; the first, which compiles, counts only where there is no other."""
+  seconds = np.diff(times)
+  return 1000 * float(np.median(seconds[1:] if len(seconds) > 1 else seconds)) / batch_size
 
 
 def _fit(config, settings, backbone, category, skipped, progress) -> memory_bank.MemoryBank:

@@ -1,6 +1,7 @@
 """Config fields -> the library's own objects. Every field is read here or in the binary."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -78,7 +79,9 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
         raise ValueError(
             f'No category {name!r} in the built-in data set. There are: '
             f'{", ".join(synthetic.CATEGORIES)}.')
-    synthetic.prepare(root, categories=names or synthetic.CATEGORIES, progress=progress)
+    synthetic.prepare(
+        root, categories=names or synthetic.CATEGORIES, num_workers=os.cpu_count() or 1,
+        progress=progress)
     names = names or synthetic.CATEGORIES
   return [folder.load_category(root, name) for name in names or folder.list_categories(root)]
 

@@ -10,7 +10,7 @@ In both, deeper maps are enlarged bilinearly to the grid of the first layer, the
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp

@@ -27,7 +27,7 @@ class TestGolden:
   @pytest.mark.parametrize('size', [(700, 500), (500, 700), (501, 333), (389, 257), (90, 131)])
   def test_synthetic_image_and_mask(self, size, golden, golden_module, tmp_path):
     arrays = np.load(golden / 'preprocessing.npz')
-    name = 'synthetic_%dx%d' % size
+    name = f'synthetic_{size[0]}x{size[1]}'
     pixels = golden_module('inputs').synthetic(*size)
     mask = np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8)
     example = Example(str(_save(tmp_path / 'i.png', pixels)), str(_save(tmp_path / 'm.png', mask)),

@@ -9,7 +9,7 @@ from patchcore_jax.report import results
 
 
 def _row(category='nut', ratio=0.1, **kwargs):
-  return {c: 1 for c in results.COUNTS} | {c: 0.5 for c in (*results.METRICS, *results.TIMINGS)} | {
+  return dict.fromkeys(results.COUNTS, 1) | dict.fromkeys((*results.METRICS, *results.TIMINGS), 0.5) | {
       'category': category, 'coreset_ratio': ratio, 'false_positives': 2,
       'false_negatives': 0} | kwargs
 

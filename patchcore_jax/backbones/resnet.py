@@ -123,7 +123,7 @@ class ResNet(nn.Module):
     return {name: maps[name] for name in self.layers}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def apply_fn(architecture: str, layers: tuple[str, ...]):
   """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}.
 

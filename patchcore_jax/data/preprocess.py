@@ -40,10 +40,10 @@ class Preprocessing:
     ValueError: sizes that are not positive, more than two of them, or a crop that no image
       resized like this can fill.
 
-  >>> Preprocessing(resize=(256,), crop=(300,))
+  >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
   Traceback (most recent call last):
     ...
-  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): choose a smaller crop or a larger resize.
+  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): ...
   """
 
   resize: tuple[int, ...] = (256,)
