@@ -22,17 +22,9 @@ def run(main) -> None:
 
 @contextlib.contextmanager
 def progress_bar(title: str):
-  """Yields `update(stage, done, total)`: bars with time left; plain lines where there is no terminal."""
+  """Yields `update(stage, done, total)`: bars with time left, or lines where there is no terminal."""
   if not console.is_terminal:
-    began = [time.monotonic()]  # of the current stage: the end of the one before
-
-    def update(stage, done, total):
-      if done >= total:
-        now = time.monotonic()
-        console.print(f'{title}: {stage} {done}/{total}, {now - began[0]:.1f} s')
-        began[0] = now
-
-    yield update
+    yield _plain_progress(title)
     return
   columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
              TimeRemainingColumn(elapsed_when_finished=True))
@@ -45,6 +37,24 @@ def progress_bar(title: str):
       bars.update(tasks[stage], completed=done, total=total)
 
     yield update
+
+
+def _plain_progress(title, every_seconds=30.0):
+  """A line when a stage ends, and now and then while it lasts."""
+  began = said = time.monotonic()  # a stage begins where the one before ended
+
+  def update(stage, done, total):
+    nonlocal began, said
+    now = time.monotonic()
+    if done >= total:
+      console.print(f'{title}: {stage} {done}/{total}, {now - began:.1f} s')
+      began = said = now
+    elif now - said >= every_seconds:
+      left = (now - began) * (total - done) / done
+      console.print(f'{title}: {stage} {done}/{total}, about {left:.0f} s left')
+      said = now
+
+  return update
 
 
 def _guarded(main, argv):

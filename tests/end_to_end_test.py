@@ -1,0 +1,294 @@
+"""The binary as a user runs it: results, resumption, bad input. Small images, random weights."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import wrn50
+from experiments import mvtec
+from tests import conftest
+
+_TIMINGS = ('fit_seconds', 'ms_per_image')
+
+
+def _draw(path, rng, defect=None):
+  """A striped plate of 72 x 60 pixels; the defect is a bright square. Returns its mask."""
+  x = np.arange(72)[None, :, None] + rng.integers(0, 8)
+  pixels = 120 + 40 * np.sin(x / 3) + rng.normal(0, 4, (60, 72, 3))
+  mask = np.zeros((60, 72), np.uint8)
+  if defect:
+    top, left = rng.integers(14, 38, 2)
+    mask[top:top + 9, left:left + 9] = 255
+    pixels[mask > 0] += {'spot': 90, 'hole': -90}[defect]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+  return mask
+
+
+@pytest.fixture(scope='session')
+def pristine(tmp_path_factory):
+  root = tmp_path_factory.mktemp('data')
+  rng = np.random.default_rng(0)
+  for category in ('bolt', 'nut'):
+    folder = root / category
+    for i in range(6):
+      _draw(folder / f'train/good/{i:03}.png', rng)
+    for i in range(4):
+      _draw(folder / f'test/good/{i:03}.png', rng)
+      defect = ('spot', 'hole')[i % 2]
+      mask = _draw(folder / f'test/{defect}/{i:03}.png', rng, defect)
+      (folder / 'ground_truth' / defect).mkdir(parents=True, exist_ok=True)
+      Image.fromarray(mask).save(folder / f'ground_truth/{defect}/{i:03}_mask.png')
+  return root
+
+
+@pytest.fixture
+def data(pristine, tmp_path):
+  """A copy that a test may damage."""
+  return shutil.copytree(pristine, tmp_path / 'data')
+
+
+def _fields(data, overrides):
+  return {
+      'data.root': str(data), 'data.batch_size': 4, 'data.num_workers': 0, 'preprocess.resize': (64,),
+      'preprocess.crop': (56,), 'backbone.name': 'resnet18', 'backbone.weights': 'random',
+      'backbone.layers': ('layer1', 'layer2'), 'embedding.kind': 'mean',
+      'coreset.ratios': (0.2, 0.05), 'coreset.projection_dim': 16,
+  } | {k.replace('__', '.'): v for k, v in overrides.items()}
+
+
+def _config(data, **overrides):
+  config = wrn50.get_config()
+  config.update_from_flattened_dict(_fields(data, overrides))
+  return config
+
+
+def _command(data, workdir, **overrides):
+  flags = [
+      f'--config.{k}={",".join(map(str, v)) if isinstance(v, tuple) else v}'
+      for k, v in _fields(data, overrides).items()]
+  return [sys.executable, '-m', 'experiments.mvtec', '--config=configs/wrn50.py',
+          f'--workdir={workdir}', *flags]
+
+
+def _run(command, **kwargs):
+  return subprocess.run(command, cwd=conftest.ROOT, capture_output=True, text=True, **kwargs)
+
+
+def _results(workdir):
+  with open(workdir / 'results.csv', newline='') as f:
+    rows = list(csv.DictReader(f))
+  return [{k: v for k, v in row.items() if k not in _TIMINGS} for row in rows]
+
+
+class TestResults:
+
+  def test_a_run_from_files_to_table(self, data, tmp_path):
+    result = _run(_command(data, tmp_path / 'run'))
+    assert result.returncode == 0, result.stderr
+    for words in ('RANDOM WEIGHTS', 'Coreset 0.2 of all', 'Coreset 0.05 of all', 'bolt', 'mean'):
+      assert words in result.stdout
+    rows = _results(tmp_path / 'run')
+    assert [(r['category'], r['coreset_ratio']) for r in rows] == [
+        ('bolt', '0.2'), ('bolt', '0.05'), ('nut', '0.2'), ('nut', '0.05')]
+    for row in rows:
+      assert row['num_train'] == '6' and row['num_test'] == '8'
+      # A bright or dark square is found with any features.
+      assert float(row['image_auroc']) > 0.9 and float(row['pixel_auroc']) > 0.9
+      assert 0.3 < float(row['aupro']) <= 1
+    assert {p.name for p in (tmp_path / 'run').iterdir()} == {'results.csv', 'config.json', 'banks'}
+    assert {p.name for p in (tmp_path / 'run/banks').iterdir()} == {'bolt', 'nut'}
+
+  def test_same_seed_same_results_and_another_seed_another_bank(self, data, tmp_path):
+    for name in ('a', 'b'):
+      mvtec.run(_config(data), tmp_path / name)
+    assert _results(tmp_path / 'a') == _results(tmp_path / 'b')
+    mvtec.run(_config(data, seed=1), tmp_path / 'c')
+    assert _results(tmp_path / 'c') != _results(tmp_path / 'a')
+
+  def test_batch_size_and_workers_do_not_change_the_metrics(self, data, tmp_path):
+    mvtec.run(_config(data), tmp_path / 'a')
+    mvtec.run(_config(data, data__batch_size=3, data__num_workers=1), tmp_path / 'b')
+    for one, other in zip(_results(tmp_path / 'a'), _results(tmp_path / 'b'), strict=True):
+      for metric in ('image_auroc', 'pixel_auroc', 'aupro'):
+        # float32 rounding may move a pixel past another.
+        assert float(one[metric]) == pytest.approx(float(other[metric]), abs=1e-5)
+
+  def test_without_masks_pixel_metrics_are_absent(self, data, tmp_path):
+    shutil.rmtree(data / 'nut/ground_truth')
+    rows = mvtec.run(_config(data), tmp_path / 'run')
+    assert [row['aupro'] is None for row in rows] == [False, False, True, True]
+    assert [row['pixel_auroc'] for row in _results(tmp_path / 'run')][2:] == ['', '']
+
+  def test_every_scoring_field_is_read(self, data, tmp_path):
+    base = mvtec.run(_config(data), tmp_path / 'base')
+    for i, (field, value) in enumerate({
+        'scoring__num_neighbors': 3, 'scoring__distance': 'root', 'scoring__sigma': 1.0,
+        'scoring__image_score': 'reweighted', 'metrics__max_fpr': 0.1, 'embedding__patch_size': 5,
+        'preprocess__mask_threshold': 0.5, 'preprocess__crop': (48,), 'embedding__kind': 'adaptive',
+        'coreset__projection_dim': 8, 'coreset__num_start_points': 3}.items()):
+      rows = mvtec.run(_config(data, **{field: value}), tmp_path / str(i))
+      changed = [{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows]
+      assert changed != [{k: v for k, v in r.items() if k not in _TIMINGS} for r in base], field
+
+
+class TestResume:
+
+  def test_killed_in_the_second_category_goes_on_after_the_first(self, data, tmp_path):
+    mvtec.run(_config(data), tmp_path / 'whole')
+    process = subprocess.Popen(
+        _command(data, tmp_path / 'run'), cwd=conftest.ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / 'run/results.csv').exists() and time.monotonic() < deadline:
+      time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert {r['category'] for r in _results(tmp_path / 'run')} == {'bolt'}
+    result = _run(_command(data, tmp_path / 'run'))
+    assert result.returncode == 0 and 'bolt: finished before' in result.stdout
+    assert _results(tmp_path / 'run') == _results(tmp_path / 'whole')
+
+  def test_a_saved_bank_is_used_again(self, data, tmp_path):
+    mvtec.run(_config(data), tmp_path / 'run')
+    before = _results(tmp_path / 'run')
+    (tmp_path / 'run/results.csv').unlink()  # as if killed between the bank and the results
+    for image in (data / 'bolt/train/good').iterdir():
+      image.write_bytes(b'not read again')
+    mvtec.run(_config(data), tmp_path / 'run')
+    assert _results(tmp_path / 'run') == before
+
+  def test_changed_settings_are_an_error(self, data, tmp_path):
+    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    with pytest.raises(ValueError, match=r'seed was 0, now 7'):
+      mvtec.run(_config(data, data__categories=('bolt',), seed=7), tmp_path / 'run')
+
+  def test_a_finished_run_prints_its_table_again(self, data, tmp_path, capsys):
+    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    capsys.readouterr()
+    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    assert 'Coreset 0.2 of all' in capsys.readouterr().out
+
+
+def _remove(path):
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+_TRAIN, _TEST = 'bolt/train/good/003.png', 'bolt/test/spot/000.png'
+
+
+class TestBadInput:
+  """Each is one readable line that names what is wrong; nothing is written."""
+
+  @pytest.mark.parametrize('overrides, words', [
+      ({'data__root': 'no/such/folder'}, 'no/such/folder does not exist'),
+      ({'data__root': ''}, 'data.root is not set'),
+      ({'data__source': 'cloud'}, 'data.source'),
+      ({'data__categories': ('bolt', 'screw')}, "No category 'screw' .*There are: bolt, nut"),
+      ({'data__on_error': 'ignore'}, 'data.on_error'),
+      ({'data__batch_size': 0}, 'data.batch_size'),
+      ({'coreset__ratios': (0.1, 1.5)}, 'coreset ratio 1.5: expected 0 < ratio <= 1'),
+      ({'coreset__ratios': (0,)}, 'coreset ratio 0'),
+      ({'coreset__ratios': ()}, 'coreset.ratios is empty'),
+      ({'backbone__layers': ('layer2', 'layer9')}, "no layer 'layer9'. It has: stem, layer1"),
+      ({'backbone__name': 'resnet19'}, "Unknown backbone 'resnet19'"),
+      ({'backbone__name': 'resnet18.tv', 'backbone__weights': ''}, "No checkpoint 'resnet18.tv'"),
+      ({'backbone__weights': 'none.pth'}, 'No weights file none.pth'),
+      ({'preprocess__crop': (65,)}, r'preprocess.crop=\(65,\) does not fit'),
+      ({'embedding__patch_size': 4}, 'embedding.patch_size=4'),
+      ({'scoring__distance': 'cosine'}, 'scoring.distance'),
+      ({'metrics__max_fpr': 0.0}, 'metrics.max_fpr')])
+  def test_settings(self, overrides, words, pristine, tmp_path):
+    with pytest.raises(ValueError, match=words):
+      mvtec.run(_config(pristine, **overrides), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+  @pytest.mark.parametrize('damage, words', [
+      (lambda d: _remove(d / 'bolt/train/good'), 'No category .bolt|bolt has no train/good'),
+      (lambda d: [p.unlink() for p in (d / 'bolt/train/good').iterdir()], 'No images in'),
+      (lambda d: (d / 'bolt/ground_truth/spot/000_mask.png').unlink(), 'No mask for .*spot/000.png')])
+  def test_folders(self, damage, words, data, tmp_path):
+    damage(data)
+    with pytest.raises(ValueError, match=words):
+      mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+  def test_empty_root(self, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match='No category found'):
+      mvtec.run(_config(tmp_path / 'empty'), tmp_path / 'run')
+
+  @pytest.mark.parametrize('damage, words', [
+      (lambda d: (d / _TRAIN).write_bytes((d / _TRAIN).read_bytes()[:500]), 'train/good/003.png'),
+      (lambda d: (d / _TEST).write_bytes(b'text'), 'spot/000.png.*not a known image format'),
+      (lambda d: Image.new('RGB', (72, 60)).resize((30, 20)).save(d / _TRAIN),
+       '003.png: .*smaller than the crop'),
+      (lambda d: Image.new('L', (9, 9)).save(d / 'bolt/ground_truth/spot/000_mask.png'),
+       '000_mask.png is 9 x 9 pixels')])
+  def test_images(self, damage, words, data, tmp_path):
+    damage(data)
+    with pytest.raises(ValueError, match=words):
+      mvtec.run(_config(data, preprocess__resize=(), data__categories=('bolt',)), tmp_path / 'run')
+    assert not (tmp_path / 'run/results.csv').exists()
+
+  def test_unreadable_images_can_be_skipped_and_are_counted(self, data, tmp_path, capsys):
+    (data / _TRAIN).write_bytes(b'text')
+    (data / _TEST).write_bytes(b'text')
+    rows = mvtec.run(
+        _config(data, data__on_error='skip', data__categories=('bolt',)), tmp_path / 'run')
+    assert [(r['num_train'], r['num_test'], r['num_skipped']) for r in rows] == [(5, 7, 2)] * 2
+    out = capsys.readouterr().out
+    assert 'train/good/003.png' in out and 'spot/000.png' in out
+
+  def test_a_ratio_that_keeps_no_patch(self, pristine, tmp_path):
+    # 6 images of 14 x 14 patches
+    with pytest.raises(ValueError, match='keeps none of 1176 patches'):
+      mvtec.run(_config(pristine, coreset__ratios=(0.0001,)), tmp_path / 'run')
+
+  def test_more_neighbours_than_patches_in_the_smallest_bank(self, pristine, tmp_path):
+    with pytest.raises(ValueError, match='99 neighbours are asked for in banks of'):
+      mvtec.run(_config(pristine, scoring__num_neighbors=99), tmp_path / 'run')
+
+  @pytest.mark.parametrize('flag, words', [
+      ('--config.data.rot=x', 'Did you mean "root" instead of "rot"'),
+      ('--config.dta.root=x', 'Did you mean "data" instead of "dta"'),
+      ('--config.data.batch_size=many', 'many'),
+      ('--confg=x', "Unknown command line flag 'confg'"),
+      ('--config=configs/none.py', 'No config file configs/none.py'),
+      ('extra', "Unexpected arguments ['extra']")])
+  def test_command_line(self, flag, words, pristine, tmp_path):
+    result = _run([*_command(pristine, tmp_path / 'run'), flag])
+    assert result.returncode != 0 and words in result.stderr, result.stderr
+    assert 'Traceback' not in result.stderr and not (tmp_path / 'run').exists()
+
+  def test_errors_are_one_line_and_debug_shows_the_trace(self, tmp_path):
+    command = _command(tmp_path / 'none', tmp_path / 'run')
+    result = _run(command)
+    assert result.returncode == 1 and result.stderr.startswith('error: The data folder')
+    assert len(result.stderr.splitlines()) == 1
+    assert 'Traceback' in _run([*command, '--debug']).stderr
+
+  def test_no_network_and_no_file_names_the_file(self, pristine, tmp_path):
+    result = _run(
+        _command(pristine, tmp_path / 'run', backbone__name='wide_resnet50_2.tv_in1k',
+                 backbone__weights=''),
+        env=os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'hub')})
+    assert result.returncode == 1 and 'wide_resnet50_2-95faca4d.pth' in result.stderr
+    assert not (tmp_path / 'run').exists()
+
+  def test_a_full_disk(self, pristine, tmp_path):
+    # Files may not grow past 20 kB: the bank cannot be written, as on a disk that is full.
+    limited = ['bash', '-c', 'ulimit -f 20; exec "$@"', 'bash']
+    result = _run([*limited, *_command(pristine, tmp_path / 'run', data__categories=('bolt',))])
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1].startswith('error: ')
+    assert not (tmp_path / 'run/results.csv').exists()
+    assert not (tmp_path / 'run/banks/bolt').exists()
+    assert _run(_command(pristine, tmp_path / 'run', data__categories=('bolt',))).returncode == 0
