@@ -18,13 +18,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import cli, wiring
-from patchcore_jax import memory_bank, metrics
+from patchcore_jax import memory_bank, metrics, parallel
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data import folder
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.report import results
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, for example configs/demo.py.')
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, for example configs/demo.py. Each of its fields is a flag too, as in '
+    '--config.data.root=PATH; configs/default.py explains them.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
 
 
@@ -103,6 +105,7 @@ def _evaluate(
     cli.console.print(f'skipped: {error}', markup=False)
   labels = np.array([category.test[i].label for p in test for i in p.index])
   masks = np.concatenate(masks) if category.has_masks else None
+  batch_size = parallel.divisible_batch_size(config.data.batch_size)
   rows = []
   for i, (ratio, size) in enumerate(zip(settings.ratios, sizes, strict=True)):
     scores = np.concatenate([p.image_scores[i] for p in test])
@@ -113,7 +116,7 @@ def _evaluate(
         'num_train': bank.description['num_images'], 'num_test': num_test,
         'num_skipped': num_skipped, 'bank_size': size, **measured,
         'fit_seconds': round(bank.description['fit_seconds'], 2),
-        'ms_per_image': round(_ms_per_image(times, config.data.batch_size), 2)})
+        'ms_per_image': round(_ms_per_image(times, batch_size), 2)})
   return rows
 
 

@@ -105,7 +105,7 @@ def restore(
       meta = checkpointer.restore(
           path, args=ocp.args.Composite(description=ocp.args.JsonRestore()))['description']
       shapes, description = meta['arrays'], meta['description']
-      _check(path, description, expected or {})
+      check(description, expected or {}, path)
       target = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
       arrays = checkpointer.restore(
           path, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target)))['arrays']
@@ -118,16 +118,31 @@ def restore(
   return MemoryBank(np.asarray(arrays['embeddings']), np.asarray(arrays['indices']), description)
 
 
-def _check(path, description, expected):
+def check(description: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') -> None:
+  """Compares a bank's description with what it is about to be used with.
+
+  Args:
+    description: of the bank.
+    expected: entries that it must have, nested as in the description.
+    name: of the bank, for the message.
+
+  Raises:
+    BankError: some differ; the message names each.
+
+  >>> check({'image_size': [8, 8]}, {'image_size': (8, 9)})  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  patchcore_jax.memory_bank.BankError: ... image_size: the bank has [8, 8], asked for is [8, 9]. ...
+  """
   # Through JSON, so that tuples and lists compare equal.
   expected = json.loads(json.dumps(expected))
   differences = [
-      f'{name}: the bank has {_find(description, name)!r}, asked for is {value!r}'
-      for name, value in _flatten(expected) if _find(description, name) != value]
+      f'{field}: the bank has {_find(description, field)!r}, asked for is {value!r}'
+      for field, value in _flatten(expected) if _find(description, field) != value]
   if differences:
     raise BankError(
-        f'The memory bank {path} was made in another way. ' + '; '.join(differences)
-        + '. Use the same settings, or fit a new bank.')
+        f'The memory bank{f" {name}" if name else ""} was made in another way. '
+        f'{"; ".join(differences)}. Use the same settings, or fit a new bank.')
 
 
 def _flatten(tree, prefix=''):

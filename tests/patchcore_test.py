@@ -1,5 +1,6 @@
 """The whole detector on small arrays: against NumPy in float64, any batch size, any number of devices."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
+from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
 
 EMBEDDING = EmbeddingSpec('mean', 3)
@@ -155,12 +157,22 @@ class TestPredict:
       traces.append(images.shape)
       return _apply(variables, images)
 
-    backbone = Backbone(counted, _backbone().variables, ('a', 'b'), (0.5,) * 3, (0.25,) * 3, 's')
+    backbone = dataclasses.replace(_backbone(), apply=counted)
     bank = _fit()
     for n in (6, 7, 9):
       list(patchcore.predict(
           backbone, bank, _batches(_images(n), 4), embedding=EMBEDDING, scoring_spec=ScoringSpec()))
     assert len(traces) == 1
+
+  def test_another_network_or_size_is_named(self):
+    bank = _fit()
+    other = dataclasses.replace(_backbone(), variables=_backbone().variables * 2, name='other')
+    with pytest.raises(BankError, match="backbone.name: the bank has 'small', asked for is 'other'"):
+      list(patchcore.predict(other, bank, [], embedding=EMBEDDING, scoring_spec=ScoringSpec()))
+    wide = np.zeros((4, 32, 32, 3), np.uint8)
+    with pytest.raises(BankError, match=r'image_size: the bank has \[32, 24\], asked for is \[32, 32\]'):
+      list(patchcore.predict(_backbone(), bank, _batches(wide, 4), embedding=EMBEDDING,
+                             scoring_spec=ScoringSpec()))
 
   def test_more_neighbours_than_patches(self):
     with pytest.raises(ValueError, match='30 neighbours are asked for'):

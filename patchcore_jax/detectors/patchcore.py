@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import patchcore_jax
-from patchcore_jax import coreset, neighbors, parallel, scoring
+from patchcore_jax import coreset, memory_bank, neighbors, parallel, scoring
 from patchcore_jax.backbones import Backbone, fingerprint, normalize
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
@@ -138,12 +138,18 @@ def predict(
 
   Yields:
     A `Prediction` for every batch.
+
+  Raises:
+    BankError: the bank was made with another network, embedding or image size.
+    ValueError: more neighbours than patches.
   """
+  memory_bank.check(bank.description, describe(backbone, embedding))
   fn = _predict_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std, embedding,
                    scoring_spec, sizes or (len(bank.embeddings),))
   # Both on the devices once, not with every batch.
   parameters = parallel.replicate((backbone.variables, bank.embeddings))
   for batch, (scores, maps) in _one_ahead(parallel.data_parallel(fn), parameters, batches):
+    memory_bank.check(bank.description, {'image_size': batch.image.shape[1:3]})
     valid = batch.valid
     yield Prediction(batch.index[valid], scores[valid].T, maps[valid].swapaxes(0, 1))
 
