@@ -24,7 +24,8 @@ def get_config() -> ConfigDict:
   config.preprocess.resize_side = 'short'  # or 'long'
   config.preprocess.pad = ()
   config.preprocess.crop = (224,)
-  config.preprocess.mask_threshold = 1.0
+  config.preprocess.mask_resize = 'antialiased'  # or 'nearest'
+  config.preprocess.mask_threshold = 1.0  # positive where the antialiased mask reaches this
 
   config.backbone = ConfigDict()
   config.backbone.name = 'wide_resnet50_2.tv_in1k'  # architecture.tag or module:factory
@@ -39,15 +40,19 @@ def get_config() -> ConfigDict:
 
   config.coreset = ConfigDict()
   config.coreset.ratios = (0.25, 0.10, 0.01)  # one fit at the largest serves all
-  config.coreset.projection_dim = 128
-  config.coreset.num_start_points = 10
+  config.coreset.projection = 'dense'  # or 'sparse'
+  config.coreset.projection_dim = 128  # 0 for as many as the Johnson-Lindenstrauss bound asks for
+  config.coreset.start = 'mean'  # mean distance to random points, or 'point': one, itself selected
+  config.coreset.num_start_points = 10  # only read with start='mean'
 
   config.scoring = ConfigDict()
   config.scoring.num_neighbors = 1
   config.scoring.distance = 'squared'  # or 'root'
   config.scoring.image_score = 'max'  # or 'reweighted', the paper's equation 7
   config.scoring.support_neighbors = 9  # of equation 7
+  config.scoring.upsampling = 'bilinear'  # or 'nearest'
   config.scoring.sigma = 4.0
+  config.scoring.blur_edges = 'symmetric'  # or 'reflect', as numpy.pad names them
 
   config.metrics = ConfigDict()
   config.metrics.max_fpr = 0.3  # limit of AUPRO

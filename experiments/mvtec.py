@@ -141,7 +141,7 @@ def _fit(config, settings, backbone, category, skipped, progress) -> memory_bank
 def _expected(settings, backbone):
   """What a bank found in the workdir must have been made with."""
   preprocessing = vars(settings.preprocessing).copy()
-  del preprocessing['mask_threshold']  # no concern of a bank's
+  del preprocessing['mask_resize'], preprocessing['mask_threshold']  # no concern of a bank's
   return patchcore.describe(backbone, settings.embedding) | {
       'preprocess': preprocessing, 'coreset': vars(settings.coreset)}
 

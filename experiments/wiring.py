@@ -40,23 +40,19 @@ def settings(config: ConfigDict) -> Settings:
         'expected at least 1 and 0.')
   if not 0 < config.metrics.max_fpr <= 1:
     raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
-  selection = config.coreset
-  ratios = tuple(float(r) for r in selection.ratios)
+  selection = dict(config.coreset)
+  ratios = tuple(float(r) for r in selection.pop('ratios'))
   if not ratios:
     raise ValueError('coreset.ratios is empty: expected for example 0.1 or 0.25,0.1,0.01.')
   for ratio in ratios:
     coreset.check_ratio(ratio)
-  if selection.projection_dim < 1 or selection.num_start_points < 1:
-    raise ValueError(
-        f'coreset.projection_dim={selection.projection_dim}, '
-        f'num_start_points={selection.num_start_points}: expected at least 1.')
   if len(config.published.ratios) != len(config.published.methods):
     raise ValueError('published.ratios and published.methods differ in length.')
   return Settings(
       Preprocessing(**{k: tuple(v) if k in ('resize', 'pad', 'crop') else v
                        for k, v in config.preprocess.items()}),
       EmbeddingSpec(**config.embedding),
-      CoresetSpec(max(ratios), selection.projection_dim, selection.num_start_points, config.seed),
+      CoresetSpec(ratio=max(ratios), seed=config.seed, **selection),
       ScoringSpec(**config.scoring),
       ratios)
 

@@ -25,7 +25,10 @@ class ScoringSpec:
       equation 7).
     support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
       included; only for 'reweighted'.
+    upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
     sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
+      pixel (the released code, through SciPy), 'reflect' does not (anomalib).
 
   Raises:
     ValueError: values out of range.
@@ -35,13 +38,16 @@ class ScoringSpec:
   distance: str = 'squared'
   image_score: str = 'max'
   support_neighbors: int = 9
+  upsampling: str = 'bilinear'
   sigma: float = 4.0
+  blur_edges: str = 'symmetric'
 
   def __post_init__(self):
-    if self.distance not in ('squared', 'root'):
-      raise ValueError(f"scoring.distance={self.distance!r}: expected 'squared' or 'root'.")
-    if self.image_score not in ('max', 'reweighted'):
-      raise ValueError(f"scoring.image_score={self.image_score!r}: expected 'max' or 'reweighted'.")
+    for field, (one, other) in {
+        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted'),
+        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
+      if (value := getattr(self, field)) not in (one, other):
+        raise ValueError(f'scoring.{field}={value!r}: expected {one!r} or {other!r}.')
     if self.num_neighbors < 1 or self.support_neighbors < 2:
       raise ValueError(
           f'scoring.num_neighbors={self.num_neighbors}, support_neighbors={self.support_neighbors}: '
@@ -105,15 +111,15 @@ def reweighted_image_scores(
 def anomaly_maps(scores: jax.Array, size: tuple[int, int], spec: ScoringSpec) -> jax.Array:
   """Patch scores [b, h, w] -> anomaly maps [b, height, width], in the scores' units.
 
-  Bilinear enlargement (corners not aligned, as PyTorch) and a Gaussian blur (as
-  scipy.ndimage.gaussian_filter, edges mirrored) are both linear and separable: together they are one
-  small matrix for each axis.
+  Enlargement (corners not aligned, as PyTorch) and the Gaussian blur are both linear and separable:
+  together they are one small matrix for each axis.
 
   >>> anomaly_maps(jnp.ones((1, 2, 2)), (4, 6), ScoringSpec()).shape
   (1, 4, 6)
   """
-  rows = _enlarge_and_blur(scores.shape[1], size[0], spec.sigma)
-  columns = _enlarge_and_blur(scores.shape[2], size[1], spec.sigma)
+  rows = _enlarge_and_blur(scores.shape[1], size[0], spec.upsampling, spec.sigma, spec.blur_edges)
+  columns = _enlarge_and_blur(
+      scores.shape[2], size[1], spec.upsampling, spec.sigma, spec.blur_edges)
   return jnp.einsum(
       'yi,bij,xj->byx', rows, scores, columns, precision=lax.Precision.HIGHEST)
 
@@ -123,22 +129,27 @@ def _distance(distances_sq, spec):
 
 
 @functools.lru_cache(maxsize=64)
-def _enlarge_and_blur(cells: int, pixels: int, sigma: float) -> np.ndarray:
+def _enlarge_and_blur(
+    cells: int, pixels: int, upsampling: str, sigma: float, edges: str) -> np.ndarray:
   """[pixels, cells] float32, made in float64; rows sum to one."""
-  position = np.clip((np.arange(pixels) + 0.5) * cells / pixels - 0.5, 0, cells - 1)
-  low = np.floor(position).astype(int)
+  pixel = np.arange(pixels)
   enlarge = np.zeros((pixels, cells))
-  enlarge[np.arange(pixels), low] += 1 - (position - low)
-  enlarge[np.arange(pixels), np.minimum(low + 1, cells - 1)] += position - low
+  if upsampling == 'nearest':
+    enlarge[pixel, pixel * cells // pixels] = 1
+  else:
+    position = np.clip((pixel + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    low = np.floor(position).astype(int)
+    enlarge[pixel, low] += 1 - (position - low)
+    enlarge[pixel, np.minimum(low + 1, cells - 1)] += position - low
   if not sigma:
     return enlarge.astype(np.float32)
   radius = int(_TRUNCATE * sigma + 0.5)
   offsets = np.arange(-radius, radius + 1)
   kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
   kernel /= kernel.sum()
-  # Mirrored edges (d c b a | a b c d | d c b a) have period 2 * pixels.
-  source = (np.arange(pixels)[:, None] + offsets) % (2 * pixels)
-  source = np.minimum(source, 2 * pixels - 1 - source)
+  # Which pixel each tap sees. numpy.pad knows the edges, and goes on mirroring where the kernel is
+  # wider than the map.
+  source = np.pad(pixel, radius, edges)[pixel[:, None] + offsets + radius]
   blur = np.zeros((pixels, pixels))
-  np.add.at(blur, (np.arange(pixels)[:, None], source), kernel)
+  np.add.at(blur, (pixel[:, None], source), kernel)
   return (blur @ enlarge).astype(np.float32)

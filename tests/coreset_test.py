@@ -8,7 +8,7 @@ import pytest
 from patchcore_jax import coreset
 
 
-def _points(n=200, d=8, seed=0):
+def _points(n=300, d=8, seed=0):  # more than a block of lanes, and not a multiple
   return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
 
 
@@ -35,28 +35,38 @@ class TestGreedyKCenter:
     points = _points()
     assert coreset.greedy_k_center(points, 50, start=start).tolist() == _oracle(points, 50, start)
 
-  @pytest.mark.parametrize('cloud', ['gauss', 'relu', 'ints'])
-  def test_replays_the_papers_selection(self, cloud, golden, golden_module):
+  @pytest.mark.parametrize('method', ['pi_approx', 'anomalib'])
+  def test_replays_the_originals(self, method, golden, golden_module):
     arrays, inputs = np.load(golden / 'coreset.npz'), golden_module('inputs')
-    names = sorted({k.split('/')[0] for k in arrays.files if k.startswith(cloud)})
-    assert names
-    for name in names:
-      points = inputs.cloud(name)
-      if f'{name}/pi_approx/projection' in arrays.files:
-        points = np.asarray(coreset._project(points, arrays[f'{name}/pi_approx/projection'].T))
-      expected = arrays[f'{name}/pi_approx/indices']
+    for name in sorted({k.split('/')[0] for k in arrays.files}):
+      points, run = inputs.cloud(name), f'{name}/{method}'
+      if f'{run}/indices' not in arrays.files:
+        assert (name, method) == ('ints_800x128', 'anomalib')  # not recorded
+        continue
+      if f'{run}/projection' in arrays.files:
+        points = coreset.project(points, arrays[f'{run}/projection'].T)
+      expected = arrays[f'{run}/indices']
+      start = expected[:1] if method == 'anomalib' else arrays[f'{run}/start_points']
       picks = np.asarray(coreset.greedy_k_center(
-          points, len(expected), start=arrays[f'{name}/pi_approx/start_points']))
-      np.testing.assert_array_equal(picks, expected, err_msg=name)
+          points, len(expected), start=start, select_start=method == 'anomalib'))
+      # When all points are covered, theirs repeat an index; ours stay distinct.
+      _, first = np.unique(expected, return_index=True)
+      distinct = len(expected) if len(first) == len(expected) else int(
+          np.setdiff1d(np.arange(len(expected)), first)[0])
+      np.testing.assert_array_equal(picks[:distinct], expected[:distinct], err_msg=name)
+      assert len(set(picks.tolist())) == len(expected)
 
   def test_a_longer_run_begins_with_the_shorter(self):
     points = _points()
     longer = coreset.greedy_k_center(points, 80, start=[1, 2])
     assert longer[:20].tolist() == coreset.greedy_k_center(points, 20, start=[1, 2]).tolist()
 
-  def test_all_points_and_no_repeats_when_all_are_covered(self):
+  def test_all_points_and_no_repeats_when_all_are_covered(self, caplog):
     points = np.tile(_points(6, 2), (4, 1))
-    picks = coreset.greedy_k_center(points, 24, start=[0]).tolist()
+    coreset.greedy_k_center(points, 6, start=[0, 3])
+    assert 'coincide' not in caplog.text
+    picks = coreset.greedy_k_center(points, 24, start=[0, 3]).tolist()
+    assert '18 of 24 selected points coincide with others' in caplog.text
     assert sorted(picks) == list(range(24))
     assert len({tuple(points[i]) for i in picks[:6]}) == 6  # the distinct ones first
     assert picks[6:] == sorted(picks[6:])
@@ -68,8 +78,15 @@ class TestGreedyKCenter:
     assert picks.tolist() == coreset.greedy_k_center(points, 150, start=[0]).tolist()
     assert calls[0] == (1, 150) and calls[-1] == (150, 150)
 
+  def test_the_starting_point_can_be_the_first_selected(self):
+    points = np.array([[0], [1], [5], [9]], np.float32)
+    picks = coreset.greedy_k_center(points, 4, start=[1], select_start=True)
+    assert picks.tolist() == [1, 3, 2, 0]
+    with pytest.raises(ValueError, match='single starting point'):
+      coreset.greedy_k_center(points, 2, start=[0, 1], select_start=True)
+
   @pytest.mark.parametrize('size, start, words', [
-      (0, [0], 'num_selected'), (201, [0], 'num_selected'), (5, [], 'start'), (5, [200], 'start'),
+      (0, [0], 'num_selected'), (301, [0], 'num_selected'), (5, [], 'start'), (5, [300], 'start'),
       (5, [-1], 'start')])
   def test_errors(self, size, start, words):
     with pytest.raises(ValueError, match=words):
@@ -103,6 +120,24 @@ class TestRandomProjection:
     points = _points(10, 16)
     np.testing.assert_array_equal(
         coreset.random_projection(points, 16, key=jax.random.key(0)), points)
+
+
+  def test_sparse(self):
+    matrix = np.asarray(coreset.projection_matrix(jax.random.key(0), 1024, 200, 'sparse'))
+    assert (matrix != 0).mean() == pytest.approx(1 / 32, rel=0.05)
+    np.testing.assert_allclose(np.abs(matrix[matrix != 0]), (32 / 200) ** 0.5, rtol=1e-6)
+    points = _points(100, 1024)
+    projected = np.asarray(coreset.random_projection(
+        points, 200, key=jax.random.key(0), kind='sparse'))
+    ratio = np.linalg.norm(np.diff(projected, axis=0), axis=1) / np.linalg.norm(
+        np.diff(points, axis=0), axis=1)
+    assert ratio.mean() == pytest.approx(1, abs=0.05) and ratio.std() < 0.1
+
+  def test_dimension_of_the_bound(self, golden):
+    arrays = np.load(golden / 'coreset.npz')
+    for name in ('gauss_2000x64', 'gauss_5000x32', 'relu_2000x256'):
+      n = int(name.split('_')[1].split('x')[0])
+      assert coreset.johnson_lindenstrauss_dim(n) == len(arrays[f'{name}/anomalib/projection'])
 
 
 class TestCoresetSize:

@@ -134,7 +134,9 @@ class TestResults:
         'scoring__num_neighbors': 3, 'scoring__distance': 'root', 'scoring__sigma': 1.0,
         'scoring__image_score': 'reweighted', 'metrics__max_fpr': 0.1, 'embedding__patch_size': 5,
         'preprocess__mask_threshold': 0.5, 'preprocess__crop': (48,), 'embedding__kind': 'adaptive',
-        'coreset__projection_dim': 8, 'coreset__num_start_points': 3}.items()):
+        'coreset__projection_dim': 8, 'coreset__num_start_points': 3, 'coreset__start': 'point',
+        'coreset__projection': 'sparse', 'preprocess__mask_resize': 'nearest',
+        'scoring__upsampling': 'nearest', 'scoring__blur_edges': 'reflect'}.items()):
       rows = mvtec.run(_config(data, **{field: value}), tmp_path / str(i))
       changed = [{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows]
       assert changed != [{k: v for k, v in r.items() if k not in _TIMINGS} for r in base], field
@@ -204,6 +206,8 @@ class TestBadInput:
       ({'preprocess__crop': (65,)}, r'preprocess.crop=\(65,\) does not fit'),
       ({'embedding__patch_size': 4}, 'embedding.patch_size=4'),
       ({'scoring__distance': 'cosine'}, 'scoring.distance'),
+      ({'coreset__start': 'last'}, 'coreset.start'),
+      ({'coreset__projection': 'pca'}, 'coreset.projection'),
       ({'metrics__max_fpr': 0.0}, 'metrics.max_fpr')])
   def test_settings(self, overrides, words, pristine, tmp_path):
     with pytest.raises(ValueError, match=words):

@@ -200,11 +200,28 @@ class TestTransform:
     assert not np.asarray(mask)[[0, 1, 42, 43]].any() and np.asarray(mask)[2:42].all()
 
 
+  def test_nearest_takes_the_upper_left(self):
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    spec = Preprocessing(resize=(2, 3), crop=())
+    small = preprocess.transform(Image.fromarray(values), spec, nearest=True)
+    np.testing.assert_array_equal(np.asarray(small), values[::2, ::2])
+
+  def test_nearest_masks_of_anomalib(self, golden, golden_module, tmp_path):
+    arrays = np.load(golden / 'scoring_synthetic_anomalib.npz')
+    spec = Preprocessing(resize=(256, 256), mask_resize='nearest')
+    for path, pixels in zip(arrays['test_paths'], arrays['own/mask_pixels']):
+      image, mask = golden_module('inputs').synthetic_part(str(path))
+      example = Example(str(_save(tmp_path / 'i.png', image)), str(_save(tmp_path / 'm.png', mask)),
+                        1, 'c', 'd')
+      assert preprocess.load(example, spec, with_mask=True)[1].sum() == pixels
+
+
 class TestPreprocessing:
 
   @pytest.mark.parametrize('kwargs, words', [
       ({'crop': (0,)}, 'preprocess.crop'), ({'resize': (1, 2, 3)}, 'preprocess.resize'),
-      ({'resize_side': 'wide'}, 'resize_side'), ({'mask_threshold': 0}, 'mask_threshold'),
+      ({'resize_side': 'wide'}, 'resize_side'), ({'mask_resize': 'x'}, 'mask_resize'),
+      ({'mask_threshold': 0}, 'mask_threshold'),
       ({'resize': (100, 300), 'crop': (200,)}, 'does not fit'),
       ({'resize': (200,), 'crop': (224,)}, 'does not fit')])
   def test_errors_name_the_field(self, kwargs, words):

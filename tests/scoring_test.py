@@ -94,10 +94,23 @@ class TestAnomalyMaps:
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6 * np.ptp(expected))
 
 
+  @pytest.mark.parametrize('run', ['own', 'given'])
+  @pytest.mark.parametrize('category', ['synthetic', 'transistor'])
+  def test_equals_anomalib(self, category, run, golden):
+    arrays = np.load(golden / f'scoring_{category}_anomalib.npz')
+    value = scoring.anomaly_maps(
+        jnp.asarray(arrays[f'{run}/nn9/patch_scores_f32']), (224, 224),
+        ScoringSpec(upsampling='nearest', blur_edges='reflect'))
+    expected = arrays[f'{run}/nn9/maps_f32']
+    # Theirs sums 33 x 33 taps in float32.
+    np.testing.assert_allclose(value, expected, rtol=0, atol=5e-6 * np.ptp(expected))
+
+
 class TestErrors:
 
   @pytest.mark.parametrize('kwargs, words', [
-      ({'distance': 'cosine'}, 'scoring.distance'), ({'image_score': 'mean'}, 'image_score'),
+      ({'distance': 'cosine'}, 'scoring.distance'), ({'upsampling': 'cubic'}, 'scoring.upsampling'),
+      ({'blur_edges': 'wrap'}, 'scoring.blur_edges'), ({'image_score': 'mean'}, 'image_score'),
       ({'num_neighbors': 0}, 'num_neighbors'), ({'support_neighbors': 1}, 'support_neighbors'),
       ({'sigma': -1.0}, 'sigma')])
   def test_spec_names_the_field(self, kwargs, words):

@@ -4,6 +4,7 @@ The shape never changes, the last batch included (it is padded, and `Batch.index
 apart), so that everything behind it compiles once per image size.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def batches(
   dataset = (
       grain.MapDataset.source(_Source(examples))
       .map(_Load(preprocessing, with_masks))
-      .batch(batch_size, drop_remainder=False, batch_fn=list))
+      .batch(batch_size, drop_remainder=False, batch_fn=_join))
   # Grain's element is a whole batch: workers then take turns batch by batch, and order is kept.
   stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
   if num_workers:
@@ -72,27 +73,32 @@ def batches(
       flags.FLAGS.mark_as_parsed()
     stream = stream.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
-  size = None
-  for records in stream:
-    good = []
-    for record in records:
-      if record['error']:
-        error = preprocess.ImageError(str(record['error']))
-        if on_error is None:
-          raise error
-        on_error(error)
-      else:
-        good.append(record)
-    if not good:
-      continue
-    size = size or (good[0]['image'].shape, examples[good[0]['index']].image_path)
-    for record in good:
-      if record['image'].shape != size[0]:
+  try:
+    yield from _checked(stream, examples, batch_size, on_error)
+  finally:
+    if num_workers:
+      # Grain's iterators are in a reference cycle with the last batch: without this its shared memory
+      # is freed at exit only, with a warning of Python's.
+      gc.collect()
+
+
+def _checked(stream, examples, batch_size, on_error):
+  first = None
+  for joined in stream:
+    for message in joined['errors']:
+      error = preprocess.ImageError(message)
+      if on_error is None:
+        raise error
+      on_error(error)
+    for index, size in joined['sizes']:
+      first = first or (index, size)
+      if size != first[1]:
         raise ValueError(
-            f'Images differ in size after preprocessing: {size[1]} has {size[0][:2]}, '
-            f'{examples[record["index"]].image_path} has {record["image"].shape[:2]} (height, '
-            'width). Set preprocess.crop, preprocess.pad, or preprocess.resize=(height, width).')
-    yield _collate(good, batch_size)
+            f'Images differ in size after preprocessing: {examples[first[0]].image_path} has '
+            f'{first[1]}, {examples[index].image_path} has {size} (height, width). Set '
+            'preprocess.crop, preprocess.pad, or preprocess.resize=(height, width).')
+    if joined['sizes']:
+      yield _padded(joined, batch_size)
 
 
 class _Source:
@@ -127,13 +133,29 @@ class _Load:
     return record | {'mask': mask} if self._with_masks else record
 
 
-def _collate(records, batch_size) -> Batch:
-  def stack(name):
-    # Copies out of the workers' shared memory, which is freed with the record.
-    rows = np.stack([np.array(r[name]) for r in records])
-    padding = [(0, batch_size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-    return np.pad(rows, padding)
+def _join(records):
+  """The readable records of a batch as arrays, in the worker: few large pieces travel best."""
+  good = [r for r in records if not r['error']]
+  joined = {
+      'errors': [r['error'] for r in records if r['error']],
+      'sizes': [(r['index'], r['image'].shape[:2]) for r in good]}
+  if len({size for _, size in joined['sizes']}) == 1:
+    for name in good[0].keys() & {'image', 'mask'}:
+      joined[name] = np.stack([r[name] for r in good])
+  return joined
 
+
+def _padded(joined, batch_size) -> Batch:
   index = np.full(batch_size, -1, np.int32)
-  index[:len(records)] = [r['index'] for r in records]
-  return Batch(stack('image'), stack('mask') if 'mask' in records[0] else None, index)
+  index[:len(joined['sizes'])] = [i for i, _ in joined['sizes']]
+
+  def pad(name):
+    if name not in joined:
+      return None
+    # Copies out of the worker's shared memory, which is freed with the record.
+    rows = joined[name]
+    whole = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
+    whole[:len(rows)] = rows
+    return whole
+
+  return Batch(pad('image'), pad('mask'), index)

@@ -32,9 +32,11 @@ class Preprocessing:
     pad: (s,) or (h, w) pads smaller images to that size, centred, repeating the edge pixels; ()
       does not pad.
     crop: (s,) or (h, w) crops the centre; () does not crop.
-    mask_threshold: a mask pixel is positive where the resized mask (0 to 1, antialiased) reaches
-      this. 1.0 is what the paper's released code does (it truncates to integers, which erodes the
-      ground truth by a fraction of a pixel); 0.5 keeps the area.
+    mask_resize: 'antialiased' (the paper's released code) resizes masks as images; 'nearest'
+      (anomalib) takes the mask pixel at the upper left of each new pixel.
+    mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
+      what the released code does (it truncates to integers, which erodes the ground truth by a
+      fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
 
   Raises:
     ValueError: sizes that are not positive, more than two of them, or a crop that no image
@@ -50,6 +52,7 @@ class Preprocessing:
   resize_side: str = 'short'
   pad: tuple[int, ...] = ()
   crop: tuple[int, ...] = (224,)
+  mask_resize: str = 'antialiased'
   mask_threshold: float = 1.0
 
   def __post_init__(self):
@@ -61,6 +64,9 @@ class Preprocessing:
             'integers.')
     if self.resize_side not in ('short', 'long'):
       raise ValueError(f"preprocess.resize_side={self.resize_side!r}: expected 'short' or 'long'.")
+    if self.mask_resize not in ('antialiased', 'nearest'):
+      raise ValueError(
+          f"preprocess.mask_resize={self.mask_resize!r}: expected 'antialiased' or 'nearest'.")
     if not 0 < self.mask_threshold <= 1:
       raise ValueError(f'preprocess.mask_threshold={self.mask_threshold}: expected 0 < t <= 1.')
     # Only what holds for every image is refused here; the rest is seen image by image.
@@ -103,7 +109,7 @@ def load(
     raise ImageError(
         f'The mask {example.mask_path} is {mask.width} x {mask.height} pixels, its image '
         f'{example.image_path} is {image.width} x {image.height}: expected the same size.')
-  resized = np.asarray(transform(mask, preprocessing))
+  resized = np.asarray(transform(mask, preprocessing, nearest=preprocessing.mask_resize == 'nearest'))
   return pixels, resized >= np.ceil(255 * preprocessing.mask_threshold)
 
 
@@ -135,8 +141,14 @@ def read_mask(path: str | os.PathLike) -> Image.Image:
   return Image.fromarray(np.where(values, 255, 0).astype(np.uint8))
 
 
-def transform(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def transform(
+    image: Image.Image, preprocessing: Preprocessing, *, nearest: bool = False) -> Image.Image:
   """Resizes, pads and crops one decoded image or mask (modes 'RGB' and 'L').
+
+  Args:
+    image: what `read_image` or `read_mask` returns.
+    preprocessing: sizes.
+    nearest: resize without interpolation, taking pixel floor(i * old / new).
 
   >>> transform(Image.new('RGB', (700, 500)), Preprocessing()).size
   (224, 224)
@@ -144,7 +156,11 @@ def transform(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
   (358, 256)
   """
   height, width = resized_size(image.height, image.width, preprocessing)
-  if (height, width) != (image.height, image.width):
+  if nearest:
+    rows = np.arange(height) * image.height // height
+    columns = np.arange(width) * image.width // width
+    image = Image.fromarray(np.asarray(image)[rows[:, None], columns])
+  elif (height, width) != (image.height, image.width):
     image = image.resize((width, height), Image.Resampling.BILINEAR)
   if preprocessing.pad:
     pad_h, pad_w = (max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), (height, width)))

@@ -26,16 +26,35 @@ class CoresetSpec:
 
   Attributes:
     ratio: share of all patches to keep, in (0, 1].
-    projection_dim: the selection runs in a random projection to that many dimensions; the bank holds
-      the full embeddings.
-    num_start_points: random points whose mean distance starts the selection.
+    projection: the selection runs in a random projection, 'dense' (the paper's released code) or
+      'sparse' (anomalib); the bank holds the full embeddings.
+    projection_dim: its dimensions; 0 for as many as the Johnson-Lindenstrauss bound asks for.
+    start: 'mean' starts from the mean distance to `num_start_points` random points (the released
+      code), 'point' from one random point that is itself the first selected (anomalib).
+    num_start_points: only for 'mean'.
     seed: of the projection and the start.
+
+  Raises:
+    ValueError: values out of range.
   """
 
   ratio: float = 0.1
+  projection: str = 'dense'
   projection_dim: int = 128
+  start: str = 'mean'
   num_start_points: int = 10
   seed: int = 0
+
+  def __post_init__(self):
+    coreset.check_ratio(self.ratio)
+    if self.projection not in ('dense', 'sparse'):
+      raise ValueError(f"coreset.projection={self.projection!r}: expected 'dense' or 'sparse'.")
+    if self.start not in ('mean', 'point'):
+      raise ValueError(f"coreset.start={self.start!r}: expected 'mean' or 'point'.")
+    if self.projection_dim < 0 or self.num_start_points < 1:
+      raise ValueError(
+          f'coreset.projection_dim={self.projection_dim}, num_start_points={self.num_start_points}: '
+          'expected at least 0 and 1.')
 
 
 class Prediction(NamedTuple):
@@ -193,11 +212,14 @@ def _predict_fn(apply, layers, mean, std, embedding, spec, sizes):
 
 def _select(points, spec, progress):
   projection_key, start_key = jax.random.split(jax.random.key(spec.seed))
-  projected = coreset.random_projection(points, spec.projection_dim, key=projection_key)
-  start = jax.random.choice(
-      start_key, len(points), (min(spec.num_start_points, len(points)),), replace=False)
+  projected = coreset.random_projection(
+      points, spec.projection_dim or coreset.johnson_lindenstrauss_dim(len(points)),
+      key=projection_key, kind=spec.projection)
+  num_start = 1 if spec.start == 'point' else min(spec.num_start_points, len(points))
+  start = jax.random.choice(start_key, len(points), (num_start,), replace=False)
   size = coreset.coreset_size(len(points), spec.ratio)
-  return np.asarray(coreset.greedy_k_center(projected, size, start=start, progress=progress))
+  return np.asarray(coreset.greedy_k_center(
+      projected, size, start=start, select_start=spec.start == 'point', progress=progress))
 
 
 def _one_ahead(run, parameters, batches):
