@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
 
   config.metrics = ConfigDict()
   config.metrics.max_fpr = 0.3  # limit of AUPRO
+  config.metrics.connectivity = 8  # of AUPRO's regions, or 4
 
   # Published numbers to print beside ours: the method of each coreset ratio, and its tables.
   config.published = ConfigDict()

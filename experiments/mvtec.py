@@ -110,7 +110,7 @@ def _evaluate(
   for i, (ratio, size) in enumerate(zip(settings.ratios, sizes, strict=True)):
     scores = np.concatenate([p.image_scores[i] for p in test])
     maps = np.concatenate([p.anomaly_maps[i] for p in test])
-    measured = metrics.evaluate(labels, scores, masks, maps, max_fpr=config.metrics.max_fpr)
+    measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
     rows.append({
         'category': category.name, 'coreset_ratio': ratio,
         'num_train': bank.description['num_images'], 'num_test': num_test,

@@ -40,6 +40,8 @@ def settings(config: ConfigDict) -> Settings:
         'expected at least 1 and 0.')
   if not 0 < config.metrics.max_fpr <= 1:
     raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
+  if config.metrics.connectivity not in (4, 8):
+    raise ValueError(f'metrics.connectivity={config.metrics.connectivity}: expected 4 or 8.')
   selection = dict(config.coreset)
   ratios = tuple(float(r) for r in selection.pop('ratios'))
   if not ratios:

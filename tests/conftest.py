@@ -1,7 +1,5 @@
 """Fixtures. Reference arrays of the originals lie beside the project, in ../shared, and may be absent."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,17 +24,3 @@ def golden():
 def realdata():
   """Folder of real MVTec AD categories and a real pretrained backbone."""
   return _folder(SHARED / 'realdata')
-
-
-@pytest.fixture(scope='session')
-def golden_module(golden):
-  """Imports recipe.py or inputs.py from the golden folder."""
-
-  def load(name):
-    spec = importlib.util.spec_from_file_location(f'golden_{name}', golden / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-  return load

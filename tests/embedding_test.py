@@ -1,4 +1,4 @@
-"""Patch embeddings against the paper's own code (../shared/golden) and against a loop."""
+"""Patch embeddings against their definition. `parity_test` compares with the paper's code."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,7 @@ import pytest
 
 from patchcore_jax import embedding
 from patchcore_jax.embedding import EmbeddingSpec
-
-_CASES = ('base_p3', 'target384', 'pretrain768_target384', 'p1', 'p5', 'p7', 'p9', 'layers123',
-          'layer2_only', 'resnet18', 'densenet201_target384', 'nonsquare', 'image320_p5')
+from tests import precision
 
 
 def _maps(*shapes):
@@ -18,24 +16,6 @@ def _maps(*shapes):
 
 
 class TestAdaptive:
-
-  @pytest.mark.parametrize('case', _CASES)
-  def test_equals_the_papers_code(self, case, golden, golden_module):
-    arrays, rng_for = np.load(golden / 'embedding.npz'), golden_module('inputs').rng_for
-    patch_size, pretrain_dim, target_dim = map(int, arrays[f'{case}/patchsize_pretrain_target'])
-    spec = EmbeddingSpec('adaptive', patch_size, pretrain_dim, target_dim)
-    maps = [
-        jnp.asarray(rng_for(f'embedding/{case}/{layer}').standard_normal(
-            tuple(shape), dtype=np.float32).transpose(0, 2, 3, 1))
-        for layer, shape in zip(arrays[f'{case}/layers'], arrays[f'{case}/feature_shapes'])]
-    value = np.asarray(embedding.patch_embeddings(maps, spec)).reshape(-1, target_dim)
-    assert value.shape == tuple(arrays[f'{case}/shape'])
-    # The originals' own float32 error.
-    atol = 3e-6 * arrays[f'{case}/stats_f64'][1]
-    np.testing.assert_allclose(
-        value.reshape(-1)[arrays[f'{case}/idx']], arrays[f'{case}/f64'], rtol=0, atol=atol)
-    np.testing.assert_allclose(value.mean(0), arrays[f'{case}/column_mean_f64'], rtol=0, atol=atol)
-    np.testing.assert_allclose(value.mean(1), arrays[f'{case}/row_mean_f64'], rtol=0, atol=atol)
 
   @pytest.mark.parametrize('patch_size', [1, 3, 5, 7, 9])
   @pytest.mark.parametrize('channels, dims, fast', [
@@ -88,6 +68,12 @@ class TestMean:
     shallow, deep = _maps((4, 4, 3), (2, 2, 5))
     value = embedding.patch_embeddings([shallow, deep], EmbeddingSpec('mean', 1))
     np.testing.assert_array_equal(value[..., :3], shallow)
+
+
+def test_products_ask_for_the_highest_precision():
+  precision.assert_highest(
+      lambda *maps: embedding.patch_embeddings(maps, EmbeddingSpec('mean')),
+      *_maps((8, 8, 4), (4, 4, 8)))
 
 
 class TestErrors:

@@ -208,7 +208,8 @@ class TestBadInput:
       ({'scoring__distance': 'cosine'}, 'scoring.distance'),
       ({'coreset__start': 'last'}, 'coreset.start'),
       ({'coreset__projection': 'pca'}, 'coreset.projection'),
-      ({'metrics__max_fpr': 0.0}, 'metrics.max_fpr')])
+      ({'metrics__max_fpr': 0.0}, 'metrics.max_fpr'),
+      ({'metrics__connectivity': 6}, 'metrics.connectivity')])
   def test_settings(self, overrides, words, pristine, tmp_path):
     with pytest.raises(ValueError, match=words):
       mvtec.run(_config(pristine, **overrides), tmp_path / 'run')

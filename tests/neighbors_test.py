@@ -1,10 +1,13 @@
 """Nearest neighbours against NumPy in float64."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from patchcore_jax import neighbors
+from tests import precision
 
 
 def _data(q=100, m=300, d=32, offset=0.0):
@@ -53,13 +56,10 @@ class TestNearestNeighbors:
     indices = neighbors.nearest_neighbors(np.ones((3, 4), np.float32), bank, k=k, bank_block=3)[1]
     np.testing.assert_array_equal(indices, np.tile(np.arange(k), (3, 1)))
 
-  def test_default_precision_has_no_influence(self):
-    queries, bank = _data(d=512)
-    expected = neighbors.nearest_neighbors(queries, bank, k=2)
-    with jax.default_matmul_precision('bfloat16'):
-      value = jax.jit(neighbors.nearest_neighbors, static_argnames='k')(queries, bank, k=2)
-    np.testing.assert_array_equal(value[1], expected[1])
-    np.testing.assert_allclose(value[0], expected[0], rtol=1e-6)
+  @pytest.mark.parametrize('k', [1, 3])
+  def test_products_ask_for_the_highest_precision(self, k):
+    precision.assert_highest(
+        functools.partial(neighbors.nearest_neighbors, k=k, query_block=32, bank_block=64), *_data())
 
   @pytest.mark.parametrize('queries, bank, k, words', [
       ((3, 4), (5, 6), 1, 'Expected queries'), ((3,), (5, 3), 1, 'Expected queries'),

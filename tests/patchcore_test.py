@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import coreset, scoring
+from patchcore_jax import backbones, coreset, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
@@ -20,6 +20,7 @@ from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
+from tests import precision
 
 EMBEDDING = EmbeddingSpec('mean', 3)
 SPEC = CoresetSpec(ratio=0.2, projection_dim=8, num_start_points=3)
@@ -177,6 +178,14 @@ class TestPredict:
   def test_more_neighbours_than_patches(self):
     with pytest.raises(ValueError, match='30 neighbours are asked for'):
       _predict(_fit(), scoring_spec=ScoringSpec(num_neighbors=30), sizes=(96, 10))
+
+
+def test_products_ask_for_the_highest_precision():
+  backbone = backbones.create('resnet18', weights='random')
+  for spec in (ScoringSpec(), ScoringSpec(image_score='reweighted', num_neighbors=2)):
+    fn = patchcore._predict_fn(patchcore._embed_fn_of(backbone, EmbeddingSpec()), spec, (96, 10))
+    precision.assert_highest(
+        fn, (backbone.variables, np.zeros((96, 1024), np.float32)), np.zeros((1, 64, 64, 3), np.uint8))
 
 
 _ON_MANY = textwrap.dedent('''

@@ -1,4 +1,4 @@
-"""Decoding and geometry; the oracle is the paper's own data loader (../shared/golden)."""
+"""Decoding and geometry. `parity_test` compares with the paper's data loader."""
 
 import io
 import struct
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments import reference
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
@@ -19,46 +20,6 @@ def _save(path, array, mode=None, **kwargs):
   image = Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode)
   image.save(path, **kwargs)
   return path
-
-
-class TestGolden:
-  """Bit-exact: both sides are Pillow's resize of the same pixels."""
-
-  @pytest.mark.parametrize('size', [(700, 500), (500, 700), (501, 333), (389, 257), (90, 131)])
-  def test_synthetic_image_and_mask(self, size, golden, golden_module, tmp_path):
-    arrays = np.load(golden / 'preprocessing.npz')
-    name = f'synthetic_{size[0]}x{size[1]}'
-    pixels = golden_module('inputs').synthetic(*size)
-    mask = np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8)
-    example = Example(str(_save(tmp_path / 'i.png', pixels)), str(_save(tmp_path / 'm.png', mask)),
-                      1, 'c', 'd')
-    image, positive = preprocess.load(example, Preprocessing(), with_mask=True)
-    np.testing.assert_array_equal(image, arrays[f'{name}/u8'])
-    # mask_counts: pixels that are 1 after astype(int), > 0, > 0.5, >= 0.5
-    assert positive.sum() == arrays[f'{name}/mask_counts'][0]
-    half = preprocess.load(example, Preprocessing(mask_threshold=0.5), with_mask=True)[1]
-    assert half.sum() == arrays[f'{name}/mask_counts'][3]
-    normalized = np.asarray(_normalize(image)).transpose(2, 0, 1).reshape(-1)
-    np.testing.assert_allclose(
-        normalized[arrays[f'{name}/float_idx']], arrays[f'{name}/float_f32'], rtol=0, atol=5e-7)
-
-  @pytest.mark.parametrize('case, spec', [
-      ('screw', Preprocessing()), ('transistor', Preprocessing()),
-      ('transistor_320', Preprocessing(resize=(366,), crop=(320,)))])
-  def test_real_image_normalised(self, case, spec, golden):
-    # The 1024 px originals are not kept: what is checked is the scaling of the stored crop.
-    arrays, images = (np.load(golden / f) for f in ('preprocessing.npz', 'images_preprocessing.npz'))
-    pixels = images[f'{case}/u8']
-    assert zlib.crc32(pixels.tobytes()) == arrays[f'{case}/u8_crc32']
-    assert pixels.shape[0] == spec.crop[0]
-    normalized = np.asarray(_normalize(pixels)).transpose(2, 0, 1).reshape(-1)
-    np.testing.assert_allclose(
-        normalized[arrays[f'{case}/float_idx']], arrays[f'{case}/float_f32'], rtol=0, atol=5e-7)
-
-
-def _normalize(pixels):
-  from patchcore_jax.backbones import checkpoints, normalize
-  return normalize(pixels, checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD)
 
 
 class TestReadImage:
@@ -206,11 +167,12 @@ class TestTransform:
     small = preprocess.transform(Image.fromarray(values), spec, nearest=True)
     np.testing.assert_array_equal(np.asarray(small), values[::2, ::2])
 
-  def test_nearest_masks_of_anomalib(self, golden, golden_module, tmp_path):
-    arrays = np.load(golden / 'scoring_synthetic_anomalib.npz')
+  def test_nearest_masks_of_anomalib(self, tmp_path):
     spec = Preprocessing(resize=(256, 256), mask_resize='nearest')
-    for path, pixels in zip(arrays['test_paths'], arrays['own/mask_pixels']):
-      image, mask = golden_module('inputs').synthetic_part(str(path))
+    # Positive pixels of anomalib 2.7.0's own masks.
+    for path, pixels in {'test/good/000.png': 0, 'test/invert/000.png': 1092,
+                         'test/invert/001.png': 2107}.items():
+      image, mask = reference.part(path)
       example = Example(str(_save(tmp_path / 'i.png', image)), str(_save(tmp_path / 'm.png', mask)),
                         1, 'c', 'd')
       assert preprocess.load(example, spec, with_mask=True)[1].sum() == pixels

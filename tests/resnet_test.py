@@ -1,43 +1,12 @@
-"""Backbones of the ResNet family against the reference arrays of torchvision (../shared/golden)."""
+"""The ResNet family. `parity_test` compares its feature maps with torchvision's."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones
-from patchcore_jax.backbones import port, resnet
-from tests import state_dicts
-
-_SIZES = {'wide_resnet50_2': ('224x224', 'synthetic', '200x264', '225x225')}
-_NETS = ('resnet18', 'resnet50', 'resnet101', 'resnext101_32x8d', 'wide_resnet50_2',
-         'wide_resnet101_2')
-
-
-class TestGolden:
-
-  @pytest.mark.parametrize('net', _NETS)
-  def test_layers_equal_torchvision(self, net, golden, golden_module):
-    arrays = np.load(golden / 'backbones.npz')
-    images = np.load(golden / 'images_backbones.npz')
-    variables = port.port(
-        state_dicts.make(net, golden_module('recipe').make), resnet.init_shapes(net))
-    apply = jax.jit(resnet.apply_fn(net, resnet.LAYERS))
-    for size in _SIZES.get(net, ('224x224', 'synthetic')):
-      image = (golden_module('inputs').synthetic(224, 224) if size == 'synthetic' else images[size])
-      maps = apply(variables, backbones.normalize(
-          jnp.asarray(image)[None], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-      for layer in resnet.LAYERS:
-        name = f'{net}/{size}/{layer}'
-        value = np.asarray(maps[layer]).transpose(0, 3, 1, 2)
-        assert value.shape == tuple(arrays[f'{name}/shape'])
-        truth = arrays[f'{name}/f64']
-        error = value.reshape(-1)[arrays[f'{name}/idx']] - truth
-        # float32 sums of up to a hundred layers; the originals' own float32 is at about 6e-6.
-        assert np.linalg.norm(error) / np.linalg.norm(truth) < 1e-5, name
-        np.testing.assert_allclose(
-            value.mean((0, 2, 3)), arrays[f'{name}/channel_mean_f64'], rtol=1e-4,
-            atol=1e-5 * arrays[f'{name}/stats_f64'][1])
+from patchcore_jax.backbones import resnet
+from tests import precision
 
 
 class TestResNet:
@@ -68,11 +37,8 @@ class TestResNet:
       alone = np.asarray(apply(variables, images[i:i + 1])['layer2'])[0]
       np.testing.assert_allclose(alone, together[i], rtol=0, atol=2e-6 * together.std())
 
-  def test_default_precision_has_no_influence(self):
-    variables = resnet.truncate(resnet.init('resnet18'), ('layer2',))
-    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
-    apply = resnet.apply_fn('resnet18', ('layer2',))
-    expected = np.asarray(jax.jit(apply)(variables, images)['layer2'])
-    with jax.default_matmul_precision('bfloat16'):
-      value = jax.jit(lambda v, x: apply(v, x))(variables, images)['layer2']
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6 * expected.std())
+  @pytest.mark.parametrize('net', ['resnet18', 'resnext50_32x4d'])
+  def test_products_ask_for_the_highest_precision(self, net):
+    precision.assert_highest(
+        resnet.apply_fn(net, ('layer2',)), resnet.truncate(resnet.init_shapes(net), ('layer2',)),
+        jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))

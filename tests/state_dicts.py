@@ -7,16 +7,8 @@ from patchcore_jax.backbones import port, resnet
 
 def shapes(architecture):
   """{PyTorch key: shape}, batch norm and classifier included."""
-  result = {}
-  for block, convs in resnet.init_shapes(architecture)['params'].items():
-    for conv, target in {'': convs}.items() if block == 'conv1' else convs.items():
-      key, norm = ('conv1', 'bn1') if block == 'conv1' else port._torch_names(block, conv)
-      height, width, inputs, outputs = target['kernel'].shape
-      result[f'{key}.weight'] = (outputs, inputs, height, width)
-      for name in ('weight', 'bias', 'running_mean', 'running_var'):
-        result[f'{norm}.{name}'] = (outputs,)
-      result[f'{norm}.num_batches_tracked'] = ()
   features = 2048 if resnet.ARCHITECTURES[architecture].bottleneck else 512
+  result = port.torch_shapes(resnet.init_shapes(architecture))
   return result | {'fc.weight': (1000, features), 'fc.bias': (1000,)}
 
 

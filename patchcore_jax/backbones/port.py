@@ -115,6 +115,20 @@ def port(
   return {'params': params}
 
 
+def torch_shapes(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """{PyTorch key: shape} of the checkpoint that `port` expects for these variables."""
+  result = {}
+  for block, convs in shapes['params'].items():
+    for conv, target in {'': convs}.items() if block == 'conv1' else convs.items():
+      key, norm = ('conv1', 'bn1') if block == 'conv1' else _torch_names(block, conv)
+      height, width, inputs, outputs = target['kernel'].shape
+      result[f'{key}.weight'] = (outputs, inputs, height, width)
+      for name in ('weight', 'bias', 'running_mean', 'running_var'):
+        result[f'{norm}.{name}'] = (outputs,)
+      result[f'{norm}.num_batches_tracked'] = ()
+  return result
+
+
 def _torch_names(block: str, conv: str) -> tuple[str, str]:
   """('layer2_0', 'conv1') -> ('layer2.0.conv1', 'layer2.0.bn1')."""
   block = block.replace('_', '.')

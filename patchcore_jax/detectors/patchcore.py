@@ -82,6 +82,45 @@ def describe(backbone: Backbone, embedding: EmbeddingSpec) -> dict[str, Any]:
   }
 
 
+def embed(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    num_images: int,
+    *,
+    embedding: EmbeddingSpec,
+    progress: Progress | None = None,
+) -> np.ndarray:
+  """Patch embeddings of all images, in host memory.
+
+  Args:
+    backbone: frozen network.
+    batches: images of one size; the batch size is a multiple of the number of local devices.
+    num_images: how many images the batches hold at most.
+    embedding: how patches are embedded.
+    progress: called with ('embed', done, num_images).
+
+  Returns:
+    [n, rows, columns, d] float32 in the order of the batches, padding dropped.
+
+  Raises:
+    ValueError: no images.
+  """
+  run = parallel.data_parallel(_embed_fn_of(backbone, embedding))
+  variables = parallel.replicate(backbone.variables)
+  embeddings, done = None, 0
+  for batch, values in _one_ahead(run, variables, batches):
+    if embeddings is None:
+      embeddings = np.empty((num_images, *values.shape[1:]), np.float32)
+    valid = values[batch.valid]
+    embeddings[done:done + len(valid)] = valid
+    done += len(valid)
+    if progress:
+      progress('embed', done, num_images)
+  if not done:
+    raise ValueError('No images to fit: none could be read.')
+  return embeddings[:done]
+
+
 def fit(
     backbone: Backbone,
     batches: Iterable[Batch],
@@ -94,12 +133,8 @@ def fit(
   """Embeds good images and selects a memory bank.
 
   Args:
-    backbone: frozen network.
-    batches: of good images, all of one size; the batch size is a multiple of the number of local
-      devices.
-    num_images: how many images the batches hold at most.
-    embedding: how patches are embedded.
-    coreset_spec: how many are kept and how they are chosen.
+    backbone, batches, num_images, embedding: as in `embed`; good images only.
+    coreset_spec: how many patches are kept and how they are chosen.
     progress: called with (stage, done, total); stages are 'embed' and 'coreset'.
 
   Returns:
@@ -108,29 +143,27 @@ def fit(
   Raises:
     ValueError: no images, or a ratio that keeps no patch.
   """
-  progress = progress or (lambda stage, done, total: None)
-  run = parallel.data_parallel(_embed_fn(backbone.apply, backbone.layers, backbone.mean,
-                                         backbone.std, embedding))
-  variables = parallel.replicate(backbone.variables)
-  embeddings, done = None, 0
-  for batch, values in _one_ahead(run, variables, batches):
-    if embeddings is None:
-      grid, dim, image_size = values.shape[1:3], values.shape[3], batch.image.shape[1:3]
-      coreset.coreset_size(num_images * grid[0] * grid[1], coreset_spec.ratio)  # fail early
-      embeddings = np.empty((num_images, *grid, dim), np.float32)
-    valid = values[batch.valid]
-    embeddings[done:done + len(valid)] = valid
-    done += len(valid)
-    progress('embed', done, num_images)
-  if not done:
-    raise ValueError('No images to fit: none could be read.')
-  points = embeddings[:done].reshape(-1, dim)
-  indices = _select(points, coreset_spec, functools.partial(progress, 'coreset'))
+  image_size = None
+
+  def checked(batches):
+    nonlocal image_size
+    for batch in batches:
+      if image_size is None:  # before the long work, not after it
+        image_size = batch.image.shape[1:3]
+        grid = jax.eval_shape(
+            _embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:3]
+        coreset.coreset_size(num_images * grid[0] * grid[1], coreset_spec.ratio)
+      yield batch
+
+  embeddings = embed(backbone, checked(batches), num_images, embedding=embedding, progress=progress)
+  points = embeddings.reshape(-1, embeddings.shape[-1])
+  indices = _select(
+      points, coreset_spec, functools.partial(progress, 'coreset') if progress else None)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
-      'num_images': done,
+      'num_images': len(embeddings),
       'num_patches': len(points),
-      'grid': list(grid),
+      'grid': list(embeddings.shape[1:3]),
       'image_size': list(image_size),
       'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
   }
@@ -163,14 +196,18 @@ def predict(
     ValueError: more neighbours than patches.
   """
   memory_bank.check(bank.description, describe(backbone, embedding))
-  fn = _predict_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std, embedding,
-                   scoring_spec, sizes or (len(bank.embeddings),))
+  fn = _predict_fn(
+      _embed_fn_of(backbone, embedding), scoring_spec, sizes or (len(bank.embeddings),))
   # Both on the devices once, not with every batch.
   parameters = parallel.replicate((backbone.variables, bank.embeddings))
   for batch, (scores, maps) in _one_ahead(parallel.data_parallel(fn), parameters, batches):
     memory_bank.check(bank.description, {'image_size': batch.image.shape[1:3]})
     valid = batch.valid
     yield Prediction(batch.index[valid], scores[valid].T, maps[valid].swapaxes(0, 1))
+
+
+def _embed_fn_of(backbone, embedding):
+  return _embed_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std, embedding)
 
 
 @functools.lru_cache(maxsize=16)
@@ -185,9 +222,8 @@ def _embed_fn(apply, layers, mean, std, embedding):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(apply, layers, mean, std, embedding, spec, sizes):
+def _predict_fn(embed, spec, sizes):
   """((variables, bank), images) -> image scores [b, s], anomaly maps [b, s, h, w]."""
-  embed = _embed_fn(apply, layers, mean, std, embedding)
 
   def score(parameters, images):
     variables, bank = parameters

@@ -1,0 +1,411 @@
+"""Compares this package, piece by piece, with what the two PyTorch originals computed.
+
+    python -m experiments.parity --reference=tests/testdata
+
+The reference is a folder of arrays made by running the paper's released code ("PI") and anomalib
+("AL"), in float32 and in float64; `tests/testdata/README.md` says how. Prints a table and exits with
+1 if anything is out of tolerance. What the folder does not hold is listed as not compared.
+"""
+
+import functools
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments import cli, reference
+from patchcore_jax import backbones, coreset, embedding, metrics, neighbors
+from patchcore_jax.backbones import checkpoints, resnet
+from patchcore_jax.data import preprocess
+from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.scoring import ScoringSpec
+
+_REFERENCE = flags.DEFINE_string(
+    'reference', 'tests/testdata', 'Folder with the reference arrays.')
+
+Arrays = dict[str, np.ndarray]
+
+
+class Row(NamedTuple):
+  """One comparison.
+
+  Attributes:
+    quantity, origin: what is compared, and whose it is.
+    absolute, relative: largest differences; what `relative` is relative to is said in `reason`.
+    tolerance: limit on the relative difference, or on the absolute one where `limits` says so.
+    reason: of the tolerance.
+    limits: 'relative' or 'absolute'.
+  """
+
+  quantity: str
+  origin: str
+  absolute: float
+  relative: float
+  tolerance: float
+  reason: str
+  limits: str = 'relative'
+
+  @property
+  def passed(self) -> bool:
+    return bool(getattr(self, self.limits) <= self.tolerance)  # False for NaN
+
+
+def main(_) -> None:
+  folder = Path(_REFERENCE.value)
+  if not folder.is_dir():
+    raise ValueError(f'No folder {folder}: expected one with reference arrays, as tests/testdata.')
+  rows = []
+  for check in CHECKS:
+    for row in check(folder):
+      rows.append(row)
+      cli.console.print(f'{"pass" if row.passed else "FAIL"}  {row.quantity}', style='dim')
+  print_rows(rows)
+  failed = [row.quantity for row in rows if not row.passed]
+  cli.console.print(f'{len(rows) - len(failed)} passed, {len(failed)} failed')
+  if absent := [name for name in _FILES if not (folder / name).exists()]:
+    cli.console.print(f'not compared, because {folder} has no {", ".join(absent)}')
+  if failed or not rows:
+    sys.exit(1)
+
+
+def print_rows(rows: list[Row]) -> None:
+  """Prints the comparisons as a Markdown table, which docs/parity.md holds as it is."""
+  cli.console.print('\n| quantity | of | abs. diff. | rel. diff. | tolerance | why | |')
+  cli.console.print('|---|---|---|---|---|---|---|')
+  for row in rows:
+    sign = '' if row.limits == 'relative' else ' abs.'
+    cli.console.print(
+        f'| {row.quantity} | {row.origin} | {row.absolute:.1e} | {row.relative:.1e} | '
+        f'{row.tolerance:.0e}{sign} | {row.reason} | {"pass" if row.passed else "FAIL"} |', markup=False)
+
+
+def preprocessing(folder: Path) -> Iterator[Row]:
+  """Resize, crop and masks of made images of five sizes; scaling of real crops."""
+  arrays = _load(folder, 'preprocessing.npz')
+  real = _load(folder, 'images_preprocessing.npz')
+  for case in _prefixes(arrays):
+    if case.startswith('synthetic'):
+      width, height = map(int, case.partition('_')[2].split('x'))
+      pixels = reference.image(width, height)
+      mask = Image.fromarray(np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8))
+      spec = preprocess.Preprocessing()
+      crop = np.asarray(preprocess.transform(Image.fromarray(pixels), spec))
+      resized = np.asarray(preprocess.transform(mask, spec))
+      for name, value in (('u8', crop), ('mask_u8', resized)):
+        # By checksum where the pixels themselves are not at hand.
+        same = zlib.crc32(np.ascontiguousarray(value)) == arrays[f'{case}/{name}_crc32']
+        difference = 0.0 if same else np.inf
+        if not same and f'{case}/{name}' in arrays:
+          difference = float(np.abs(value.astype(int) - arrays[f'{case}/{name}']).max())
+        yield Row(f'preprocessing {case} {"mask" if "mask" in name else "pixels"}', 'PI', difference,
+                  difference / 255, 0, 'the same Pillow resize, bit for bit')
+      counts = [np.sum(resized >= 255), np.sum(resized >= np.ceil(255 * 0.5))]
+      difference = float(np.abs(counts - arrays[f'{case}/mask_counts'][[0, 3]]).max())
+      yield Row(f'preprocessing {case} positive mask pixels', 'PI', difference,
+                difference / counts[0], 0, 'counts')
+    elif real:
+      crop = real[f'{case}/u8']
+    else:
+      continue
+    value = np.asarray(_normalized(crop)).transpose(2, 0, 1).reshape(-1)
+    difference = np.abs(value[arrays[f'{case}/float_idx']] - arrays[f'{case}/float_f32']).max()
+    yield Row(f'preprocessing {case} normalised', 'PI', difference,
+              difference / arrays[f'{case}/float_stats'][1], 1e-6, 'two float32 roundings')
+
+
+def networks(folder: Path) -> Iterator[Row]:
+  """Every layer of the family."""
+  arrays = _load(folder, 'backbones.npz')
+  real = _load(folder, 'images_backbones.npz')
+  names = sorted(
+      {tuple(k.split('/')[:2]) for k in arrays if k.partition('/')[0] in resnet.ARCHITECTURES})
+  for architecture, size in names:
+    if size == 'synthetic':
+      pixels = reference.image(224, 224)
+    elif size in real:
+      pixels = real[size]
+    else:
+      continue
+    maps = _network(architecture)(_normalized(pixels)[None])
+    for layer in resnet.LAYERS:
+      name = f'{architecture}/{size}/{layer}'
+      value = np.asarray(maps[layer]).transpose(0, 3, 1, 2)
+      yield _sampled_row(f'backbone {name}', 'torchvision', value, arrays, name, 1e-5,
+                         'float32 sums, L2 of difference / L2 of map', norm=True)
+
+
+def embeddings(folder: Path) -> Iterator[Row]:
+  """The paper's embedding for each patch size, layer set and target size."""
+  arrays = _load(folder, 'embedding.npz')
+  for case in _prefixes(arrays):
+    if f'{case}/layers' not in arrays:
+      continue
+    patch_size, pretrain_dim, target_dim = map(int, arrays[f'{case}/patchsize_pretrain_target'])
+    maps = [
+        reference.rng_for(f'embedding/{case}/{layer}').standard_normal(
+            tuple(shape), dtype=np.float32).transpose(0, 2, 3, 1)
+        for layer, shape in zip(arrays[f'{case}/layers'], arrays[f'{case}/feature_shapes'])]
+    spec = EmbeddingSpec('adaptive', patch_size, pretrain_dim, target_dim)
+    value = np.asarray(_embed_maps([jnp.asarray(m) for m in maps], spec)).reshape(-1, target_dim)
+    yield _sampled_row(f'embedding {case}', 'PI', value, arrays, case, 3e-6,
+                       "of the std: the original's own float32 error")
+
+
+def selections(folder: Path) -> Iterator[Row]:
+  """Greedy selections replayed on clouds, with the originals' projections and starting points."""
+  arrays = _load(folder, 'coreset.npz')
+  for cloud in _prefixes(arrays):
+    for method, origin in (('pi_approx', 'PI'), ('anomalib', 'AL')):
+      name = f'{cloud}/{method}'
+      if f'{name}/indices' not in arrays:
+        continue
+      points = reference.cloud(cloud)
+      if f'{name}/projection' in arrays:
+        points = coreset.project(points, arrays[f'{name}/projection'].T)
+      expected = arrays[f'{name}/indices']
+      # When all points are covered the originals repeat an index; ours stay distinct.
+      repeats = np.setdiff1d(np.arange(len(expected)), np.unique(expected, return_index=True)[1])
+      distinct = int(repeats[0]) if repeats.size else len(expected)
+      picks = _replay(points, expected, arrays.get(f'{name}/start_points'))
+      different = int((picks[:distinct] != expected[:distinct]).sum())
+      different += len(picks) - len(set(picks.tolist()))
+      until = f' until covered ({distinct} of {len(expected)})' if repeats.size else ''
+      yield Row(f'coreset {name}, picks that differ{until}', origin, different,
+                different / len(expected), 0, 'same indices, same order')
+
+
+def end_to_end_paper(folder: Path) -> Iterator[Row]:
+  """From pixels to scores and maps as the paper's code: 6 training and 4 test images."""
+  for category, train, test in _categories(folder):
+    arrays = _load(folder, f'scoring_{category}_pi.npz')
+    spec = EmbeddingSpec('adaptive')
+    label = f'{category} end to end'
+    fitted, queries = (_embed(images, spec) for images in (train, test))
+    for name, value in (('train_embedding', fitted), ('test_embedding', queries)):
+      yield _sampled_row(f'{label} {name}', 'PI', value, arrays, name, 2e-5,
+                         "of the std: the backbone's float32 error")
+    yield _selection_row(f'{label} coreset', 'PI', fitted, arrays['projection'],
+                         arrays['coreset_indices'], arrays['start_points'])
+    bank = _bank(fitted, arrays['coreset_indices'], spec)
+    for k in (1, 5):
+      scoring = ScoringSpec(num_neighbors=k)
+      distances_sq, _ = _nearest(queries, bank.embeddings, k)
+      value = np.asarray(distances_sq).mean(-1)
+      yield _closer_row(f'{label} patch scores, {k} neighbours', 'PI', value, arrays,
+                        f'nn{k}/patch_scores')
+      yield from _score_rows(label, 'PI', test, bank, spec, scoring, arrays, f'nn{k}', 'segmentation')
+
+
+def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
+  """The same as anomalib: given the paper's coreset, and its own where its pixels are at hand."""
+  for category, train, test in _categories(folder):
+    arrays = _load(folder, f'scoring_{category}_anomalib.npz')
+    spec = EmbeddingSpec('mean')
+    runs = {'given': train}
+    if category == 'synthetic':  # its resize leaves 256 px as they are; elsewhere it sees other pixels
+      order = [list(arrays['train_paths']).index(p) for p in arrays['own/order_of_train_paths']]
+      runs['own'] = train[order]
+    for run, images in runs.items():
+      label = f'{category} end to end, {run} coreset'
+      fitted, queries = _embed(images, spec), _embed(test, spec)
+      if run == 'own':
+        yield _selection_row(f'{label}, selection', 'AL', fitted, arrays['own/projection'],
+                             arrays['own/coreset_indices'], None)
+      bank = _bank(fitted, arrays[f'{run}/coreset_indices'], spec)
+      distances_sq, _ = _nearest(queries, bank.embeddings, 1)
+      yield _closer_row(f'{label}, patch scores', 'AL', np.sqrt(np.asarray(distances_sq)[:, 0]),
+                        arrays, f'{run}/nn9/patch_scores')
+      for support in (9, 3, 1) if run == 'given' else (9,):
+        # With one neighbour there is nothing to weigh with: the plain maximum.
+        scoring = ScoringSpec(
+            distance='root', image_score='reweighted' if support > 1 else 'max',
+            support_neighbors=max(support, 2), upsampling='nearest', blur_edges='reflect')
+        yield from _score_rows(
+            f'{label}, {support} neighbours', 'AL', test, bank, spec, scoring, arrays,
+            f'{run}/nn{support}', 'maps')
+
+
+def measures(folder: Path) -> Iterator[Row]:
+  """AUROC, AP, F1 and AUPRO on made maps."""
+  arrays = _load(folder, 'metrics.npz')
+  for case in _prefixes(arrays):
+    if f'{case}/maps' not in arrays:
+      continue
+    get = {k.partition('/')[2]: v for k, v in arrays.items() if k.startswith(f'{case}/')}
+    labels, scores, masks, maps = (get[k] for k in ('labels', 'scores', 'masks', 'maps'))
+    best, best_pixel = metrics.f1_optimal(labels, scores), metrics.f1_optimal(masks, maps)
+    values = {
+        'image_auroc': metrics.auroc(labels, scores), 'pixel_auroc': metrics.auroc(masks, maps),
+        'image_ap': metrics.average_precision(labels, scores),
+        'pixel_ap': metrics.average_precision(masks, maps),
+        'image_f1': best.f1, 'image_f1_threshold': best.threshold,
+        'pixel_f1': best_pixel.f1, 'pixel_f1_threshold': best_pixel.threshold}
+    for name, value in values.items():
+      yield _number_row(f'metric {case} {name}', 'scikit-learn', value, get[name], 1e-9,
+                        'the same sums in float64')
+    for limit in ('0.01', '0.05', '0.3', '1.0'):
+      for connectivity in (8, 4):
+        value = metrics.aupro(maps, masks, max_fpr=float(limit), connectivity=connectivity)
+        yield _number_row(
+            f'metric {case} AUPRO {limit}, {connectivity}-connected', 'definition', value,
+            get[f'aupro{connectivity}_{limit}'], 1e-9, 'interpolated at the limit, float64')
+        if connectivity == 8:
+          yield _number_row(f'metric {case} AUPRO {limit}', 'AL', value,
+                            get[f'anomalib_aupro_{limit}'], 1e-4, 'theirs is float32')
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (
+    preprocessing, networks, embeddings, selections, end_to_end_paper, end_to_end_anomalib, measures)
+_FILES = (
+    'preprocessing.npz', 'images_preprocessing.npz', 'backbones.npz', 'images_backbones.npz',
+    'embedding.npz', 'coreset.npz', 'metrics.npz', 'scoring_synthetic_pi.npz',
+    'scoring_synthetic_anomalib.npz', 'scoring_transistor_pi.npz', 'scoring_transistor_anomalib.npz',
+    'images_scoring_transistor.npz')
+
+
+def _load(folder: Path, name: str) -> Arrays:
+  path = folder / name
+  if not path.exists():
+    return {}
+  with np.load(path) as arrays:
+    return dict(arrays)
+
+
+def _prefixes(arrays: Arrays) -> list[str]:
+  return sorted({k.partition('/')[0] for k in arrays if '/' in k})
+
+
+def _categories(folder):
+  """(name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
+  if arrays := _load(folder, 'scoring_synthetic_pi.npz'):
+    crop = preprocess.Preprocessing()
+
+    def made(paths):
+      return np.stack([
+          np.asarray(preprocess.transform(Image.fromarray(reference.part(str(p))[0]), crop))
+          for p in paths])
+
+    yield 'synthetic', made(arrays['train_paths']), made(arrays['test_paths'])
+  if (folder / 'scoring_transistor_pi.npz').exists() and (
+      images := _load(folder, 'images_scoring_transistor.npz')):
+    yield 'transistor', images['train_u8'], images['test_u8']
+
+
+def _normalized(pixels):
+  return backbones.normalize(jnp.asarray(pixels), checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD)
+
+
+@functools.lru_cache(maxsize=1)
+def _network(architecture):
+  variables = reference.variables(architecture)
+  return jax.jit(functools.partial(resnet.apply_fn(architecture, resnet.LAYERS), variables))
+
+
+_embed_maps = jax.jit(embedding.patch_embeddings, static_argnums=1)
+_nearest = jax.jit(
+    lambda queries, bank, k: neighbors.nearest_neighbors(queries, bank, k=k), static_argnums=2)
+
+
+@functools.cache
+def _wide_resnet():
+  layers = resnet.DEFAULT_LAYERS
+  variables = resnet.truncate(reference.variables('wide_resnet50_2'), layers)
+  return backbones.Backbone(
+      resnet.apply_fn('wide_resnet50_2', layers), variables, layers, checkpoints.IMAGENET_MEAN,
+      checkpoints.IMAGENET_STD, 'reference')
+
+
+def _batch(images):
+  return Batch(images, None, np.arange(len(images), dtype=np.int32))
+
+
+def _embed(images, spec):
+  """Embeddings [patches, d] of images [n, h, w, 3] uint8."""
+  value = patchcore.embed(_wide_resnet(), [_batch(images)], len(images), embedding=spec)
+  return value.reshape(-1, value.shape[-1])
+
+
+def _bank(embeddings, indices, spec):
+  description = patchcore.describe(_wide_resnet(), spec) | {'image_size': [224, 224]}
+  return MemoryBank(embeddings[indices], indices.astype(np.int32), description)
+
+
+def _replay(points, expected, start):
+  """Our selection from the original's starting points; without any, from its first pick."""
+  return np.asarray(coreset.greedy_k_center(
+      points, len(expected), start=expected[:1] if start is None else start,
+      select_start=start is None))
+
+
+def _selection_row(quantity, origin, embeddings, projection, expected, start):
+  """Picks that differ from the original's, and the largest loss of a pick against the best, in float64."""
+  picks = _replay(coreset.project(embeddings, projection.T), expected, start)
+  points = embeddings.astype(np.float64) @ projection.T.astype(np.float64)
+
+  def to(index):
+    return np.linalg.norm(points - points[index], axis=1)
+
+  nearest = to(picks[0]) if start is None else np.mean([to(s) for s in start], axis=0)
+  loss = 0.0
+  for pick in picks[1:] if start is None else picks:
+    loss = max(loss, 1 - nearest[pick] / nearest.max())
+    nearest = np.minimum(nearest, to(pick))
+  return Row(f'{quantity}, picks that differ; loss of a pick against the best', origin,
+             int((picks != expected).sum()), loss, 1e-4, 'float32 near-ties; 0 where all gaps are larger')
+
+
+def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=False):
+  """Compares at the stored positions with the float64 run; relative to the std, or in L2 with `norm`."""
+  if value.shape != tuple(arrays[f'{name}/shape']):
+    return Row(f'{quantity}: shape {value.shape}', origin, np.inf, np.inf, tolerance, reason)
+  truth = arrays[f'{name}/f64']
+  difference = value.reshape(-1)[arrays[f'{name}/idx']] - truth
+  absolute = float(np.abs(difference).max())
+  relative = (np.linalg.norm(difference) / np.linalg.norm(truth) if norm
+              else absolute / arrays[f'{name}/stats_f64'][1])
+  return Row(quantity, origin, absolute, float(relative), tolerance, reason)
+
+
+def _closer_row(quantity, origin, value, arrays, name):
+  """Distance to the float64 run, measured in that of the original's own float32."""
+  truth = arrays[f'{name}_f64'].ravel()
+  theirs = np.abs(arrays[f'{name}_f32'].ravel() - truth).max()
+  ours = np.abs(value.ravel() - truth).max()
+  return Row(quantity, origin, float(ours), float(ours / theirs), 1.0,
+             f"of the original's own float32 error, {theirs:.1e}")
+
+
+def _score_rows(label, origin, images, bank, spec, scoring, arrays, name, maps_name):
+  """Image scores and maps of `patchcore.predict`."""
+  (value,) = patchcore.predict(
+      _wide_resnet(), bank, [_batch(images)], embedding=spec, scoring_spec=scoring)
+  truth = arrays[f'{name}/image_scores_f64']
+  difference = np.abs(value.image_scores[0] - truth)
+  yield Row(f'{label}, image scores {name}', origin, float(difference.max()),
+            float((difference / truth).max()), 1e-4, 'of the score, float32')
+  if f'{name}/{maps_name}/idx' in arrays:
+    truth = arrays[f'{name}/{maps_name}/f64']
+    sampled = value.anomaly_maps[0].reshape(-1)[arrays[f'{name}/{maps_name}/idx']]
+    difference = float(np.abs(sampled - truth).max())
+    yield Row(f'{label}, maps {name}', origin, difference, difference / float(np.ptp(truth)), 1e-3,
+              "of the map's range")
+
+
+def _number_row(quantity, origin, value, truth, tolerance, reason):
+  difference = abs(value - float(truth))
+  return Row(quantity, origin, difference, difference / max(abs(float(truth)), 1e-12), tolerance,
+             reason, 'absolute')
+
+
+if __name__ == '__main__':
+  cli.run(main)

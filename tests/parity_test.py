@@ -1,0 +1,58 @@
+"""The comparisons of `experiments.parity`: on the arrays in this repository, and on the full set."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import parity
+from tests import conftest
+
+_TESTDATA = conftest.ROOT / 'tests' / 'testdata'
+
+
+def _assert_passed(rows, *, some=True):
+  assert rows or not some
+  failed = [row for row in rows if not row.passed]
+  assert not failed, '\n'.join(map(str, failed))
+
+
+@pytest.mark.parametrize('check', parity.CHECKS, ids=lambda c: c.__name__)
+def test_arrays_in_the_repository(check):
+  _assert_passed(list(check(_TESTDATA)))
+
+
+@pytest.mark.parametrize('check', parity.CHECKS, ids=lambda c: c.__name__)
+def test_full_set(check, golden):
+  _assert_passed(list(check(golden)))
+
+
+def test_the_arrays_stay_small():
+  assert sum(p.stat().st_size for p in _TESTDATA.iterdir()) < 3e6
+
+
+@pytest.mark.parametrize('shift, code', [(0, 0), (1e-4, 1)])
+def test_exit_code_says_it_all(shift, code, tmp_path):
+  with np.load(_TESTDATA / 'embedding.npz') as arrays:
+    kept = {k: v for k, v in arrays.items() if k.startswith('p1/')}
+  kept['p1/f64'] = kept['p1/f64'] + shift
+  np.savez(tmp_path / 'embedding.npz', **kept)
+  result = subprocess.run(
+      [sys.executable, '-m', 'experiments.parity', f'--reference={tmp_path}'], cwd=conftest.ROOT,
+      capture_output=True, text=True)
+  assert result.returncode == code, result.stderr
+  assert f'{1 - code} passed, {code} failed' in result.stdout
+  assert 'not compared, because' in result.stdout and 'backbones.npz' in result.stdout
+
+
+def test_no_folder_is_an_error(tmp_path):
+  result = subprocess.run(
+      [sys.executable, '-m', 'experiments.parity', f'--reference={tmp_path}/none'],
+      cwd=conftest.ROOT, capture_output=True, text=True)
+  assert result.returncode == 1 and result.stderr.startswith('error: No folder')
+
+
+def test_nan_never_passes():
+  row = parity.Row('q', 'o', float('nan'), float('nan'), 1.0, 'r')
+  assert not row.passed
