@@ -167,10 +167,11 @@ def _check_same_config(config, workdir) -> None:
     if (workdir / 'results.csv').exists():
       raise ValueError(f'{workdir} holds a results.csv but no config.json: use another --workdir.')
     return
-  before, now = json.loads(path.read_text()), wiring.to_json(config)
+  before = memory_bank.flat(json.loads(path.read_text()))
+  now = memory_bank.flat(wiring.to_json(config))
   differences = [
-      f'{name} was {_at(before, name)!r}, now {_at(now, name)!r}'
-      for name in sorted({*_paths(before), *_paths(now)}) if _at(before, name) != _at(now, name)]
+      f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+      for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
   if differences:
     raise ValueError(
         f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another --workdir, '
@@ -182,17 +183,6 @@ def _claim(config, workdir) -> None:
   temporary = workdir / 'config.json.tmp'
   temporary.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
   os.replace(temporary, workdir / 'config.json')
-
-
-def _paths(tree, prefix=''):
-  for key, value in tree.items():
-    yield from _paths(value, f'{prefix}{key}.') if isinstance(value, dict) else [prefix + key]
-
-
-def _at(tree, path):
-  for key in path.split('.'):
-    tree = tree.get(key) if isinstance(tree, dict) else None
-  return tree
 
 
 if __name__ == '__main__':

@@ -135,28 +135,24 @@ def check(description: Mapping[str, Any], expected: Mapping[str, Any], name: Any
   patchcore_jax.memory_bank.BankError: ... image_size: the bank has [8, 8], asked for is [8, 9]. ...
   """
   # Through JSON, so that tuples and lists compare equal.
-  expected = json.loads(json.dumps(expected))
+  have, expected = flat(description), flat(json.loads(json.dumps(expected)))
   differences = [
-      f'{field}: the bank has {_find(description, field)!r}, asked for is {value!r}'
-      for field, value in _flatten(expected) if _find(description, field) != value]
+      f'{field}: the bank has {have.get(field)!r}, asked for is {value!r}'
+      for field, value in expected.items() if have.get(field) != value]
   if differences:
     raise BankError(
         f'The memory bank{f" {name}" if name else ""} was made in another way. '
         f'{"; ".join(differences)}. Use the same settings, or fit a new bank.')
 
 
-def _flatten(tree, prefix=''):
-  for key, value in tree.items():
-    if isinstance(value, dict):
-      yield from _flatten(value, f'{prefix}{key}.')
-    else:
-      yield prefix + key, value
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """A nested dict as one level, keys joined by dots; for comparing two of them.
 
-
-def _find(tree, dotted):
-  for key in dotted.split('.'):
-    tree = tree.get(key) if isinstance(tree, dict) else None
-  return tree
+  >>> flat({'a': {'b': [1, 2]}, 'c': None})
+  {'a.b': [1, 2], 'c': None}
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: not isinstance(x, dict))
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves}
 
 
 def _checkpointer():

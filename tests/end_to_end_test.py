@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import wrn50
+from configs import default, wrn50
+from configs.parity import anomalib, paper
 from experiments import mvtec
+from patchcore_jax import memory_bank
 from tests import conftest
 
 _TIMINGS = ('fit_seconds', 'ms_per_image')
@@ -140,6 +142,29 @@ class TestResults:
       rows = mvtec.run(_config(data, **{field: value}), tmp_path / str(i))
       changed = [{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows]
       assert changed != [{k: v for k, v in r.items() if k not in _TIMINGS} for r in base], field
+
+
+class TestPresets:
+  """configs/parity: the two reference behaviours, set by fields alone."""
+
+  def test_they_differ_in_every_point(self):
+    ours, theirs = (memory_bank.flat(c.get_config().to_dict()) for c in (paper, anomalib))
+    assert ours.keys() == theirs.keys()
+    assert {k for k in ours if ours[k] != theirs[k]} == {
+        'preprocess.resize', 'preprocess.mask_resize', 'backbone.name', 'embedding.kind',
+        'coreset.projection', 'coreset.projection_dim', 'coreset.start', 'scoring.distance',
+        'scoring.image_score', 'scoring.upsampling', 'scoring.blur_edges'}
+    defaults = memory_bank.flat(default.get_config().to_dict())  # are the paper's code's
+    assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios'}
+
+  @pytest.mark.parametrize('preset', [paper, anomalib])
+  def test_they_run(self, preset, data, tmp_path):
+    config = preset.get_config()
+    config.update_from_flattened_dict({
+        'data.root': str(data), 'data.categories': ('bolt',), 'data.num_workers': 0,
+        'data.batch_size': 4, 'backbone.name': 'resnet18', 'backbone.weights': 'random'})
+    (row,) = mvtec.run(config, tmp_path / 'run')
+    assert row['image_auroc'] > 0.9
 
 
 class TestResume:
