@@ -4,10 +4,12 @@ This is the only file that knows Orbax. A saved bank is a folder with the arrays
 how they were made.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from patchcore_jax import coreset
 
@@ -72,15 +75,47 @@ def save(path: str | os.PathLike, bank: MemoryBank) -> None:
   if path.exists():
     raise ValueError(f'{path} exists: a bank is not overwritten. Remove it or choose another path.')
   path.parent.mkdir(parents=True, exist_ok=True)
-  # What a killed run left; Orbax writes to a temporary name and renames at the end.
-  for leftover in path.parent.glob(path.name + '.orbax-checkpoint-tmp*'):
-    shutil.rmtree(leftover)
+  _remove_unfinished(path)  # what a killed run left
   arrays = {'embeddings': np.asarray(bank.embeddings), 'indices': np.asarray(bank.indices)}
   shapes = {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()}
-  with _checkpointer() as checkpointer:
-    checkpointer.save(path, args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays),
-        description=ocp.args.JsonSave({'arrays': shapes, 'description': bank.description})))
+  # Asked beforehand, because a write that fails half-way leaves Orbax's threads in disorder.
+  needed, free = sum(v.nbytes for v in arrays.values()), shutil.disk_usage(path.parent).free
+  if free < needed + 2**20:
+    raise OSError(
+        f'Cannot write the memory bank {path}: it takes {needed / 2**20:.1f} MiB, and '
+        f'{free / 2**20:.1f} MiB of the disk are free. Make room, or choose another folder.')
+  try:
+    with _quiet(), _checkpointer() as checkpointer:
+      checkpointer.save(path, args=ocp.args.Composite(
+          arrays=ocp.args.StandardSave(arrays),
+          description=ocp.args.JsonSave({'arrays': shapes, 'description': bank.description})))
+  except Exception as e:  # TensorStore reports a failed write as a ValueError, among other things
+    _remove_unfinished(path)
+    raise OSError(
+        f'Cannot write the memory bank {path}: {str(e).splitlines()[0]}. Make room, or choose another '
+        'folder.') from e
+
+
+def _remove_unfinished(path: Path) -> None:
+  """Orbax writes to a temporary name beside `path` and renames at the end."""
+  for _ in range(10):
+    leftovers = list(path.parent.glob(path.name + '.orbax-checkpoint-tmp*'))
+    for leftover in leftovers:
+      shutil.rmtree(leftover, ignore_errors=True)
+    if not leftovers:
+      return
+    time.sleep(0.1)  # after a failure, a thread of Orbax's may still be writing
+
+
+@contextlib.contextmanager
+def _quiet():
+  """Orbax logs the traces of errors that are raised, and so told, anyway."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
 def restore(
@@ -101,7 +136,7 @@ def restore(
   if not path.is_dir():
     raise BankError(f'No memory bank at {path}.')
   try:
-    with _checkpointer() as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
       meta = checkpointer.restore(
           path, args=ocp.args.Composite(description=ocp.args.JsonRestore()))['description']
       shapes, description = meta['arrays'], meta['description']

@@ -313,12 +313,23 @@ class TestBadInput:
     assert result.returncode == 1 and 'wide_resnet50_2-95faca4d.pth' in result.stderr
     assert not (tmp_path / 'run').exists()
 
-  def test_a_full_disk(self, pristine, tmp_path):
-    # Files may not grow past 20 kB: the bank cannot be written, as on a disk that is full.
+  def test_a_full_disk(self, pristine, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    config = _config(pristine, data__categories=('bolt',))
+    with pytest.raises(OSError, match=r'bolt: it takes 0.2 MiB, and 1.0 MiB of the disk are free'):
+      mvtec.run(config, tmp_path / 'run')
+    assert not list((tmp_path / 'run/banks').iterdir())
+    monkeypatch.undo()
+    mvtec.run(config, tmp_path / 'run')
+
+  def test_a_write_that_fails_half_way(self, pristine, tmp_path):
+    # Files may not grow past 20 kB, so that the bank cannot be written to its end.
     limited = ['bash', '-c', 'ulimit -f 20; exec "$@"', 'bash']
     result = _run([*limited, *_command(pristine, tmp_path / 'run', data__categories=('bolt',))])
-    assert result.returncode == 1, result.stderr
-    assert result.stderr.splitlines()[-1].startswith('error: ')
+    assert result.returncode == 1 and 'error: Cannot write the memory bank' in result.stderr
     assert not (tmp_path / 'run/results.csv').exists()
     assert not (tmp_path / 'run/banks/bolt').exists()
-    assert _run(_command(pristine, tmp_path / 'run', data__categories=('bolt',))).returncode == 0
+    again = _run(_command(pristine, tmp_path / 'run', data__categories=('bolt',)))
+    assert again.returncode == 0
+    assert [p.name for p in (tmp_path / 'run/banks').iterdir()] == ['bolt']
