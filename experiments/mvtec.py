@@ -163,10 +163,10 @@ def _published(config):
 
 def _check_same_config(config, workdir) -> None:
   path = workdir / 'config.json'
+  if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
+    return  # nothing yet that could be mixed
   if not path.exists():
-    if (workdir / 'results.csv').exists():
-      raise ValueError(f'{workdir} holds a results.csv but no config.json: use another --workdir.')
-    return
+    raise ValueError(f'{workdir} holds results but no config.json: use another --workdir.')
   before = memory_bank.flat(json.loads(path.read_text()))
   now = memory_bank.flat(wiring.to_json(config))
   differences = [

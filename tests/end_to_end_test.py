@@ -281,6 +281,8 @@ class TestBadInput:
     # 6 images of 14 x 14 patches
     with pytest.raises(ValueError, match='keeps none of 1176 patches'):
       mvtec.run(_config(pristine, coreset__ratios=(0.0001,)), tmp_path / 'run')
+    # Nothing was made with that setting, so the workdir takes the corrected one.
+    mvtec.run(_config(pristine, data__categories=('bolt',)), tmp_path / 'run')
 
   def test_more_neighbours_than_patches_in_the_smallest_bank(self, pristine, tmp_path):
     with pytest.raises(ValueError, match='99 neighbours are asked for in banks of'):

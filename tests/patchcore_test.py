@@ -99,7 +99,7 @@ class TestFit:
     assert ('embed', 10, 10) in calls and calls[-1] == ('coreset', 96, 96)
 
   def test_errors(self):
-    with pytest.raises(ValueError, match='No images to fit'):
+    with pytest.raises(ValueError, match='No images: none were given'):
       patchcore.fit(_backbone(), iter(()), 0, embedding=EMBEDDING, coreset_spec=SPEC)
     with pytest.raises(ValueError, match='keeps none of 480 patches'):
       patchcore.fit(_backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING,
@@ -186,6 +186,18 @@ def test_products_ask_for_the_highest_precision():
     fn = patchcore._predict_fn(patchcore._embed_fn_of(backbone, EmbeddingSpec()), spec, (96, 10))
     precision.assert_highest(
         fn, (backbone.variables, np.zeros((96, 1024), np.float32)), np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_default_precision_has_no_influence():
+  # Vacuous on a CPU, where every product is float32; on a GPU or TPU it is the thing itself.
+  bank = _fit()
+  value = _predict(bank)
+  with jax.default_matmul_precision('bfloat16'):
+    low = _fit()
+    low_value = _predict(bank)
+  np.testing.assert_array_equal(low.indices, bank.indices)
+  np.testing.assert_allclose(low_value.image_scores, value.image_scores, rtol=1e-6)
+  np.testing.assert_allclose(low_value.anomaly_maps, value.anomaly_maps, rtol=1e-6)
 
 
 _ON_MANY = textwrap.dedent('''

@@ -117,7 +117,7 @@ def embed(
     if progress:
       progress('embed', done, num_images)
   if not done:
-    raise ValueError('No images to fit: none could be read.')
+    raise ValueError('No images: none were given, or none could be read.')
   return embeddings[:done]
 
 
