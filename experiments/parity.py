@@ -243,9 +243,11 @@ def measures(folder: Path) -> Iterator[Row]:
       continue
     get = {k.partition('/')[2]: v for k, v in arrays.items() if k.startswith(f'{case}/')}
     labels, scores, masks, maps = (get[k] for k in ('labels', 'scores', 'masks', 'maps'))
+    anomalous = masks.any(axis=(1, 2))
     best, best_pixel = metrics.f1_optimal(labels, scores), metrics.f1_optimal(masks, maps)
     values = {
         'image_auroc': metrics.auroc(labels, scores), 'pixel_auroc': metrics.auroc(masks, maps),
+        'anomaly_pixel_auroc': metrics.auroc(masks[anomalous], maps[anomalous]),
         'image_ap': metrics.average_precision(labels, scores),
         'pixel_ap': metrics.average_precision(masks, maps),
         'image_f1': best.f1, 'image_f1_threshold': best.threshold,

@@ -18,7 +18,8 @@ _KEEP = {
     'embedding.npz': r'[^/]+/(patchsize_pretrain_target|layers|feature_shapes|shape|idx|f64|stats_f64)',
     'coreset.npz': r'[^/]+/(pi_approx|anomalib)/(indices|projection|start_points)',
     'metrics.npz': (
-        r'(plain|ties)/(maps|masks|labels|scores|(image|pixel)_.*|aupro[48]_\d.*|anomalib_aupro_.*)'),
+        r'(plain|ties)/(maps|masks|labels|scores|(image|pixel|anomaly_pixel)_.*'
+        r'|(aupro[48]|anomalib_aupro)_\d.*)'),
     'scoring_synthetic_pi.npz': (
         r'train_paths|test_paths|coreset_indices|projection|start_points'
         r'|(train|test)_embedding/(shape|idx|f64|stats_f64)'
