@@ -79,3 +79,6 @@ class TestPrintTable:
   def test_published_beside_ours(self):
     text = self._print([_row('screw', 0.1)], published={('image_auroc', 0.1): {'screw': 0.97}})
     assert 'paper' in text and '97.0' in text
+    # Nothing was published about parts of one's own.
+    own = self._print([_row('own', 0.1)], published={('image_auroc', 0.1): {'screw': 0.97}})
+    assert 'paper' not in own

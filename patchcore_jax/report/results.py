@@ -106,7 +106,8 @@ def print_table(
     published: {(metric, ratio): {category: value in [0, 1]}}, shown beside ours as 'paper'.
     console: where to; the terminal by default.
   """
-  published = published or {}
+  names = {row['category'] for row in rows}
+  published = {k: v for k, v in (published or {}).items() if names & v.keys()}
   if console is None:
     console = Console()
     if not console.is_terminal:  # a file has no width to fit into
