@@ -1,0 +1,54 @@
+"""What the documents say can be done."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import default
+from patchcore_jax import memory_bank
+from tests import conftest
+
+_DOCUMENTS = sorted(
+    [conftest.ROOT / 'README.md', conftest.ROOT / 'CONTRIBUTING.md',
+     *(conftest.ROOT / 'docs').glob('*.md'), *(conftest.ROOT / 'configs').rglob('*.py')])
+
+
+@pytest.mark.parametrize('path', _DOCUMENTS, ids=lambda p: p.name)
+def test_named_files_fields_and_links_exist(path):
+  text = path.read_text()
+  for config in re.findall(r'--config=(\S+?\.py)', text):
+    assert (conftest.ROOT / config).is_file(), config
+  fields = memory_bank.flat(default.get_config().to_dict())
+  for field in re.findall(r'--config\.([\w.]+)=', text):
+    assert field in fields, field
+  for module in re.findall(r'-m (experiments\.\w+)', text):
+    assert (conftest.ROOT / module.replace('.', '/')).with_suffix('.py').is_file(), module
+  if path.suffix == '.md':
+    for link in re.findall(r'\]\((?!https?:)([^)#]+)\)', text):
+      assert (path.parent / link).exists(), link
+
+
+def test_first_two_commands_are_whole():
+  block = re.search(r'```bash\n(.*?)```', (conftest.ROOT / 'README.md').read_text(), re.S)[1]
+  run, test = [line for line in block.splitlines() if line and not line.startswith('#')]
+  for command in (run, test):
+    assert command.startswith('python3 -m venv .venv && .venv/bin/pip install -e ')
+  assert test.endswith("'.[test]' && .venv/bin/python -m pytest")
+  ci = (conftest.ROOT / '.ci' / 'run').read_text()
+  assert "-e '.[test]'" in ci and '-m pytest\n' in ci
+
+
+@pytest.mark.slow
+def test_the_first_command_ends_within_four_minutes(tmp_path):
+  text = (conftest.ROOT / 'README.md').read_text()
+  arguments = re.search(r'\.venv/bin/python (-m experiments\.mvtec .*)', text)[1].split()
+  arguments[-1] = f'--workdir={tmp_path / "run"}'
+  arguments.append(f'--config.data.root={tmp_path / "drawn"}')
+  start = time.monotonic()
+  result = subprocess.run(
+      [sys.executable, *arguments], cwd=conftest.ROOT, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert 'mean' in result.stdout and time.monotonic() - start < 240
