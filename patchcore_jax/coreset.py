@@ -4,7 +4,6 @@ Greedy selection is incremental: the first m of its picks are what a run for m p
 at the largest ratio therefore serves every smaller one.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -13,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from patchcore_jax import k_center
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
-# Points side by side in memory in the greedy loop, which then adds up vectors instead of rows: 1.6
-# times as fast on CPUs.
-_LANES = 256
+# Values compared in a selection that the dense loop finishes before the lazy one is compiled.
+_DENSE_BELOW = 1e10
 
 
 def coreset_size(num_points: int, ratio: float) -> int:
@@ -116,8 +117,12 @@ def greedy_k_center(
     *,
     start,
     select_start: bool = False,
+    mesh: Mesh | None = None,
+    stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> jax.Array:
+    checkpoint: Callable[[k_center.State], None] | None = None,
+    resume: k_center.State | None = None,
+) -> np.ndarray:
   """Selects points one by one, each the farthest from all selected before it.
 
   As in the paper's released code, a point's distance starts as its mean distance to the points in
@@ -125,95 +130,133 @@ def greedy_k_center(
   index. A point is never selected twice: when all are covered (each has a selected one at its place),
   the rest follow in order of index, and a warning says how many.
 
-  This is the dense loop: every step reads all points once. It is the definition that a faster
-  selection has to equal.
+  The selection is that of `dense_greedy_k_center`, index by index, and does not depend on the mesh or
+  on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32.
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or memory map.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.
     select_start: the (single) starting point is the first selected, as in anomalib.
-    progress: called with (selected so far, num_selected) about a hundred times.
+    mesh: of one axis called `k_center.AXIS`, over which the points are split; it may span processes,
+      which then all call this with the same arguments. None for the first local device.
+    stream: leave the points on the host; one device then holds 12 bytes for each, and the selected.
+    progress: called with (selected so far, num_selected) after every round, some tens to hundreds
+      of times.
+    checkpoint: called with the state after every round; copy it (or have Orbax save it) before
+      returning, the arrays are used again.
+    resume: such a state, of the same points and arguments, to go on from.
 
   Returns:
     [num_selected] int32 indices, in order of selection.
 
   Raises:
-    ValueError: sizes or indices out of range, or points that are not finite.
+    ValueError: sizes or indices out of range, points that are not finite, or a state of another
+      selection.
 
   >>> greedy_k_center(jnp.array([[0.], [1.], [5.], [9.]]), 3, start=[0]).tolist()
   [3, 2, 1]
   """
+  start = _checked(points, num_selected, start, select_start)
+  n, dim = points.shape
+  if resume is not None and (
+      resume.indices.shape != (num_selected,) or len(resume.distances_sq) < n):
+    raise ValueError(
+        f'resume: the state is of {len(resume.distances_sq)} points and {len(resume.indices)} '
+        f'selected, expected {n} and {num_selected}.')
+  plain = mesh is None and not stream and checkpoint is None and resume is None
+  if plain and n * num_selected * dim < _DENSE_BELOW:
+    indices = dense_greedy_k_center(points, num_selected, start=start, select_start=select_start)
+    if progress:
+      progress(num_selected, num_selected)
+    return indices
+  if mesh is None:
+    mesh = Mesh(np.array(jax.local_devices()[:1]), (k_center.AXIS,))
+  if stream and mesh.size > 1:
+    raise ValueError(f'stream uses one device, got a mesh of {mesh.size}.')
+  rows = points if stream else k_center.put(_float32(points), mesh)
+  # Any place near the middle does: it only keeps the error of products small.
+  mean = np.asarray(points[::max(1, n // 4096)], np.float32).mean(axis=0)
+  centers = np.zeros((num_selected + k_center.PADDING, dim), np.float32)
+  if resume is None:
+    state = k_center.initial_state(
+        _start_distances_sq(rows, n, np.asarray(points[start], np.float32)), num_selected)
+    if select_start:  # farther than any other, so that it is picked first
+      state = state._replace(distances_sq=state.distances_sq.at[start[0]].set(jnp.inf))
+  else:
+    count = int(resume.count)
+    centers[:count] = points[np.asarray(resume.indices[:count])]
+    missing = len(rows) - n  # the padding may be another
+    state = resume._replace(
+        distances_sq=jnp.pad(resume.distances_sq[:n], (0, missing), constant_values=-2.0),
+        ages=jnp.pad(resume.ages[:n], (0, missing)))
+  # Placed as a round leaves them, so that there is one program.
+  state = jax.tree.map(jax.device_put, state, k_center.state_sharding(mesh))
+  centers, mean = jax.device_put((centers, mean), NamedSharding(mesh, PartitionSpec()))
+  step = k_center.streamed_round if stream else k_center.lazy_round(mesh)
+  while (count := int(state.count)) < num_selected:
+    centers, state = step(rows, centers, mean, state)
+    if progress and int(state.count) > count:
+      progress(int(state.count), num_selected)
+    if checkpoint:
+      checkpoint(state)
+  _warn_if_covered(state)
+  return np.asarray(state.indices)
+
+
+def dense_greedy_k_center(
+    points, num_selected: int, *, start, select_start: bool = False) -> np.ndarray:
+  """The definition of `greedy_k_center`: one loop, each step of which reads all points.
+
+  >>> dense_greedy_k_center(jnp.array([[0.], [1.], [5.], [9.]]), 3, start=[0]).tolist()
+  [3, 2, 1]
+  """
+  start = _checked(points, num_selected, start, select_start)
   points = jnp.asarray(points, jnp.float32)
-  start = np.atleast_1d(np.asarray(start, np.int32))
-  n = len(points)
-  if points.ndim != 2 or not 1 <= num_selected <= n:
+  distances_sq = _start_distances_sq(points, len(points), points[start])
+  if select_start:
+    distances_sq = distances_sq.at[start[0]].set(jnp.inf)
+  state = k_center.initial_state(distances_sq, num_selected)
+  state = k_center.dense_steps(jnp.array(points.T), state, num_selected)
+  _warn_if_covered(state)
+  return np.asarray(state.indices)
+
+
+def _checked(points, num_selected, start, select_start):
+  if points.ndim != 2 or not 1 <= num_selected <= len(points):
     raise ValueError(
         f'Expected points [n, d] and 1 <= num_selected <= n, got {points.shape} and {num_selected}.')
+  start = np.atleast_1d(np.asarray(start, np.int32))
   if select_start and start.size != 1:
     raise ValueError(f'select_start takes a single starting point, got {start.size}.')
-  if not start.size or start.min() < 0 or start.max() >= n:
-    raise ValueError(f'start: expected indices in [0, {n}), got {start.tolist()}.')
-  blocks = _blocked(points)
-  distances_sq = _start_distances_sq(blocks, start, n)
-  # One number tells: any NaN or infinity in a row reaches its distance.
-  if not bool(jnp.isfinite(distances_sq).all()):
+  if not start.size or start.min() < 0 or start.max() >= len(points):
+    raise ValueError(f'start: expected indices in [0, {len(points)}), got {start.tolist()}.')
+  return start
+
+
+def _start_distances_sq(rows, n, starts):
+  """Of all rows, -2 for those from n on, which are padding."""
+  if isinstance(rows, jax.Array):
+    distances_sq, finite = _start(rows, starts)
+  else:
+    blocks = [_start(np.asarray(rows[i:i + _BLOCK]), starts) for i in range(0, n, _BLOCK)]
+    distances_sq, finite = jnp.concatenate([b[0] for b in blocks]), all(b[1] for b in blocks)
+  if not finite:
     raise ValueError('points hold NaN or infinity: check the backbone and its input.')
-  if select_start:  # farther than any other, so that it is picked first
-    distances_sq = distances_sq.at[start[0]].set(jnp.inf)
-  state = distances_sq, jnp.zeros(num_selected, jnp.int32), jnp.int32(0)
-  stride = max(1, num_selected // 100) if progress else num_selected
-  for begin in range(0, num_selected, stride):
-    end = min(begin + stride, num_selected)
-    state = _select(blocks, state, begin, end)
-    if progress:
-      state[1].block_until_ready()
-      progress(end, num_selected)
-  _, indices, num_covered = state
-  if num_covered:
-    logging.warning(
-        '%d of %d selected points coincide with others: there are no more distinct ones. A smaller '
-        'coreset ratio gives the same memory bank without repeats.', num_covered, num_selected)
-  return indices
+  return distances_sq.at[n:].set(-2.0)
 
 
 @jax.jit
-def _blocked(points):
-  """[n, d] -> [blocks, d, _LANES], padded with zeros."""
-  padded = jnp.pad(points, ((0, -len(points) % _LANES), (0, 0)))
-  return padded.reshape(-1, _LANES, points.shape[1]).transpose(0, 2, 1)
+def _start(rows, starts):
+  return k_center.start_distances_sq(rows, starts), jnp.isfinite(rows).all()
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _start_distances_sq(blocks, start, n):
-  """(mean distance to the starting points)^2: squares keep the order and spare roots later.
-
-  One value per point; those of the padding lie below all others, so it is never selected.
-  """
-
-  def add(i, total):
-    return total + jnp.sqrt(_distances_sq(blocks, start[i]))
-
-  total = lax.fori_loop(0, len(start), add, jnp.zeros(blocks.shape[0] * _LANES))
-  return jnp.where(jnp.arange(len(total)) < n, jnp.square(total / len(start)), -2.0)
+def _warn_if_covered(state):
+  if covered := int(state.num_covered):
+    logging.warning(
+        '%d of %d selected points coincide with others: there are no more distinct ones. A smaller '
+        'coreset ratio gives the same memory bank without repeats.', covered, len(state.indices))
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def _select(blocks, state, begin, end):
-  """Picks begin to end. A selected point's distance becomes -1, below that of any other."""
-
-  def step(i, state):
-    distances_sq, indices, num_covered = state
-    pick = jnp.argmax(distances_sq).astype(jnp.int32)
-    num_covered += distances_sq[pick] <= 0
-    distances_sq = jnp.minimum(distances_sq, _distances_sq(blocks, pick))
-    return distances_sq.at[pick].set(-1.0), indices.at[i].set(pick), num_covered
-
-  return lax.fori_loop(begin, end, step, state)
-
-
-def _distances_sq(blocks, index):
-  """From every point to the one at `index`. Differences, not |a|^2 + |b|^2 - 2ab: nothing cancels, and
-  a point is at 0 from itself."""
-  center = blocks[index // _LANES, :, index % _LANES]
-  return jnp.sum(jnp.square(blocks - center[:, None]), axis=1).reshape(-1)
+def _float32(points):
+  return points.astype(np.float32) if points.dtype != np.float32 else points

@@ -1,11 +1,13 @@
 """Greedy k-center against a float64 loop. `parity_test` replays the originals' selections."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import coreset
+from patchcore_jax import coreset, k_center
 from tests import precision
 
 
@@ -51,12 +53,13 @@ class TestGreedyKCenter:
     assert len({tuple(points[i]) for i in picks[:6]}) == 6  # the distinct ones first
     assert picks[6:] == sorted(picks[6:])
 
-  def test_progress_does_not_change_the_result(self):
-    points, calls = _points(), []
-    picks = coreset.greedy_k_center(
-        points, 150, start=[0], progress=lambda done, total: calls.append((done, total)))
-    assert picks.tolist() == coreset.greedy_k_center(points, 150, start=[0]).tolist()
-    assert calls[0] == (1, 150) and calls[-1] == (150, 150)
+  @pytest.mark.parametrize('dense_below', [0, 1e10])
+  def test_progress(self, monkeypatch, dense_below):
+    monkeypatch.setattr(coreset, '_DENSE_BELOW', dense_below)
+    calls = []
+    coreset.greedy_k_center(
+        _points(), 150, start=[0], progress=lambda done, total: calls.append((done, total)))
+    assert calls == sorted(set(calls)) and calls[-1] == (150, 150)
 
   def test_the_starting_point_can_be_the_first_selected(self):
     points = np.array([[0], [1], [5], [9]], np.float32)
@@ -77,6 +80,138 @@ class TestGreedyKCenter:
     points[7, 3] = np.nan
     with pytest.raises(ValueError, match='NaN'):
       coreset.greedy_k_center(points, 5, start=[0])
+
+
+def _clustered(n=3000, d=16, seed=0):
+  rng = np.random.default_rng(seed)
+  centers = 10 * rng.standard_normal((20, d))
+  return (centers[rng.integers(20, size=n)] + rng.standard_normal((n, d))).astype(np.float32)
+
+
+# What the lazy loop could get wrong: few and many rounds, distances that tie or nearly so, products
+# that cancel, points that coincide.
+_CLOUDS = {
+    'normal': _points(3000, 16),
+    'clusters': _clustered(),
+    'far from the origin': _clustered() + np.float32(1000),
+    'grid': np.random.default_rng(0).integers(0, 4, (3000, 5)).astype(np.float32),
+    'three values': np.random.default_rng(0).integers(0, 3, (3000, 1)).astype(np.float32),
+    'doubled': np.tile(_points(1000, 7), (3, 1)),
+    'all equal': np.ones((500, 3), np.float32),
+    'a wide range': (_points(3000, 16) * 10.0 ** _points(3000, 1, seed=1)).astype(np.float32),
+}
+
+
+@pytest.fixture
+def small_sizes(monkeypatch):
+  """A small window and small tiles, which make many rounds of a small cloud."""
+  def compile_anew():
+    k_center.lazy_round.cache_clear()
+    jax.clear_caches()
+
+  for name, value in (('_WINDOW', 32), ('_ROWS', 64), ('_COLUMNS', 16), ('PADDING', 16)):
+    monkeypatch.setattr(k_center, name, value)
+  compile_anew()
+  yield
+  compile_anew()
+
+
+@functools.cache
+def _dense(cloud, select_start):
+  points = _CLOUDS[cloud]
+  return coreset.dense_greedy_k_center(
+      points, len(points), start=[3] if select_start else [0, 5, 77], select_start=select_start)
+
+
+@pytest.fixture
+def lazy(monkeypatch):
+  """Without the dense loop, which small selections get."""
+  monkeypatch.setattr(coreset, '_DENSE_BELOW', 0)
+
+
+@pytest.mark.usefixtures('lazy')
+class TestLazyEqualsDense:
+
+  @pytest.mark.parametrize('stream', [False, True], ids=['', 'stream'])
+  @pytest.mark.parametrize('cloud', _CLOUDS)
+  def test_in_many_rounds(self, small_sizes, cloud, stream):
+    points = _CLOUDS[cloud]
+    np.testing.assert_array_equal(
+        coreset.greedy_k_center(points, len(points), start=[0, 5, 77], stream=stream),
+        _dense(cloud, select_start=False))
+
+  @pytest.mark.parametrize('cloud', ['clusters', 'grid'])
+  def test_in_rounds_of_the_usual_size(self, cloud):
+    points = _CLOUDS[cloud]
+    np.testing.assert_array_equal(
+        coreset.greedy_k_center(points, len(points), start=[3], select_start=True),
+        _dense(cloud, select_start=True))
+
+  def test_goes_on_from_a_state(self):
+    points, states = _clustered(), []
+    whole = coreset.greedy_k_center(
+        points, 1500, start=[0],
+        checkpoint=lambda state: states.append(jax.tree.map(np.array, state)))
+    assert len(states) > 10
+    for state in states[::4]:
+      for stream in (False, True):
+        rest = coreset.greedy_k_center(points, 1500, start=[0], resume=state, stream=stream)
+        np.testing.assert_array_equal(rest, whole)
+    with pytest.raises(ValueError, match='resume: the state is of 3000 points and 1500 selected'):
+      coreset.greedy_k_center(points, 1000, start=[0], resume=states[0])
+
+  def test_streams_from_a_memory_map(self, tmp_path):
+    points = _clustered()
+    np.save(tmp_path / 'points.npy', points)
+    mapped = np.load(tmp_path / 'points.npy', mmap_mode='r')
+    np.testing.assert_array_equal(
+        coreset.greedy_k_center(mapped, 300, start=[1], stream=True),
+        coreset.greedy_k_center(points, 300, start=[1]))
+
+  def test_products_ask_for_the_highest_precision(self):
+    precision.assert_highest(
+        lambda *args: k_center.refresh(*args), np.zeros((64, 8), np.float32), np.zeros(64, np.float32),
+        0, np.zeros((5 + k_center.PADDING, 8), np.float32), 5, np.zeros(8, np.float32))
+
+
+class TestDistancesSq:
+
+  @pytest.mark.parametrize('d', [1, 2, 3, 7, 128, 187])
+  def test_rounds_alike_in_any_program(self, d):
+    a, b = _points(500, d), _points(500, d, seed=1)
+    eager = k_center.distances_sq(a.T, b.T)
+    np.testing.assert_allclose(
+        eager, ((a.astype(np.float64) - b) ** 2).sum(1), rtol=1e-6)
+    jitted = jax.jit(k_center.distances_sq)
+    np.testing.assert_array_equal(jitted(a.T, b.T), eager)
+    one_by_one = [jitted(a[i][:, None], b[i][:, None])[0] for i in range(0, 500, 50)]
+    np.testing.assert_array_equal(one_by_one, eager[::50])
+    fused = jax.jit(lambda a, b: jnp.minimum(k_center.distances_sq(a.T, b.T[:, :1]), jnp.inf))
+    np.testing.assert_array_equal(fused(a, b), k_center.distances_sq(a.T, b.T[:, :1]))
+
+
+class TestRoundingError:
+
+  @pytest.mark.parametrize('d, offset', [(8, 0), (128, 0), (128, 30), (1024, 3)])
+  def test_holds(self, d, offset):
+    a, b = (_points(300, d, seed=s) + np.float32(offset) for s in (0, 1))
+    a_sq, b_sq = jnp.square(a).sum(1), jnp.square(b).sum(1)
+    by_products = a_sq[:, None] + b_sq - 2 * jnp.dot(a, b.T, precision='highest')
+    exact = k_center.distances_sq(a.T[:, :, None], b.T[:, None, :])
+    bound = k_center.rounding_error(d, a_sq[:, None], b_sq)
+    assert (jnp.abs(by_products - exact) <= bound).all()
+    assert bound.max() < 1e-6 * (d + 50) * (a_sq.max() + b_sq.max())  # and is of use
+
+
+class TestTwoSmallest:
+
+  def test_of_each_row(self):
+    scores = np.random.default_rng(0).integers(0, 40, (200, 64)).astype(np.float32)
+    value, column, second = k_center.two_smallest(jnp.asarray(scores))
+    ordered = np.sort(scores, axis=1)
+    np.testing.assert_array_equal(value, ordered[:, 0])
+    np.testing.assert_array_equal(second, ordered[:, 1])
+    np.testing.assert_array_equal(scores[np.arange(200), column], value)
 
 
 class TestRandomProjection:

@@ -1,0 +1,395 @@
+"""Greedy k-center selection: the dense loop that defines it, and a lazy one that equals it.
+
+Both take distances from `distances_sq`, whose sums round in one fixed order, so the same float32
+number comes out wherever and however it is computed: on any device, in any block, in any program.
+
+The dense loop compares all n points with each selected one. The lazy one rests on a fact: distances
+to the selected set only shrink, so one that is out of date is an upper bound. It works in rounds:
+
+  1. Refresh. Points whose bound is at least the `floor` are compared with what was selected since they
+     were last. Of a tile of points and selected ones, a matrix product gives all distances to within
+     an error bound. Only the nearest is then computed by `distances_sq`; and where a second one lies
+     within the error of it, all of them are.
+  2. Window. The largest distances are taken out: a threshold separates them from all others.
+  3. Select. The dense loop, in the window alone, as long as its farthest point is not below the
+     threshold: until then no point outside can be the farthest.
+
+When no bound reaches the floor any more, the floor is lowered. Points below it are not touched: most
+points are left alone most of the time, and what is done for the others is matrix products.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'points'
+# Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
+_WINDOW = 2048
+# Of a tile of distances: 2 MB, within the caches of a CPU core.
+_ROWS, _COLUMNS = 1024, 512
+# What the floor is lowered to, as a share of the largest (squared) distance left.
+_FALL = 0.85
+# Rows behind the last of the selected points, so that a tile never ends outside.
+PADDING = _COLUMNS
+_NONE = np.int32(np.iinfo(np.int32).max)
+_LARGEST = np.float32(np.finfo(np.float32).max)
+
+
+class State(NamedTuple):
+  """Of a selection: all that is needed to go on with it.
+
+  Attributes:
+    distances_sq: [n] float32, of every point to the selected ones (and the start), or an upper bound
+      of that; -1 for a selected point, -2 for padding.
+    ages: [n] int32, how many of the selected points `distances_sq` takes into account.
+    indices: [num_selected] int32, in order of selection; `count` of them so far.
+    count: [] int32.
+    floor: [] float32, below which bounds are left as they are.
+    num_covered: [] int32, selected points that coincide with others.
+  """
+
+  distances_sq: jax.Array
+  ages: jax.Array
+  indices: jax.Array
+  count: jax.Array
+  floor: jax.Array
+  num_covered: jax.Array
+
+
+def distances_sq(points, centers):
+  """[d, ...] and [d, ...] -> squared distances [...], summed in one fixed order, by halves.
+
+  Differences, not |a|^2 + |b|^2 - 2ab: nothing cancels, and a point is at 0 from itself.
+  """
+  # Without the minimum, compilers may join the square and the sum in one instruction, which rounds
+  # once instead of twice, here but not there.
+  terms = jnp.minimum(jnp.square(points - centers), _LARGEST)
+  while len(terms) > 1:
+    half = (len(terms) + 1) // 2
+    second = terms[half:]
+    if len(second) < half:  # adding zero is exact
+      second = jnp.pad(second, [(0, 1)] + [(0, 0)] * (terms.ndim - 1))
+    terms = terms[:half] + second
+  return terms[0]
+
+
+def start_distances_sq(rows, starts):
+  """(Mean distance of rows [n, d] to starts [s, d])^2: squares keep the order and spare roots later."""
+  columns = rows.T
+
+  def add(i, total):
+    return total + jnp.sqrt(distances_sq(columns, starts[i][:, None]))
+
+  total = lax.fori_loop(0, len(starts), add, jnp.zeros(len(rows)))
+  return jnp.square(total / len(starts))
+
+
+def initial_state(distances_sq, num_selected: int) -> State:
+  """Nothing selected yet."""
+  return State(
+      distances_sq, jnp.zeros(len(distances_sq), jnp.int32), jnp.zeros(num_selected, jnp.int32),
+      jnp.int32(0), jnp.float32(jnp.inf), jnp.int32(0))
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def dense_steps(columns, state, end):
+  """The definition: selects up to `end` points, each the farthest from those before it.
+
+  Args:
+    columns: [d, n] float32, the points.
+    state: `State`; ages and floor have no meaning here.
+  """
+
+  def step(i, state):
+    pick = jnp.argmax(state.distances_sq).astype(jnp.int32)
+    nearer = jnp.minimum(state.distances_sq, distances_sq(columns, columns[:, pick][:, None]))
+    return state._replace(
+        distances_sq=nearer.at[pick].set(-1.0), indices=state.indices.at[i].set(pick), count=i + 1,
+        num_covered=state.num_covered + (state.distances_sq[pick] <= 0))
+
+  return lax.fori_loop(state.count, end, step, state)
+
+
+def state_sharding(mesh: Mesh) -> State:
+  """Where the arrays of a `State` lie: those of n are split over the mesh."""
+  split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((AXIS,), ()))
+  return State(split, split, whole, whole, whole, whole)
+
+
+@functools.cache
+def lazy_round(mesh: Mesh):
+  """The compiled function (points [n, d], centers, mean [d], state) -> (centers, state).
+
+  points are split over the mesh as the state is; centers [num_selected + PADDING, d] holds the points
+  selected so far.
+  """
+  split, whole = PartitionSpec(AXIS), PartitionSpec()
+  states = jax.tree.map(lambda s: s.spec, state_sharding(mesh))
+  return jax.jit(
+      jax.shard_map(
+          _round, mesh=mesh, in_specs=(split, whole, whole, states), out_specs=(whole, states),
+          check_vma=False),
+      donate_argnums=(1, 3))
+
+
+def _round(points, centers, mean, state):
+  """One round, on each device: its own points refreshed, the windows of all joined."""
+  n = len(points)
+  top = lax.pmax(state.distances_sq.max(), AXIS)
+  floor, order, num_stale = _stale(state, top)
+
+  def chunk(i, values):
+    at = lax.dynamic_slice_in_dim(order, i * _ROWS, _ROWS)
+    return _refresh_at(points[at], at, i * _ROWS, num_stale, values, centers, mean, state)
+
+  values = lax.fori_loop(0, -(-num_stale // _ROWS), chunk, state.distances_sq)
+
+  threshold, cutoff, at = _window(values, floor)
+  offset = lax.axis_index(AXIS) * n
+  threshold, cutoff = _strictest(threshold, jnp.where(cutoff == _NONE, _NONE, cutoff + offset))
+  gather = functools.partial(lax.all_gather, axis_name=AXIS, tiled=True)
+  kept = jnp.minimum(at, n - 1)
+  window = gather(points[kept]), gather(_valued(values, at)), gather(at + offset)
+  window, centers, indices, end, num_covered = select(*window, threshold, cutoff, centers, state)
+  mine = lax.dynamic_slice_in_dim(window, lax.axis_index(AXIS) * len(at), len(at))
+  return centers, _after(state, values, floor, at, mine, indices, end, num_covered)
+
+
+def streamed_round(points: np.ndarray, centers, mean, state):
+  """`lazy_round` for points that stay on the host, as an array or a memory map: only those that are
+  compared travel."""
+  floor, order, num_stale = _plan_streamed(state)
+  values, order, num_stale = jnp.copy(state.distances_sq), np.asarray(order), int(num_stale)
+  for begin in range(0, num_stale, _ROWS):
+    at = order[begin:begin + _ROWS]
+    values = _refresh_streamed(points[at], at, begin, num_stale, values, centers, mean, state)
+  threshold, cutoff, at = _window_streamed(values, floor)
+  rows = points[np.minimum(at, len(points) - 1)]
+  return _select_streamed(rows, threshold, cutoff, at, values, floor, centers, state)
+
+
+@jax.jit
+def _plan_streamed(state):
+  return _stale(state, state.distances_sq.max())
+
+
+@functools.partial(jax.jit, donate_argnums=4)
+def _refresh_streamed(rows, at, begin, num_stale, values, centers, mean, state):
+  return _refresh_at(rows, at, begin, num_stale, values, centers, mean, state)
+
+
+@jax.jit
+def _window_streamed(values, floor):
+  return _window(values, floor)
+
+
+@functools.partial(jax.jit, donate_argnums=(4, 6))
+def _select_streamed(rows, threshold, cutoff, at, values, floor, centers, state):
+  window, centers, indices, end, num_covered = select(
+      rows, _valued(values, at), at, threshold, cutoff, centers, state)
+  return centers, _after(state, values, floor, at, window, indices, end, num_covered)
+
+
+def _stale(state, top):
+  """The floor for this round, and the points to refresh: their number, and indices that begin with
+  them, by age, so that those of a chunk have missed about the same. `_ROWS` more fill up."""
+  floor = jnp.where(top < state.floor, jnp.maximum(_FALL * top, 0), state.floor)
+  stale = (state.distances_sq >= floor) & (state.ages < state.count)
+  order = lax.sort(
+      (jnp.where(stale, state.ages, _NONE), jnp.arange(len(stale), dtype=jnp.int32)), num_keys=1)[1]
+  return floor, jnp.pad(order, (0, _ROWS)), stale.sum()
+
+
+def _refresh_at(rows, at, begin, num_stale, values, centers, mean, state):
+  """`values` with those at `at` refreshed, as far as they are among the first `num_stale`."""
+  inside = begin + jnp.arange(len(at)) < num_stale
+  first = jnp.where(inside, state.ages[at], _NONE).min()
+  fresh = refresh(
+      rows, jnp.where(inside, values[at], -jnp.inf), first, centers, state.count, mean)
+  return values.at[jnp.where(inside, at, len(values))].set(fresh, mode='drop')
+
+
+def _valued(values, at):
+  return jnp.where(at < len(values), values[jnp.minimum(at, len(values) - 1)], -jnp.inf)
+
+
+def _after(state, values, floor, at, window, indices, end, num_covered):
+  """The state after a round: what was refreshed knows `state.count` selected points, the window all."""
+  refreshed = (state.distances_sq >= floor) & (state.ages < state.count)
+  ages = jnp.where(refreshed, state.count, state.ages).at[at].set(end, mode='drop')
+  return State(values.at[at].set(window, mode='drop'), ages, indices, end, floor, num_covered)
+
+
+def refresh(rows, values, first, centers, count, mean):
+  """The smaller of `values` and the distances to centers[first:count], as `distances_sq` gives them.
+
+  Args:
+    rows: [r, d] points.
+    values: [r] distances so far.
+    centers: [m + PADDING, d], the selected points.
+    mean: [d], about which products are taken: the nearer to zero, the smaller their error.
+
+  Returns:
+    [r] float32.
+  """
+  centered = rows - mean
+  rows_sq = jnp.sum(jnp.square(centered), axis=1)
+  num_tiles = jnp.maximum(0, -(-(count - first) // _COLUMNS))
+
+  def tile(k, best):
+    begin = first + k * _COLUMNS
+    columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS) - mean
+    inside = begin + jnp.arange(_COLUMNS) < count
+    columns_sq = jnp.sum(jnp.square(columns), axis=1)
+    products = jnp.dot(centered, columns.T, precision=lax.Precision.HIGHEST)
+    value, column, second = two_smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products)
+    better = value < best[0]
+    return (jnp.where(better, value, best[0]),
+            jnp.where(better, column + begin, best[1]),
+            jnp.minimum(jnp.where(better, best[0], value), jnp.minimum(second, best[2])),
+            jnp.maximum(best[3], jnp.where(inside, columns_sq, 0).max()))
+
+  far = jnp.full(len(rows), jnp.inf)
+  nearest, column, second, largest_sq = lax.fori_loop(
+      0, num_tiles, tile, (far, jnp.zeros(len(rows), jnp.int32), far, jnp.float32(0)))
+  limit = rounding_error(rows.shape[1], rows_sq, largest_sq) - rows_sq
+  closer = nearest <= values + limit
+  exact = distances_sq(rows.T, centers[column].T)
+  fresh = jnp.where(closer, jnp.minimum(values, exact), values)
+  doubtful = closer & (second <= fresh + limit)
+
+  def settle(carry):
+    """All distances of one row in doubt."""
+    doubtful, fresh = carry
+    i = jnp.argmax(doubtful)
+
+    def tile(k, smallest):
+      begin = first + k * _COLUMNS
+      columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS).T
+      inside = begin + jnp.arange(_COLUMNS) < count
+      return jnp.minimum(
+          smallest, jnp.where(inside, distances_sq(columns, rows[i][:, None]), jnp.inf).min())
+
+    smallest = lax.fori_loop(0, num_tiles, tile, fresh[i])
+    return doubtful.at[i].set(False), fresh.at[i].set(smallest)
+
+  return lax.while_loop(lambda carry: carry[0].any(), settle, (doubtful, fresh))[1]
+
+
+def rounding_error(dim, a_sq, b_sq):
+  """Bounds how far |b|^2 - 2ab + |a|^2 and `distances_sq` can be apart, in float32.
+
+  A product sum of d terms in any order errs by at most d u |a| |b|, u = 2^-24 (Higham 2002, section
+  3.1); the norms and the sums by halves by a few u each. All of it is doubled, for what is of second
+  order.
+  """
+  u = 2.0**-24
+  norms = jnp.sqrt(a_sq * b_sq)
+  return 2 * u * (2 * dim * norms + (dim + 32) * (a_sq + b_sq))
+
+
+def two_smallest(scores):
+  """[r, c] -> the smallest of each row, its column, and the second smallest.
+
+  By way of the minima of 16 interleaved groups, which compilers vectorise, unlike an arg-min: twice
+  as fast on CPUs.
+  """
+  r, c = scores.shape
+  groups = scores.reshape(r, 16, c // 16)
+  minima = groups.min(axis=1)
+  best = jnp.argmin(minima, axis=1)
+  inside = jnp.take_along_axis(groups, best[:, None, None], axis=2)[..., 0]
+  position = jnp.argmin(inside, axis=1)
+  value = jnp.take_along_axis(inside, position[:, None], axis=1)[:, 0]
+  second = jnp.minimum(
+      jnp.where(jnp.arange(minima.shape[1]) == best[:, None], jnp.inf, minima).min(axis=1),
+      jnp.where(jnp.arange(16) == position[:, None], jnp.inf, inside).min(axis=1))
+  return value, (position * (c // 16) + best).astype(jnp.int32), second
+
+
+def _window(values, floor):
+  """Indices of the largest values, at most _WINDOW: (threshold, cutoff, indices [_WINDOW]).
+
+  All other values are below the threshold, or equal to it with an index of at least `cutoff`. Indices
+  ascend; where there are fewer, len(values) fills up.
+  """
+  # Floats of one sign are ordered as their bits are; the threshold is found by halving.
+  bits = lax.bitcast_convert_type(values, jnp.int32)
+  top = bits.max()
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = low + (high - low) // 2
+    fits = (bits >= middle).sum() <= _WINDOW
+    return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
+
+  low = lax.bitcast_convert_type(floor, jnp.int32)
+  threshold = lax.fori_loop(0, 32, halve, (low, jnp.maximum(low, top + 1)))[1]
+  threshold = jnp.where(threshold > top, jnp.maximum(low, top), threshold)  # more ties than fit
+  chosen = bits >= threshold
+  place = jnp.cumsum(chosen) - 1
+  at = jnp.full(_WINDOW, len(values), jnp.int32).at[jnp.where(chosen, place, _WINDOW)].set(
+      jnp.arange(len(values), dtype=jnp.int32), mode='drop')
+  omitted = jnp.argmax(chosen & (place == _WINDOW)).astype(jnp.int32)
+  cutoff = jnp.where(chosen.sum() > _WINDOW, omitted, _NONE)
+  return lax.bitcast_convert_type(threshold, jnp.float32), cutoff, at
+
+
+def _strictest(threshold, cutoff):
+  """Of all devices: the largest threshold, and its smallest cutoff."""
+  largest = lax.pmax(threshold, AXIS)
+  return largest, lax.pmin(jnp.where(threshold == largest, cutoff, _NONE), AXIS)
+
+
+def select(rows, values, ids, threshold, cutoff, centers, state):
+  """The dense loop in a window, as long as no point outside can be the farthest.
+
+  Args:
+    rows: [w, d] points of the window, by ascending index.
+    values: [w] their distances.
+    ids: [w] their indices.
+    threshold, cutoff: see `_window`.
+    centers, state: what was selected before.
+
+  Returns:
+    values, centers, indices, count, num_covered after the selection.
+  """
+  columns = rows.T
+
+  def farthest(values):
+    pick = jnp.argmax(values)
+    return pick, values[pick]
+
+  def certain(carry):
+    (pick, value), _, _, indices, count, _ = carry
+    inside = (value > threshold) | ((value == threshold) & (ids[pick] < cutoff))
+    return inside & (value >= 0) & (count < len(indices))
+
+  def step(carry):
+    (pick, value), values, centers, indices, count, num_covered = carry
+    center = columns[:, pick]
+    values = jnp.minimum(values, distances_sq(columns, center[:, None])).at[pick].set(-1.0)
+    return (farthest(values), values, lax.dynamic_update_slice(centers, center[None], (count, 0)),
+            indices.at[count].set(ids[pick]), count + 1, num_covered + (value <= 0))
+
+  carry = (farthest(values), values, centers, state.indices, state.count, state.num_covered)
+  return lax.while_loop(certain, step, carry)[1:]
+
+
+def put(points, mesh: Mesh) -> jax.Array:
+  """[n, d] on the host (of every process), or on a device -> split over the mesh, padded with zeros."""
+  n, padded = len(points), -(-len(points) // mesh.size) * mesh.size
+  sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+  if isinstance(points, jax.Array):
+    return jax.device_put(jnp.pad(points, ((0, padded - n), (0, 0))), sharding)
+
+  def piece(index):
+    rows = np.asarray(points[index[0]])
+    return np.pad(rows, ((0, len(range(padded)[index[0]]) - len(rows)), (0, 0)))
+
+  return jax.make_array_from_callback((padded, *points.shape[1:]), sharding, piece)
