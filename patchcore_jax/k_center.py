@@ -1,7 +1,6 @@
 """Greedy k-center selection: the dense loop that defines it, and a lazy one that equals it.
 
-Both take distances from `distances_sq`, whose sums round in one fixed order, so the same float32
-number comes out wherever and however it is computed: on any device, in any block, in any program.
+Both decide by `distances.distances_sq`, which gives the same float32 number in either.
 
 The dense loop compares all n points with each selected one. The lazy one rests on a fact: distances
 to the selected set only shrink, so one that is out of date is an upper bound. It works in rounds:
@@ -27,6 +26,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from patchcore_jax.distances import distances_sq, product_error, smallest
+
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
 _WINDOW = 2048
@@ -37,7 +38,6 @@ _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
 PADDING = _COLUMNS
 _NONE = np.int32(np.iinfo(np.int32).max)
-_LARGEST = np.float32(np.finfo(np.float32).max)
 
 
 class State(NamedTuple):
@@ -59,23 +59,6 @@ class State(NamedTuple):
   count: jax.Array
   floor: jax.Array
   num_covered: jax.Array
-
-
-def distances_sq(points, centers):
-  """[d, ...] and [d, ...] -> squared distances [...], summed in one fixed order, by halves.
-
-  Differences, not |a|^2 + |b|^2 - 2ab: nothing cancels, and a point is at 0 from itself.
-  """
-  # Without the minimum, compilers may join the square and the sum in one instruction, which rounds
-  # once instead of twice, here but not there.
-  terms = jnp.minimum(jnp.square(points - centers), _LARGEST)
-  while len(terms) > 1:
-    half = (len(terms) + 1) // 2
-    second = terms[half:]
-    if len(second) < half:  # adding zero is exact
-      second = jnp.pad(second, [(0, 1)] + [(0, 0)] * (terms.ndim - 1))
-    terms = terms[:half] + second
-  return terms[0]
 
 
 def start_distances_sq(rows, starts):
@@ -247,7 +230,8 @@ def refresh(rows, values, first, centers, count, mean):
     inside = begin + jnp.arange(_COLUMNS) < count
     columns_sq = jnp.sum(jnp.square(columns), axis=1)
     products = jnp.dot(centered, columns.T, precision=lax.Precision.HIGHEST)
-    value, column, second = two_smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products)
+    (value, second), (column, _) = (
+        x.T for x in smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products, 2))
     better = value < best[0]
     return (jnp.where(better, value, best[0]),
             jnp.where(better, column + begin, best[1]),
@@ -257,7 +241,7 @@ def refresh(rows, values, first, centers, count, mean):
   far = jnp.full(len(rows), jnp.inf)
   nearest, column, second, largest_sq = lax.fori_loop(
       0, num_tiles, tile, (far, jnp.zeros(len(rows), jnp.int32), far, jnp.float32(0)))
-  limit = rounding_error(rows.shape[1], rows_sq, largest_sq) - rows_sq
+  limit = product_error(rows.shape[1], jnp.sqrt(rows_sq), jnp.sqrt(largest_sq)) - rows_sq
   closer = nearest <= values + limit
   exact = distances_sq(rows.T, centers[column].T)
   fresh = jnp.where(closer, jnp.minimum(values, exact), values)
@@ -279,37 +263,6 @@ def refresh(rows, values, first, centers, count, mean):
     return doubtful.at[i].set(False), fresh.at[i].set(smallest)
 
   return lax.while_loop(lambda carry: carry[0].any(), settle, (doubtful, fresh))[1]
-
-
-def rounding_error(dim, a_sq, b_sq):
-  """Bounds how far |b|^2 - 2ab + |a|^2 and `distances_sq` can be apart, in float32.
-
-  A product sum of d terms in any order errs by at most d u |a| |b|, u = 2^-24 (Higham 2002, section
-  3.1); the norms and the sums by halves by a few u each. All of it is doubled, for what is of second
-  order.
-  """
-  u = 2.0**-24
-  norms = jnp.sqrt(a_sq * b_sq)
-  return 2 * u * (2 * dim * norms + (dim + 32) * (a_sq + b_sq))
-
-
-def two_smallest(scores):
-  """[r, c] -> the smallest of each row, its column, and the second smallest.
-
-  By way of the minima of 16 interleaved groups, which compilers vectorise, unlike an arg-min: twice
-  as fast on CPUs.
-  """
-  r, c = scores.shape
-  groups = scores.reshape(r, 16, c // 16)
-  minima = groups.min(axis=1)
-  best = jnp.argmin(minima, axis=1)
-  inside = jnp.take_along_axis(groups, best[:, None, None], axis=2)[..., 0]
-  position = jnp.argmin(inside, axis=1)
-  value = jnp.take_along_axis(inside, position[:, None], axis=1)[:, 0]
-  second = jnp.minimum(
-      jnp.where(jnp.arange(minima.shape[1]) == best[:, None], jnp.inf, minima).min(axis=1),
-      jnp.where(jnp.arange(16) == position[:, None], jnp.inf, inside).min(axis=1))
-  return value, (position * (c // 16) + best).astype(jnp.int32), second
 
 
 def _window(values, floor):

@@ -174,46 +174,6 @@ class TestLazyEqualsDense:
         0, np.zeros((5 + k_center.PADDING, 8), np.float32), 5, np.zeros(8, np.float32))
 
 
-class TestDistancesSq:
-
-  @pytest.mark.parametrize('d', [1, 2, 3, 7, 128, 187])
-  def test_rounds_alike_in_any_program(self, d):
-    a, b = _points(500, d), _points(500, d, seed=1)
-    eager = k_center.distances_sq(a.T, b.T)
-    np.testing.assert_allclose(
-        eager, ((a.astype(np.float64) - b) ** 2).sum(1), rtol=1e-6)
-    jitted = jax.jit(k_center.distances_sq)
-    np.testing.assert_array_equal(jitted(a.T, b.T), eager)
-    one_by_one = [jitted(a[i][:, None], b[i][:, None])[0] for i in range(0, 500, 50)]
-    np.testing.assert_array_equal(one_by_one, eager[::50])
-    fused = jax.jit(lambda a, b: jnp.minimum(k_center.distances_sq(a.T, b.T[:, :1]), jnp.inf))
-    np.testing.assert_array_equal(fused(a, b), k_center.distances_sq(a.T, b.T[:, :1]))
-
-
-class TestRoundingError:
-
-  @pytest.mark.parametrize('d, offset', [(8, 0), (128, 0), (128, 30), (1024, 3)])
-  def test_holds(self, d, offset):
-    a, b = (_points(300, d, seed=s) + np.float32(offset) for s in (0, 1))
-    a_sq, b_sq = jnp.square(a).sum(1), jnp.square(b).sum(1)
-    by_products = a_sq[:, None] + b_sq - 2 * jnp.dot(a, b.T, precision='highest')
-    exact = k_center.distances_sq(a.T[:, :, None], b.T[:, None, :])
-    bound = k_center.rounding_error(d, a_sq[:, None], b_sq)
-    assert (jnp.abs(by_products - exact) <= bound).all()
-    assert bound.max() < 1e-6 * (d + 50) * (a_sq.max() + b_sq.max())  # and is of use
-
-
-class TestTwoSmallest:
-
-  def test_of_each_row(self):
-    scores = np.random.default_rng(0).integers(0, 40, (200, 64)).astype(np.float32)
-    value, column, second = k_center.two_smallest(jnp.asarray(scores))
-    ordered = np.sort(scores, axis=1)
-    np.testing.assert_array_equal(value, ordered[:, 0])
-    np.testing.assert_array_equal(second, ordered[:, 1])
-    np.testing.assert_array_equal(scores[np.arange(200), column], value)
-
-
 class TestRandomProjection:
 
   def test_keeps_distances(self):
