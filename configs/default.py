@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
   config.scoring.sigma = 4.0
   config.scoring.blur_edges = 'symmetric'  # or 'reflect', as numpy.pad names them
 
+  config.search = ConfigDict()  # of nearest neighbours; no influence on results
+  config.search.shortlist = 'auto'  # 'float32' or 'bfloat16', which is faster on CPUs that have it
+  config.search.bank = 'replicated'  # on every device, or 'sharded' over them when it is too large
+
   config.metrics = ConfigDict()
   config.metrics.max_fpr = 0.3  # limit of AUPRO
   config.metrics.connectivity = 8  # of AUPRO's regions, or 4

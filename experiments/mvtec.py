@@ -93,7 +93,7 @@ def _evaluate(
         config, category.test, settings.preprocessing, skipped, with_masks=category.has_masks)
     for prediction in patchcore.predict(
         backbone, bank, _keep_masks(batches, masks), embedding=settings.embedding,
-        scoring_spec=settings.scoring, sizes=sizes):
+        scoring_spec=settings.scoring, search=settings.search, sizes=sizes):
       test.append(prediction)
       times.append(time.monotonic())
       progress('predict', sum(len(p.index) for p in test), len(category.test))

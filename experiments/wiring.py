@@ -12,6 +12,7 @@ from patchcore_jax.data import folder, pipeline, synthetic
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
 
 
@@ -23,6 +24,7 @@ class Settings:
   embedding: EmbeddingSpec
   coreset: CoresetSpec
   scoring: ScoringSpec
+  search: SearchSpec
   ratios: tuple[float, ...]
 
 
@@ -56,6 +58,7 @@ def settings(config: ConfigDict) -> Settings:
       EmbeddingSpec(**config.embedding),
       CoresetSpec(ratio=max(ratios), seed=config.seed, **selection),
       ScoringSpec(**config.scoring),
+      SearchSpec(**config.search),
       ratios)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
-_UNIT = 2.0**-24  # half of the distance from 1 to the next float32
+UNIT = 2.0**-24  # half of the distance from 1 to the next float32
 _GROUP = 16
 
 
@@ -46,7 +46,7 @@ def product_error(dim: int, a: jax.Array, b: jax.Array) -> jax.Array:
     dim: d.
     a, b: the norms |a| and |b|.
   """
-  return 2 * _UNIT * (2 * dim * a * b + (dim + 32) * (jnp.square(a) + jnp.square(b)))
+  return 2 * UNIT * (2 * dim * a * b + (dim + 32) * (jnp.square(a) + jnp.square(b)))
 
 
 def grouped(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,29 +1,71 @@
 """Exact nearest neighbours in blocks; the full distance matrix never exists.
 
-Within a block |q - b|^2 = |q|^2 + |b|^2 - 2 q.b makes the search a matrix product, in float32, or in
-bfloat16 where that is faster. Neither decides. From each product a bound is taken that the distance
-cannot be below (`_bounds`); the few rows of the bank with the lowest bounds are the shortlist; their
-distances are computed by `distances.distances_sq`; and when the k-th of those is not above the lowest
-bound outside the shortlist, no other row can be nearer. Where it is above, the query is in doubt, and
-is searched again with a tighter bound and a longer list, in the end by comparing it with every row.
+Within a block |q - b|^2 = |q|^2 + |b|^2 - 2 q.b makes the search a matrix product: of vectors reduced
+to fewer dimensions where the bank allows it, and rounded to bfloat16 where the hardware is faster with
+it. Neither decides:
+
+  - The reduction never enlarges a distance. It keeps the coordinates along the bank's first principal
+    axes and, as one more coordinate, the length of all that is left (`_reduce`).
+  - How far rounding moves a vector is measured, or bounded, for each (its slack): the triangle
+    inequality then says what the distance cannot be below.
+  - The few rows with the smallest such distances are the shortlist; theirs are computed anew, by
+    `distances.distances_sq`. When the k-th of those is below what all rows outside the shortlist are
+    at least away, no other row can be nearer.
+  - Where it is not, the query is in doubt, and is searched again with a longer shortlist, then with
+    vectors neither reduced nor rounded, in the end by comparing it with every row.
+
 The result is therefore the same, bit by bit, in either precision, any block, and any sharding.
 """
 
+import dataclasses
 import functools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
-from patchcore_jax.distances import distances_sq, product_error, smallest
+from patchcore_jax import parallel
+from patchcore_jax.distances import UNIT, distances_sq, product_error, smallest
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
 # Rows on the shortlist beyond the k asked for: at first, and for queries in doubt, this many at once.
 _SPARE, _MANY_SPARE, _DOUBTFUL_BLOCK = 3, 63, 64
-SHORTLISTS = ('float32', 'bfloat16')
+# Share of the bank's variance that a reduction keeps, and the share of the dimensions it may take.
+_VARIANCE, _WORTHWHILE = 0.985, 0.6
+_DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
+_SAMPLE = 8192  # rows that show the bank's principal axes
+_PREPARED_BLOCK = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpec:
+  """How neighbours are searched for. It decides about time and memory, never about the result.
+
+  Attributes:
+    shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
+      is bfloat16 but on a CPU. bfloat16 is faster where the hardware has it (of CPUs, those with
+      AVX512-BF16 or AMX), and takes less memory.
+    bank: 'replicated' on every device, which is faster, or 'sharded' over them, when it is too large.
+
+  Raises:
+    ValueError: another value.
+  """
+
+  shortlist: str = 'auto'
+  bank: str = 'replicated'
+
+  def __post_init__(self):
+    if self.shortlist not in ('auto', 'float32', 'bfloat16'):
+      raise ValueError(
+          f"search.shortlist={self.shortlist!r}: expected 'auto', 'float32' or 'bfloat16'.")
+    if self.bank not in ('replicated', 'sharded'):
+      raise ValueError(f"search.bank={self.bank!r}: expected 'replicated' or 'sharded'.")
 
 
 class SearchBank(NamedTuple):
@@ -31,46 +73,84 @@ class SearchBank(NamedTuple):
 
   Attributes:
     rows: [m, d] float32, as given.
-    columns: [d, m] float32 or bfloat16, centred: the layout in which products are fastest.
-    center: [d], the mean of the rows: about it, products err least.
-    norms: [m] float32, of the centred rows.
-    rounding: [m] float32, how far the columns are from the centred rows; 0 in float32.
+    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest.
+    squares: [m] float32, the columns' squared norms.
+    slack: [] float32, how far a column is at most from the ideal reduction of its row.
+    center: [d] float32, about which vectors are reduced.
+    basis: [d, r - 1] float32, orthonormal, or None where nothing is reduced.
     count: [] int32, how many of the rows count; those behind are padding.
   """
 
-  rows: jax.Array
-  columns: jax.Array
-  center: jax.Array
-  norms: jax.Array
-  rounding: jax.Array
-  count: jax.Array
+  rows: Any
+  columns: Any
+  squares: Any
+  slack: Any
+  center: Any
+  basis: Any
+  count: Any
 
 
-def prepare(
-    bank: jax.Array, shortlist: str = 'float32', *, count: int | jax.Array | None = None) -> SearchBank:
-  """Centres, transposes and rounds a bank [m, d] once, for many searches.
+def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> SearchBank:
+  """Makes a bank [m, d] ready for many searches.
 
   Args:
-    bank: float32.
-    shortlist: precision of the products that find candidates, 'float32' or 'bfloat16'. The result
-      of a search is the same; bfloat16 is faster where the hardware has it, and takes less memory.
-    count: only the first so many rows count; None for all.
+    bank: float32, on the host or a device.
+    shortlist: see `SearchSpec`.
+    num_shards: None for a bank that is whole on every device. Else all arrays get a leading axis of
+      this size, for one shard on each device; rows are dealt out in turn, so that a prefix of the bank
+      is a prefix of every shard.
+
+  Returns:
+    A `SearchBank` of NumPy arrays; put it on the device, or the devices, once.
 
   Raises:
     ValueError: another shortlist, or a bank of another shape.
   """
-  if shortlist not in SHORTLISTS:
-    raise ValueError(f'shortlist={shortlist!r}: expected one of {SHORTLISTS}.')
+  shortlist = SearchSpec(shortlist).shortlist
   if bank.ndim != 2:
     raise ValueError(f'Expected a bank [m, d], got {bank.shape}.')
-  return _prepare(bank, shortlist, len(bank) if count is None else count)
+  if shortlist == 'auto':
+    shortlist = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  bank = np.asarray(bank, np.float32)
+  center, basis = _principal_axes(bank[::max(1, len(bank) // _SAMPLE)])
+  blocks = [
+      jax.device_get(_reduce(bank[i:i + _PREPARED_BLOCK], center, basis, shortlist))
+      for i in range(0, len(bank), _PREPARED_BLOCK)]
+  columns, squares, slack = (np.concatenate(parts) for parts in zip(*blocks))
+  if num_shards is None:
+    return SearchBank(
+        bank, np.ascontiguousarray(columns.T), squares, slack.max(), center, basis,
+        np.int32(len(bank)))
+  missing = -len(bank) % num_shards
+  bank, columns, squares = (
+      np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, num_shards, *x.shape[1:])
+      for x in (bank, columns, squares))
+  same = jax.tree.map(
+      lambda x: np.repeat(x[None], num_shards, axis=0), (slack.max(), center, basis))
+  counts = len(squares) - (np.arange(num_shards) >= num_shards - missing)
+  return SearchBank(
+      bank.swapaxes(0, 1), np.ascontiguousarray(columns.transpose(1, 2, 0)), squares.T, *same,
+      counts.astype(np.int32))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _prepare(bank, shortlist, count):
-  center = bank.mean(axis=0)
-  rounded, norms, rounding = _rounded(bank - center, shortlist)
-  return SearchBank(bank, rounded.T, center, norms, rounding, jnp.int32(count))
+def _principal_axes(sample):
+  """(center, basis) of a reduction that keeps most distances nearly as they are; basis None for none."""
+  dim = sample.shape[1]
+  center = sample.mean(axis=0)
+  # In float64: what makes the bounds hold is that the basis is orthonormal, not which one it is.
+  covariance = jax.device_get(_covariance(sample - center)).astype(np.float64)
+  variance, axes = np.linalg.eigh(covariance)
+  share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-300)
+  needed = 2 + int(np.searchsorted(share, _VARIANCE))
+  reduced = -(-needed // _DIM_STEP) * _DIM_STEP
+  if reduced > _WORTHWHILE * dim:
+    return center, None
+  return center, np.ascontiguousarray(axes[:, ::-1][:, :reduced - 1], np.float32)
+
+
+@jax.jit
+def _covariance(rows):
+  return jnp.dot(rows.T, rows, precision=lax.Precision.HIGHEST)
 
 
 def nearest_neighbors(
@@ -85,7 +165,7 @@ def nearest_neighbors(
 
   Args:
     queries: [q, d] float32.
-    bank: [m, d] float32, m >= k, or what `prepare` made of it.
+    bank: [m, d] float32, m >= k, or what `prepare` made of it, which is faster to search.
     k: number of neighbours.
     query_block, bank_block: size of the distance tiles held at once; no influence on the result.
 
@@ -110,16 +190,20 @@ def nested_nearest_neighbors(
     sizes: Sequence[int],
     *,
     k: int = 1,
+    axis_name: str | None = None,
     query_block: int = _QUERY_BLOCK,
     bank_block: int = _BANK_BLOCK,
 ) -> list[tuple[jax.Array, jax.Array]]:
-  """`nearest_neighbors` in the first m rows of `bank`, for every m in `sizes`, in one pass.
+  """`nearest_neighbors` in the first m rows of `bank`, for every m in `sizes`.
 
   A memory bank is in order of selection, so its prefixes are the banks of smaller ratios: all of
   them together cost what the largest alone costs.
 
   Args:
     sizes: prefix lengths, any order, each between k and the length of the bank.
+    axis_name: within `jax.pmap` or `jax.shard_map`, for a bank of one shard on each device: every
+      device brings its own queries, as many as the others. All search for all, each in its shard, and
+      the nearest are joined; prefixes are then searched one by one.
 
   Returns:
     For each of `sizes` what `nearest_neighbors(queries, bank[:m])` returns.
@@ -128,17 +212,40 @@ def nested_nearest_neighbors(
   if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
     raise ValueError(
         f'Expected queries [q, d] and bank [m, d], got {queries.shape} and {rows.shape}.')
-  if k < 1 or min(sizes) < k or max(sizes) > len(rows):
+  shards = 1 if axis_name is None else lax.axis_size(axis_name)
+  if k < 1 or min(sizes) < k or max(sizes) > len(rows) * shards:
     raise ValueError(
-        f'{k} neighbours are asked for in banks of {list(sizes)} patches (of {len(rows)}): expected '
-        '1 <= num_neighbors <= patches in the smallest bank. Lower num_neighbors or raise the '
-        'coreset ratio.')
+        f'{k} neighbours are asked for in banks of {list(sizes)} patches (of {len(rows) * shards}): '
+        'expected 1 <= num_neighbors <= patches in the smallest bank. Lower num_neighbors or raise '
+        'the coreset ratio.')
   if not isinstance(bank, SearchBank):
-    bank = prepare(jnp.asarray(bank))
+    bank = _as_it_is(jnp.asarray(bank))
+  queries, blocks = jnp.asarray(queries), (query_block, bank_block)
+  if axis_name is not None:
+    queries = lax.all_gather(queries, axis_name, tiled=True)
+    return [_search_shards(queries, bank, size, k, blocks, axis_name) for size in sizes]
   ordered = tuple(sorted(set(sizes)))
-  by_size = dict(zip(ordered, _search(
-      jnp.asarray(queries), bank, ordered, k, query_block, bank_block)))
+  by_size = dict(zip(ordered, _search(queries, bank, ordered, k, blocks)))
   return [by_size[size] for size in sizes]
+
+
+def sharded_nearest_neighbors(
+    queries, bank: SearchBank, mesh: Mesh, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
+  """`nearest_neighbors` in a bank that is split over a mesh of one axis, of one process or several.
+
+  Args:
+    queries: [q, d] float32 on the host, the same in every process.
+    bank: `parallel.split(prepare(rows, num_shards=mesh.size), mesh)`.
+    mesh: its axis may have any name.
+    k: number of neighbours.
+
+  Returns:
+    As `nearest_neighbors`, NumPy, in every process.
+  """
+  padded = np.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
+  stacked = parallel.split(padded.reshape(mesh.size, -1, padded.shape[1]), mesh)
+  found = _sharded_search(mesh, k)(stacked, bank)
+  return tuple(np.asarray(x.addressable_data(0))[:len(queries)] for x in found)
 
 
 def merge_nearest(
@@ -148,19 +255,66 @@ def merge_nearest(
   return distances_sq[:, :k], indices[:, :k]
 
 
-def _search(queries, bank, sizes, k, query_block, bank_block):
+def take(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """Rows [..., d] of a bank, or of a bank in shards, where every device brings its own indices."""
+  rows = bank.rows if isinstance(bank, SearchBank) else bank
+  if axis_name is None:
+    return rows[indices]
+  shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  wanted = lax.all_gather(indices, axis_name)
+  mine = (wanted % shards == shard)[..., None]
+  # Of each row there is one copy: the sum over devices adds nothing to it.
+  found = lax.psum(jnp.where(mine, rows[wanted // shards], 0), axis_name)
+  return found[shard]
+
+
+def _search_shards(queries, bank, size, k, blocks, axis_name):
+  """The nearest of this device's share of `queries`, which are those of all devices."""
+  shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
+  longest = -(-size // shards)
+  count = jnp.minimum(bank.count, (size - shard + shards - 1) // shards)
+  shortened = bank._replace(
+      rows=bank.rows[:longest], columns=bank.columns[:, :longest], squares=bank.squares[:longest],
+      count=count)
+  nearest, indices = _search(queries, shortened, (longest,), min(k, longest), blocks)[0]
+  indices = jnp.where(nearest < jnp.inf, indices * shards + shard, np.iinfo(np.int32).max)
+
+  def share(x):  # [shards * q, k] -> [q, shards * k]
+    x = lax.all_to_all(x.reshape(shards, -1, x.shape[1]), axis_name, 0, 0)
+    return x.swapaxes(0, 1).reshape(x.shape[1], -1)
+
+  return merge_nearest(share(nearest), share(indices), k)
+
+
+@functools.lru_cache(maxsize=16)
+def _sharded_search(mesh, k):
+  (axis_name,) = mesh.axis_names
+
+  def search(queries, bank):
+    bank = jax.tree.map(lambda x: x[0], bank)
+    size = len(bank.rows) * mesh.size  # the padding does not count
+    (found,) = nested_nearest_neighbors(queries[0], bank, (size,), k=k, axis_name=axis_name)
+    return jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), found)
+
+  split = PartitionSpec(axis_name)
+  return jax.jit(jax.shard_map(
+      search, mesh=mesh, in_specs=(split, split), out_specs=PartitionSpec(), check_vma=False))
+
+
+def _search(queries, bank, sizes, k, blocks):
   """[(distances_sq, indices)] of each size, ascending."""
-  blocks = query_block, bank_block
   found, doubtful = _by_shortlist(queries, bank, sizes, k, k + _SPARE, blocks)
 
-  def more_exactly(queries):
-    again = bank
-    if bank.columns.dtype != jnp.float32:
-      columns, norms, rounding = _rounded(bank.rows - bank.center, jnp.float32)
-      again = bank._replace(columns=columns.T, norms=norms, rounding=rounding)
-    return _by_shortlist(queries, again, sizes, k, k + _MANY_SPARE, blocks)
+  def longer(queries):
+    return _by_shortlist(queries, bank, sizes, k, k + _MANY_SPARE, blocks)
 
-  found, doubtful = _repeat(more_exactly, _DOUBTFUL_BLOCK, queries, found, doubtful)
+  def as_they_are(queries):
+    whole = _as_it_is(bank.rows, bank.center, bank.count)
+    return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
+
+  found, doubtful = _repeat(longer, _DOUBTFUL_BLOCK, queries, found, doubtful)
+  if bank.basis is not None or bank.columns.dtype != jnp.float32:
+    found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
   return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
 
 
@@ -168,31 +322,45 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
   """Compares each query with a shortlist from each block of the bank; says whether a nearer row may
   have been missed."""
   query_block, bank_block = blocks
-  rounded = _rounded(queries - bank.center, bank.columns.dtype)
+  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
   best = jnp.full((len(queries), k), jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
-  outside = jnp.full(len(queries), jnp.inf)  # the lowest bound of all rows not compared
+  outside = jnp.full(len(queries), jnp.inf)  # the smallest score of all rows not compared
+  counts = jnp.arange(len(bank.rows)) < bank.count
+  squares = jnp.where(counts, bank.squares, jnp.inf)
 
   def compare(first, width, best, outside):
-    columns, norms, rounding = (
+    columns, block_squares, block_counts = (
         lax.dynamic_slice_in_dim(x, first, width, axis=x.ndim - 1)
-        for x in (bank.columns, bank.norms, bank.rounding))
-    counts = first + jnp.arange(width) < bank.count
+        for x in (bank.columns, squares, counts))
     count = min(length, width)
 
-    def block(queries, rounded, nearest, indices, outside):
-      bounds = jnp.where(counts, _bounds(rounded, (columns, norms, rounding)), jnp.inf)
-      lowest, column = smallest(bounds, min(count + 1, width))
+    def block(queries, reduced, nearest, indices, outside):
+      products = jnp.dot(
+          reduced, columns, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+      # The reduced distances, but for the query's own square.
+      lowest, column = smallest(block_squares - 2 * products, min(count + 1, width))
       if count < width:
         outside = jnp.minimum(outside, lowest[:, -1])
       column = column[:, :count]
-      exact = jnp.where(
-          counts[column], distances_sq(bank.rows[column + first], queries[:, None], axis=-1), jnp.inf)
+      exact = distances_sq(bank.rows[column + first], queries[:, None], axis=-1)
+      exact = jnp.where(block_counts[column], exact, jnp.inf)
       return *merge_nearest(
           jnp.concatenate([nearest, exact], 1), jnp.concatenate([indices, column + first], 1),
           k), outside
 
-    *best, outside = _in_blocks(block, query_block, queries, rounded, *best, outside)
+    *best, outside = _in_blocks(block, query_block, queries, reduced, *best, outside)
     return tuple(best), outside
+
+  # Tensor cores sum less carefully than a CPU: four times the bound, where they are in use.
+  error = product_error(
+      reduced.shape[1], jnp.sqrt(queries_sq), jnp.sqrt(jnp.where(counts, bank.squares, 0).max()))
+  error *= 1 if reduced.dtype == jnp.float32 else 4
+
+  def in_doubt(nearest, outside):
+    """Could a row outside the shortlist be as near as the k-th on it?"""
+    reduced = jnp.sqrt(jnp.maximum(outside + queries_sq - error, 0))
+    bound = jnp.square(jnp.maximum(reduced - slack - bank.slack, 0)) * (1 - 2.0**-18)
+    return (bound <= nearest[:, -1]) & (outside < jnp.inf)
 
   found, doubtful, begin = [], jnp.zeros(len(queries), bool), 0
   for end in sizes:
@@ -204,38 +372,46 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     if rest := (end - begin) % bank_block:
       best, outside = compare(end - rest, rest, best, outside)
     found.append(best)
-    doubtful |= (outside <= best[0][:, -1]) & (outside < jnp.inf)
+    doubtful |= in_doubt(best[0], outside)
     begin = end
   return found, doubtful
 
 
-def _bounds(queries, bank):
-  """[q, m]: what the squared distances cannot be below. Arguments as `_rounded` returns them, the
-  bank's vectors transposed.
+@functools.partial(jax.jit, static_argnums=3)
+def _reduce(vectors, center, basis, dtype):
+  """Vectors [n, d] in the reduced space, rounded: (reduced [n, r], squared norms, slack).
 
-  The error of a product of rounded vectors is at most |q - q'| |b| + |q'| |b - b'| (Cauchy and
-  Schwarz), besides that of summing, which is counted four times: tensor cores sum less carefully.
+  With an orthonormal basis V, the ideal x -> (V'x, |x - VV'x|) never enlarges a distance: what is along
+  V keeps its own, and |a| and |b| differ by at most |a - b|. The slack [n] bounds how far the result
+  is from the ideal. A sum of d products errs by at most d u |x| |v|, u = 2^-24, in whatever order
+  (Higham 2002, section 3.1): r times over, for r columns, makes sqrt(r) d u |x|. So do the basis, which
+  is rounded itself, and the product back, of r terms. What rounding to `dtype` moves is measured.
   """
-  rounded, norms, rounding = queries
-  columns, bank_norms, bank_rounding = bank
-  products = jnp.dot(
-      rounded, columns, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-  norms, rounding = norms[:, None], rounding[:, None]
-  error = product_error(len(columns), norms, bank_norms)
-  if columns.dtype != jnp.float32:
-    # |q'| is at most |q| + |q - q'|; the last digits of the norms are covered by 2.0002.
-    error = 4 * error + 2.0002 * (rounding * bank_norms + (norms + rounding) * bank_rounding)
-  return jnp.square(norms) + jnp.square(bank_norms) - 2 * products - error
-
-
-def _rounded(vectors, dtype):
-  """Vectors in another type, the norms they had, and how far rounding moved them."""
+  vectors = vectors - center
+  norms = jnp.sqrt(jnp.square(vectors).sum(axis=1))
+  if basis is None:
+    slack = 2 * UNIT * norms  # of the subtraction
+  else:
+    dim, axes = basis.shape
+    along = jnp.dot(vectors, basis, precision=lax.Precision.HIGHEST)
+    back = jnp.dot(along, basis.T, precision=lax.Precision.HIGHEST)
+    rest = jnp.sqrt(jnp.square(vectors - back).sum(axis=1, keepdims=True))
+    slack = UNIT * (math.sqrt(axes) * (2 * dim + axes + 4) + dim + 4) * norms
+    vectors = jnp.concatenate([along, rest], axis=1)
   rounded = vectors.astype(dtype)
-  return rounded, _norm(vectors), _norm(vectors - rounded.astype(jnp.float32))
+  again = rounded.astype(jnp.float32)
+  slack += jnp.sqrt(jnp.square(vectors - again).sum(axis=1))
+  # What the last digits of the norms and roots may miss.
+  return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
 
 
-def _norm(vectors):
-  return jnp.sqrt(jnp.square(vectors).sum(axis=1))
+def _as_it_is(rows, center=None, count=None):
+  """A `SearchBank` that is neither reduced nor rounded."""
+  center = rows.mean(axis=0) if center is None else center
+  columns, squares, slack = _reduce(rows, center, None, 'float32')
+  return SearchBank(
+      rows, columns.T, squares, slack.max(), center, None,
+      jnp.int32(len(rows)) if count is None else count)
 
 
 def _repeat(search, size, queries, found, doubtful):

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+AXIS = 'device'  # what functions given to `data_parallel` may name in collectives, on several devices
+
 
 def divisible_batch_size(batch_size: int) -> int:
   """The batch size, raised to the next multiple of the number of local devices."""
@@ -23,13 +25,27 @@ def replicate(tree: Any) -> Any:
   devices = jax.local_devices()
   if len(devices) == 1:
     return jax.device_put(tree, devices[0])
-  sharding = NamedSharding(Mesh(np.array(devices), ('device',)), PartitionSpec('device'))
+  sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
   def copies(x):
     shards = [jax.device_put(x, device)[None] for device in devices]
     return jax.make_array_from_single_device_arrays((len(devices), *x.shape), sharding, shards)
 
   return jax.tree.map(copies, tree)
+
+
+def split(tree: Any, mesh: Mesh | None = None) -> Any:
+  """Puts one piece of every array [n, ...] on each of n devices.
+
+  Args:
+    tree: arrays on the host, the same in every process.
+    mesh: of one axis and n devices, of one process or several; None for the local devices, for use
+      with `data_parallel`.
+  """
+  mesh = Mesh(np.array(jax.local_devices()), (AXIS,)) if mesh is None else mesh
+  sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+  return jax.tree.map(
+      lambda x: jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece]), tree)
 
 
 @functools.lru_cache(maxsize=64)
@@ -41,13 +57,13 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
       for the compiled program to be used again.
 
   Returns:
-    A function of (`replicate(parameters)`, batch [b, ...]); b must be a multiple of the number of
-    local devices. Its results stay on the devices until `gather`.
+    A function of (parameters by `replicate` or `split`, batch [b, ...]); b must be a multiple of the
+    number of local devices. Its results stay on the devices until `gather`.
   """
   devices = jax.local_device_count()
   if devices == 1:
     return jax.jit(fn)
-  mapped = jax.pmap(fn)
+  mapped = jax.pmap(fn, axis_name=AXIS)
 
   def run(parameters, batch):
     return mapped(parameters, batch.reshape(devices, -1, *batch.shape[1:]))

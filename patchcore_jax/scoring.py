@@ -74,8 +74,11 @@ def reweighted_image_scores(
     embeddings: jax.Array,
     distances_sq: jax.Array,
     indices: jax.Array,
-    bank: jax.Array,
+    bank: jax.Array | neighbors.SearchBank,
     spec: ScoringSpec,
+    *,
+    size: int | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
   """Image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
 
@@ -87,8 +90,10 @@ def reweighted_image_scores(
   Args:
     embeddings: [b, p, d] of the p patches of each image.
     distances_sq, indices: [b, p, k] from `nearest_neighbors`.
-    bank: [m, d].
+    bank: [m, d], or what `neighbors.prepare` made of it.
     spec: see `ScoringSpec`.
+    size: only the first so many rows of the bank count; None for all.
+    axis_name: see `neighbors.nested_nearest_neighbors`.
 
   Returns:
     [b] float32.
@@ -96,13 +101,16 @@ def reweighted_image_scores(
   batch = jnp.arange(len(embeddings))
   patch = jnp.argmax(distances_sq[..., 0], axis=1)
   nearest = indices[batch, patch, 0]
-  support = neighbors.nearest_neighbors(
-      bank[nearest], bank, k=min(spec.support_neighbors, len(bank)))[1]
+  if size is None:
+    size = len(bank.rows if isinstance(bank, neighbors.SearchBank) else bank)
+  ((_, support),) = neighbors.nested_nearest_neighbors(
+      neighbors.take(bank, nearest, axis_name), bank, (size,),
+      k=min(spec.support_neighbors, size), axis_name=axis_name)
   # m* leads even if the bank holds an equal patch with a lower index.
   others = jnp.where(support == nearest[:, None], -1, support)
   position = jnp.argsort(others >= 0, axis=1, stable=True)
   support = jnp.take_along_axis(support, position, axis=1).at[:, 0].set(nearest)
-  difference = embeddings[batch, patch][:, None, :] - bank[support]
+  difference = embeddings[batch, patch][:, None, :] - neighbors.take(bank, support, axis_name)
   distances = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1))
   weights = 1 - jax.nn.softmax(distances, axis=-1)[:, 0]
   return weights * _distance(distances_sq[batch, patch, 0], spec)

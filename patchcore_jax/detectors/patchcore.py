@@ -15,6 +15,7 @@ from patchcore_jax.backbones import Backbone, fingerprint, normalize
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
 
 Progress = Callable[[str, int, int], None]
@@ -177,6 +178,7 @@ def predict(
     *,
     embedding: EmbeddingSpec,
     scoring_spec: ScoringSpec,
+    search: SearchSpec | None = None,
     sizes: tuple[int, ...] = (),
 ) -> Iterator[Prediction]:
   """Scores images; one jitted function from pixels to maps.
@@ -186,6 +188,7 @@ def predict(
     bank: from `fit`.
     batches: images of one size; the batch size is a multiple of the number of local devices.
     scoring_spec: how distances become scores.
+    search: how neighbours are found, by default `SearchSpec()`; no influence on the result.
     sizes: numbers of leading bank patches to score against, all in one pass; () for the whole bank.
 
   Yields:
@@ -196,10 +199,18 @@ def predict(
     ValueError: more neighbours than patches.
   """
   memory_bank.check(bank.description, describe(backbone, embedding))
+  search = search or SearchSpec()
+  devices = jax.local_device_count()
+  sharded = search.bank == 'sharded' and devices > 1
   fn = _predict_fn(
-      _embed_fn_of(backbone, embedding), scoring_spec, sizes or (len(bank.embeddings),))
+      _embed_fn_of(backbone, embedding), scoring_spec, sizes or (len(bank.embeddings),),
+      parallel.AXIS if sharded else None)
+  prepared = neighbors.prepare(
+      bank.embeddings, search.shortlist, num_shards=devices if sharded else None)
   # Both on the devices once, not with every batch.
-  parameters = parallel.replicate((backbone.variables, bank.embeddings))
+  parameters = (
+      parallel.replicate(backbone.variables),
+      parallel.split(prepared) if sharded else parallel.replicate(prepared))
   for batch, (scores, maps) in _one_ahead(parallel.data_parallel(fn), parameters, batches):
     memory_bank.check(bank.description, {'image_size': batch.image.shape[1:3]})
     valid = batch.valid
@@ -222,7 +233,7 @@ def _embed_fn(apply, layers, mean, std, embedding):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(embed, spec, sizes):
+def _predict_fn(embed, spec, sizes, axis_name=None):
   """((variables, bank), images) -> image scores [b, s], anomaly maps [b, s, h, w]."""
 
   def score(parameters, images):
@@ -230,7 +241,7 @@ def _predict_fn(embed, spec, sizes):
     embeddings = embed(variables, images)
     b, rows, columns, dim = embeddings.shape
     found = neighbors.nested_nearest_neighbors(
-        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors)
+        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name)
     scores, maps = [], []
     for size, (distances_sq, indices) in zip(sizes, found):
       patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
@@ -239,7 +250,8 @@ def _predict_fn(embed, spec, sizes):
       else:
         scores.append(scoring.reweighted_image_scores(
             embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
-            indices.reshape(b, -1, spec.num_neighbors), bank[:size], spec))
+            indices.reshape(b, -1, spec.num_neighbors), bank, spec, size=size,
+            axis_name=axis_name))
       maps.append(scoring.anomaly_maps(patches, images.shape[1:3], spec))
     return jnp.stack(scores, axis=1), jnp.stack(maps, axis=1)
 
