@@ -218,8 +218,9 @@ def nested_nearest_neighbors(
         f'{k} neighbours are asked for in banks of {list(sizes)} patches (of {len(rows) * shards}): '
         'expected 1 <= num_neighbors <= patches in the smallest bank. Lower num_neighbors or raise '
         'the coreset ratio.')
+  bank = jax.tree.map(jnp.asarray, bank)  # of NumPy arrays, where this is not compiled
   if not isinstance(bank, SearchBank):
-    bank = _as_it_is(jnp.asarray(bank))
+    bank = _as_it_is(bank)
   queries, blocks = jnp.asarray(queries), (query_block, bank_block)
   if axis_name is not None:
     queries = lax.all_gather(queries, axis_name, tiled=True)
@@ -257,7 +258,7 @@ def merge_nearest(
 
 def take(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
   """Rows [..., d] of a bank, or of a bank in shards, where every device brings its own indices."""
-  rows = bank.rows if isinstance(bank, SearchBank) else bank
+  rows = jnp.asarray(bank.rows if isinstance(bank, SearchBank) else bank)
   if axis_name is None:
     return rows[indices]
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
@@ -301,6 +302,7 @@ def _sharded_search(mesh, k):
       search, mesh=mesh, in_specs=(split, split), out_specs=PartitionSpec(), check_vma=False))
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(queries, bank, sizes, k, blocks):
   """[(distances_sq, indices)] of each size, ascending."""
   found, doubtful = _by_shortlist(queries, bank, sizes, k, k + _SPARE, blocks)

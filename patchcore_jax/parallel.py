@@ -63,7 +63,7 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
   devices = jax.local_device_count()
   if devices == 1:
     return jax.jit(fn)
-  mapped = jax.pmap(fn, axis_name=AXIS)
+  mapped = jax.pmap(fn, axis_name=AXIS, devices=jax.local_devices())  # not those of other processes
 
   def run(parameters, batch):
     return mapped(parameters, batch.reshape(devices, -1, *batch.shape[1:]))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from patchcore_jax import neighbors
+from patchcore_jax import distances, neighbors
 from tests import precision
 
 
@@ -16,10 +16,25 @@ def _data(q=100, m=300, d=32, offset=0.0):
           rng.standard_normal((m, d)).astype(np.float32) + np.float32(offset))
 
 
+def _low_rank(q=80, m=500, d=256, rank=20):
+  """Vectors that lie near a subspace, as those of a pretrained network do: searches reduce them."""
+  rng = np.random.default_rng(1)
+  rows = rng.standard_normal((q + m, rank)) @ rng.standard_normal((rank, d)) / 4
+  rows = (rows + 0.05 * rng.standard_normal(rows.shape) + 2).astype(np.float32)
+  return rows[:q], rows[q:]
+
+
 def _oracle(queries, bank, k):
   distances_sq = ((queries[:, None].astype(np.float64) - bank[None]) ** 2).sum(-1)
   indices = np.argsort(distances_sq, axis=1, kind='stable')[:, :k]
   return np.take_along_axis(distances_sq, indices, 1), indices
+
+
+def _by_definition(queries, bank, k):
+  """In float32, every distance by `distances_sq`; ties by the lowest index."""
+  values = np.asarray(jax.vmap(lambda q: distances.distances_sq(bank, q, axis=-1))(queries))
+  indices = np.argsort(values, axis=1, kind='stable')[:, :k]
+  return np.take_along_axis(values, indices, 1), indices
 
 
 class TestNearestNeighbors:
@@ -80,3 +95,85 @@ class TestNestedNearestNeighbors:
       expected, expected_indices = _oracle(queries, bank[:size], k)
       np.testing.assert_array_equal(indices, expected_indices)
       np.testing.assert_allclose(distances_sq, expected, rtol=1e-6)
+
+  def test_equals_a_search_in_each_prefix_of_a_prepared_bank(self):
+    queries, bank = _low_rank()
+    sizes = (500, 9, 130)
+    prepared = neighbors.prepare(bank, 'bfloat16')
+    for size, found in zip(sizes, neighbors.nested_nearest_neighbors(queries, prepared, sizes, k=2)):
+      for value, expected in zip(found, neighbors.nearest_neighbors(queries, bank[:size], k=2)):
+        np.testing.assert_array_equal(value, expected)
+
+
+class TestPrepare:
+
+  @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
+  @pytest.mark.parametrize('k', [1, 5])
+  @pytest.mark.parametrize('data', [_data, _low_rank])
+  def test_the_result_is_that_of_the_bank_as_it_is(self, data, k, shortlist):
+    queries, bank = data()
+    found = neighbors.nearest_neighbors(queries, neighbors.prepare(bank, shortlist), k=k)
+    for value, expected in zip(found, neighbors.nearest_neighbors(queries, bank, k=k)):
+      np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(found[1], _oracle(queries, bank, k)[1])
+
+  @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
+  @pytest.mark.parametrize('k', [1, 5])
+  def test_rows_closer_than_the_rounding(self, k, shortlist):
+    # The true neighbour is one of 400 that no product can tell apart: every query is in doubt.
+    queries, bank = _low_rank()
+    rng = np.random.default_rng(2)
+    crowd = bank[:1] + np.float32(1e-5) * rng.standard_normal((400, 256), np.float32)
+    bank = rng.permutation(np.concatenate([bank, crowd]))
+    queries = np.concatenate([queries[:20], crowd[:20] + np.float32(1e-3)])
+    found = neighbors.nearest_neighbors(queries, neighbors.prepare(bank, shortlist), k=k)
+    for value, expected in zip(found, _by_definition(queries, bank, k)):
+      np.testing.assert_array_equal(value, expected)
+
+  def test_columns_are_never_farther_apart_than_rows(self):
+    _, bank = _low_rank()
+    for shortlist in ('float32', 'bfloat16'):
+      prepared = neighbors.prepare(bank, shortlist)
+      assert prepared.columns.shape == (64, 500)
+      columns = np.asarray(prepared.columns, np.float64).T
+      reduced = np.linalg.norm(columns[:, None] - columns, axis=-1)
+      true = np.linalg.norm(bank[:, None].astype(np.float64) - bank, axis=-1)
+      assert (reduced <= true + 2 * prepared.slack).all()
+      assert np.median(reduced[true > 0] / true[true > 0]) > 0.95  # or else it would be of no use
+
+  def test_what_has_no_main_axes_is_not_reduced(self):
+    assert neighbors.prepare(_data()[1]).basis is None
+
+  def test_shards_hold_rows_in_turn(self):
+    _, bank = _low_rank()
+    prepared = neighbors.prepare(bank, num_shards=3)
+    assert prepared.rows.shape == (3, 167, 256) and prepared.columns.shape == (3, 64, 167)
+    assert prepared.count.tolist() == [167, 167, 166]
+    np.testing.assert_array_equal(prepared.rows.swapaxes(0, 1).reshape(-1, 256)[:500], bank)
+
+  def test_errors(self):
+    with pytest.raises(ValueError, match="shortlist='float16': expected 'auto'"):
+      neighbors.prepare(np.zeros((3, 2), np.float32), 'float16')
+    with pytest.raises(ValueError, match=r'a bank \[m, d\], got \(3,\)'):
+      neighbors.prepare(np.zeros(3, np.float32))
+
+  @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
+  def test_products_ask_for_the_highest_precision(self, shortlist):
+    queries, bank = _low_rank()
+    precision.assert_highest(neighbors.nearest_neighbors, queries, neighbors.prepare(bank, shortlist))
+
+
+class TestSearchSpec:
+
+  def test_errors(self):
+    for field, values in (('shortlist', 'float64'), ('bank', 'split')):
+      with pytest.raises(ValueError, match=f"search.{field}='{values}': expected '.*' or '.*'"):
+        neighbors.SearchSpec(**{field: values})
+
+
+def test_merge_and_take_by_hand():
+  values, indices = neighbors.merge_nearest(
+      np.array([[3., 1., 2., 1.]]), np.array([[0, 7, 5, 2]]), 3)
+  assert values.tolist() == [[1, 1, 2]] and indices.tolist() == [[2, 7, 5]]
+  bank = np.arange(6., dtype=np.float32).reshape(3, 2)
+  assert neighbors.take(neighbors.prepare(bank), np.array([[2], [0]])).tolist() == [[[4, 5]], [[0, 1]]]
