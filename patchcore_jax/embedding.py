@@ -52,9 +52,11 @@ class EmbeddingSpec:
 def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> jax.Array:
   """Embeds every cell of the first map's grid.
 
-  Where the pooling bins of every layer stay within whole channels (all ResNets at the paper's
-  sizes), 'adaptive' is a weighted sum over the P x P neighbours followed by means of channels, which
-  is many times cheaper than its definition, `adaptive_embeddings`; elsewhere the definition runs.
+  Averages over channels and bilinear enlargement are both linear, and in different axes: here every
+  layer is averaged in its own grid, and only the values it contributes are enlarged. Where the bins of
+  all layers stay within whole channels (layer2 and layer3 of every ResNet at the paper's sizes), the
+  averages are weighted sums over the P x P neighbours followed by means of channels. Both are many
+  times cheaper than the definition, `adaptive_embeddings`.
 
   Args:
     feature_maps: [b, h_l, w_l, c_l] float32 each, shallowest first.
@@ -79,11 +81,31 @@ def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> 
     plans = [_Plan(1, _uniform(spec.patch_size)) for _ in feature_maps]
   else:
     plans = [_plan(m.shape[-1], len(feature_maps), spec) for m in feature_maps]
-  if any(plan is None for plan in plans):
-    return adaptive_embeddings(feature_maps, spec)
   grid = feature_maps[0].shape[1:3]
+  if any(plan is None for plan in plans):
+    return _joined_shares(feature_maps, spec, grid)
   parts = [_resize(_neighborhood_sums(m, p), grid) for m, p in zip(feature_maps, plans)]
   return jnp.concatenate(parts, axis=-1)
+
+
+def _joined_shares(feature_maps, spec, grid):
+  """Bins of the second mean may straddle layers: a sum of what each contributes."""
+  dim, layers = spec.pretrain_dim, len(feature_maps)
+  starts, stops = _bins(layers * dim, spec.target_dim)
+  total = 0.0
+  for layer, maps in enumerate(feature_maps):
+    begin, end = layer * dim, (layer + 1) * dim
+    plan = _plan(maps.shape[-1], 1, dataclasses.replace(spec, target_dim=dim))
+    if plan is not None:
+      values = _neighborhood_sums(maps, plan)
+    else:
+      patches = jnp.stack(_shifts(maps, spec.patch_size), axis=-1)
+      values = _adaptive_mean(patches.reshape(*patches.shape[:3], -1), dim)
+    own = np.flatnonzero((stops > begin) & (starts < end))
+    sums = _sums(values, np.maximum(starts[own], begin) - begin, np.minimum(stops[own], end) - begin)
+    share = _resize(sums / (stops - starts)[own].astype(np.float32), grid)
+    total += jnp.pad(share, ((0, 0),) * 3 + ((own[0], spec.target_dim - 1 - own[-1]),))
+  return total
 
 
 def adaptive_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> jax.Array:
@@ -103,12 +125,17 @@ def adaptive_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) 
 def _adaptive_mean(x: jax.Array, size: int) -> jax.Array:
   """PyTorch's adaptive_avg_pool1d on the last axis: bin i is [floor(i n / s), ceil((i + 1) n / s))."""
   starts, stops = _bins(x.shape[-1], size)
+  return _sums(x, starts, stops) / (stops - starts).astype(np.float32)
+
+
+def _sums(x, starts, stops):
+  """Sums of x[..., start:stop] for every pair; they are of about one length."""
   total = 0.0
-  for offset in range(int((stops - starts).max())):  # bins differ in length by one
+  for offset in range(int((stops - starts).max())):
     index = starts + offset
     inside = index < stops
     total += jnp.where(inside, x[..., np.where(inside, index, 0)], 0)
-  return total / (stops - starts).astype(np.float32)
+  return total
 
 
 def _bins(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,9 @@ class TestAdaptive:
       ((16, 32), (32, 8), True),
       ((8, 16, 32), (32, 32), False),  # bins straddle the layers
       ((12, 18), (32, 32), False),
-      ((16, 32), (24, 12), False)])
+      ((16, 32), (24, 12), False),
+      ((8, 16, 32, 32), (32, 50), False),
+      ((5, 7), (16, 40), False)])  # more values than there were
   def test_closed_form_equals_the_definition(self, channels, dims, fast, patch_size):
     maps = _maps(*((12 // 2**i, 10 // 2**i, c) for i, c in enumerate(channels)))
     spec = EmbeddingSpec('adaptive', patch_size, *dims)
