@@ -45,6 +45,9 @@ def get_config() -> ConfigDict:
   config.coreset.start = 'mean'  # mean distance to random points, or 'point': one, itself selected
   config.coreset.num_start_points = 10  # only read with start='mean'
 
+  config.fit = ConfigDict()
+  config.fit.memory_gb = 8.0  # of the host; what exceeds it lies in the workdir until the bank is made
+
   config.scoring = ConfigDict()
   config.scoring.num_neighbors = 1
   config.scoring.distance = 'squared'  # or 'root'

@@ -30,6 +30,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
 
 
+_NO_INFLUENCE = ('fit.', 'search.', 'data.num_workers')  # on results: a run may go on with others
+
+
 def main(_) -> None:
   run(_CONFIG.value, _WORKDIR.value)
 
@@ -83,7 +86,8 @@ def _evaluate(
     if bank_path.exists():
       bank = memory_bank.restore(bank_path, expected=_expected(settings, backbone))
     else:
-      bank = _fit(config, settings, backbone, category, skipped, progress)
+      bank_path.parent.mkdir(exist_ok=True)
+      bank = _fit(config, settings, backbone, category, skipped, bank_path.parent, progress)
       memory_bank.save(bank_path, bank)
     num_skipped = bank.description['num_skipped']
     sizes = bank.sizes(settings.ratios)
@@ -126,12 +130,13 @@ def _ms_per_image(times, batch_size):
   return 1000 * float(np.median(seconds[1:] if len(seconds) > 1 else seconds)) / batch_size
 
 
-def _fit(config, settings, backbone, category, skipped, progress) -> memory_bank.MemoryBank:
+def _fit(config, settings, backbone, category, skipped, scratch, progress) -> memory_bank.MemoryBank:
   started = time.monotonic()
   bank = patchcore.fit(
       backbone, wiring.batches(config, category.train, settings.preprocessing, skipped),
       len(category.train), embedding=settings.embedding, coreset_spec=settings.coreset,
-      progress=progress)
+      memory_gb=config.fit.memory_gb, scratch=scratch,
+      notify=lambda plan: cli.console.print(f'{category.name}: {plan}'), progress=progress)
   bank.description.update(
       _expected(settings, backbone), category=category.name, num_skipped=len(skipped),
       fit_seconds=time.monotonic() - started)
@@ -171,7 +176,8 @@ def _check_same_config(config, workdir) -> None:
   now = memory_bank.flat(wiring.to_json(config))
   differences = [
       f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
-      for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+      for name in sorted({*before, *now})
+      if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE)]
   if differences:
     raise ValueError(
         f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another --workdir, '

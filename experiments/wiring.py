@@ -44,6 +44,8 @@ def settings(config: ConfigDict) -> Settings:
     raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
   if config.metrics.connectivity not in (4, 8):
     raise ValueError(f'metrics.connectivity={config.metrics.connectivity}: expected 4 or 8.')
+  if config.fit.memory_gb <= 0:
+    raise ValueError(f'fit.memory_gb={config.fit.memory_gb}: expected more than 0.')
   selection = dict(config.coreset)
   ratios = tuple(float(r) for r in selection.pop('ratios'))
   if not ratios:

@@ -6,6 +6,7 @@ at the largest ratio therefore serves every smaller one.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,10 @@ def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.9) -> int:
   return int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3))
 
 
-def random_projection(points, dim: int, *, key: jax.Array, kind: str = 'dense') -> jax.Array:
+def random_projection(
+    points, dim: int, *, key: jax.Array, kind: str = 'dense', out: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
   """Projects points to fewer dimensions, which keeps distances to a few percent (Johnson and
   Lindenstrauss) and makes the selection cheaper by as much.
 
@@ -88,22 +92,33 @@ def random_projection(points, dim: int, *, key: jax.Array, kind: str = 'dense') 
     dim: size of the result. With 'dense', points of just that size are returned as they are.
     key: PRNG key.
     kind: see `projection_matrix`.
+    out: [n, dim] on the host, to be filled, where the result is not to lie on the device.
+    progress: called with (done, n) after every block.
 
   Returns:
-    [n, dim] float32 on the device.
+    [n, dim] float32 on the device, or `out`.
 
   >>> random_projection(jnp.ones((5, 64)), 16, key=jax.random.key(0)).shape
   (5, 16)
   """
   if points.shape[1] == dim and kind == 'dense':
-    return jnp.asarray(points)
-  return project(points, projection_matrix(key, points.shape[1], dim, kind))
+    return jnp.asarray(points) if out is None else points
+  return project(
+      points, projection_matrix(key, points.shape[1], dim, kind), out=out, progress=progress)
 
 
-def project(points, matrix) -> jax.Array:
-  """points [n, d] times a given matrix [d, dim], in blocks: for replaying a selection."""
-  return jnp.concatenate(
-      [_product(jnp.asarray(points[i:i + _BLOCK]), matrix) for i in range(0, len(points), _BLOCK)])
+def project(points, matrix, *, out=None, progress=None) -> Any:
+  """`random_projection` with a given matrix [d, dim]: for replaying a selection."""
+  blocks = []
+  for i in range(0, len(points), _BLOCK):
+    block = _product(jnp.asarray(points[i:i + _BLOCK]), matrix)
+    if out is None:
+      blocks.append(block)
+    else:
+      out[i:i + len(block)] = np.asarray(block)
+    if progress:
+      progress(min(i + _BLOCK, len(points)), len(points))
+  return jnp.concatenate(blocks) if out is None else out
 
 
 @jax.jit
@@ -134,7 +149,7 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or memory map.
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `spool.DiskArray`.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.
     select_start: the (single) starting point is the first selected, as in anomalib.

@@ -48,7 +48,6 @@ def split(tree: Any, mesh: Mesh | None = None) -> Any:
       lambda x: jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece]), tree)
 
 
-@functools.lru_cache(maxsize=64)
 def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndarray], Any]:
   """Compiles `fn(parameters, batch) -> results` for all local devices.
 
@@ -60,15 +59,30 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
     A function of (parameters by `replicate` or `split`, batch [b, ...]); b must be a multiple of the
     number of local devices. Its results stay on the devices until `gather`.
   """
-  devices = jax.local_device_count()
-  if devices == 1:
+  mapped = _mapped(fn)
+  return lambda parameters, batch: mapped(parameters, _by_device(batch))
+
+
+def working_bytes(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: np.ndarray) -> int:
+  """Memory that a batch takes on all local devices together, by the compiler's account.
+
+  Two results: one may be on its way to the host while the next is computed.
+  """
+  memory = _mapped(fn).lower(parameters, _by_device(batch)).compile().memory_analysis()
+  each = memory.temp_size_in_bytes + 2 * memory.output_size_in_bytes if memory else 0
+  return each * jax.local_device_count()
+
+
+@functools.lru_cache(maxsize=64)
+def _mapped(fn):
+  if jax.local_device_count() == 1:
     return jax.jit(fn)
-  mapped = jax.pmap(fn, axis_name=AXIS, devices=jax.local_devices())  # not those of other processes
+  return jax.pmap(fn, axis_name=AXIS, devices=jax.local_devices())  # not those of other processes
 
-  def run(parameters, batch):
-    return mapped(parameters, batch.reshape(devices, -1, *batch.shape[1:]))
 
-  return run
+def _by_device(batch):
+  devices = jax.local_device_count()
+  return batch if devices == 1 else batch.reshape(devices, -1, *batch.shape[1:])
 
 
 def gather(results: Any) -> Any:

@@ -11,7 +11,8 @@ import pytest
 from patchcore_jax import backbones, coreset, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
+from patchcore_jax.detectors import fit_plan, patchcore
+from patchcore_jax.detectors.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.memory_bank import BankError
@@ -89,6 +90,29 @@ class TestFit:
       np.testing.assert_array_equal(bank.indices, expected.indices)
       np.testing.assert_allclose(bank.embeddings, expected.embeddings, rtol=0, atol=1e-6)
 
+  @pytest.mark.parametrize('where', [(False, False, True), (True, False, False), (True, False, True),
+                                     (True, True, True)])
+  def test_where_the_arrays_lie_has_no_influence(self, monkeypatch, tmp_path, where):
+    expected = _fit()
+    plans = []
+    monkeypatch.setattr(
+        fit_plan, 'plan', lambda *args, **kwargs: FitPlan(480, 96, *where, 0, 0))
+    bank = _fit(scratch=tmp_path, notify=plans.append)
+    assert len(plans) == 1 and not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(bank.indices, expected.indices)
+    np.testing.assert_array_equal(bank.embeddings, expected.embeddings)
+    assert bank.description == expected.description
+
+  def test_fewer_images_than_announced(self, monkeypatch, tmp_path):
+    expected = _fit()
+    for where in ((False,) * 3, (True,) * 3):
+      monkeypatch.setattr(
+          fit_plan, 'plan', lambda *args, where=where, **kwargs: FitPlan(480, 96, *where, 0, 0))
+      bank = patchcore.fit(_backbone(), _batches(_images(10), 4), 13, embedding=EMBEDDING,
+                           coreset_spec=SPEC, scratch=tmp_path)
+      np.testing.assert_array_equal(bank.embeddings, expected.embeddings)
+      assert bank.description['num_patches'] == 480
+
   def test_progress(self):
     calls = []
     _fit(progress=lambda *call: calls.append(call))
@@ -100,6 +124,8 @@ class TestFit:
     with pytest.raises(ValueError, match='keeps none of 480 patches'):
       patchcore.fit(_backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING,
                     coreset_spec=CoresetSpec(ratio=0.001))
+    with pytest.raises(ValueError, match=r'fit.memory_gb=0.01: the fit takes at least \d.\d GB'):
+      _fit(memory_gb=0.01)
 
 
 class TestPredict:

@@ -2,17 +2,24 @@
 
 import dataclasses
 import functools
+import itertools
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import patchcore_jax
-from patchcore_jax import coreset, memory_bank, neighbors, parallel, scoring
+from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, scoring, spool
 from patchcore_jax.backbones import Backbone, fingerprint, normalize
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import fit_plan
+from patchcore_jax.detectors.fit_plan import FitPlan
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.neighbors import SearchSpec
@@ -106,20 +113,9 @@ def embed(
   Raises:
     ValueError: no images.
   """
-  run = parallel.data_parallel(_embed_fn_of(backbone, embedding))
-  variables = parallel.replicate(backbone.variables)
-  embeddings, done = None, 0
-  for batch, values in _one_ahead(run, variables, batches):
-    if embeddings is None:
-      embeddings = np.empty((num_images, *values.shape[1:]), np.float32)
-    valid = values[batch.valid]
-    embeddings[done:done + len(valid)] = valid
-    done += len(valid)
-    if progress:
-      progress('embed', done, num_images)
-  if not done:
-    raise ValueError('No images: none were given, or none could be read.')
-  return embeddings[:done]
+  _, shape, batches = _first(backbone, batches, embedding)
+  embeddings = np.empty((num_images, *shape), np.float32)
+  return embeddings[:_embed_into(embeddings, backbone, batches, embedding, progress)]
 
 
 def fit(
@@ -129,6 +125,9 @@ def fit(
     *,
     embedding: EmbeddingSpec,
     coreset_spec: CoresetSpec,
+    memory_gb: float = math.inf,
+    scratch: str | os.PathLike | None = None,
+    notify: Callable[[FitPlan], None] | None = None,
     progress: Progress | None = None,
 ) -> MemoryBank:
   """Embeds good images and selects a memory bank.
@@ -136,39 +135,39 @@ def fit(
   Args:
     backbone, batches, num_images, embedding: as in `embed`; good images only.
     coreset_spec: how many patches are kept and how they are chosen.
-    progress: called with (stage, done, total); stages are 'embed' and 'coreset'.
+    memory_gb: the most that the process may take on the host, in 10^9 bytes. Arrays for which that
+      is not enough lie in files without a name, which vanish with the process. No influence on the
+      result.
+    scratch: folder for them; None for the system's.
+    notify: called with the plan, before the long work.
+    progress: called with (stage, done, total); stages are 'embed', 'project' and 'coreset'.
 
   Returns:
     A `MemoryBank` of NumPy arrays, in order of selection.
 
   Raises:
-    ValueError: no images, or a ratio that keeps no patch.
+    ValueError: no images, a ratio that keeps no patch, or too little memory for any way to fit.
+    OSError: too little disk.
   """
-  image_size = None
-
-  def checked(batches):
-    nonlocal image_size
-    for batch in batches:
-      if image_size is None:  # before the long work, not after it
-        image_size = batch.image.shape[1:3]
-        grid = jax.eval_shape(
-            _embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:3]
-        coreset.coreset_size(num_images * grid[0] * grid[1], coreset_spec.ratio)
-      yield batch
-
-  embeddings = embed(backbone, checked(batches), num_images, embedding=embedding, progress=progress)
-  points = embeddings.reshape(-1, embeddings.shape[-1])
-  indices = _select(
-      points, coreset_spec, functools.partial(progress, 'coreset') if progress else None)
+  first, (rows, columns, dim), batches = _first(backbone, batches, embedding)
+  patches = rows * columns
+  plan = _plan(backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb)
+  if notify:
+    notify(plan)
+  allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
+  embeddings = allocate((num_images, rows, columns, dim), on_disk=plan.embeddings_on_disk)
+  num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
+  points = spool.view(embeddings, (num_images * patches, dim))
+  indices = _select(points, coreset_spec, plan, allocate, progress)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
-      'num_images': len(embeddings),
+      'num_images': num_images,
       'num_patches': len(points),
-      'grid': list(embeddings.shape[1:3]),
-      'image_size': list(image_size),
+      'grid': [rows, columns],
+      'image_size': list(first.image.shape[1:3]),
       'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
   }
-  return MemoryBank(points[indices], indices, description)
+  return MemoryBank(spool.take(points, indices), indices, description)
 
 
 def predict(
@@ -258,16 +257,64 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
   return score
 
 
-def _select(points, spec, progress):
+def _first(backbone, batches, embedding):
+  """(the first batch, the shape [rows, columns, d] of an embedding, all batches)."""
+  batches = iter(batches)
+  first = next(batches, None)
+  if first is None:
+    raise ValueError('No images: none were given, or none could be read.')
+  shape = jax.eval_shape(_embed_fn_of(backbone, embedding), backbone.variables, first.image).shape
+  return first, shape[1:], itertools.chain([first], batches)
+
+
+def _embed_into(embeddings, backbone, batches, embedding, progress):
+  """Fills `embeddings` [n, rows, columns, d]; how many images there were."""
+  run = parallel.data_parallel(_embed_fn_of(backbone, embedding))
+  done = 0
+  for batch, values in _one_ahead(run, parallel.replicate(backbone.variables), batches):
+    valid = values[batch.valid]
+    embeddings[done:done + len(valid)] = valid
+    done += len(valid)
+    if progress:
+      progress('embed', done, len(embeddings))
+  if not done:
+    raise ValueError('No images: none were given, or none could be read.')
+  return done
+
+
+def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb):
+  device = jax.local_devices()[0]
+  memory = device.memory_stats() if device.platform != 'cpu' else None
+  batch_bytes = parallel.working_bytes(
+      _embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batch.image)
+  return fit_plan.plan(
+      num_patches, coreset.coreset_size(num_patches, spec.ratio), dim, _projection_dim(spec, num_patches),
+      memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
+      batch_bytes=batch_bytes if device.platform == 'cpu' else 0,
+      device_bytes=memory.get('bytes_limit') if memory else None,
+      num_devices=jax.local_device_count())
+
+
+def _projection_dim(spec, num_points):
+  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(num_points)
+
+
+def _select(points, spec, plan, allocate, progress):
+  """Indices [num_selected] of the bank's patches."""
+  n, stages = len(points), (lambda stage: functools.partial(progress, stage) if progress else None)
   projection_key, start_key = jax.random.split(jax.random.key(spec.seed))
+  dim = _projection_dim(spec, n)
   projected = coreset.random_projection(
-      points, spec.projection_dim or coreset.johnson_lindenstrauss_dim(len(points)),
-      key=projection_key, kind=spec.projection)
-  num_start = 1 if spec.start == 'point' else min(spec.num_start_points, len(points))
-  start = jax.random.choice(start_key, len(points), (num_start,), replace=False)
-  size = coreset.coreset_size(len(points), spec.ratio)
-  return np.asarray(coreset.greedy_k_center(
-      projected, size, start=start, select_start=spec.start == 'point', progress=progress))
+      points, dim, key=projection_key, kind=spec.projection, progress=stages('project'),
+      out=allocate((n, dim), on_disk=plan.points_on_disk) if plan.stream else None)
+  num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)
+  start = jax.random.choice(start_key, n, (num_start,), replace=False)
+  devices = jax.local_devices()
+  split = len(devices) > 1 and not plan.stream
+  return coreset.greedy_k_center(
+      projected, coreset.coreset_size(n, spec.ratio), start=start,
+      select_start=spec.start == 'point', stream=plan.stream,
+      mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None, progress=stages('coreset'))
 
 
 def _one_ahead(run, parameters, batches):

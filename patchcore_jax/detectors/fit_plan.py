@@ -1,0 +1,102 @@
+"""What a fit keeps in memory, and what on disk: arithmetic, before the long work begins."""
+
+import dataclasses
+import itertools
+
+# Of the selection, for each patch: its distance, age and place in the order, and passes over them.
+_STATE_BYTES = 40
+# Embeddings and points that a projection handles at once.
+_BLOCK = 65536
+
+
+@dataclasses.dataclass(frozen=True)
+class FitPlan:
+  """Where the arrays of a fit lie. It has no influence on the result.
+
+  Attributes:
+    num_patches, num_selected: of all images, and of the bank.
+    embeddings_on_disk: else in memory.
+    points_on_disk: the projected points; else in memory, or on the devices.
+    stream: the points stay on the host, and travel to one device when they are compared.
+    memory_bytes: the most that the process will take on the host, about.
+    disk_bytes: in the scratch folder, until the bank is made.
+  """
+
+  num_patches: int
+  num_selected: int
+  embeddings_on_disk: bool
+  points_on_disk: bool
+  stream: bool
+  memory_bytes: int
+  disk_bytes: int
+
+  def __str__(self) -> str:
+    """One line for the user.
+
+    >>> print(FitPlan(5_488_000, 54_880, True, False, True, 4_700_000_000, 22_478_848_000))
+    54880 of 5488000 patches; about 4.7 GB of memory, 22.5 GB of disk for a time
+    """
+    disk = f'{self.disk_bytes / 1e9:.1f} GB' if self.disk_bytes else 'none'
+    return (f'{self.num_selected} of {self.num_patches} patches; about '
+            f'{self.memory_bytes / 1e9:.1f} GB of memory, {disk} of disk for a time')
+
+
+def plan(
+    num_patches: int,
+    num_selected: int,
+    dim: int,
+    projection_dim: int,
+    *,
+    memory_gb: float,
+    base_bytes: int = 0,
+    batch_bytes: int = 0,
+    device_bytes: int | None = None,
+    num_devices: int = 1,
+) -> FitPlan:
+  """Of all ways to fit, the fastest that keeps within the memory.
+
+  Args:
+    num_patches, num_selected: of all images, and of the bank.
+    dim, projection_dim: values of an embedding and of a projected point.
+    memory_gb: the most that the process may take on the host, in 10^9 bytes.
+    base_bytes: what it takes already.
+    batch_bytes: what embedding a batch takes on the host.
+    device_bytes: memory of each device; None where it is the host's.
+    num_devices: over which points are split unless they are streamed.
+
+  Raises:
+    ValueError: no way keeps within the memory; the message says how much is needed, and for what.
+
+  >>> print(plan(1000, 10, 1024, 128, memory_gb=1))
+  10 of 1000 patches; about 0.0 GB of memory, none of disk for a time
+  """
+  embeddings, points = 4 * num_patches * dim, 4 * num_patches * projection_dim
+  bank, state = 4 * num_selected * dim, _STATE_BYTES * num_patches
+  block = 4 * _BLOCK * (dim + projection_dim)
+  centers = 4 * num_selected * projection_dim
+  tried = []
+  for on_disk, points_on_disk, stream in itertools.product((False, True), repeat=3):
+    if points_on_disk and not (stream and on_disk):
+      continue
+    device = (0 if stream else 2 * points) + state  # twice: while they are put in place
+    host_points = points if stream and not points_on_disk else 0
+    if device_bytes is None:
+      host_points += device + 2 * centers
+    elif device / num_devices + 2 * centers > 0.8 * device_bytes:
+      continue
+    kept = 0 if on_disk else embeddings
+    memory = base_bytes + kept + max(batch_bytes, host_points + min(block, embeddings), bank)
+    disk = on_disk * embeddings + points_on_disk * points
+    tried.append(FitPlan(num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk))
+  for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream)):
+    if way.memory_bytes <= memory_gb * 1e9:
+      return way
+  least = min((way.memory_bytes for way in tried), default=0)
+  if batch_bytes > max(bank, block):
+    advice = 'lower data.batch_size'
+  else:
+    advice = 'lower coreset.ratios'
+  raise ValueError(
+      f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: '
+      f'{base_bytes / 1e9:.1f} that the process has already, and {batch_bytes / 1e9:.1f} for a batch of '
+      f'images, or {bank / 1e9:.1f} for the bank of {num_selected} patches. Raise it, or {advice}.')
