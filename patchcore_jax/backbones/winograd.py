@@ -19,8 +19,8 @@ TILE = 4  # outputs along each axis; 6 x 6 products for 16 outputs instead of 9 
 _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
-def _transforms(points: tuple[float, ...], tile: int) -> tuple[list, list, list]:
-  """Matrices of the Toom-Cook scheme: y = output @ ((kernel @ g) * (input @ d)), in float64.
+def _transforms(points: tuple[float, ...], tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Matrices of the Toom-Cook scheme: y = output @ ((kernel @ g) * (input @ d)), float64.
 
   The point at infinity comes last.
   """
@@ -33,8 +33,7 @@ def _transforms(points: tuple[float, ...], tile: int) -> tuple[list, list, list]
   norm = np.array([np.prod([a - b for b in rest]) for a, rest in zip(points, others)] + [1.0])
   polynomials = [np.poly(rest)[::-1] for rest in (*others, points)]
   inputs = np.array([np.pad(p, (0, n - len(p))) for p in polynomials])
-  # Lists of Python floats: they leave the dtype of what they are multiplied with alone.
-  return evaluate(tile).T.tolist(), (evaluate(3) / norm[:, None]).tolist(), inputs.tolist()
+  return evaluate(tile).T, evaluate(3) / norm[:, None], inputs
 
 
 _OUTPUT, _KERNEL, _INPUT = _transforms(_POINTS, TILE)
@@ -56,27 +55,26 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   x = jnp.pad(x, (
       (0, 0), (1, rows * TILE + 1 - height), (1, columns * TILE + 1 - width), (0, 0)))
 
-  # One axis after the other; each stack puts the points of its axis in front.
-  u = jnp.stack([_stack(_KERNEL, line) for line in _combine(_KERNEL, kernel)])
-  v = _stack(_INPUT, [x[:, i:i + (rows - 1) * TILE + 1:TILE] for i in range(points)])
-  v = _stack(
-      _INPUT, [v[:, :, :, i:i + (columns - 1) * TILE + 1:TILE] for i in range(points)], axis=1)
+  # One axis after the other; the points of each go in front.
+  v = _evaluate([x[:, i:i + (rows - 1) * TILE + 1:TILE] for i in range(points)], axis=0)
+  v = _evaluate(
+      [v[:, :, :, i:i + (columns - 1) * TILE + 1:TILE] for i in range(points)], axis=1)
+  u = _both_axes(_KERNEL, kernel.reshape(9, -1))
   products = jnp.einsum(
       'pnc,pcf->pnf', v.reshape(points**2, -1, channels), u.reshape(points**2, channels, features),
       precision=lax.Precision.HIGHEST)
-
-  products = products.reshape(points, points, b, rows, columns, features)
-  y = jnp.stack([_stack(_OUTPUT, line, axis=3) for line in _combine(_OUTPUT, products)], axis=2)
-  y = y.reshape(b, rows * TILE, columns * TILE, features)
-  return y[:, :height, :width]
+  y = _both_axes(_OUTPUT, products.reshape(points**2, -1))
+  y = y.reshape(TILE, TILE, b, rows, columns, features).transpose(2, 3, 0, 4, 1, 5)
+  return y.reshape(b, rows * TILE, columns * TILE, features)[:, :height, :width]
 
 
-def _combine(matrix, terms) -> list[jax.Array]:
-  """matrix @ terms, written out: a product of such small matrices would be slower."""
-  return [
+def _evaluate(terms: list[jax.Array], axis: int) -> jax.Array:
+  """_INPUT @ terms, written out: faster than a product, which would need the terms copied together."""
+  return jnp.stack([
       functools.reduce(operator.add, [w * term for w, term in zip(row, terms) if w])
-      for row in matrix]
+      for row in _INPUT.tolist()], axis)
 
 
-def _stack(matrix, terms, axis=0) -> jax.Array:
-  return jnp.stack(_combine(matrix, terms), axis)
+def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
+  """`matrix` along two axes at once, which are flattened in the leading axis of `x`."""
+  return jnp.dot(np.kron(matrix, matrix).astype(np.float32), x, precision=lax.Precision.HIGHEST)
