@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
   config.backbone.name = 'wide_resnet50_2.tv_in1k'  # architecture.tag or module:factory
   config.backbone.weights = ''  # '' for the tag's checkpoint, a file, or 'random'
   config.backbone.layers = ()  # () for the backbone's own, layer2 and layer3 for ResNets
+  config.backbone.precision = 'float32'  # or 'tensorfloat32' or 'bfloat16': docs/precision.md
 
   config.embedding = ConfigDict()
   config.embedding.kind = 'adaptive'  # or 'mean'

@@ -93,7 +93,7 @@ def create_backbone(config: ConfigDict) -> backbones.Backbone:
   """The backbone that the config names."""
   return backbones.create(
       config.backbone.name, weights=config.backbone.weights,
-      layers=names_of(config.backbone.layers), seed=config.seed)
+      layers=names_of(config.backbone.layers), seed=config.seed, precision=config.backbone.precision)
 
 
 def batches(

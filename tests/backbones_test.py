@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones
+from patchcore_jax import backbones, memory_bank
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
 
 _FACTORY = '''
 import jax.numpy as jnp
@@ -57,10 +59,23 @@ class TestCreate:
       ({'name': 'own_backbone:make'}, "no function 'make'. It has: .*create"),
       ({'name': 'own_backbone:wrong'}, 'returned int'),
       ({'name': 'own_backbone:create', 'layers': ('c',)}, "no layer 'c'. It has: a, b"),
-      ({'name': 'own_backbone:create', 'weights': 'x.pth'}, 'has no effect')])
+      ({'name': 'own_backbone:create', 'weights': 'x.pth'}, 'has no effect'),
+      ({'name': 'own_backbone:create', 'precision': 'bfloat16'},
+       "backbone.precision='bfloat16' has no effect on 'own_backbone:create'"),
+      ({'name': 'resnet18', 'weights': 'random', 'precision': 'half'},
+       "backbone.precision='half': expected one of 'float32', 'tensorfloat32', 'bfloat16'")])
   def test_errors(self, kwargs, words, own):
     with pytest.raises(ValueError, match=words):
       backbones.create(**kwargs)
+
+  def test_precision_is_kept_and_described(self):
+    made = [backbones.create('resnet18', weights='random', precision=p)
+            for p in ('float32', 'bfloat16')]
+    assert [b.precision for b in made] == ['float32', 'bfloat16']
+    spec = EmbeddingSpec()
+    exact, rounded = (patchcore.describe(b, spec) for b in made)
+    with pytest.raises(memory_bank.BankError, match="precision: the bank has 'float32', .*'bfloat16'"):
+      memory_bank.check(exact, rounded)
 
   def test_own_factory(self, own):
     backbone = backbones.create(f'{own}:create', layers=('b',))

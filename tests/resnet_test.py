@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.backbones import resnet
+from patchcore_jax.backbones import resnet, winograd
 from tests import precision
 
 
@@ -35,10 +35,78 @@ class TestResNet:
     together = np.asarray(apply(variables, images)['layer2'])
     for i in range(5):
       alone = np.asarray(apply(variables, images[i:i + 1])['layer2'])[0]
-      np.testing.assert_allclose(alone, together[i], rtol=0, atol=2e-6 * together.std())
+      # The order of the products' sums may differ; Winograd's transforms enlarge that a little.
+      np.testing.assert_allclose(alone, together[i], rtol=0, atol=1e-5 * together.std())
+
+  @pytest.mark.parametrize('net, batch', [('resnet18', 5), ('resnet18', 6), ('resnext50_32x4d', 2)])
+  def test_the_way_on_cpus_equals_the_library(self, net, batch, monkeypatch):
+    variables = resnet.truncate(resnet.init(net), ('layer2', 'layer3'))
+    images = np.random.default_rng(0).standard_normal((batch, 40, 52, 3)).astype(np.float32)
+    library = resnet.ResNet(resnet.ARCHITECTURES[net], ('layer2', 'layer3'))
+    expected = jax.jit(library.apply)(variables, images)
+    monkeypatch.setattr(resnet, '_CPU_PIXELS', 3 * 40 * 52)  # 6 in parts of 3, 5 one by one, 2 whole
+    found = jax.jit(lambda *args: resnet.apply_fn(net, ('layer2', 'layer3'))(*args))(variables, images)
+    for layer in expected:
+      assert found[layer].shape == expected[layer].shape
+      assert _relative(found[layer], expected[layer]) < 5e-6
+
+  def test_bfloat16_stays_close_and_differs(self):
+    variables = resnet.truncate(resnet.init('resnet50'), ('layer1',))
+    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    exact, rounded, tensorfloat = (
+        jax.jit(resnet.apply_fn('resnet50', ('layer1',), p))(variables, images)['layer1']
+        for p in ('float32', 'bfloat16', 'tensorfloat32'))
+    assert rounded.dtype == jnp.float32
+    assert 1e-4 < _relative(rounded, exact) < 2e-2
+    if jax.default_backend() == 'cpu':
+      np.testing.assert_array_equal(tensorfloat, exact)
+
+  @pytest.mark.parametrize('precision_name, asked, operands', [
+      ('float32', 'HIGHEST', 'float32'), ('tensorfloat32', 'HIGH', 'float32'),
+      ('bfloat16', 'HIGHEST', 'bfloat16')])
+  def test_what_gpus_are_asked_for(self, precision_name, asked, operands):
+    arithmetic = resnet.Arithmetic(precision_name)
+    network = resnet.ResNet(resnet.ARCHITECTURES['resnet50'], ('layer1',), arithmetic)
+    program = jax.make_jaxpr(network.apply)(
+        resnet.init_shapes('resnet50'), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    found = list(precision.products(program.jaxpr))
+    assert len(found) == 11  # the stem, 3 blocks of 3, a downsampling
+    for equation in found:
+      assert set(equation.params['precision']) == {getattr(jax.lax.Precision, asked)}
+      assert {v.aval.dtype.name for v in equation.invars} == {operands}
+      assert equation.outvars[0].aval.dtype == jnp.float32
 
   @pytest.mark.parametrize('net', ['resnet18', 'resnext50_32x4d'])
   def test_products_ask_for_the_highest_precision(self, net):
     precision.assert_highest(
         resnet.apply_fn(net, ('layer2',)), resnet.truncate(resnet.init_shapes(net), ('layer2',)),
         jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+
+
+class TestWinograd:
+
+  @pytest.mark.parametrize('shape, features', [
+      ((2, 8, 8, 16), 8), ((1, 7, 13, 5), 3), ((3, 14, 14, 64), 32), ((1, 1, 2, 3), 4), ((2, 4, 5, 1), 1)])
+  def test_equals_float64(self, shape, features):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(shape).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, shape[-1], features)).astype(np.float32)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    expected = np.einsum('bhwcij,ijcf->bhwf', windows, kernel)
+    found = jax.jit(winograd.convolve_3x3)(x, kernel)
+    assert found.dtype == jnp.float32 and found.shape == expected.shape
+    assert _relative(found, expected) < 5e-6
+
+  def test_one_impulse_is_the_flipped_kernel(self):
+    kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1)
+    x = np.zeros((1, 9, 9, 1), np.float32)
+    x[0, 4, 3] = 1
+    found = np.asarray(winograd.convolve_3x3(x, kernel))[0, :, :, 0]
+    expected = np.zeros((9, 9))
+    expected[3:6, 2:5] = [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def _relative(found, expected):
+  return np.linalg.norm(np.asarray(found, np.float64) - expected) / np.linalg.norm(expected)

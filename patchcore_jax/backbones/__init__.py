@@ -30,6 +30,7 @@ class Backbone:
     layers: names of the layers used when none are asked for, shallow to deep.
     mean, std: three floats each; images reach `apply` as (rgb / 255 - mean) / std.
     name: what made it, for logs and for the description of a memory bank.
+    precision: of its products, also for the description.
   """
 
   apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
@@ -38,10 +39,12 @@ class Backbone:
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
   name: str = ''
+  precision: str = 'float32'
 
 
 def create(
-    name: str, *, weights: str = '', layers: Sequence[str] = (), seed: int = 0
+    name: str, *, weights: str = '', layers: Sequence[str] = (), seed: int = 0,
+    precision: str = 'float32',
 ) -> Backbone:
   """The backbone called `name`.
 
@@ -53,12 +56,15 @@ def create(
       local .safetensors or .pth file, or 'random' (for tests; said loudly).
     layers: layers to return; () for the backbone's own choice.
     seed: of random weights.
+    precision: of the products and convolutions, 'float32', 'tensorfloat32' or 'bfloat16', as in
+      `resnet.apply_fn`.
 
   Returns:
     A `Backbone` whose `layers` are those asked for.
 
   Raises:
-    ValueError: unknown name or tag, a layer that the backbone lacks, weights that do not fit.
+    ValueError: unknown name, tag or precision, a layer that the backbone lacks, weights that do not
+      fit; weights or a precision for a factory.
     checkpoints.DownloadError: the checkpoint is neither cached nor can be fetched.
   """
   if ':' in name:
@@ -66,9 +72,13 @@ def create(
       raise ValueError(
           f'backbone.weights={weights!r} has no effect on {name!r}: a factory brings its own '
           'weights. Leave backbone.weights empty.')
+    if precision != 'float32':
+      raise ValueError(
+          f'backbone.precision={precision!r} has no effect on {name!r}: a factory brings its own '
+          "arithmetic. Leave backbone.precision at 'float32'.")
     backbone = _from_factory(name)
   else:
-    backbone = _from_family(name, weights, layers, seed)
+    backbone = _from_family(name, weights, layers, seed, precision)
   return _with_layers(backbone, tuple(layers))
 
 
@@ -92,7 +102,7 @@ def fingerprint(variables: Any) -> str:
   return digest.hexdigest()[:16]
 
 
-def _from_family(name, weights, layers, seed) -> Backbone:
+def _from_family(name, weights, layers, seed, precision) -> Backbone:
   architecture, _, tag = name.partition('.')
   if architecture not in resnet.ARCHITECTURES:
     raise ValueError(
@@ -103,6 +113,7 @@ def _from_family(name, weights, layers, seed) -> Backbone:
       raise ValueError(
           f'{name} has no layer {layer!r}. It has: {", ".join(resnet.LAYERS)}.')
   layers = tuple(layers) or resnet.DEFAULT_LAYERS
+  apply = resnet.apply_fn(architecture, layers, precision)
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
   if weights == RANDOM:
     logging.warning(
@@ -116,7 +127,7 @@ def _from_family(name, weights, layers, seed) -> Backbone:
     variables = port.port(port.read_state_dict(path), resnet.init_shapes(architecture), source=path)
     label = name
   variables = resnet.truncate(variables, layers)
-  return Backbone(resnet.apply_fn(architecture, layers), variables, layers, mean, std, label)
+  return Backbone(apply, variables, layers, mean, std, label, precision)
 
 
 def _from_factory(name) -> Backbone:

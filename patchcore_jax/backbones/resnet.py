@@ -3,6 +3,9 @@
 He et al. 2016; Zagoruyko and Komodakis 2016; Xie et al. 2017; the stride sits on the 3x3 convolution
 of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer is a
 convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
+
+On a CPU most 3x3 convolutions run as `winograd.convolve_3x3` and a few images at a time, which is
+faster; GPUs and TPUs have their library's convolutions.
 """
 
 import dataclasses
@@ -17,8 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from patchcore_jax.backbones import winograd
+
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+# On a CPU so many pixels at a time, four images of 224 x 224: what lies between two layers stays in
+# the cache, and the products are still large.
+_CPU_PIXELS = 4 * 224 * 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +60,19 @@ ARCHITECTURES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+  """How convolutions are computed.
+
+  Attributes:
+    precision: one of `PRECISIONS`; see `apply_fn`.
+    fast_3x3: 3x3 convolutions of stride 1 by Winograd's algorithm.
+  """
+
+  precision: str = 'float32'
+  fast_3x3: bool = False
+
+
 class Conv(nn.Module):
   """A convolution with bias and PyTorch's padding of (size - 1) / 2 on every side."""
 
@@ -58,6 +80,7 @@ class Conv(nn.Module):
   size: int
   stride: int = 1
   groups: int = 1
+  arithmetic: Arithmetic = Arithmetic()
 
   @nn.compact
   def __call__(self, x):
@@ -66,16 +89,25 @@ class Conv(nn.Module):
     zeros = nn.initializers.zeros_init()
     kernel = self.param('kernel', zeros, shape, jnp.float32)
     bias = self.param('bias', zeros, (self.features,), jnp.float32)
+    return self._convolve(x, kernel) + bias
+
+  def _convolve(self, x, kernel):
+    if self.arithmetic.fast_3x3 and (self.size, self.stride, self.groups) == (3, 1, 1):
+      # In float32 always: its sums of operands would lose most of bfloat16's 8 bits.
+      return winograd.convolve_3x3(x, kernel)
+    precision = self.arithmetic.precision
+    if precision == 'bfloat16':
+      x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    accuracy = {
+        'precision': lax.Precision.HIGH if precision == 'tensorfloat32' else lax.Precision.HIGHEST,
+        'preferred_element_type': jnp.float32}
     if self.size == 1:
       # A product instead of a convolution: the same sums, and much faster on CPUs.
-      x = x[:, ::self.stride, ::self.stride]
-      return jnp.dot(x, kernel[0, 0], precision=lax.Precision.HIGHEST) + bias
+      return jnp.dot(x[:, ::self.stride, ::self.stride], kernel[0, 0], **accuracy)
     pad = (self.size - 1) // 2
-    y = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x, kernel, (self.stride, self.stride), [(pad, pad), (pad, pad)],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups,
-        precision=lax.Precision.HIGHEST)
-    return y + bias
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups, **accuracy)
 
 
 class Block(nn.Module):
@@ -84,22 +116,24 @@ class Block(nn.Module):
   architecture: Architecture
   planes: int
   stride: int
+  arithmetic: Arithmetic = Arithmetic()
 
   @nn.compact
   def __call__(self, x):
     arch = self.architecture
+    conv = functools.partial(Conv, arithmetic=self.arithmetic)
     if arch.bottleneck:
       features = 4 * self.planes
       width = self.planes * arch.group_width // 64 * arch.groups
-      y = nn.relu(Conv(width, 1, name='conv1')(x))
-      y = nn.relu(Conv(width, 3, self.stride, arch.groups, name='conv2')(y))
-      y = Conv(features, 1, name='conv3')(y)
+      y = nn.relu(conv(width, 1, name='conv1')(x))
+      y = nn.relu(conv(width, 3, self.stride, arch.groups, name='conv2')(y))
+      y = conv(features, 1, name='conv3')(y)
     else:
       features = self.planes
-      y = nn.relu(Conv(features, 3, self.stride, name='conv1')(x))
-      y = Conv(features, 3, name='conv2')(y)
+      y = nn.relu(conv(features, 3, self.stride, name='conv1')(x))
+      y = conv(features, 3, name='conv2')(y)
     if self.stride != 1 or x.shape[-1] != features:
-      x = Conv(features, 1, self.stride, name='downsample')(x)
+      x = conv(features, 1, self.stride, name='downsample')(x)
     return nn.relu(x + y)
 
 
@@ -108,33 +142,62 @@ class ResNet(nn.Module):
 
   architecture: Architecture
   layers: tuple[str, ...]
+  arithmetic: Arithmetic = Arithmetic()
 
   @nn.compact
   def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    x = nn.relu(Conv(64, 7, 2, name='conv1')(images))
+    x = nn.relu(Conv(64, 7, 2, arithmetic=self.arithmetic, name='conv1')(images))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     maps = {'stem': x}
     for stage in range(1, 1 + max(LAYERS.index(name) for name in self.layers)):
       for block in range(self.architecture.depths[stage - 1]):
         stride = 2 if stage > 1 and block == 0 else 1
         name = f'layer{stage}_{block}'
-        x = Block(self.architecture, 32 * 2**stage, stride, name=name)(x)
+        x = Block(self.architecture, 32 * 2**stage, stride, self.arithmetic, name=name)(x)
       maps[f'layer{stage}'] = x
     return {name: maps[name] for name in self.layers}
 
 
 @functools.cache
-def apply_fn(architecture: str, layers: tuple[str, ...]):
-  """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}.
+def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float32'):
+  """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
 
   Cached, because jit recompiles for every new function object.
+
+  Args:
+    architecture: one of `ARCHITECTURES`.
+    layers: some of `LAYERS`.
+    precision: of products and convolutions, whose sums are float32 always: 'float32';
+      'tensorfloat32', faster on GPUs that have it, three bfloat16 products on TPUs, float32 on CPUs;
+      or 'bfloat16', operands rounded to 8 bits (on CPUs not those of 3x3 convolutions of stride 1).
+
+  Raises:
+    ValueError: another precision.
   """
-  model = ResNet(ARCHITECTURES[architecture], tuple(layers))
+  if precision not in PRECISIONS:
+    raise ValueError(
+        f'backbone.precision={precision!r}: expected one of {", ".join(map(repr, PRECISIONS))}.')
+  library, on_cpu = (
+      ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, fast_3x3))
+      for fast_3x3 in (False, True))
 
   def apply(variables: Any, images: jax.Array) -> Mapping[str, jax.Array]:
-    return model.apply(variables, images)
+    return lax.platform_dependent(
+        variables, images, cpu=functools.partial(_in_parts, on_cpu.apply), default=library.apply)
 
   return apply
+
+
+def _in_parts(apply, variables, images):
+  """`apply` on a few images after the other."""
+  b, height, width, _ = images.shape
+  part = max(n for n in range(1, b + 1) if b % n == 0 and n * height * width <= max(
+      _CPU_PIXELS, height * width))
+  if part == b:
+    return apply(variables, images)
+  maps = lax.map(
+      functools.partial(apply, variables), images.reshape(-1, part, *images.shape[1:]))
+  return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), maps)
 
 
 def init(architecture: str, seed: int = 0) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def describe(backbone: Backbone, embedding: EmbeddingSpec) -> dict[str, Any]:
       'backbone': {
           'name': backbone.name, 'layers': list(backbone.layers),
           'mean': list(backbone.mean), 'std': list(backbone.std),
-          'weights': fingerprint(backbone.variables)},
+          'precision': backbone.precision, 'weights': fingerprint(backbone.variables)},
       'embedding': dataclasses.asdict(embedding),
   }
 
