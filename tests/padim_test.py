@@ -43,7 +43,7 @@ def _expected(model, n, spec):
   maps = np.stack([_enlarge(d) for d in distances])
   if spec.sigma:
     maps = np.stack([ndimage.gaussian_filter(m, spec.sigma) for m in maps])
-  return distances.max(axis=(1, 2)), maps
+  return (maps if spec.image_score == 'map' else distances).max(axis=(1, 2)), maps
 
 
 def _enlarge(values):
@@ -56,9 +56,9 @@ class TestFitAndPredict:
 
   # More images than dimensions, as many, fewer: the two forms of the factor.
   @pytest.mark.parametrize('n, size', [(20, 9), (9, 9), (6, 6)])
-  @pytest.mark.parametrize('sigma', [4.0, 0.0])
-  def test_equals_float64(self, n, size, sigma):
-    spec = dataclasses.replace(SPEC, sigma=sigma)
+  @pytest.mark.parametrize('fields', [{}, {'sigma': 0.0}, {'image_score': 'map'}])
+  def test_equals_float64(self, n, size, fields):
+    spec = dataclasses.replace(SPEC, **fields)
     model = _fit(n, spec=spec)
     assert model.arrays['factor'].shape == (48, size, 9)
     value = _predict(model, spec=spec)
@@ -123,7 +123,8 @@ class TestFitAndPredict:
 
 @pytest.mark.parametrize('fields, message', [
     ({'num_dims': -1}, 'num_dims=-1'), ({'seed': -1}, 'seed=-1'), ({'epsilon': 0.0}, 'epsilon=0.0'),
-    ({'epsilon': float('nan')}, 'epsilon=nan'), ({'sigma': -1.0}, 'sigma=-1.0')])
+    ({'epsilon': float('nan')}, 'epsilon=nan'), ({'sigma': -1.0}, 'sigma=-1.0'),
+    ({'image_score': 'other'}, "image_score='other'")])
 def test_values_out_of_range(fields, message):
   with pytest.raises(ValueError, match=message):
     padim.Spec(**fields)
@@ -132,7 +133,7 @@ def test_values_out_of_range(fields, message):
 def test_products_ask_for_the_highest_precision():
   backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2', 'layer3'))
   for n, low_rank in ((50, True), (100, False)):
-    fn = padim._predict_fn(padim.models.maps_of(backbone), low_rank, 0.01, 4.0)
+    fn = padim._predict_fn(padim.models.maps_of(backbone), low_rank, SPEC)
     arrays = np.arange(100), np.zeros((256, 100), np.float32), np.zeros((256, n, 100), np.float32)
     precision.assert_highest(fn, (backbone.variables, *arrays), np.zeros((1, 64, 64, 3), np.uint8))
     precision.assert_highest(padim._gaussians, np.zeros((n, 4, 100), np.float32), 0.01)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from threadpoolctl import threadpool_limits
 
 from patchcore_jax import memory_bank, scoring
 from patchcore_jax.backbones import Backbone
@@ -28,7 +29,7 @@ from patchcore_jax.detectors.model import Model
 from patchcore_jax.detectors.patchcore import Prediction, Progress
 from patchcore_jax.scoring import ScoringSpec
 
-_BLOCK = 2**25  # values of a block of positions: 128 MiB in each of its few temporary arrays
+_BLOCK = 2**23  # values of a block of positions: 32 MiB in each of its few temporary arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Spec:
     seed: of the choice.
     epsilon: added to the diagonal of every covariance (section III-B).
     sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none. Not of the fit.
+    image_score: an image's score is the largest Mahalanobis distance of its positions ('position', as
+      section III-C has it) or the largest value of the blurred map ('map', as public implementations
+      have it, which is often better). Not of the fit.
 
   Raises:
     ValueError: values out of range.
@@ -50,8 +54,11 @@ class Spec:
   seed: int = 0
   epsilon: float = 0.01
   sigma: float = 4.0
+  image_score: str = 'position'
 
   def __post_init__(self):
+    if self.image_score not in ('position', 'map'):
+      raise ValueError(f"padim.image_score={self.image_score!r}: expected 'position' or 'map'.")
     if self.num_dims < 0 or self.seed < 0:
       raise ValueError(f'padim.num_dims={self.num_dims}, seed={self.seed}: expected 0 or more.')
     if not 0 < self.epsilon < math.inf:
@@ -114,14 +121,17 @@ def fit(
   mean = np.empty((positions, dim), np.float32)
   factor = np.empty((positions, min(n, dim), dim), np.float32)
   block = min(positions, max(1, _BLOCK // (dim * max(n, dim))))
-  for start in range(0, positions, block):
-    at = slice(min(start, positions - block), min(start + block, positions))  # all of one shape
-    mean[at], factor[at] = jax.device_get(_gaussians(embeddings[:, at], spec.epsilon))
-    if not np.isfinite(factor[at]).all():
-      raise ValueError(
-          f'The covariance of a position is singular in float32. Raise padim.epsilon={spec.epsilon}.')
-    if progress:
-      progress('covariance', at.stop, positions)
+  # On CPUs JAX factorises with SciPy's LAPACK, one position after the other. Threads within each do not
+  # pay at these sizes, and where other programs run too they were seen to wait for seconds.
+  with threadpool_limits(1, user_api='blas'):
+    for start in range(0, positions, block):
+      at = slice(min(start, positions - block), min(start + block, positions))  # all of one shape
+      mean[at], factor[at] = jax.device_get(_gaussians(embeddings[:, at], spec.epsilon))
+      if not np.isfinite(factor[at]).all():
+        raise ValueError(
+            f'The covariance of a position is singular in float32. Raise padim.epsilon={spec.epsilon}.')
+      if progress:
+        progress('covariance', at.stop, positions)
   return models.make(
       {'dims': dims, 'mean': mean, 'factor': factor}, describe(backbone, spec), num_images=n,
       grid=[rows, columns], image_size=image_size)
@@ -136,8 +146,8 @@ def predict(
 ) -> Iterator[Prediction]:
   """Scores images (section III-C); one jitted function from pixels to maps.
 
-  The score of a position is its Mahalanobis distance, and that of an image the largest of its
-  positions, before enlargement and blur. The model is on every device.
+  The map holds the Mahalanobis distances of the positions, enlarged bilinearly and blurred. The model
+  is on every device.
 
   Args:
     backbone, spec: as in `fit`.
@@ -152,7 +162,7 @@ def predict(
   """
   memory_bank.check(model.description, describe(backbone, spec))
   low_rank = model.description['num_images'] < len(model.arrays['dims'])
-  fn = _predict_fn(models.maps_of(backbone), low_rank, spec.epsilon, spec.sigma)
+  fn = _predict_fn(models.maps_of(backbone), low_rank, spec)
   parameters = backbone.variables, *(model.arrays[name] for name in ('dims', 'mean', 'factor'))
   for batch, (scores, maps) in models.stream(fn, parameters, model, batches):
     valid = batch.valid
@@ -207,7 +217,7 @@ def _gaussians(embeddings, epsilon):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(maps_fn, low_rank, epsilon, sigma):
+def _predict_fn(maps_fn, low_rank, spec):
   """((variables, dims, mean, factor), images) -> image scores [b], anomaly maps [b, h, w]."""
 
   def score(parameters, images):
@@ -218,9 +228,9 @@ def _predict_fn(maps_fn, low_rank, epsilon, sigma):
     projected = jnp.einsum('prd,bpd->bpr', factor, z, precision=lax.Precision.HIGHEST)
     squares = jnp.square(projected).sum(-1)
     if low_rank:
-      squares = jnp.maximum(jnp.square(z).sum(-1) - squares, 0) / epsilon
+      squares = jnp.maximum(jnp.square(z).sum(-1) - squares, 0) / spec.epsilon
     patches = jnp.sqrt(squares).reshape(b, rows, columns)
-    return scoring.image_scores(patches), scoring.anomaly_maps(
-        patches, images.shape[1:3], ScoringSpec(sigma=sigma))
+    anomaly_maps = scoring.anomaly_maps(patches, images.shape[1:3], ScoringSpec(sigma=spec.sigma))
+    return scoring.image_scores(patches if spec.image_score == 'position' else anomaly_maps), anomaly_maps
 
   return score
