@@ -1,7 +1,7 @@
 """The memory bank: embeddings of good patches, kept in the order of their selection.
 
 This is the only file that knows Orbax. A saved bank is a folder with the arrays and a description of
-how they were made.
+how they were made; so is a saved model of another detector (`save_arrays`).
 """
 
 import contextlib
@@ -71,12 +71,18 @@ def save(path: str | os.PathLike, bank: MemoryBank) -> None:
     ValueError: `path` exists.
     OSError: it cannot be written.
   """
+  save_arrays(path, {'embeddings': bank.embeddings, 'indices': bank.indices}, bank.description)
+
+
+def save_arrays(
+    path: str | os.PathLike, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+  """`save` of named arrays and a JSON-able description of how they were made."""
   path = Path(path).absolute()
   if path.exists():
     raise ValueError(f'{path} exists: a bank is not overwritten. Remove it or choose another path.')
   path.parent.mkdir(parents=True, exist_ok=True)
   _remove_unfinished(path)  # what a killed run left
-  arrays = {'embeddings': np.asarray(bank.embeddings), 'indices': np.asarray(bank.indices)}
+  arrays = {k: np.asarray(v) for k, v in arrays.items()}
   shapes = {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()}
   # Asked beforehand, because a write that fails half-way leaves Orbax's threads in disorder.
   needed, free = sum(v.nbytes for v in arrays.values()), shutil.disk_usage(path.parent).free
@@ -88,7 +94,7 @@ def save(path: str | os.PathLike, bank: MemoryBank) -> None:
     with _quiet(), _checkpointer() as checkpointer:
       checkpointer.save(path, args=ocp.args.Composite(
           arrays=ocp.args.StandardSave(arrays),
-          description=ocp.args.JsonSave({'arrays': shapes, 'description': bank.description})))
+          description=ocp.args.JsonSave({'arrays': shapes, 'description': description})))
   except Exception as e:  # TensorStore reports a failed write as a ValueError, among other things
     _remove_unfinished(path)
     raise OSError(
@@ -132,6 +138,19 @@ def restore(
     BankError: no complete bank at `path`, or its description differs from `expected`; the message
       names every difference.
   """
+  arrays, description = restore_arrays(path, expected=expected)
+  try:
+    return MemoryBank(arrays['embeddings'], arrays['indices'], description)
+  except KeyError as e:
+    raise BankError(
+        f'{path} holds {", ".join(sorted(arrays))}: the model of another detector, not a memory bank.'
+    ) from e
+
+
+def restore_arrays(
+    path: str | os.PathLike, *, expected: Mapping[str, Any] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """`restore` of what `save_arrays` wrote: the arrays and their description."""
   path = Path(path).absolute()
   if not path.is_dir():
     raise BankError(f'No memory bank at {path}.')
@@ -150,7 +169,7 @@ def restore(
     raise BankError(
         f'{path} is not a complete memory bank ({type(e).__name__}: {str(e).splitlines()[0]}). '
         'Remove it and fit again.') from e
-  return MemoryBank(np.asarray(arrays['embeddings']), np.asarray(arrays['indices']), description)
+  return {k: np.asarray(v) for k, v in arrays.items()}, description
 
 
 def check(description: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') -> None:

@@ -31,6 +31,15 @@ class TestSaveAndRestore:
     np.testing.assert_array_equal(again.indices, bank.indices)
     assert again.indices.dtype == np.int32 and again.description == bank.description
 
+  def test_named_arrays(self, tmp_path):
+    arrays = {'mean': np.arange(3.0, dtype=np.float32), 'gamma': np.float32(2)}
+    memory_bank.save_arrays(tmp_path / 'm', arrays, {'detector': 'other'})
+    again, description = memory_bank.restore_arrays(tmp_path / 'm', expected={'detector': 'other'})
+    assert again.keys() == arrays.keys() and description == {'detector': 'other'}
+    assert again['mean'].tolist() == [0, 1, 2] and again['gamma'].shape == () and again['gamma'] == 2
+    with pytest.raises(BankError, match='holds gamma, mean: the model of another detector'):
+      memory_bank.restore(tmp_path / 'm')
+
   def test_differences_are_all_named(self, tmp_path):
     memory_bank.save(tmp_path / 'b', _bank())
     same = {'backbone': {'layers': ('a', 'b')}}

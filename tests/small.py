@@ -1,0 +1,80 @@
+"""A network and images small enough for tests of whole detectors; the network in NumPy too."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.data.pipeline import Batch
+
+LAYERS = ('a', 'b', 'c')
+_STRIDES = {'a': 4, 'b': 8, 'c': 8}
+
+
+def apply(variables, images):
+  """One product a layer, of images thinned out: maps of 8 x 6 cells, then 4 x 3."""
+  return {
+      name: jnp.tanh(jnp.einsum(
+          'bhwc,cd->bhwd', images[:, ::stride, ::stride], variables[name], precision='highest'))
+      for name, stride in _STRIDES.items()}
+
+
+def backbone(layers=LAYERS) -> Backbone:
+  rng = np.random.default_rng(1)
+  channels = {'a': 7, 'b': 6, 'c': 5}
+  variables = {k: rng.standard_normal((3, channels[k])).astype(np.float32) for k in LAYERS}
+  return Backbone(apply, variables, tuple(layers), (0.5,) * 3, (0.25,) * 3, 'small')
+
+
+def maps(images, layers=LAYERS) -> list[np.ndarray]:
+  """The feature maps in float64."""
+  pixels = (images / 255 - 0.5) / 0.25
+  variables = backbone().variables
+  return [
+      np.tanh(pixels[:, ::_STRIDES[k], ::_STRIDES[k]] @ variables[k].astype(np.float64))
+      for k in layers]
+
+
+def images(n: int, seed: int = 0) -> np.ndarray:
+  """[n, 32, 24, 3] uint8: noise of another strength in each image."""
+  rng = np.random.default_rng(seed)
+  noise = rng.normal(128, rng.uniform(10, 60, (n, 1, 1, 1)), (n, 32, 24, 3))
+  return noise.clip(0, 255).astype(np.uint8)
+
+
+def batches(images: np.ndarray, size: int):
+  """Batches of one size, the last one padded."""
+  for i in range(0, len(images), size):
+    part = images[i:i + size]
+    index = np.full(size, -1, np.int32)
+    index[:len(part)] = np.arange(i, i + len(part))
+    yield Batch(np.pad(part, [(0, size - len(part))] + [(0, 0)] * 3), None, index)
+
+
+def joined(predictions):
+  """The predictions of all batches as one; maps None where there are none."""
+  index, scores, maps = zip(*predictions)
+  return type(predictions[0])(
+      np.concatenate(index), np.concatenate(scores, axis=1),
+      None if maps[0] is None else np.concatenate(maps, axis=1))
+
+
+def on_devices(count: int, module: str, expression: str):
+  """What t.<expression>, an array, is in a process with so many devices; t is a module of tests.
+
+  Fake devices must be asked for before JAX starts, hence another process.
+  """
+  script = (
+      f'import json, jax\nfrom tests import {module} as t\n'
+      f'print(json.dumps([jax.local_device_count(), t.{expression}.tolist()]))')
+  flags = f'--xla_force_host_platform_device_count={count}'
+  result = subprocess.run(
+      [sys.executable, '-c', script], env=os.environ | {'XLA_FLAGS': flags}, check=True,
+      capture_output=True, text=True)
+  found, value = json.loads(result.stdout)
+  assert found == count
+  return value
