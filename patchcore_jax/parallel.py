@@ -82,7 +82,9 @@ def _mapped(fn):
 
 def _by_device(batch):
   devices = jax.local_device_count()
-  return batch if devices == 1 else batch.reshape(devices, -1, *batch.shape[1:])
+  if devices == 1:
+    return batch
+  return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
 def gather(results: Any) -> Any:

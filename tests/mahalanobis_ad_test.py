@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from patchcore_jax import backbones, memory_bank
-from patchcore_jax.detectors import mahalanobis_ad
+from patchcore_jax.detectors import base, mahalanobis_ad
 from patchcore_jax.detectors.mahalanobis_ad import Spec
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.memory_bank import BankError
@@ -98,7 +98,7 @@ class TestFitAndPredict:
 def test_products_ask_for_the_highest_precision():
   backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2'))
   fn = mahalanobis_ad._predict_fn(
-      mahalanobis_ad.models.pooled_fn(mahalanobis_ad.models.maps_of(backbone)))
+      mahalanobis_ad.models.pooled_fn(base.maps_of(backbone)))
   gaussians = [(np.zeros(c, np.float32), np.zeros((c, c), np.float32)) for c in (64, 128)]
   precision.assert_highest(fn, (backbone.variables, gaussians), np.zeros((1, 64, 64, 3), np.uint8))
 

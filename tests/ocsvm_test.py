@@ -5,7 +5,7 @@ import pytest
 from sklearn.svm import OneClassSVM
 
 from patchcore_jax import backbones, memory_bank
-from patchcore_jax.detectors import ocsvm
+from patchcore_jax.detectors import base, ocsvm
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.detectors.ocsvm import Spec
 from patchcore_jax.memory_bank import BankError
@@ -77,7 +77,7 @@ class TestFitAndPredict:
 
 def test_products_ask_for_the_highest_precision():
   backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2'))
-  fn = ocsvm._predict_fn(ocsvm.models.pooled_fn(ocsvm.models.maps_of(backbone)))
+  fn = ocsvm._predict_fn(ocsvm.models.pooled_fn(base.maps_of(backbone)))
   arrays = {
       'support_vectors': np.zeros((5, 192), np.float32), 'weights': np.ones(5, np.float32),
       'gamma': np.float32(1), 'offset': np.float32(1)}

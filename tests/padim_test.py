@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from patchcore_jax import backbones, memory_bank
-from patchcore_jax.detectors import padim
+from patchcore_jax.detectors import base, padim
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.memory_bank import BankError
 from tests import precision, small
@@ -133,7 +133,7 @@ def test_values_out_of_range(fields, message):
 def test_products_ask_for_the_highest_precision():
   backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2', 'layer3'))
   for n, low_rank in ((50, True), (100, False)):
-    fn = padim._predict_fn(padim.models.maps_of(backbone), low_rank, SPEC)
+    fn = padim._predict_fn(base.maps_of(backbone), low_rank, SPEC)
     arrays = np.arange(100), np.zeros((256, 100), np.float32), np.zeros((256, n, 100), np.float32)
     precision.assert_highest(fn, (backbone.variables, *arrays), np.zeros((1, 64, 64, 3), np.uint8))
     precision.assert_highest(padim._gaussians, np.zeros((n, 4, 100), np.float32), 0.01)

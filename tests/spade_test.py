@@ -6,7 +6,7 @@ import pytest
 from scipy import ndimage
 
 from patchcore_jax import backbones, memory_bank, neighbors
-from patchcore_jax.detectors import spade
+from patchcore_jax.detectors import base, spade
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.detectors.spade import Spec
 from patchcore_jax.memory_bank import BankError
@@ -142,7 +142,7 @@ def test_values_out_of_range(fields, message):
 
 def test_products_ask_for_the_highest_precision():
   backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2', 'layer4'))
-  features = spade._features_fn(spade.models.maps_of(backbone))
+  features = spade._features_fn(base.maps_of(backbone))
   known = neighbors.prepare(np.eye(9, 512, dtype=np.float32), 'float32')
   precision.assert_highest(
       spade._images_fn(features, 5, 'squared'), (backbone.variables, known),

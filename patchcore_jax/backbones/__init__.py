@@ -5,6 +5,7 @@ example from a function `factory()` in `module.py`, named as 'module:factory'.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -82,12 +83,49 @@ def create(
   return _with_layers(backbone, tuple(layers))
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['maps'], meta_fields=['image_size'])
+@dataclasses.dataclass(frozen=True)
+class FeatureMaps:
+  """What a network made of a batch of images, in their place: see `without_network`.
+
+  Attributes:
+    maps: {layer: [b, h', w', c] float32}.
+    image_size: (height, width) of the images.
+  """
+
+  maps: dict[str, Any]
+  image_size: tuple[int, int]
+
+  @property
+  def shape(self) -> tuple[int, int, int, int]:
+    """That of the images."""
+    return len(self), *self.image_size, 3
+
+  def __len__(self) -> int:
+    return len(next(iter(self.maps.values())))
+
+
+def without_network(backbone: Backbone) -> Backbone:
+  """The backbone for batches whose images are already `FeatureMaps`; for experiments that share them."""
+  return dataclasses.replace(backbone, apply=_maps_as_they_are)
+
+
+def _maps_as_they_are(variables, features):
+  return features.maps
+
+
+def normalize(
+    images: jax.Array | FeatureMaps, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array | FeatureMaps:
   """uint8 [..., 3] -> float32 (rgb / 255 - mean) / std, as PyTorch's ToTensor and Normalize do.
+
+  `FeatureMaps` stay as they are.
 
   >>> normalize(jnp.full((1, 1, 3), 255, jnp.uint8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.25))
   Array([[[1., 1., 2.]]], dtype=float32)
   """
+  if isinstance(images, FeatureMaps):
+    return images
   scaled = images.astype(jnp.float32) / 255
   return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 

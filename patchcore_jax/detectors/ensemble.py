@@ -16,8 +16,8 @@ import numpy as np
 from patchcore_jax import memory_bank, neighbors, parallel, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.patchcore import Prediction, Progress
+from patchcore_jax.detectors import base, patchcore
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.neighbors import SearchSpec
@@ -80,14 +80,9 @@ def statistics(
   halves = tuple(neighbors.prepare(bank.embeddings[half], shortlist) for half in (even, ~even))
   fn = _scores_fn(patchcore._embed_fn_of(backbone, embedding), scoring_spec, half_sizes)
 
-  def checked():
-    for batch in batches:
-      memory_bank.check(bank.description, {'image_size': batch.image.shape[1:3]})
-      yield batch
-
   kept, done = [], 0
-  for batch, scores in patchcore._one_ahead(
-      parallel.data_parallel(fn), parallel.replicate((backbone.variables, halves)), checked()):
+  for batch, scores in base.stream(
+      fn, parallel.replicate((backbone.variables, halves)), batches, expected=bank.description):
     scores = scores[batch.valid]
     number = done + np.arange(len(scores))
     kept.append(scores[np.arange(len(scores)), 1 - number % 2])  # those against the other half

@@ -12,12 +12,13 @@ import scipy.linalg
 from jax import lax
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
-from patchcore_jax import memory_bank
+from patchcore_jax import memory_bank, parallel
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.detectors.patchcore import Prediction, Progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def fit(
     ValueError: fewer than two images, or a level that is equal for all images.
   """
   features, image_size = models.collect(
-      models.pooled_fn(models.maps_of(backbone)), backbone.variables, batches, num_images,
+      models.pooled_fn(base.maps_of(backbone)), backbone.variables, batches, num_images,
       progress=progress)
   if len(features[0]) < 2:
     raise ValueError(f'MahalanobisAD needs two images or more for a covariance, got {len(features[0])}.')
@@ -110,10 +111,11 @@ def predict(
     BankError: the model was made with another detector, network, setting or image size.
   """
   memory_bank.check(model.description, describe(backbone, spec))
-  fn = _predict_fn(models.pooled_fn(models.maps_of(backbone)))
+  fn = _predict_fn(models.pooled_fn(base.maps_of(backbone)))
   gaussians = [
       (model.arrays[f'mean_{layer}'], model.arrays[f'factor_{layer}']) for layer in backbone.layers]
-  for batch, scores in models.stream(fn, (backbone.variables, gaussians), model, batches):
+  for batch, scores in base.stream(
+      fn, parallel.replicate((backbone.variables, gaussians)), batches, expected=model.description):
     yield Prediction(batch.index[batch.valid], scores[batch.valid][None], None)
 
 

@@ -1,7 +1,7 @@
 """What the detectors beside PatchCore share: a model is named arrays and a description of their making."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import patchcore_jax
-from patchcore_jax import memory_bank, parallel
-from patchcore_jax.backbones import Backbone, fingerprint, normalize
+from patchcore_jax import parallel
+from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.patchcore import Progress
+from patchcore_jax.detectors import base
+from patchcore_jax.detectors.base import Progress
 
 
 class Model(NamedTuple):
@@ -39,10 +39,7 @@ def describe(detector: str, backbone: Backbone, **settings) -> dict[str, Any]:
   """
   return {
       'detector': detector,
-      'backbone': {
-          'name': backbone.name, 'layers': list(backbone.layers),
-          'mean': list(backbone.mean), 'std': list(backbone.std),
-          'weights': fingerprint(backbone.variables)},
+      'backbone': base.describe(backbone),
       'settings': settings,
   }
 
@@ -54,27 +51,8 @@ def make(arrays: dict[str, np.ndarray], description: dict[str, Any], **facts) ->
 
 
 @functools.lru_cache(maxsize=16)
-def maps_fn(apply: Callable, layers: tuple[str, ...], mean, std) -> Callable:
-  """The function (variables, images [b, h, w, 3] uint8) -> feature maps of `layers`, in a list.
-
-  Cached, so that what is made of it can be cached too, and is compiled once.
-  """
-
-  def maps(variables, images):
-    found = apply(variables, normalize(images, mean, std))
-    return [found[layer] for layer in layers]
-
-  return maps
-
-
-def maps_of(backbone: Backbone) -> Callable:
-  """`maps_fn` of a backbone and its layers."""
-  return maps_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std)
-
-
-@functools.lru_cache(maxsize=16)
 def pooled_fn(maps: Callable) -> Callable:
-  """From `maps_fn`: (variables, images) -> the mean over positions of every map, a tuple of [b, c]."""
+  """From `base.maps_of`: (variables, images) -> the mean over positions of every map, a tuple of [b, c]."""
 
   def pooled(variables, images):
     return tuple(jnp.mean(m, axis=(1, 2)) for m in maps(variables, images))
@@ -110,8 +88,7 @@ def collect(
     ValueError: no images.
   """
   arrays, image_size, done = None, None, 0
-  run = parallel.data_parallel(fn)
-  for batch, values in patchcore._one_ahead(run, parallel.replicate(parameters), batches):
+  for batch, values in base.stream(fn, parallel.replicate(parameters), batches):
     if arrays is None:
       image_size = list(batch.image.shape[1:3])
       arrays = tuple(_empty((num_images, *v.shape[1:]), scratch) for v in values)
@@ -125,23 +102,6 @@ def collect(
   if not done:
     raise ValueError('No images: none were given, or none could be read.')
   return tuple(array[:done] for array in arrays), image_size
-
-
-def stream(
-    fn: Callable, parameters: Any, model: Model, batches: Iterable[Batch],
-) -> Iterator[tuple[Batch, Any]]:
-  """Yields every batch and `fn(parameters, images)` as NumPy arrays, padding included.
-
-  Raises:
-    BankError: images of another size than the model was made with.
-  """
-
-  def checked():
-    for batch in batches:
-      memory_bank.check(model.description, {'image_size': batch.image.shape[1:3]})
-      yield batch
-
-  yield from patchcore._one_ahead(parallel.data_parallel(fn), parallel.replicate(parameters), checked())
 
 
 def _empty(shape, scratch):

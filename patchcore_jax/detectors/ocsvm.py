@@ -12,12 +12,13 @@ import numpy as np
 from jax import lax
 from sklearn.svm import OneClassSVM
 
-from patchcore_jax import memory_bank
+from patchcore_jax import memory_bank, parallel
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.detectors.patchcore import Prediction, Progress
 from patchcore_jax.distances import distances_sq
 
 
@@ -78,7 +79,7 @@ def fit(
     ValueError: no images.
   """
   features, image_size = models.collect(
-      models.pooled_fn(models.maps_of(backbone)), backbone.variables, batches, num_images,
+      models.pooled_fn(base.maps_of(backbone)), backbone.variables, batches, num_images,
       progress=progress)
   values = np.concatenate(features, axis=1).astype(np.float64)
   # What 'scale' stands for; 1 where all values are equal, as in scikit-learn.
@@ -113,8 +114,9 @@ def predict(
     BankError: the model was made with another detector, network, setting or image size.
   """
   memory_bank.check(model.description, describe(backbone, spec))
-  fn = _predict_fn(models.pooled_fn(models.maps_of(backbone)))
-  for batch, scores in models.stream(fn, (backbone.variables, model.arrays), model, batches):
+  fn = _predict_fn(models.pooled_fn(base.maps_of(backbone)))
+  for batch, scores in base.stream(
+      fn, parallel.replicate((backbone.variables, model.arrays)), batches, expected=model.description):
     yield Prediction(batch.index[batch.valid], scores[batch.valid][None], None)
 
 

@@ -21,12 +21,13 @@ import numpy as np
 from jax import lax
 from threadpoolctl import threadpool_limits
 
-from patchcore_jax import memory_bank, scoring
+from patchcore_jax import memory_bank, parallel, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.detectors.patchcore import Prediction, Progress
 from patchcore_jax.scoring import ScoringSpec
 
 _BLOCK = 2**23  # values of a block of positions: 32 MiB in each of its few temporary arrays
@@ -109,9 +110,10 @@ def fit(
     ValueError: fewer than two images, more dimensions than channels, or a covariance that is singular
       in float32.
   """
-  dims = _dims(backbone, spec)
+  first, batches = base.first_of(batches)
+  dims = _dims(backbone, first, spec)
   (embeddings,), image_size = models.collect(
-      _collect_fn(models.maps_of(backbone)), (backbone.variables, dims), batches, num_images,
+      _collect_fn(base.maps_of(backbone)), (backbone.variables, dims), batches, num_images,
       progress=progress, scratch=scratch)
   n, rows, columns, dim = embeddings.shape
   if n < 2:
@@ -162,16 +164,16 @@ def predict(
   """
   memory_bank.check(model.description, describe(backbone, spec))
   low_rank = model.description['num_images'] < len(model.arrays['dims'])
-  fn = _predict_fn(models.maps_of(backbone), low_rank, spec)
+  fn = _predict_fn(base.maps_of(backbone), low_rank, spec)
   parameters = backbone.variables, *(model.arrays[name] for name in ('dims', 'mean', 'factor'))
-  for batch, (scores, maps) in models.stream(fn, parameters, model, batches):
+  for batch, (scores, maps) in base.stream(
+      fn, parallel.replicate(parameters), batches, expected=model.description):
     valid = batch.valid
     yield Prediction(batch.index[valid], scores[valid][None], maps[valid][None])
 
 
-def _dims(backbone, spec):
-  maps = jax.eval_shape(  # shapes only; the number of channels is that of any size
-      models.maps_of(backbone), backbone.variables, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.uint8))
+def _dims(backbone, batch, spec):
+  maps = jax.eval_shape(base.maps_of(backbone), backbone.variables, batch.image)
   channels = sum(m.shape[-1] for m in maps)
   if spec.num_dims > channels:
     raise ValueError(

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,15 @@ from jax.sharding import Mesh
 
 import patchcore_jax
 from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, scoring, spool
-from patchcore_jax.backbones import Backbone, fingerprint, normalize
+from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import fit_plan
+from patchcore_jax.detectors import base, fit_plan
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.fit_plan import FitPlan
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,27 +63,10 @@ class CoresetSpec:
           'expected at least 0 and 1.')
 
 
-class Prediction(NamedTuple):
-  """Results of a batch of b images for s bank sizes, NumPy float32; padding is dropped.
-
-  Attributes:
-    index: [b] int32, positions in the list of examples.
-    image_scores: [s, b].
-    anomaly_maps: [s, b, h, w], at the size of the network's input.
-  """
-
-  index: np.ndarray
-  image_scores: np.ndarray
-  anomaly_maps: np.ndarray
-
-
 def describe(backbone: Backbone, embedding: EmbeddingSpec) -> dict[str, Any]:
   """What a bank must agree on with the network that queries it; part of its description."""
   return {
-      'backbone': {
-          'name': backbone.name, 'layers': list(backbone.layers),
-          'mean': list(backbone.mean), 'std': list(backbone.std),
-          'precision': backbone.precision, 'weights': fingerprint(backbone.variables)},
+      'backbone': base.describe(backbone),
       'embedding': dataclasses.asdict(embedding),
   }
 
@@ -113,7 +94,8 @@ def embed(
   Raises:
     ValueError: no images.
   """
-  _, shape, batches = _first(backbone, batches, embedding)
+  first, batches = base.first_of(batches)
+  shape = _shape(backbone, first, embedding)
   embeddings = np.empty((num_images, *shape), np.float32)
   return embeddings[:_embed_into(embeddings, backbone, batches, embedding, progress)]
 
@@ -149,7 +131,8 @@ def fit(
     ValueError: no images, a ratio that keeps no patch, or too little memory for any way to fit.
     OSError: too little disk.
   """
-  first, (rows, columns, dim), batches = _first(backbone, batches, embedding)
+  first, batches = base.first_of(batches)
+  rows, columns, dim = _shape(backbone, first, embedding)
   patches = rows * columns
   plan = _plan(backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb)
   if notify:
@@ -210,23 +193,21 @@ def predict(
   parameters = (
       parallel.replicate(backbone.variables),
       parallel.split(prepared) if sharded else parallel.replicate(prepared))
-  for batch, (scores, maps) in _one_ahead(parallel.data_parallel(fn), parameters, batches):
-    memory_bank.check(bank.description, {'image_size': batch.image.shape[1:3]})
+  for batch, (scores, maps) in base.stream(fn, parameters, batches, expected=bank.description):
     valid = batch.valid
     yield Prediction(batch.index[valid], scores[valid].T, maps[valid].swapaxes(0, 1))
 
 
 def _embed_fn_of(backbone, embedding):
-  return _embed_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std, embedding)
+  return _embed_fn(base.maps_of(backbone), embedding)
 
 
 @functools.lru_cache(maxsize=16)
-def _embed_fn(apply, layers, mean, std, embedding):
+def _embed_fn(maps_fn, embedding):
   """(variables, images [b, h, w, 3] uint8) -> [b, rows, columns, d]. Cached, so jit's cache works."""
 
   def embed(variables, images):
-    maps = apply(variables, normalize(images, mean, std))
-    return patch_embeddings([maps[layer] for layer in layers], embedding)
+    return patch_embeddings(maps_fn(variables, images), embedding)
 
   return embed
 
@@ -257,21 +238,16 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
   return score
 
 
-def _first(backbone, batches, embedding):
-  """(the first batch, the shape [rows, columns, d] of an embedding, all batches)."""
-  batches = iter(batches)
-  first = next(batches, None)
-  if first is None:
-    raise ValueError('No images: none were given, or none could be read.')
-  shape = jax.eval_shape(_embed_fn_of(backbone, embedding), backbone.variables, first.image).shape
-  return first, shape[1:], itertools.chain([first], batches)
+def _shape(backbone, batch, embedding):
+  """[rows, columns, d] of an image's embeddings."""
+  return jax.eval_shape(_embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:]
 
 
 def _embed_into(embeddings, backbone, batches, embedding, progress):
   """Fills `embeddings` [n, rows, columns, d]; how many images there were."""
-  run = parallel.data_parallel(_embed_fn_of(backbone, embedding))
   done = 0
-  for batch, values in _one_ahead(run, parallel.replicate(backbone.variables), batches):
+  for batch, values in base.stream(
+      _embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches):
     valid = values[batch.valid]
     embeddings[done:done + len(valid)] = valid
     done += len(valid)
@@ -315,15 +291,3 @@ def _select(points, spec, plan, allocate, progress):
       projected, coreset.coreset_size(n, spec.ratio), start=start,
       select_start=spec.start == 'point', stream=plan.stream,
       mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None, progress=stages('coreset'))
-
-
-def _one_ahead(run, parameters, batches):
-  """Yields (batch, results as NumPy), having sent the next batch off before waiting for one."""
-  pending = None
-  for batch in batches:
-    results = run(parameters, batch.image)
-    if pending:
-      yield pending[0], parallel.gather(pending[1])
-    pending = batch, results
-  if pending:
-    yield pending[0], parallel.gather(pending[1])

@@ -11,9 +11,10 @@ import numpy as np
 from patchcore_jax import memory_bank, neighbors, parallel, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
+from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.detectors.patchcore import Prediction, Progress
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
 from patchcore_jax.neighbors import SearchBank, SearchSpec
 from patchcore_jax.scoring import ScoringSpec
@@ -94,7 +95,7 @@ def fit(
         f'{", ".join(backbone.layers)}. Set the layers, for a ResNet layer1, layer2, layer3, layer4.')
   _check_enough(num_images, spec)
   (pyramids, pooled), image_size = models.collect(
-      _features_fn(models.maps_of(backbone)), backbone.variables, batches, num_images,
+      _features_fn(base.maps_of(backbone)), backbone.variables, batches, num_images,
       progress=progress, scratch=scratch)
   _check_enough(len(pyramids), spec)
   n, rows, columns, dim = pyramids.shape
@@ -143,11 +144,12 @@ def predict(
   pyramids = model.arrays['pyramids']
   prepared = neighbors.prepare(pyramids.reshape(-1, pyramids.shape[-1]), search.shortlist)
   images_fn = _images_fn(
-      _features_fn(models.maps_of(backbone)), spec.num_images, spec.distance)
+      _features_fn(base.maps_of(backbone)), spec.num_images, spec.distance)
   parameters = backbone.variables, neighbors.prepare(model.arrays['pooled'], 'float32')
   pixels_fn = parallel.data_parallel(_pixels_fn(
       tuple(model.description['grid']), tuple(model.description['image_size']), spec))
-  for batch, (scores, nearest, queries) in models.stream(images_fn, parameters, model, batches):
+  for batch, (scores, nearest, queries) in base.stream(
+      images_fn, parallel.replicate(parameters), batches, expected=model.description):
     valid = batch.valid
     maps = [
         _search(pixels_fn, prepared, len(pyramids), images, part)
