@@ -22,7 +22,8 @@ def _predict(model, batch_size=4, spec=None):
 
 
 def _shrunk(values, share):
-  """Ledoit and Wolf's estimate, from their equations 9 to 14, or a given share."""
+  """Ledoit and Wolf's (2004) estimate, or a given share: shrunk as far as S is uncertain beside its
+  distance to the multiple of I."""
   n, d = values.shape
   x = values - values.mean(axis=0)
   s = x.T @ x / n

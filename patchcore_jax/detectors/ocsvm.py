@@ -1,4 +1,4 @@
-"""A one-class SVM (Scholkopf et al., "Estimating the Support of a High-Dimensional Distribution", Neural
+"""A one-class SVM (Schölkopf et al., "Estimating the Support of a High-Dimensional Distribution", Neural
 Computation 13, 2001) of pooled pretrained features, the usual plain baseline. Image-level only.
 """
 
@@ -28,7 +28,7 @@ class Spec:
 
   Attributes:
     nu: largest share of training images outside the boundary, and smallest share of support vectors
-      (section 3, proposition 3), in (0, 1].
+      (the paper's nu-property), in (0, 1].
     gamma: of the kernel; 0 for 1 / (dimensions * variance of all values), scikit-learn's 'scale'.
 
   Raises:

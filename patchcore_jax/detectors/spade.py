@@ -116,10 +116,12 @@ def predict(
 
   The search is exact, and long: (K p) p d products for an image, 1.8e12 with the paper's network and
   settings at 224; fewer where `neighbors.prepare` can reduce d. One image is searched on each device at
-  a time. Memory beside the model: its vectors as `neighbors.prepare` reduces them, for the time of the
-  prediction, twice while they are made (at most as much again as the model has, mostly a third); on
-  each device the K images with which one is compared (1.1 GB in the paper's setting, and their reduced
-  vectors); the pyramids of two batches.
+  a time. Memory beside the model:
+    - its vectors as `neighbors.prepare` reduces them, twice while they are made: as much as the model
+      where they cannot be reduced;
+    - on each device the K images with which one is compared, as they are and reduced: 1.1 GB twice in
+      the paper's setting;
+    - the pyramids of two batches.
 
   Args:
     backbone: as in `fit`.
@@ -175,12 +177,15 @@ def _for_devices(*arrays):
 
 def _search(pixels_fn, prepared, num_images, images, queries):
   """Maps of one image for each device: `images` [devices, K] are those it is compared with."""
-  banks = [_part(prepared, num_images, chosen) for chosen in images]
-  if len(banks) == 1:
-    parameters = parallel.replicate(banks[0])
-  else:
-    parameters = parallel.split(jax.tree.map(lambda *x: np.stack(x), *banks))
+  parameters = _on_devices([_part(prepared, num_images, chosen) for chosen in images])
   return parallel.gather(pixels_fn(parameters, queries))
+
+
+def _on_devices(banks):
+  """One bank for each device. A function of its own, so that the copies on the host end with it."""
+  if len(banks) == 1:
+    return parallel.replicate(banks[0])
+  return parallel.split(jax.tree.map(lambda *x: np.stack(x), *banks))
 
 
 def _part(prepared, num_images, images):
