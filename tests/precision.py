@@ -10,7 +10,7 @@ def assert_highest(function, *args):
   That is what makes results independent of `jax_default_matmul_precision` (bfloat16 on a TPU, TF32 on
   a GPU), and it can be seen on any machine: in the program, not in the numbers.
   """
-  found = list(products(jax.make_jaxpr(function)(*args).jaxpr))
+  found = list(_products(jax.make_jaxpr(function)(*args).jaxpr))
   assert found, 'no product found: the test would say nothing'
   for equation in found:
     precision = equation.params['precision']
@@ -18,14 +18,13 @@ def assert_highest(function, *args):
     assert all(p == lax.Precision.HIGHEST for p in both), equation
 
 
-def products(jaxpr):
-  """Every product and convolution in a program and in the programs within it."""
+def _products(jaxpr):
   for equation in jaxpr.eqns:
     if equation.primitive.name in ('dot_general', 'conv_general_dilated'):
       yield equation
     for value in jax.tree.leaves(equation.params, is_leaf=_is_jaxpr):
       if _is_jaxpr(value):
-        yield from products(getattr(value, 'jaxpr', value))
+        yield from _products(getattr(value, 'jaxpr', value))
 
 
 def _is_jaxpr(value):

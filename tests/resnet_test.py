@@ -69,7 +69,7 @@ class TestResNet:
     network = resnet.ResNet(resnet.ARCHITECTURES['resnet50'], ('layer1',), arithmetic)
     program = jax.make_jaxpr(network.apply)(
         resnet.init_shapes('resnet50'), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    found = list(precision.products(program.jaxpr))
+    found = list(precision._products(program.jaxpr))
     assert len(found) == 11  # the stem, 3 blocks of 3, a downsampling
     for equation in found:
       assert set(equation.params['precision']) == {getattr(jax.lax.Precision, asked)}

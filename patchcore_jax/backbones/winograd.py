@@ -59,7 +59,9 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   v = _evaluate([x[:, i:i + (rows - 1) * TILE + 1:TILE] for i in range(points)], axis=0)
   v = _evaluate(
       [v[:, :, :, i:i + (columns - 1) * TILE + 1:TILE] for i in range(points)], axis=1)
-  u = _both_axes(_KERNEL, kernel.reshape(9, -1))
+  # Once per call, outside any loop over images. Behind the barrier, XLA does not fold weights that a
+  # caller's program holds as constants, which takes it longer than the product.
+  u = _both_axes(_KERNEL, lax.optimization_barrier(kernel).reshape(9, -1))
   products = jnp.einsum(
       'pnc,pcf->pnf', v.reshape(points**2, -1, channels), u.reshape(points**2, channels, features),
       precision=lax.Precision.HIGHEST)
