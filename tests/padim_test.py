@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -139,8 +138,6 @@ def test_products_ask_for_the_highest_precision():
     precision.assert_highest(padim._gaussians, np.zeros((n, 4, 100), np.float32), 0.01)
 
 
-@pytest.mark.parametrize('devices', [2, 4])
-def test_number_of_devices_has_no_influence(devices):
-  value = small.on_devices(devices, 'padim_test', '_predict(t._fit(batch_size=8), 8).image_scores')
-  assert jax.local_device_count() == 1
+def test_number_of_devices_has_no_influence():
+  value = small.on_devices(4, 'padim_test', '_predict(t._fit(batch_size=8), 8).image_scores')
   np.testing.assert_allclose(value, _predict(_fit()).image_scores, rtol=1e-4)

@@ -152,7 +152,6 @@ def test_products_ask_for_the_highest_precision():
       spade._pixels_fn((16, 16), (64, 64), SPEC), bank, np.zeros((1, 256, 192), np.float32))
 
 
-@pytest.mark.parametrize('devices', [2, 4])
-def test_number_of_devices_has_no_influence(devices):
-  value = small.on_devices(devices, 'spade_test', '_predict(t._fit(batch_size=8), 8).anomaly_maps')
+def test_number_of_devices_has_no_influence():
+  value = small.on_devices(4, 'spade_test', '_predict(t._fit(batch_size=8), 8).anomaly_maps')
   np.testing.assert_allclose(value, _predict(_fit()).anomaly_maps, rtol=1e-4)

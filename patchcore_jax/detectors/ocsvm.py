@@ -21,6 +21,9 @@ from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.distances import distances_sq
 
+# scikit-learn's 1e-3 stops so early that the last digit of a feature decides where.
+_TOLERANCE = 1e-5
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -84,7 +87,7 @@ def fit(
   values = np.concatenate(features, axis=1).astype(np.float64)
   # What 'scale' stands for; 1 where all values are equal, as in scikit-learn.
   gamma = spec.gamma or 1 / (values.shape[1] * values.var() or 1)
-  svm = OneClassSVM(nu=spec.nu, gamma=gamma).fit(values)
+  svm = OneClassSVM(nu=spec.nu, gamma=gamma, tol=_TOLERANCE).fit(values)
   arrays = {
       'support_vectors': svm.support_vectors_, 'weights': svm.dual_coef_[0], 'gamma': gamma,
       'offset': svm.offset_[0]}
