@@ -4,17 +4,20 @@ Sizes are in pixels; () means none. Lists on the command line are separated by c
 `--config.data.categories=screw,transistor --config.coreset.ratios=0.1,0.01`.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
+  config.detector = 'patchcore'  # or 'spade', 'padim', 'mahalanobis_ad', 'ocsvm'
 
   config.data = ConfigDict()
   config.data.source = 'folder'  # 'folder' (MVTec layout) or 'synthetic' (drawn into root if absent)
   config.data.root = ''
   config.data.categories = ()  # () for all
+  config.data.shots = 0  # training images to fit on, drawn at random; 0 for all
+  config.data.draw = 0  # number of the draw
   config.data.batch_size = 32
   config.data.num_workers = 2  # processes that decode images; 0 for threads
   config.data.on_error = 'raise'  # or 'skip': leave out unreadable images, and count them
@@ -28,7 +31,8 @@ def get_config() -> ConfigDict:
   config.preprocess.mask_threshold = 1.0  # positive where the antialiased mask reaches this
 
   config.backbone = ConfigDict()
-  config.backbone.name = 'wide_resnet50_2.tv_in1k'  # architecture.tag or module:factory
+  # architecture.tag or module:factory; several, joined by '+', make an ensemble
+  config.backbone.name = 'wide_resnet50_2.tv_in1k'
   config.backbone.weights = ''  # '' for the tag's checkpoint, a file, or 'random'
   config.backbone.layers = ()  # () for the backbone's own, layer2 and layer3 for ResNets
   config.backbone.precision = 'float32'  # or 'tensorfloat32' or 'bfloat16': docs/precision.md
@@ -41,6 +45,7 @@ def get_config() -> ConfigDict:
 
   config.coreset = ConfigDict()
   config.coreset.ratios = (0.25, 0.10, 0.01)  # one fit at the largest serves all
+  config.coreset.method = 'greedy'  # or 'random', 'identity' (ratio 1), 'kmeans' (one ratio)
   config.coreset.projection = 'dense'  # or 'sparse'
   config.coreset.projection_dim = 128  # 0 for as many as the Johnson-Lindenstrauss bound asks for
   config.coreset.start = 'mean'  # mean distance to random points, or 'point': one, itself selected
@@ -62,6 +67,26 @@ def get_config() -> ConfigDict:
   config.search.shortlist = 'auto'  # 'float32' or 'bfloat16', which is faster on CPUs that have it
   config.search.bank = 'replicated'  # on every device, or 'sharded' over them when it is too large
 
+  # The other detectors, each read with detector=its name.
+  config.spade = ConfigDict()
+  config.spade.num_images = 50  # K: training images that an image is compared with
+  config.spade.num_neighbors = 1  # kappa: pixels of those
+  config.spade.distance = 'squared'  # or 'root'
+  config.spade.sigma = 4.0
+
+  config.padim = ConfigDict()
+  config.padim.num_dims = 550  # channels chosen at random; 100 for ResNet-18, 0 for all
+  config.padim.epsilon = 0.01
+  config.padim.sigma = 4.0
+  config.padim.image_score = 'position'  # largest position, or 'map': of the enlarged, blurred map
+
+  config.mahalanobis_ad = ConfigDict()
+  config.mahalanobis_ad.shrinkage = config_dict.placeholder(float)  # None for Ledoit and Wolf's
+
+  config.ocsvm = ConfigDict()
+  config.ocsvm.nu = 0.1
+  config.ocsvm.gamma = 0.0  # 0 scales by the data
+
   config.metrics = ConfigDict()
   config.metrics.max_fpr = 0.3  # limit of AUPRO
   config.metrics.connectivity = 8  # of AUPRO's regions, or 4
@@ -73,4 +98,6 @@ def get_config() -> ConfigDict:
   config.published.image_auroc = 'third_party/paper_tables/table_s1_image_auroc.csv'
   config.published.pixel_auroc = 'third_party/paper_tables/table_s2_pixel_auroc.csv'
   config.published.aupro = 'third_party/paper_tables/table_s3_aupro.csv'
+  # For experiments.sweep: each point is written as on the command line, 'data.shots=5 data.draw=2'.
+  config.sweep = ()
   return config

@@ -25,11 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import lax
-from ml_collections import config_flags
 
 from experiments import alternatives, cli, wiring
 from patchcore_jax import backbones, coreset, neighbors, parallel, spool
-from patchcore_jax.backbones import Backbone
+from patchcore_jax.backbones import Backbone, resnet
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.detectors.patchcore import CoresetSpec
@@ -37,7 +36,6 @@ from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.scoring import ScoringSpec
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Where real images and a backbone come from.')
 _SUBJECT = flags.DEFINE_enum(
     'subject', None, ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory'], 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
@@ -139,7 +137,7 @@ def _seconds(value):
 
 
 def measure_coreset() -> Iterator[str]:
-  if _CONFIG.value:
+  if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
     points = np.asarray(coreset.random_projection(embeddings, 128, key=jax.random.key(0)))
     yield from _coreset_table(f'Coreset of {name}', points, 0.1)
@@ -233,7 +231,7 @@ def _products_of_lazy(points, size):
 
 def measure_neighbors() -> Iterator[str]:
   rng = np.random.default_rng(0)
-  if _CONFIG.value:
+  if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
     order = rng.permutation(len(embeddings))
     bank, queries = embeddings[order[:25_000]], embeddings[order[25_000:31_272]]
@@ -288,7 +286,7 @@ def measure_backbone() -> Iterator[str]:
   images = _images(_BATCH.value)
   backbone = _wide_resnet()
   entries, flops = {}, None
-  for precision in backbones.PRECISIONS:
+  for precision in resnet.PRECISIONS:
     network = _wide_resnet(precision)
     run = jax.jit(lambda v, x, b=network: b.apply(v, backbones.normalize(x, b.mean, b.std)))
     variables = jax.device_put(network.variables)
@@ -449,9 +447,9 @@ def _wide_resnet(precision='float32'):
 
 def _train_embeddings():
   """(name, [n, d]) of the training images of the config's first category."""
-  config = _CONFIG.value
+  config = cli.CONFIG.value
   settings, (category, *_) = wiring.settings(config), wiring.load_data(config, lambda *_: None)
-  backbone = wiring.create_backbone(config)
+  backbone, *_ = wiring.create_backbones(config)
   with cli.progress_bar(category.name) as progress:
     embeddings = patchcore.embed(
         backbone, wiring.batches(config, category.train, settings.preprocessing, []),

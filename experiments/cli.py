@@ -7,9 +7,14 @@ import time
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Config file, for example configs/demo.py. Each of its fields is a flag too, as in '
+    '--config.data.root=PATH; configs/default.py explains them.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
 flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
 
 console = Console(highlight=False, soft_wrap=True)

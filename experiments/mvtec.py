@@ -1,4 +1,4 @@
-"""Fits and measures PatchCore on every category of a data set in MVTec layout.
+"""Fits and measures a detector on every category of a data set in MVTec layout.
 
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
     python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50
@@ -15,26 +15,18 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from experiments import cli, wiring
+from experiments import cli, methods, wiring
+from experiments.images import Images
 from patchcore_jax import memory_bank, metrics, parallel
-from patchcore_jax.backbones import Backbone
-from patchcore_jax.data import folder
-from patchcore_jax.detectors import patchcore
 from patchcore_jax.report import results
-
-_CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Config file, for example configs/demo.py. Each of its fields is a flag too, as in '
-    '--config.data.root=PATH; configs/default.py explains them.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
-
 
 _NO_INFLUENCE = ('fit.', 'search.', 'data.num_workers')  # on results: a run may go on with others
 
 
 def main(_) -> None:
-  run(_CONFIG.value, _WORKDIR.value)
+  run(cli.CONFIG.value, cli.WORKDIR.value)
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
@@ -50,105 +42,93 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
   Raises:
     ValueError: bad config, bad data, or a workdir that holds a run with another config.
   """
-  workdir = Path(workdir)
-  settings = wiring.settings(config)
+  experiment = Experiment(config, workdir)  # before anything long
   published = _published(config)
-  _check_same_config(config, workdir)  # before anything long
   with cli.progress_bar('built-in data') as progress:
     categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
-  backbone = wiring.create_backbone(config)
-  cli.console.print(
-      f'backbone {backbone.name}, layers {", ".join(backbone.layers)}; '
-      f'{len(categories)} categories; results in {workdir}')
-  if backbone.name.endswith('.random'):
-    cli.console.print('[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
-  _claim(config, workdir)
-
-  rows = results.read_csv(workdir / 'results.csv')
-  finished = {(row['category'], row['coreset_ratio']) for row in rows}
+  backbones = wiring.create_backbones(config)
+  for backbone in backbones:
+    cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
+    if backbone.name.endswith('.random'):
+      cli.console.print(
+          '[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
+  cli.console.print(f'{len(categories)} categories; results in {workdir}')
+  experiment.claim()
+  method = methods.create(config, experiment.settings, backbones)
   for category in categories:
-    if all((category.name, ratio) in finished for ratio in settings.ratios):
+    if experiment.has(category.name):
       cli.console.print(f'{category.name}: finished before')
-      continue
-    rows += _evaluate(config, settings, backbone, category, workdir / 'banks' / category.name)
-    results.write_csv(workdir / 'results.csv', rows)
-  results.print_table(rows, published=published)
-  return rows
-
-
-def _evaluate(
-    config: ConfigDict, settings: wiring.Settings, backbone: Backbone,
-    category: folder.Category, bank_path: Path,
-) -> list[results.Row]:
-  """Fits (or restores), predicts and measures one category: a row per ratio."""
-  skipped = []
-  with cli.progress_bar(category.name) as progress:
-    if bank_path.exists():
-      bank = memory_bank.restore(bank_path, expected=_expected(settings, backbone))
     else:
-      bank_path.parent.mkdir(exist_ok=True)
-      bank = _fit(config, settings, backbone, category, skipped, bank_path.parent, progress)
-      memory_bank.save(bank_path, bank)
-    num_skipped = bank.description['num_skipped']
-    sizes = bank.sizes(settings.ratios)
-
-    test, masks, times = [], [], [time.monotonic()]
-    batches = wiring.batches(
-        config, category.test, settings.preprocessing, skipped, with_masks=category.has_masks)
-    for prediction in patchcore.predict(
-        backbone, bank, _keep_masks(batches, masks), embedding=settings.embedding,
-        scoring_spec=settings.scoring, search=settings.search, sizes=sizes):
-      test.append(prediction)
-      times.append(time.monotonic())
-      progress('predict', sum(len(p.index) for p in test), len(category.test))
-  if not test:
-    raise ValueError(f'{category.name}: no test image could be read.')
-  num_test = sum(len(p.index) for p in test)
-  num_skipped += len(category.test) - num_test
-  for error in skipped:
-    cli.console.print(f'skipped: {error}', markup=False)
-  labels = np.array([category.test[i].label for p in test for i in p.index])
-  masks = np.concatenate(masks) if category.has_masks else None
-  batch_size = parallel.divisible_batch_size(config.data.batch_size)
-  rows = []
-  for i, (ratio, size) in enumerate(zip(settings.ratios, sizes, strict=True)):
-    scores = np.concatenate([p.image_scores[i] for p in test])
-    maps = np.concatenate([p.anomaly_maps[i] for p in test])
-    measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
-    rows.append({
-        'category': category.name, 'coreset_ratio': ratio,
-        'num_train': bank.description['num_images'], 'num_test': num_test,
-        'num_skipped': num_skipped, 'bank_size': size, **measured,
-        'fit_seconds': round(bank.description['fit_seconds'], 2),
-        'ms_per_image': round(_ms_per_image(times, batch_size), 2)})
-  return rows
+      experiment.evaluate(method, Images(config, experiment.settings, category))
+  results.print_table(experiment.rows, published=published)
+  return experiment.rows
 
 
-def _ms_per_image(times, batch_size):
+class Experiment:
+  """A config and the workdir with its results so far.
+
+  Attributes:
+    settings: what the config says, checked.
+    rows: of results.csv.
+  """
+
+  def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
+    """Raises ValueError for a bad config, or a workdir with results of another."""
+    self._config, self._workdir = config, Path(workdir)
+    self.settings = wiring.settings(config)
+    _check_same_config(config, self._workdir)
+    self.rows = results.read_csv(self._workdir / 'results.csv')
+
+  def claim(self) -> None:
+    """Makes the workdir and writes config.json."""
+    _claim(self._config, self._workdir)
+
+  def has(self, category: str) -> bool:
+    """Whether its rows are there."""
+    finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
+    return finished >= set(self.settings.ratios if self._config.detector == 'patchcore' else (1.0,))
+
+  def evaluate(self, method, images: Images) -> None:
+    """Fits (or restores), predicts and measures one category: adds a row per ratio."""
+    config = self._config
+    with cli.progress_bar(images.name) as progress:
+      model = method.obtain(
+          self._workdir / 'banks' / images.name, images,
+          lambda plan: cli.console.print(f'{images.name}: {plan}'), progress)
+      description, sizes = method.describe(model), method.sizes(model)
+      test, masks, times = [], [], [time.monotonic()]
+      for prediction in method.predict(model, _keep_masks(images.test(), masks)):
+        test.append(prediction)
+        times.append(time.monotonic())
+        progress('predict', sum(len(p.index) for p in test), len(images.test_examples))
+    if not test:
+      raise ValueError(f'{images.name}: no test image could be read.')
+    for message in sorted({str(error) for error in images.skipped}):
+      cli.console.print(f'skipped: {message}', markup=False)
+    index = np.concatenate([p.index for p in test])
+    labels = np.array([images.test_examples[i].label for i in index])
+    masks = np.concatenate(masks) if masks else None
+    for i, (ratio, size) in enumerate(sizes.items()):
+      scores = np.concatenate([p.image_scores[i] for p in test])
+      maps = None
+      if masks is not None and test[0].anomaly_maps is not None:
+        maps = np.concatenate([p.anomaly_maps[i] for p in test])
+      measured = metrics.evaluate(
+          labels, scores, None if maps is None else masks, maps, **config.metrics)
+      self.rows.append({
+          'category': images.name, 'coreset_ratio': ratio, 'num_train': description['num_images'],
+          'num_test': len(index),
+          'num_skipped': description['num_skipped'] + len(images.test_examples) - len(index),
+          'bank_size': size, **measured, 'fit_seconds': round(description['fit_seconds'], 2),
+          'ms_per_image': round(_ms_per_image(times, config), 2)})
+    results.write_csv(self._workdir / 'results.csv', self.rows)
+
+
+def _ms_per_image(times, config):
   """Of a full batch, the median; the first, which compiles, counts only where there is no other."""
   seconds = np.diff(times)
+  batch_size = parallel.divisible_batch_size(config.data.batch_size)
   return 1000 * float(np.median(seconds[1:] if len(seconds) > 1 else seconds)) / batch_size
-
-
-def _fit(config, settings, backbone, category, skipped, scratch, progress) -> memory_bank.MemoryBank:
-  started = time.monotonic()
-  bank = patchcore.fit(
-      backbone, wiring.batches(config, category.train, settings.preprocessing, skipped),
-      len(category.train), embedding=settings.embedding, coreset_spec=settings.coreset,
-      memory_gb=config.fit.memory_gb, scratch=scratch,
-      notify=lambda plan: cli.console.print(f'{category.name}: {plan}'), progress=progress)
-  bank.description.update(
-      _expected(settings, backbone), category=category.name, num_skipped=len(skipped),
-      fit_seconds=time.monotonic() - started)
-  return bank
-
-
-def _expected(settings, backbone):
-  """What a bank found in the workdir must have been made with."""
-  preprocessing = vars(settings.preprocessing).copy()
-  del preprocessing['mask_resize'], preprocessing['mask_threshold']  # no concern of a bank's
-  return patchcore.describe(backbone, settings.embedding) | {
-      'preprocess': preprocessing, 'coreset': vars(settings.coreset)}
 
 
 def _keep_masks(batches, masks):

@@ -1,6 +1,7 @@
 """Config fields -> the library's own objects. Every field is read here or in the binary."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+
+DETECTORS = ('patchcore', 'spade', 'padim', 'mahalanobis_ad', 'ocsvm')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,11 @@ def settings(config: ConfigDict) -> Settings:
   Raises:
     ValueError: a value out of range; the message names the field.
   """
+  if config.detector not in DETECTORS:
+    raise ValueError(f'detector={config.detector!r}: expected one of {", ".join(DETECTORS)}.')
+  if config.data.shots < 0 or config.data.draw < 0:
+    raise ValueError(
+        f'data.shots={config.data.shots}, data.draw={config.data.draw}: expected at least 0.')
   if config.data.on_error not in ('raise', 'skip'):
     raise ValueError(f"data.on_error={config.data.on_error!r}: expected 'raise' or 'skip'.")
   if config.data.batch_size < 1 or config.data.num_workers < 0:
@@ -52,6 +60,9 @@ def settings(config: ConfigDict) -> Settings:
     raise ValueError('coreset.ratios is empty: expected for example 0.1 or 0.25,0.1,0.01.')
   for ratio in ratios:
     coreset.check_ratio(ratio)
+  if config.coreset.method == 'kmeans' and len(ratios) > 1:
+    raise ValueError(
+        f"coreset.method='kmeans' makes another bank for every ratio: expected one, got {ratios}.")
   if len(config.published.ratios) != len(config.published.methods):
     raise ValueError('published.ratios and published.methods differ in length.')
   return Settings(
@@ -89,11 +100,27 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
   return [folder.load_category(root, name) for name in names or folder.list_categories(root)]
 
 
-def create_backbone(config: ConfigDict) -> backbones.Backbone:
-  """The backbone that the config names."""
-  return backbones.create(
-      config.backbone.name, weights=config.backbone.weights,
-      layers=names_of(config.backbone.layers), seed=config.seed, precision=config.backbone.precision)
+def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
+  """The backbone that the config names, or several, joined by '+'.
+
+  Raises:
+    ValueError: several with a file of weights, which can be of one only, besides what
+      `backbones.create` raises.
+  """
+  names, weights = config.backbone.name.split('+'), config.backbone.weights
+  if len(names) > 1 and weights not in ('', backbones.RANDOM):
+    raise ValueError(f'backbone.weights={weights!r} is one file, for {len(names)} backbones.')
+  return tuple(
+      _create_backbone(
+          name.strip(), weights, names_of(config.backbone.layers), config.seed,
+          config.backbone.precision)
+      for name in names)
+
+
+@functools.lru_cache(maxsize=4)
+def _create_backbone(name, weights, layers, seed, precision):
+  """Kept, for sweeps that come back to one."""
+  return backbones.create(name, weights=weights, layers=layers, seed=seed, precision=precision)
 
 
 def batches(

@@ -72,7 +72,7 @@ def plan(
   """
   embeddings, points = 4 * num_patches * dim, 4 * num_patches * projection_dim
   bank, state = 4 * num_selected * dim, _STATE_BYTES * num_patches
-  block = 4 * _BLOCK * (dim + projection_dim)
+  block = 3 * 4 * _BLOCK * (dim + projection_dim)  # read, on the device, and its result
   centers = 4 * num_selected * projection_dim
   tried = []
   for on_disk, points_on_disk, stream in itertools.product((False, True), repeat=3):
@@ -85,7 +85,7 @@ def plan(
     elif device / num_devices + 2 * centers > 0.8 * device_bytes:
       continue
     kept = 0 if on_disk else embeddings
-    memory = base_bytes + kept + max(batch_bytes, host_points + min(block, embeddings), bank)
+    memory = base_bytes + kept + max(batch_bytes, host_points + min(block, 3 * embeddings), bank)
     disk = on_disk * embeddings + points_on_disk * points
     tried.append(FitPlan(num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk))
   for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream)):

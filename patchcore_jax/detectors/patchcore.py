@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from sklearn.cluster import MiniBatchKMeans
 
 import patchcore_jax
 from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, scoring, spool
@@ -32,6 +33,10 @@ class CoresetSpec:
 
   Attributes:
     ratio: share of all patches to keep, in (0, 1].
+    method: 'greedy', the paper's k-center selection; 'random', that many at random; 'identity', all of
+      them, in order, with ratio 1; 'kmeans', the centres of as many clusters (scikit-learn's mini-batch
+      k-means), which unlike the others are no patches, and whose prefixes are no banks. Only 'greedy'
+      reads the fields below but the seed.
     projection: the selection runs in a random projection, 'dense' (the paper's released code) or
       'sparse' (anomalib); the bank holds the full embeddings.
     projection_dim: its dimensions; 0 for as many as the Johnson-Lindenstrauss bound asks for.
@@ -45,6 +50,7 @@ class CoresetSpec:
   """
 
   ratio: float = 0.1
+  method: str = 'greedy'
   projection: str = 'dense'
   projection_dim: int = 128
   start: str = 'mean'
@@ -53,6 +59,11 @@ class CoresetSpec:
 
   def __post_init__(self):
     coreset.check_ratio(self.ratio)
+    if self.method not in ('greedy', 'random', 'identity', 'kmeans'):
+      raise ValueError(
+          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity' or 'kmeans'.")
+    if self.method == 'identity' and self.ratio != 1:
+      raise ValueError(f"coreset.method='identity' keeps all patches: expected ratio 1, got {self.ratio}.")
     if self.projection not in ('dense', 'sparse'):
       raise ValueError(f"coreset.projection={self.projection!r}: expected 'dense' or 'sparse'.")
     if self.start not in ('mean', 'point'):
@@ -132,25 +143,25 @@ def fit(
     OSError: too little disk.
   """
   first, batches = base.first_of(batches)
-  rows, columns, dim = _shape(backbone, first, embedding)
-  patches = rows * columns
+  *grid, dim = _shape(backbone, first, embedding)
+  patches = math.prod(grid)
   plan = _plan(backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb)
   if notify:
     notify(plan)
   allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
-  embeddings = allocate((num_images, rows, columns, dim), on_disk=plan.embeddings_on_disk)
+  embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
   num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
   points = spool.view(embeddings, (num_images * patches, dim))
-  indices = _select(points, coreset_spec, plan, allocate, progress)
+  rows, indices = _select(points, coreset_spec, plan, allocate, progress)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
       'num_images': num_images,
       'num_patches': len(points),
-      'grid': [rows, columns],
+      'grid': list(grid),
       'image_size': list(first.image.shape[1:3]),
       'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
   }
-  return MemoryBank(spool.take(points, indices), indices, description)
+  return MemoryBank(rows, indices, description)
 
 
 def predict(
@@ -276,7 +287,36 @@ def _projection_dim(spec, num_points):
 
 
 def _select(points, spec, plan, allocate, progress):
-  """Indices [num_selected] of the bank's patches."""
+  """(embeddings [m, d], indices [m]) of the bank."""
+  n = len(points)
+  size = coreset.coreset_size(n, spec.ratio)
+  if spec.method == 'kmeans':
+    return _cluster_centers(points, size, spec.seed)
+  if spec.method == 'greedy':
+    indices = _greedy(points, size, spec, plan, allocate, progress)
+  elif spec.method == 'random':
+    indices = np.asarray(jax.random.permutation(jax.random.key(spec.seed), n)[:size])
+  else:
+    indices = np.arange(n)
+  indices = indices.astype(np.int32)
+  return spool.take(points, indices), indices
+
+
+def _cluster_centers(points, size, seed):
+  """Centres of clusters, and for each the nearest of the points that were seen last."""
+  clusters = MiniBatchKMeans(
+      size, init='random', n_init=1, batch_size=max(4096, 2 * size), random_state=seed,
+      compute_labels=False)
+  order = np.random.default_rng(seed).permutation(len(points))
+  parts = np.array_split(order, max(1, len(order) // max(4096, 2 * size)))
+  for part in parts:
+    clusters.partial_fit(spool.take(points, part))
+  centers = clusters.cluster_centers_.astype(np.float32)
+  nearest = neighbors.nearest_neighbors(centers, spool.take(points, parts[-1]))[1][:, 0]
+  return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
+
+
+def _greedy(points, size, spec, plan, allocate, progress):
   n, stages = len(points), (lambda stage: functools.partial(progress, stage) if progress else None)
   projection_key, start_key = jax.random.split(jax.random.key(spec.seed))
   dim = _projection_dim(spec, n)
@@ -288,6 +328,6 @@ def _select(points, spec, plan, allocate, progress):
   devices = jax.local_devices()
   split = len(devices) > 1 and not plan.stream
   return coreset.greedy_k_center(
-      projected, coreset.coreset_size(n, spec.ratio), start=start,
+      projected, size, start=start,
       select_start=spec.start == 'point', stream=plan.stream,
       mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None, progress=stages('coreset'))

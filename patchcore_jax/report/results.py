@@ -129,7 +129,8 @@ def print_table(
         cells.append(_percent(row[metric]))
         if (metric, ratio) in published:
           cells.append(_percent(published[metric, ratio].get(row['category'])))
-      table.add_row(*cells, str(row['bank_size']), *(f'{row[t]:.1f}' for t in TIMINGS))
+      cells.append('-' if row['bank_size'] is None else str(row['bank_size']))
+      table.add_row(*cells, *(f'{row[t]:.1f}' for t in TIMINGS))
     table.add_section()
     cells = ['mean']
     for metric, _ in shown:

@@ -1,0 +1,158 @@
+r"""Runs every point of a config's sweep; what the points have in common is done once.
+
+    python -m experiments.sweep --config=configs/resolution.py --config.data.root=PATH \
+        --workdir=runs/resolution
+    python -m experiments.sweep --config=configs/low_shot.py --only='shots=(1|5) .*detector=padim' ...
+
+A point of `config.sweep` is written as on the command line, without '--config.': fields and values,
+separated by spaces. Its results are those of `experiments.mvtec` with these settings, in a folder of
+WORKDIR with that name. Category by category, images are read and pass through the network once for all
+points that agree on both; the feature maps lie in WORKDIR's disk in the meantime. A sweep that was
+stopped goes on when the same command is given again.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, methods, mvtec, wiring
+from experiments.images import Features, Images, SharedImages
+from patchcore_jax import backbones
+from patchcore_jax.data.folder import Category
+
+_ONLY = flags.DEFINE_string('only', '', 'Regular expression: run only the points in which it is found.')
+
+
+def main(_) -> None:
+  run(cli.CONFIG.value, cli.WORKDIR.value, only=_ONLY.value)
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '') -> None:
+  """The whole sweep; `only` as the flag.
+
+  Raises:
+    ValueError: a config without a sweep, a point that cannot be read, or as `mvtec.run`.
+  """
+  workdir = Path(workdir)
+  names = [name for name in config.sweep if re.search(only, name)]
+  if not names:
+    raise ValueError(
+        f'No point to run: config.sweep has {len(config.sweep)}, of which none matches --only={only!r}.')
+  points = {name: at_point(config, name) for name in names}
+  experiments = {
+      name: mvtec.Experiment(point, workdir / folder_name(name)) for name, point in points.items()}
+  for experiment in experiments.values():
+    experiment.claim()
+  with cli.progress_bar('built-in data') as progress:
+    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
+  groups = {}
+  for name, point in points.items():
+    groups.setdefault(_shared_settings(point), []).append(name)
+  cli.console.print(
+      f'{len(names)} points, {len(groups)} of other images or networks; {len(categories)} categories; '
+      f'results in {workdir}')
+  for category in categories:
+    for group in groups.values():
+      todo = [name for name in group if not experiments[name].has(category.name)]
+      _run_group({name: points[name] for name in todo}, experiments, category, workdir)
+
+
+def _run_group(points: dict[str, ConfigDict], experiments, category: Category, workdir: Path) -> None:
+  """Points that share images and a network, for one category."""
+  features = None
+  for name, point in points.items():
+    cli.console.print(f'[bold]{category.name}[/bold] {name}')
+    settings, networks = experiments[name].settings, wiring.create_backbones(point)
+    if len(networks) > 1 or len(points) == 1:
+      images = Images(point, settings, category)
+    else:
+      if features is None:
+        features = _features(points.values(), settings, category, workdir)
+      images = SharedImages(point, settings, category, features)
+      networks = tuple(map(backbones.without_network, networks))
+    experiments[name].evaluate(methods.create(point, settings, networks), images)
+
+
+def _features(points: Sequence[ConfigDict], settings, category: Category, workdir: Path) -> Features:
+  """Of all layers that any of the points needs."""
+  points = list(points)
+  needed = {layer for p in points for b in wiring.create_backbones(p) for layer in b.layers}
+  union = points[0].copy_and_resolve_references()
+  union.backbone.layers, union.data.shots = tuple(sorted(needed)), 0
+  (backbone,) = wiring.create_backbones(union)
+  with cli.progress_bar(category.name) as progress:
+    return Features(backbone, Images(union, settings, category), workdir, progress)
+
+
+def at_point(config: ConfigDict, point: str) -> ConfigDict:
+  """The config with the fields of a point set, and no sweep.
+
+  Raises:
+    ValueError: a field that does not exist, or a value of another type.
+
+  >>> config = ConfigDict({'sweep': (), 'data': {'shots': 0, 'names': ('a',)}})
+  >>> at_point(config, 'data.shots=5 data.names=b,c').data.to_dict()
+  {'shots': 5, 'names': ('b', 'c')}
+  """
+  result = config.copy_and_resolve_references()
+  result.sweep = ()
+  for setting in point.split():
+    field, equals, text = setting.partition('=')
+    try:
+      before = result
+      for part in field.split('.'):
+        before = before[part]
+      result.update_from_flattened_dict({field: _parsed(text, before)})
+    except (KeyError, AttributeError, TypeError, ValueError) as e:
+      raise ValueError(
+          f'config.sweep: cannot set {setting!r} of the point {point!r} '
+          f'({type(e).__name__}: {" ".join(str(e).split())}).') from e
+    if not equals:
+      raise ValueError(f'config.sweep: expected field=value, got {setting!r} in {point!r}.')
+  return result
+
+
+def folder_name(point: str) -> str:
+  """The name of a point's folder.
+
+  >>> folder_name('backbone.name=module:create data.shots=5')
+  'backbone.name=module-create,data.shots=5'
+  """
+  return ','.join(re.sub(r'[^\w.,=+-]', '-', part) for part in point.split())
+
+
+def _parsed(text, before):
+  """A value of the type that the field has."""
+  if isinstance(before, tuple):
+    items = [item for item in text.split(',') if item]
+    number = _number if not before or not isinstance(before[0], str) else str
+    return tuple(number(item) for item in items)
+  if isinstance(before, bool):
+    return {'True': True, 'False': False}[text]
+  return type(before)(text) if before is not None else _number(text)
+
+
+def _number(text):
+  """An int or a float where it is one."""
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  return text
+
+
+def _shared_settings(point: ConfigDict) -> str:
+  """What decides about feature maps, but for the layers."""
+  backbone = point.backbone.to_dict()
+  del backbone['layers']
+  return repr((backbone, point.preprocess.to_dict(), point.seed))
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)
