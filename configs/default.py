@@ -98,6 +98,10 @@ def get_config() -> ConfigDict:
   config.published.image_auroc = 'third_party/paper_tables/table_s1_image_auroc.csv'
   config.published.pixel_auroc = 'third_party/paper_tables/table_s2_pixel_auroc.csv'
   config.published.aupro = 'third_party/paper_tables/table_s3_aupro.csv'
+
+  config.report = ConfigDict()
+  config.report.errors = False  # keep wrongly classified images, for figures S1 and S2
+
   # For experiments.sweep: each point is written as on the command line, 'data.shots=5 data.draw=2'.
   config.sweep = ()
   return config

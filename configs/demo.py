@@ -18,4 +18,5 @@ def get_config():
   config.backbone.weights = 'random'
   config.embedding.kind = 'mean'
   config.coreset.ratios = (0.10, 0.01)
+  config.report.errors = True
   return config

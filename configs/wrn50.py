@@ -21,4 +21,5 @@ def get_config():
   config = default.get_config()
   config.published.ratios = (0.25, 0.10, 0.01)
   config.published.methods = ('PatchCore-25', 'PatchCore-10', 'PatchCore-1')
+  config.report.errors = True
   return config

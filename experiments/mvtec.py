@@ -3,9 +3,9 @@
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
     python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50
 
-Writes WORKDIR/results.csv (a row per category and coreset ratio), WORKDIR/config.json and
-WORKDIR/banks/<category>/. A run that was stopped goes on after its last finished category when the
-same command is given again.
+Writes results.csv (a row per category and coreset ratio), config.json, banks/<category>/ and
+scores/<category>.csv to WORKDIR. A run that was stopped goes on after its last finished category when
+the same command is given again.
 """
 
 import json
@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from experiments import cli, methods, wiring
 from experiments.images import Images
 from patchcore_jax import memory_bank, metrics, parallel
-from patchcore_jax.report import results
+from patchcore_jax.data import preprocess
+from patchcore_jax.report import per_image, results
 
-_NO_INFLUENCE = ('fit.', 'search.', 'data.num_workers')  # on results: a run may go on with others
+_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'data.num_workers')  # on results: a run may go on with others
 
 
 def main(_) -> None:
@@ -106,22 +107,39 @@ class Experiment:
     for message in sorted({str(error) for error in images.skipped}):
       cli.console.print(f'skipped: {message}', markup=False)
     index = np.concatenate([p.index for p in test])
-    labels = np.array([images.test_examples[i].label for i in index])
-    masks = np.concatenate(masks) if masks else None
+    examples = [images.test_examples[i] for i in index]
+    labels = np.array([e.label for e in examples])
+    masks = np.concatenate(masks) if masks and test[0].anomaly_maps is not None else None
+    scores_of_images = []
     for i, (ratio, size) in enumerate(sizes.items()):
       scores = np.concatenate([p.image_scores[i] for p in test])
-      maps = None
-      if masks is not None and test[0].anomaly_maps is not None:
-        maps = np.concatenate([p.anomaly_maps[i] for p in test])
-      measured = metrics.evaluate(
-          labels, scores, None if maps is None else masks, maps, **config.metrics)
+      maps = None if masks is None else np.concatenate([p.anomaly_maps[i] for p in test])
+      measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
       self.rows.append({
           'category': images.name, 'coreset_ratio': ratio, 'num_train': description['num_images'],
           'num_test': len(index),
           'num_skipped': description['num_skipped'] + len(images.test_examples) - len(index),
           'bank_size': size, **measured, 'fit_seconds': round(description['fit_seconds'], 2),
           'ms_per_image': round(_ms_per_image(times, config), 2)})
+      scores_of_images += [
+          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
+          for e, score in zip(examples, scores, strict=True)]
+      if config.report.errors and ratio == max(sizes) and masks is not None:
+        self._write_errors(images.name, examples, labels, scores, masks, maps, ratio)
+    per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
     results.write_csv(self._workdir / 'results.csv', self.rows)
+
+  def _write_errors(self, category, examples, labels, scores, masks, maps, ratio):
+    """The images are read once more: they were not kept."""
+    if len(set(labels)) < 2:
+      return  # no threshold
+    threshold = metrics.f1_optimal(labels, scores).threshold
+    wrong = np.flatnonzero((scores >= threshold) != labels)
+    loaded = [preprocess.load(examples[i], self.settings.preprocessing)[0] for i in wrong]
+    per_image.write_errors(self._workdir / 'errors' / f'{category}.npz', per_image.Errors(
+        np.stack(loaded) if loaded else np.zeros((0, *maps.shape[1:], 3), np.uint8), maps[wrong],
+        masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
+        np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
 
 
 def _ms_per_image(times, config):

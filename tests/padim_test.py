@@ -36,7 +36,9 @@ def _expected(model, n, spec):
   train, test = (_embeddings(x, model.arrays['dims']) for x in (small.images(n), small.images(6, 7)))
   distances = np.empty(test.shape[:3])
   for y, x in np.ndindex(distances.shape[1:]):
-    covariance = np.cov(train[:, y, x], rowvar=False) + spec.epsilon * np.eye(train.shape[-1])
+    covariance = spec.epsilon * np.eye(train.shape[-1])
+    if n > 1:
+      covariance += np.cov(train[:, y, x], rowvar=False)
     z = test[:, y, x] - train[:, y, x].mean(axis=0)
     distances[:, y, x] = np.sqrt(np.einsum('ni,ij,nj->n', z, np.linalg.inv(covariance), z))
   maps = np.stack([_enlarge(d) for d in distances])
@@ -53,8 +55,8 @@ def _enlarge(values):
 
 class TestFitAndPredict:
 
-  # More images than dimensions, as many, fewer: the two forms of the factor.
-  @pytest.mark.parametrize('n, size', [(20, 9), (9, 9), (6, 6)])
+  # More images than dimensions, as many, fewer, one: the two forms of the factor.
+  @pytest.mark.parametrize('n, size', [(20, 9), (9, 9), (6, 6), (1, 1)])
   @pytest.mark.parametrize('fields', [{}, {'sigma': 0.0}, {'image_score': 'map'}])
   def test_equals_float64(self, n, size, fields):
     spec = dataclasses.replace(SPEC, **fields)
@@ -109,8 +111,6 @@ class TestFitAndPredict:
   def test_errors(self):
     with pytest.raises(ValueError, match='No images: none were given'):
       padim.fit(small.backbone(), iter(()), 0, spec=SPEC)
-    with pytest.raises(ValueError, match='two images or more for a covariance, got 1'):
-      _fit(1)
     with pytest.raises(ValueError, match='num_dims=550: the layers a, b, c of small have 18 channels'):
       _fit(spec=padim.Spec())
     with pytest.raises(BankError, match='settings.epsilon: the bank has 0.01, asked for is 0.1'):

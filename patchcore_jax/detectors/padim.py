@@ -1,8 +1,9 @@
 """PaDiM (Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR workshops 2020).
 
 A Gaussian for every position of the grid. With n images and d dimensions, the covariance is
-X'X + epsilon I, X being the [n, d] centred embeddings over sqrt(n - 1). Its inverse is not stored but a
-factor F, [d, d] or, where there are fewer images than dimensions, [n, d]:
+X'X + epsilon I, X being the [n, d] centred embeddings over sqrt(n - 1); from one
+image it is epsilon I. Its inverse is not stored but a factor F, [d, d] or, where there are fewer images
+than dimensions, [n, d]:
 
   n >= d:  LL' = X'X + epsilon I,  F = L^-1,    Mahalanobis(z)^2 = |Fz|^2
   n < d:   LL' = XX' + epsilon I,  F = L^-1 X,  Mahalanobis(z)^2 = (|z|^2 - |Fz|^2) / epsilon
@@ -107,7 +108,7 @@ def fit(
       factor [p, d, d] or [p, n, d] float32, as the module says.
 
   Raises:
-    ValueError: fewer than two images, more dimensions than channels, or a covariance that is singular
+    ValueError: more dimensions than channels, or a covariance that is singular
       in float32.
   """
   first, batches = base.first_of(batches)
@@ -116,8 +117,6 @@ def fit(
       _collect_fn(base.maps_of(backbone)), (backbone.variables, dims), batches, num_images,
       progress=progress, scratch=scratch)
   n, rows, columns, dim = embeddings.shape
-  if n < 2:
-    raise ValueError(f'PaDiM needs two images or more for a covariance, got {n}.')
   positions = rows * columns
   embeddings = embeddings.reshape(n, positions, dim)
   mean = np.empty((positions, dim), np.float32)
@@ -210,7 +209,7 @@ def _gaussians(embeddings, epsilon):
   """Embeddings [n, p, d] -> (mean [p, d], factor [p, min(n, d), d])."""
   n, _, dim = embeddings.shape
   mean = embeddings.mean(axis=0)
-  x = jnp.swapaxes(embeddings - mean, 0, 1) / math.sqrt(n - 1)
+  x = jnp.swapaxes(embeddings - mean, 0, 1) / math.sqrt(max(1, n - 1))
   size = min(n, dim)
   gram = jnp.einsum('pni,pnj->pij' if n >= dim else 'pid,pjd->pij', x, x, precision=lax.Precision.HIGHEST)
   lower = lax.linalg.cholesky(gram + epsilon * jnp.eye(size))

@@ -1,0 +1,92 @@
+"""What a run keeps of single images: every score, and the images that are classified wrongly."""
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score')
+
+
+class Score(NamedTuple):
+  """Of one image: its file, kind of defect ('good' for label 0), and score under one coreset ratio."""
+
+  path: str
+  defect: str
+  label: int
+  coreset_ratio: float
+  image_score: float
+
+
+class Errors(NamedTuple):
+  """Wrongly classified images of a category, n of them.
+
+  Attributes:
+    image: [n, h, w, 3] uint8.
+    anomaly_map: [n, h, w] float32.
+    mask: [n, h, w] bool.
+    label: [n], 1 for anomalous ones, which were missed.
+    defect: [n] kind of defect.
+    path: [n] image file.
+    threshold: scores from here on count as anomalous.
+    coreset_ratio: of the detector.
+  """
+
+  image: np.ndarray
+  anomaly_map: np.ndarray
+  mask: np.ndarray
+  label: np.ndarray
+  defect: np.ndarray
+  path: np.ndarray
+  threshold: float
+  coreset_ratio: float
+
+
+def write_scores(path: str | os.PathLike, scores: Sequence[Score]) -> None:
+  """Writes a CSV file with the columns above; replaces an older one in one step."""
+  path, temporary = _make_way(path)
+  with temporary.open('w', newline='') as f:
+    writer = csv.writer(f, lineterminator='\n')
+    writer.writerow(COLUMNS)
+    writer.writerows(scores)
+  os.replace(temporary, path)
+
+
+def read_scores(path: str | os.PathLike) -> list[Score]:
+  """Reads what `write_scores` wrote.
+
+  Raises:
+    ValueError: no such file, or one with other columns.
+  """
+  path = Path(path)
+  if not path.is_file():
+    raise ValueError(f'No scores of single images at {path}: run the experiment again.')
+  with path.open(newline='') as f:
+    reader = csv.reader(f)
+    if tuple(next(reader, ())) != COLUMNS:
+      raise ValueError(f'{path} does not have the columns {", ".join(COLUMNS)}.')
+    return [Score(p, d, int(label), float(r), float(s)) for p, d, label, r, s in reader]
+
+
+def write_errors(path: str | os.PathLike, errors: Errors) -> None:
+  """Writes a compressed .npz file; replaces an older one in one step."""
+  path, temporary = _make_way(path)
+  with temporary.open('wb') as f:
+    np.savez_compressed(f, **errors._asdict())
+  os.replace(temporary, path)
+
+
+def read_errors(path: str | os.PathLike) -> Errors:
+  """Reads what `write_errors` wrote."""
+  with np.load(path, allow_pickle=False) as arrays:
+    values = {name: arrays[name] for name in Errors._fields}
+  return Errors(**values | {k: float(values[k]) for k in ('threshold', 'coreset_ratio')})
+
+
+def _make_way(path):
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return path, path.with_name(path.name + '.tmp')
