@@ -95,13 +95,16 @@ def at_point(config: ConfigDict, point: str) -> ConfigDict:
     ValueError: a field that does not exist, or a value of another type.
 
   >>> config = ConfigDict({'sweep': (), 'data': {'shots': 0, 'names': ('a',)}})
-  >>> at_point(config, 'data.shots=5 data.names=b,c').data.to_dict()
-  {'shots': 5, 'names': ('b', 'c')}
+  >>> point = at_point(config, 'data.shots=5 data.names=b,c')
+  >>> point.data.shots, point.data.names
+  (5, ('b', 'c'))
   """
   result = config.copy_and_resolve_references()
   result.sweep = ()
   for setting in point.split():
     field, equals, text = setting.partition('=')
+    if not equals:
+      raise ValueError(f'config.sweep: expected field=value, got {setting!r} in {point!r}.')
     try:
       before = result
       for part in field.split('.'):
@@ -111,8 +114,6 @@ def at_point(config: ConfigDict, point: str) -> ConfigDict:
       raise ValueError(
           f'config.sweep: cannot set {setting!r} of the point {point!r} '
           f'({type(e).__name__}: {" ".join(str(e).split())}).') from e
-    if not equals:
-      raise ValueError(f'config.sweep: expected field=value, got {setting!r} in {point!r}.')
   return result
 
 

@@ -1,8 +1,11 @@
 """Fixtures. Reference arrays of the originals lie beside the project, in ../shared, and may be absent."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from tests import plates
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'
@@ -24,3 +27,17 @@ def golden():
 def realdata():
   """Folder of real MVTec AD categories and a real pretrained backbone."""
   return _folder(SHARED / 'realdata')
+
+
+@pytest.fixture(scope='session')
+def pristine(tmp_path_factory):
+  """Folder of the plates; not to be changed."""
+  root = tmp_path_factory.mktemp('data')
+  plates.draw(root)
+  return root
+
+
+@pytest.fixture
+def data(pristine, tmp_path):
+  """A copy that a test may damage."""
+  return shutil.copytree(pristine, tmp_path / 'data')

@@ -1,6 +1,5 @@
 """The binary as a user runs it: results, resumption, bad input. Small images, random weights."""
 
-import csv
 import os
 import shutil
 import signal
@@ -8,87 +7,26 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from configs import default, wrn50
+from configs import default
 from configs.parity import anomalib, paper
 from experiments import mvtec
 from patchcore_jax import memory_bank
-from tests import conftest
-
-_TIMINGS = ('fit_seconds', 'ms_per_image')
-
-
-def _draw(path, rng, defect=None):
-  """A striped plate of 72 x 60 pixels; the defect is a bright square. Returns its mask."""
-  x = np.arange(72)[None, :, None] + rng.integers(0, 8)
-  pixels = 120 + 40 * np.sin(x / 3) + rng.normal(0, 4, (60, 72, 3))
-  mask = np.zeros((60, 72), np.uint8)
-  if defect:
-    top, left = rng.integers(14, 38, 2)
-    mask[top:top + 9, left:left + 9] = 255
-    pixels[mask > 0] += {'spot': 90, 'hole': -90}[defect]
-  path.parent.mkdir(parents=True, exist_ok=True)
-  Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-  return mask
-
-
-@pytest.fixture(scope='session')
-def pristine(tmp_path_factory):
-  root = tmp_path_factory.mktemp('data')
-  rng = np.random.default_rng(0)
-  for category in ('bolt', 'nut'):
-    folder = root / category
-    for i in range(6):
-      _draw(folder / f'train/good/{i:03}.png', rng)
-    for i in range(4):
-      _draw(folder / f'test/good/{i:03}.png', rng)
-      defect = ('spot', 'hole')[i % 2]
-      mask = _draw(folder / f'test/{defect}/{i:03}.png', rng, defect)
-      (folder / 'ground_truth' / defect).mkdir(parents=True, exist_ok=True)
-      Image.fromarray(mask).save(folder / f'ground_truth/{defect}/{i:03}_mask.png')
-  return root
-
-
-@pytest.fixture
-def data(pristine, tmp_path):
-  """A copy that a test may damage."""
-  return shutil.copytree(pristine, tmp_path / 'data')
-
-
-def _fields(data, overrides):
-  return {
-      'data.root': str(data), 'data.batch_size': 4, 'data.num_workers': 0, 'preprocess.resize': (64,),
-      'preprocess.crop': (56,), 'backbone.name': 'resnet18', 'backbone.weights': 'random',
-      'backbone.layers': ('layer1', 'layer2'), 'embedding.kind': 'mean',
-      'coreset.ratios': (0.2, 0.05), 'coreset.projection_dim': 16,
-  } | {k.replace('__', '.'): v for k, v in overrides.items()}
-
-
-def _config(data, **overrides):
-  config = wrn50.get_config()
-  config.update_from_flattened_dict(_fields(data, overrides))
-  return config
+from tests import conftest, plates
 
 
 def _command(data, workdir, **overrides):
   flags = [
       f'--config.{k}={",".join(map(str, v)) if isinstance(v, tuple) else v}'
-      for k, v in _fields(data, overrides).items()]
+      for k, v in plates.fields(data, overrides).items()]
   return [sys.executable, '-m', 'experiments.mvtec', '--config=configs/wrn50.py',
           f'--workdir={workdir}', *flags]
 
 
 def _run(command, **kwargs):
   return subprocess.run(command, cwd=conftest.ROOT, capture_output=True, text=True, **kwargs)
-
-
-def _results(workdir):
-  with open(workdir / 'results.csv', newline='') as f:
-    rows = list(csv.DictReader(f))
-  return [{k: v for k, v in row.items() if k not in _TIMINGS} for row in rows]
 
 
 class TestResults:
@@ -98,7 +36,7 @@ class TestResults:
     assert result.returncode == 0, result.stderr
     for words in ('RANDOM WEIGHTS', 'Coreset 0.2 of all', 'Coreset 0.05 of all', 'bolt', 'mean'):
       assert words in result.stdout
-    rows = _results(tmp_path / 'run')
+    rows = plates.results(tmp_path / 'run')
     assert [(r['category'], r['coreset_ratio']) for r in rows] == [
         ('bolt', '0.2'), ('bolt', '0.05'), ('nut', '0.2'), ('nut', '0.05')]
     for row in rows:
@@ -106,32 +44,33 @@ class TestResults:
       # A bright or dark square is found with any features.
       assert float(row['image_auroc']) > 0.9 and float(row['pixel_auroc']) > 0.9
       assert 0.3 < float(row['aupro']) <= 1
-    assert {p.name for p in (tmp_path / 'run').iterdir()} == {'results.csv', 'config.json', 'banks'}
+    assert {p.name for p in (tmp_path / 'run').iterdir()} == {
+        'results.csv', 'config.json', 'banks', 'scores', 'errors'}
     assert {p.name for p in (tmp_path / 'run/banks').iterdir()} == {'bolt', 'nut'}
 
   def test_same_seed_same_results_and_another_seed_another_bank(self, data, tmp_path):
     for name in ('a', 'b'):
-      mvtec.run(_config(data), tmp_path / name)
-    assert _results(tmp_path / 'a') == _results(tmp_path / 'b')
-    mvtec.run(_config(data, seed=1), tmp_path / 'c')
-    assert _results(tmp_path / 'c') != _results(tmp_path / 'a')
+      mvtec.run(plates.config(data), tmp_path / name)
+    assert plates.results(tmp_path / 'a') == plates.results(tmp_path / 'b')
+    mvtec.run(plates.config(data, seed=1), tmp_path / 'c')
+    assert plates.results(tmp_path / 'c') != plates.results(tmp_path / 'a')
 
   def test_batch_size_and_workers_do_not_change_the_metrics(self, data, tmp_path):
-    mvtec.run(_config(data), tmp_path / 'a')
-    mvtec.run(_config(data, data__batch_size=3, data__num_workers=1), tmp_path / 'b')
-    for one, other in zip(_results(tmp_path / 'a'), _results(tmp_path / 'b'), strict=True):
+    mvtec.run(plates.config(data), tmp_path / 'a')
+    mvtec.run(plates.config(data, data__batch_size=3, data__num_workers=1), tmp_path / 'b')
+    for one, other in zip(plates.results(tmp_path / 'a'), plates.results(tmp_path / 'b'), strict=True):
       for metric in ('image_auroc', 'pixel_auroc', 'aupro'):
         # float32 rounding may move a pixel past another.
         assert float(one[metric]) == pytest.approx(float(other[metric]), abs=1e-5)
 
   def test_without_masks_pixel_metrics_are_absent(self, data, tmp_path):
     shutil.rmtree(data / 'nut/ground_truth')
-    rows = mvtec.run(_config(data), tmp_path / 'run')
+    rows = mvtec.run(plates.config(data), tmp_path / 'run')
     assert [row['aupro'] is None for row in rows] == [False, False, True, True]
-    assert [row['pixel_auroc'] for row in _results(tmp_path / 'run')][2:] == ['', '']
+    assert [row['pixel_auroc'] for row in plates.results(tmp_path / 'run')][2:] == ['', '']
 
   def test_every_scoring_field_is_read(self, data, tmp_path):
-    base = mvtec.run(_config(data), tmp_path / 'base')
+    base = mvtec.run(plates.config(data), tmp_path / 'base')
     for i, (field, value) in enumerate({
         'scoring__num_neighbors': 3, 'scoring__distance': 'root', 'scoring__sigma': 1.0,
         'scoring__image_score': 'reweighted', 'metrics__max_fpr': 0.1, 'embedding__patch_size': 5,
@@ -139,9 +78,9 @@ class TestResults:
         'coreset__projection_dim': 8, 'coreset__num_start_points': 3, 'coreset__start': 'point',
         'coreset__projection': 'sparse', 'preprocess__mask_resize': 'nearest',
         'scoring__upsampling': 'nearest', 'scoring__blur_edges': 'reflect'}.items()):
-      rows = mvtec.run(_config(data, **{field: value}), tmp_path / str(i))
-      changed = [{k: v for k, v in r.items() if k not in _TIMINGS} for r in rows]
-      assert changed != [{k: v for k, v in r.items() if k not in _TIMINGS} for r in base], field
+      rows = mvtec.run(plates.config(data, **{field: value}), tmp_path / str(i))
+      changed = [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in rows]
+      assert changed != [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in base], field
 
 
 class TestPresets:
@@ -170,7 +109,7 @@ class TestPresets:
 class TestResume:
 
   def test_killed_in_the_second_category_goes_on_after_the_first(self, data, tmp_path):
-    mvtec.run(_config(data), tmp_path / 'whole')
+    mvtec.run(plates.config(data), tmp_path / 'whole')
     process = subprocess.Popen(
         _command(data, tmp_path / 'run'), cwd=conftest.ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -178,29 +117,29 @@ class TestResume:
       time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert {r['category'] for r in _results(tmp_path / 'run')} == {'bolt'}
+    assert {r['category'] for r in plates.results(tmp_path / 'run')} == {'bolt'}
     result = _run(_command(data, tmp_path / 'run'))
     assert result.returncode == 0 and 'bolt: finished before' in result.stdout
-    assert _results(tmp_path / 'run') == _results(tmp_path / 'whole')
+    assert plates.results(tmp_path / 'run') == plates.results(tmp_path / 'whole')
 
   def test_a_saved_bank_is_used_again(self, data, tmp_path):
-    mvtec.run(_config(data), tmp_path / 'run')
-    before = _results(tmp_path / 'run')
+    mvtec.run(plates.config(data), tmp_path / 'run')
+    before = plates.results(tmp_path / 'run')
     (tmp_path / 'run/results.csv').unlink()  # as if killed between the bank and the results
     for image in (data / 'bolt/train/good').iterdir():
       image.write_bytes(b'not read again')
-    mvtec.run(_config(data), tmp_path / 'run')
-    assert _results(tmp_path / 'run') == before
+    mvtec.run(plates.config(data), tmp_path / 'run')
+    assert plates.results(tmp_path / 'run') == before
 
   def test_changed_settings_are_an_error(self, data, tmp_path):
-    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'run')
     with pytest.raises(ValueError, match=r'seed was 0, now 7'):
-      mvtec.run(_config(data, data__categories=('bolt',), seed=7), tmp_path / 'run')
+      mvtec.run(plates.config(data, data__categories=('bolt',), seed=7), tmp_path / 'run')
 
   def test_a_finished_run_prints_its_table_again(self, data, tmp_path, capsys):
-    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'run')
     capsys.readouterr()
-    mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+    mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'run')
     assert 'Coreset 0.2 of all' in capsys.readouterr().out
 
 
@@ -237,7 +176,7 @@ class TestBadInput:
       ({'metrics__connectivity': 6}, 'metrics.connectivity')])
   def test_settings(self, overrides, words, pristine, tmp_path):
     with pytest.raises(ValueError, match=words):
-      mvtec.run(_config(pristine, **overrides), tmp_path / 'run')
+      mvtec.run(plates.config(pristine, **overrides), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
   @pytest.mark.parametrize('damage, words', [
@@ -247,13 +186,13 @@ class TestBadInput:
   def test_folders(self, damage, words, data, tmp_path):
     damage(data)
     with pytest.raises(ValueError, match=words):
-      mvtec.run(_config(data, data__categories=('bolt',)), tmp_path / 'run')
+      mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
   def test_empty_root(self, tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(ValueError, match='No category found'):
-      mvtec.run(_config(tmp_path / 'empty'), tmp_path / 'run')
+      mvtec.run(plates.config(tmp_path / 'empty'), tmp_path / 'run')
 
   @pytest.mark.parametrize('damage, words', [
       (lambda d: (d / _TRAIN).write_bytes((d / _TRAIN).read_bytes()[:500]), 'train/good/003.png'),
@@ -265,14 +204,14 @@ class TestBadInput:
   def test_images(self, damage, words, data, tmp_path):
     damage(data)
     with pytest.raises(ValueError, match=words):
-      mvtec.run(_config(data, preprocess__resize=(), data__categories=('bolt',)), tmp_path / 'run')
+      mvtec.run(plates.config(data, preprocess__resize=(), data__categories=('bolt',)), tmp_path / 'run')
     assert not (tmp_path / 'run/results.csv').exists()
 
   def test_unreadable_images_can_be_skipped_and_are_counted(self, data, tmp_path, capsys):
     (data / _TRAIN).write_bytes(b'text')
     (data / _TEST).write_bytes(b'text')
     rows = mvtec.run(
-        _config(data, data__on_error='skip', data__categories=('bolt',)), tmp_path / 'run')
+        plates.config(data, data__on_error='skip', data__categories=('bolt',)), tmp_path / 'run')
     assert [(r['num_train'], r['num_test'], r['num_skipped']) for r in rows] == [(5, 7, 2)] * 2
     out = capsys.readouterr().out
     assert 'train/good/003.png' in out and 'spot/000.png' in out
@@ -280,13 +219,13 @@ class TestBadInput:
   def test_a_ratio_that_keeps_no_patch(self, pristine, tmp_path):
     # 6 images of 14 x 14 patches
     with pytest.raises(ValueError, match='keeps none of 1176 patches'):
-      mvtec.run(_config(pristine, coreset__ratios=(0.0001,)), tmp_path / 'run')
+      mvtec.run(plates.config(pristine, coreset__ratios=(0.0001,)), tmp_path / 'run')
     # Nothing was made with that setting, so the workdir takes the corrected one.
-    mvtec.run(_config(pristine, data__categories=('bolt',)), tmp_path / 'run')
+    mvtec.run(plates.config(pristine, data__categories=('bolt',)), tmp_path / 'run')
 
   def test_more_neighbours_than_patches_in_the_smallest_bank(self, pristine, tmp_path):
     with pytest.raises(ValueError, match='99 neighbours are asked for in banks of'):
-      mvtec.run(_config(pristine, scoring__num_neighbors=99), tmp_path / 'run')
+      mvtec.run(plates.config(pristine, scoring__num_neighbors=99), tmp_path / 'run')
 
   @pytest.mark.parametrize('flag, words', [
       ('--config.data.rot=x', 'Did you mean "root" instead of "rot"'),
@@ -318,7 +257,7 @@ class TestBadInput:
   def test_a_full_disk(self, pristine, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
-    config = _config(pristine, data__categories=('bolt',))
+    config = plates.config(pristine, data__categories=('bolt',))
     with pytest.raises(OSError, match=r'bolt: it takes 0.2 MiB, and 1.0 MiB of the disk are free'):
       mvtec.run(config, tmp_path / 'run')
     assert not list((tmp_path / 'run/banks').iterdir())

@@ -113,10 +113,53 @@ class TestFit:
       np.testing.assert_array_equal(bank.embeddings, expected.embeddings)
       assert bank.description['num_patches'] == 480
 
+  def test_other_subsets(self):
+    everything = patchcore.embed(
+        _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING).reshape(480, -1)
+
+    def fit(**fields):
+      return patchcore.fit(
+          _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING,
+          coreset_spec=dataclasses.replace(SPEC, **fields))
+
+    whole = fit(method='identity', ratio=1.0)
+    np.testing.assert_array_equal(whole.indices, np.arange(480))
+    np.testing.assert_array_equal(whole.embeddings, everything)
+    few, more = (fit(method='random', ratio=r) for r in (0.1, 0.2))
+    assert len(set(more.indices)) == 96
+    np.testing.assert_array_equal(few.indices, more.indices[:48])  # one fit serves every ratio
+    np.testing.assert_array_equal(more.embeddings, everything[more.indices])
+    assert (more.indices != fit(method='random', seed=1).indices).any()
+
+  def test_cluster_centers(self):
+    spec = dataclasses.replace(SPEC, method='kmeans', ratio=0.05)
+    bank, again = (patchcore.fit(
+        _backbone(), _batches(_images(10), size), 10, embedding=EMBEDDING, coreset_spec=spec)
+                   for size in (4, 5))
+    assert bank.embeddings.shape == (24, 24) and bank.indices.max() < 480
+    np.testing.assert_array_equal(bank.embeddings, again.embeddings)
+    points = patchcore.embed(
+        _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING).reshape(480, -1)
+
+    def spread(centers):
+      return np.square(points[:, None] - centers).sum(-1).min(1).mean()
+
+    random = dataclasses.replace(spec, method='random')
+    other = patchcore.fit(
+        _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING, coreset_spec=random)
+    assert spread(bank.embeddings) < 0.9 * spread(other.embeddings)
+
   def test_progress(self):
     calls = []
     _fit(progress=lambda *call: calls.append(call))
     assert ('embed', 10, 10) in calls and calls[-1] == ('coreset', 96, 96)
+
+  @pytest.mark.parametrize('fields, words', [
+      ({'method': 'best'}, "coreset.method='best': expected 'greedy', 'random'"),
+      ({'method': 'identity'}, 'keeps all patches: expected ratio 1, got 0.1')])
+  def test_spec_errors(self, fields, words):
+    with pytest.raises(ValueError, match=words):
+      CoresetSpec(**fields)
 
   def test_errors(self):
     with pytest.raises(ValueError, match='No images: none were given'):
