@@ -147,9 +147,9 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
         f'Unknown backbone {name!r}. There are {", ".join(resnet.ARCHITECTURES)}, each with a '
         "checkpoint tag such as '.tv_in1k'; a network of your own is 'module:factory'.")
   for layer in layers:
-    if layer not in resnet.LAYERS:
+    if layer not in resnet.layers_of(architecture):
       raise ValueError(
-          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.LAYERS)}.')
+          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.layers_of(architecture))}.')
   layers = tuple(layers) or resnet.DEFAULT_LAYERS
   apply = resnet.apply_fn(architecture, layers, precision)
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
