@@ -13,7 +13,7 @@ def get_config():
   config.objective = 'info_nce'  # or 'vicreg'
   config.layers = ('layer2', 'layer3')  # that have a head and a loss
   config.gray_free = False  # the first convolution cannot see how bright an image is
-  config.batch_size = 32  # images of a step, each seen twice
+  config.batch_size = 32  # images of a step, each seen twice, and once more with blemishes
   config.steps = 1500
   config.warmup = 100
   config.learning_rate = 2e-3
@@ -38,6 +38,8 @@ def get_config():
   config.views.slope = 0.1
   config.views.blur = 0.25
   config.views.noise = 0.06
+  config.views.blemishes = 3
+  config.views.blemish_size = (2.0, 8.0)
 
   config.pool = ConfigDict()
   config.pool.size = 12000  # images that a step chooses from

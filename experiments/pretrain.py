@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
+from patchcore_jax import memory_bank
 from patchcore_jax.data import procedural
 from patchcore_jax.pretraining import pool, training, views
 
@@ -41,9 +42,10 @@ def recipe(config: ConfigDict) -> training.Recipe:
           'architecture', 'objective', 'gray_free', 'batch_size', 'steps', 'warmup', 'learning_rate',
           'weight_decay', 'head_width', 'head_features')}
   arguments = config.objective_args.get(config.objective, {})
+  seen = {k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in config.views.items()}
   return training.Recipe(
       layers=tuple(config.layers), objective_args=tuple(arguments.items()),
-      views=views.ViewSpec(**{k: tuple(v) if k == 'zoom' else v for k, v in config.views.items()}), **fields)
+      views=views.ViewSpec(**seen), **fields)
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = None) -> list[float]:
@@ -63,7 +65,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   workdir, spec = Path(workdir), recipe(config)
   step_fn = training.make_step(spec, config.seed)
   settings = _settings(config)
-  state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
+  try:
+    state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
+  except memory_bank.BankError as e:
+    raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
+                     f'that lies there. ({e})') from e
   step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
   log = _Log(workdir, step, config)
   cli.console.print(

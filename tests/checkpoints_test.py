@@ -105,7 +105,7 @@ class Broken(bytes):
 class TestRecords:
 
   def test_every_architecture_has_torchvision_weights(self):
-    for architecture in resnet.ARCHITECTURES:
+    for architecture in set(resnet.ARCHITECTURES) - {'resnet18_slim'}:  # whose weights are in the package
       record = checkpoints.find(f'{architecture}.tv_in1k')
       assert record.licence == 'BSD-3-Clause' and record.torch_file.startswith(architecture)
 

@@ -38,7 +38,7 @@ class Recipe:
     layers: that have a head and a loss, which are averaged.
     gray_free: the first convolution cannot see how bright an image is.
     head_width, head_features: of the heads.
-    views: how the two views of an image are taken.
+    views: how the views of an image are taken.
     batch_size: images of a step, over all devices.
     steps: of the whole schedule.
     warmup: steps until the learning rate is reached, linearly; then it falls to 0 by a cosine.
@@ -128,21 +128,22 @@ def make_step(
   compiled = jax.jit(
       functools.partial(_step, recipe, seed), in_shardings=(everywhere, split),
       out_shardings=everywhere, donate_argnums=0)
-  return lambda state, images: compiled(state, jax.device_put(images, split))
+  return lambda state, images: compiled(
+      jax.device_put(state, everywhere), jax.device_put(images, split))
 
 
 def _step(recipe, seed, state, images):
   key = jax.random.fold_in(jax.random.key(seed), state['step'])
-  both, points, visible = views_lib.pair(key, images, recipe.views)
+  taken = views_lib.take(key, images, recipe.views)
   (loss, (stats, report)), gradients = jax.value_and_grad(
       functools.partial(_loss, recipe), has_aux=True)(
-          state['params'], state['stats'], both, points, visible)
+          state['params'], state['stats'], taken)
   updates, optimizer = recipe.optimizer.update(gradients, state['optimizer'], state['params'])
   return {'params': optax.apply_updates(state['params'], updates), 'stats': stats,
           'optimizer': optimizer, 'step': state['step'] + 1}, {'loss': loss, **report}
 
 
-def _loss(recipe, params, stats, both, points, visible):
+def _loss(recipe, params, stats, taken):
   model = _Model(recipe)
   objective = functools.partial(
       objectives.OBJECTIVES[recipe.objective], **dict(recipe.objective_args))
@@ -151,17 +152,19 @@ def _loss(recipe, params, stats, both, points, visible):
     variables = {'params': params[name], 'batch_stats': stats[name]}
     return module.apply(variables, x, train=True, mutable=['batch_stats'])
 
-  images = (both.reshape(-1, *both.shape[2:]) - model.mean) / model.std
+  count = len(taken.views)
+  images = (taken.views.reshape(-1, *taken.views.shape[2:]) - model.mean) / model.std
   maps, changed = run(model.trunk, 'trunk', images)
   new_stats, losses = {'trunk': changed['batch_stats']}, {}
-  weights = visible.reshape(-1).astype(jnp.float32)
+  points = taken.points[jnp.array([0, 1, 1][:count])]
+  points = points.reshape(-1, *points.shape[2:])
+  weights, blemished = (x.reshape(-1).astype(jnp.float32) for x in (taken.visible, taken.blemished))
   for layer in recipe.layers:
-    features = views_lib.at_points(
-        maps[layer], points.reshape(-1, *points.shape[2:]), network.STRIDES[layer])
+    features = views_lib.at_points(maps[layer], points, network.STRIDES[layer])
     projected, changed = run(model.head, layer, features.reshape(-1, features.shape[-1]))
     new_stats[layer] = changed['batch_stats']
-    first, second = projected.reshape(2, len(weights), -1)
-    losses[f'loss_{layer}'] = objective(first, second, weights)
+    first, second, *third = projected.reshape(count, len(weights), -1)
+    losses[f'loss_{layer}'] = objective(first, second, third[0] if third else None, weights, blemished)
   return sum(losses.values()) / len(losses), (new_stats, losses)
 
 

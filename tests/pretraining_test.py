@@ -1,0 +1,334 @@
+"""Training a backbone: views, objectives, the network, the pool, a few steps."""
+
+import csv
+import dataclasses
+import functools
+import signal
+import subprocess
+import sys
+import time
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from configs import pretrain as pretrain_config
+from experiments import pretrain
+from patchcore_jax import backbones
+from patchcore_jax.backbones import port, resnet
+from patchcore_jax.data import procedural
+from patchcore_jax.pretraining import network, objectives, pool, training, views
+from tests import conftest, small
+
+# Light and camera change nothing: what a view shows is what lies there.
+PLAIN = views.ViewSpec(
+    size=32, gain=0.0, channel_gain=0.0, bias=0.0, gray=0.0, slope=0.0, blur=0.0, noise=0.0, points=4)
+SPEC = views.ViewSpec(size=32, points=3)
+RECIPE = training.Recipe('resnet18_slim', views=SPEC, batch_size=4, steps=20, warmup=2)
+
+
+def _coordinates(n=5, size=128):
+  """Images whose red and green are x and y."""
+  x, y = np.meshgrid(np.arange(size), np.arange(size))
+  return np.stack([np.stack([x, y, 0 * x], -1)] * n).astype(np.uint8)
+
+
+class TestViews:
+
+  def test_points_of_both_views_show_the_same_place(self):
+    (first, second), points, visible, _ = views.take(jax.random.key(0), _coordinates(40), PLAIN)
+    assert first.shape == (40, 32, 32, 3) and points.shape == (2, 40, 16, 2)
+    assert 0.3 < visible.mean() < 1
+    shown = [255 * np.asarray(views.at_points(v, p, 1)) for v, p in zip((first, second), points)]
+    # Where nothing was mirrored, positions are linear, and bilinear interpolation of them exact.
+    inside = visible & (np.abs(shown[0][..., :2] - 63.5) < 40).all(-1)
+    assert inside.sum() > 100
+    np.testing.assert_allclose(shown[0][inside], shown[1][inside], atol=0.02)
+    assert np.abs(np.asarray(points[0] - points[1]))[inside].mean() > 2  # they are not the same pixels
+
+  def test_a_view_by_hand(self):
+    image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, -1)
+    shift = jnp.array([[[1.0, 0, 0.5], [0, 1.0, 1.0]]])  # half a pixel right, one down
+    view = 255 * views.sample(image, shift, 2)[0, ..., 0]
+    np.testing.assert_allclose(view, [[4.5, 5.5], [8.5, 9.5]], rtol=1e-6)
+    outside = jnp.array([[[1.0, 0, -1.0], [0, 1.0, 0]]])  # mirrored about the first column
+    np.testing.assert_allclose(255 * views.sample(image, outside, 3)[0, 0, :, 0], [1, 0, 1], atol=1e-5)
+
+  def test_follow_is_undone_by_the_way_back(self):
+    first, second = views._transforms(jax.random.key(1), 3, (128, 128), SPEC)
+    points = jax.random.uniform(jax.random.key(2), (3, 7, 2)) * 31
+    back = views.follow(views.follow(points, first, second), second, first)
+    np.testing.assert_allclose(back, points, atol=1e-3)
+
+  def test_cells_of_a_map_lie_where_the_module_says(self):
+    # A bright pixel at (x, y) = (24, 16) is the centre of cell (2, 3) at stride 8.
+    maps = jnp.zeros((1, 4, 4, 1)).at[0, 2, 3].set(1)
+    value = views.at_points(maps, jnp.array([[[24.0, 16.0], [20.0, 16.0], [24.0, 22.0], [40.0, 16.0]]]), 8)
+    np.testing.assert_allclose(value[0, :, 0], [1, 0.5, 0.25, 1])
+
+  def test_light_and_camera(self):
+    flat = jnp.full((400, 8, 8, 3), 0.5)
+    brighter = views.photograph(jax.random.key(0), flat, dataclasses.replace(PLAIN, gain=0.3))
+    assert abs(float(jnp.log(brighter[:, 0, 0, 0] / 0.5).std()) - 0.3) < 0.04
+    colour = flat * jnp.array([1.0, 0.5, 0.2])
+    gray = views.photograph(jax.random.key(0), colour, dataclasses.replace(PLAIN, gray=0.3))
+    share = float((jnp.ptp(gray, axis=-1) < 1e-6).all((1, 2)).mean())
+    assert abs(share - 0.3) < 0.08
+    noisy = views.photograph(jax.random.key(0), flat, dataclasses.replace(PLAIN, noise=0.1))
+    assert 0.03 < float(noisy.std()) < 0.1
+    np.testing.assert_allclose(views.photograph(jax.random.key(0), colour, PLAIN), colour, rtol=1e-6)
+
+
+  def test_blemishes(self):
+    spec = dataclasses.replace(SPEC, blemishes=2)
+    images = np.stack([procedural.draw(0, i, 64) for i in range(12)])
+    taken = views.take(jax.random.key(0), images, spec)
+    assert taken.views.shape == (3, 12, 32, 32, 3)
+    assert not (taken.blemished & ~taken.visible).any() and (taken.blemished.sum(1) <= 2).all()
+    assert taken.blemished.sum() > 15
+    changed = np.abs(taken.views[2] - taken.views[1]).max(-1)
+    assert 0.02 < (changed > 0.02).mean() < 0.5  # some of each view, the same light on the rest
+    x, y = np.round(np.asarray(taken.points[1][taken.blemished])).astype(int).T
+    image = np.nonzero(taken.blemished)[0]
+    assert (changed[image, y, x] > 0.02).mean() > 0.7  # a blemish of a flat place may not show
+    np.testing.assert_array_equal(taken.views[:2], views.take(jax.random.key(0), images, SPEC).views)
+
+
+def _single(*arrays):
+  return [jnp.asarray(x, jnp.float32) for x in arrays]
+
+
+class TestInfoNce:
+
+  def test_by_hand(self):
+    first = jnp.array([[2.0, 0], [0, 1]])  # lengths do not count
+    loss = objectives.info_nce(first, first, None, jnp.ones(2), jnp.zeros(2), temperature=0.5)
+    assert float(loss) == pytest.approx(np.log(1 + np.exp(-2)), rel=1e-5)
+    swapped = objectives.info_nce(first, first[::-1], None, jnp.ones(2), jnp.zeros(2), temperature=0.5)
+    assert float(swapped) == pytest.approx(np.log(1 + np.exp(2)), rel=1e-5)
+
+  def test_equals_float64(self):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 9, 5))
+    weights = (np.arange(9) % 3 > 0).astype(float)
+    u, v = (x[weights > 0] / np.linalg.norm(x[weights > 0], axis=1, keepdims=True) for x in (a, b))
+    p = np.exp(u @ v.T / 0.1)
+    expected = -np.mean(np.log(np.diag(p) / p.sum(0)) + np.log(np.diag(p) / p.sum(1))) / 2
+    found = objectives.info_nce(*_single(a, b), None, *_single(weights, 0 * weights))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+  def test_a_blemished_place_is_one_more_that_is_not_asked_for(self):
+    rng = np.random.default_rng(0)
+    a, b, c = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.standard_normal((3, 6, 5)))
+    blemished = np.array([1.0, 0, 0, 1, 0, 0])
+    p = np.exp(a @ b.T / 0.1)
+    beside = blemished * np.exp((a * c).sum(1) / 0.1)
+    expected = -np.mean(np.log(np.diag(p) / p.sum(0)) + np.log(np.diag(p) / (p.sum(1) + beside))) / 2
+    found = objectives.info_nce(*_single(a, b, c, np.ones(6), blemished))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+class TestVicreg:
+
+  def test_by_hand(self):
+    # Spread 0 and no difference: only the variance term, of both views.
+    same = jnp.ones((4, 3))
+    loss = objectives.vicreg(same, same, None, jnp.ones(4), jnp.zeros(4))
+    assert float(loss) == pytest.approx(25 * (1 - 0.01), rel=1e-4)
+
+  def test_equals_float64(self):
+    rng = np.random.default_rng(0)
+    a, b = 0.5 * rng.standard_normal((2, 12, 5))
+    weights = (np.arange(12) % 3 > 0).astype(float)
+    x, y = a[weights > 0], b[weights > 0]
+    expected = 25 * np.mean((x - y) ** 2)
+    for z in (x, y):
+      matrix = np.cov(z.T)
+      expected += 12.5 * np.maximum(0, 1 - np.sqrt(np.diag(matrix) + 1e-4)).mean()
+      expected += (np.sum(matrix**2) - np.sum(np.diag(matrix) ** 2)) / 5
+    found = objectives.vicreg(*_single(a, b), None, *_single(weights, weights))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+  def test_no_third_view(self):
+    with pytest.raises(ValueError, match='views.blemishes=0'):
+      objectives.vicreg(*_single(*np.ones((5, 4, 4))))
+
+
+@functools.cache
+def _trained():
+  """State and losses of two steps, so that statistics of batch norm are not those of the start."""
+  step, state, losses = training.make_step(RECIPE, 0), training.init(RECIPE, 0), []
+  images = np.stack([procedural.draw(0, i, 64) for i in range(4)])
+  for _ in range(2):
+    state, report = step(state, images)
+    losses.append(float(report['loss']))
+  return jax.device_get(state), losses
+
+
+class TestNetwork:
+
+  def test_what_is_exported_is_what_was_trained(self, tmp_path):
+    state, _ = _trained()
+    images = np.stack([procedural.draw(0, i, 64) for i in range(8)])
+    training.export(tmp_path / 'net.safetensors', RECIPE, state, images)
+    layers = ('layer1', 'layer2', 'layer3')
+    found = backbones.create('resnet18_slim', weights=str(tmp_path / 'net.safetensors'), layers=layers)
+    x = backbones.normalize(images, found.mean, found.std)
+    trunk = {'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']}
+    trained = network.ResNet(resnet.ARCHITECTURES['resnet18_slim'], layers)
+    expected, maps = trained.apply(trunk, x, train=False), found.apply(found.variables, x)
+    for layer in layers:
+      assert float(jnp.sqrt(jnp.square(maps[layer]).mean())) == pytest.approx(1, abs=0.01)
+      scaled = expected[layer] / jnp.sqrt(jnp.square(expected[layer]).mean())
+      # Weights rounded to 11 bits, twelve layers deep.
+      assert float(jnp.linalg.norm(scaled - maps[layer]) / jnp.linalg.norm(scaled)) < 3e-3
+    assert {v.dtype for v in safetensors.numpy.load_file(tmp_path / 'net.safetensors').values()} == {
+        np.dtype(np.float16)}
+
+  def test_rescaled_changes_each_layer_by_its_factor_alone(self):
+    state, _ = _trained()
+    named = network.state_dict({'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']})
+    rng = np.random.default_rng(0)
+    scales = {'layer1': 3.0, 'layer3': rng.uniform(0.5, 2, 128)}
+    shapes, layers = resnet.init_shapes('resnet18_slim'), ('layer1', 'layer2', 'layer3')
+    images = rng.standard_normal((1, 64, 64, 3)).astype(np.float32)
+    before, after = (
+        resnet.apply_fn('resnet18_slim', layers)(port.port(s, shapes), images)
+        for s in (named, network.rescaled(named, scales)))
+    for layer in layers:
+      expected = before[layer] * scales.get(layer, 1.0)
+      np.testing.assert_allclose(after[layer], expected, atol=2e-5 * float(expected.max()))
+
+  def test_without_gray(self):
+    kernel = network.without_gray(jax.random.normal(jax.random.key(0), (7, 7, 3, 4)))
+    offset = jnp.full((1, 16, 16, 3), 0.3) / jnp.array(backbones.checkpoints.IMAGENET_STD)
+    x = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
+    plain, brighter = (network._library(i, kernel, 2)[:, 2:-2, 2:-2] for i in (x, x + offset))
+    np.testing.assert_allclose(plain, brighter, atol=1e-4)
+    tinted = network._library(x + offset * jnp.array([1.0, 0, 0]), kernel, 2)[:, 2:-2, 2:-2]
+    assert float(jnp.abs(tinted - plain).max()) > 0.1  # colour it does see
+    np.testing.assert_allclose(network.without_gray(kernel), kernel, atol=1e-6)
+
+  def test_fast_ways_equal_the_library(self):
+    x = jax.random.normal(jax.random.key(0), (2, 20, 24, 3))
+    kernel = jax.random.normal(jax.random.key(1), (7, 7, 3, 5))
+    np.testing.assert_allclose(network._stem(x, kernel), network._library(x, kernel, 2), atol=1e-4)
+    for size in (8, 9):
+      x = jax.nn.relu(jax.random.normal(jax.random.key(2), (2, size, size, 3)))
+      expected = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      np.testing.assert_array_equal(network._max_pool(x), expected)
+
+
+class TestPool:
+
+  def test_a_step_sees_what_its_number_says(self):
+    whole = pool.Pool(0, 20, image_size=32, fresh=3)
+    batches = [whole.batch(step, 6) for step in range(9)]
+    resumed = pool.Pool(0, 20, image_size=32, fresh=3)
+    for step in range(7, 9):
+      np.testing.assert_array_equal(resumed.batch(step, 6), batches[step])
+    window = {procedural.draw(0, i, 32).tobytes() for i in range(24, 44)}  # of step 8
+    shown = [image.tobytes() for image in batches[8]]
+    assert set(shown) <= window and len(set(shown)) == 6
+    first = {procedural.draw(0, i, 32).tobytes() for i in range(20)}
+    assert {image.tobytes() for image in batches[0]} <= first
+
+  def test_workers_draw_the_same(self):
+    told = []
+    several = pool.Pool(0, 20, image_size=32, fresh=3, num_workers=2)
+    try:
+      found = [several.batch(step, 6, lambda done, total: told.append((done, total))) for step in range(2)]
+    finally:
+      several.close()
+    alone = pool.Pool(0, 20, image_size=32, fresh=3)
+    for step in range(2):
+      np.testing.assert_array_equal(found[step], alone.batch(step, 6))
+    assert told[19] == (20, 20)
+
+  def test_errors(self):
+    with pytest.raises(ValueError, match='pool.size=0'):
+      pool.Pool(0, 0)
+    with pytest.raises(ValueError, match='batch_size=5: expected at most pool.size=4'):
+      pool.Pool(0, 4, image_size=16).batch(0, 5)
+
+
+def losses_of_two_steps():
+  """For a process with other devices."""
+  return np.array(_trained()[1])
+
+
+class TestStep:
+
+  def test_number_of_devices_has_no_influence(self):
+    # Sums over the batch are taken in another order.
+    np.testing.assert_allclose(
+        small.on_devices(2, 'pretraining_test', 'losses_of_two_steps()'), losses_of_two_steps(), rtol=1e-4)
+
+  def test_the_loss_falls_on_one_batch(self):
+    recipe = dataclasses.replace(RECIPE, views=dataclasses.replace(PLAIN, points=3), warmup=0)
+    step, state, losses = training.make_step(recipe, 0), training.init(recipe, 0), []
+    images = np.stack([procedural.draw(0, i, 64) for i in range(4)])
+    for _ in range(15):
+      state, report = step(state, images)
+      losses.append(float(report['loss']))
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:2])
+
+  @pytest.mark.parametrize('changes, words', [
+      ({'architecture': 'resnet50'}, "architecture='resnet50': expected one of resnet18, "),
+      ({'objective': 'jigsaw'}, "objective='jigsaw': expected one of info_nce, vicreg"),
+      ({'layers': ('layer4',)}, r"layers=\('layer4',\): expected some of layer1, layer2, layer3"),
+      ({'warmup': 20}, 'warmup=20, steps=20')])
+  def test_errors(self, changes, words):
+    with pytest.raises(ValueError, match=words):
+      dataclasses.replace(RECIPE, **changes)
+
+
+def _config(**changes):
+  config = pretrain_config.get_config()
+  config.update_from_flattened_dict({
+      'batch_size': 4, 'steps': 12, 'warmup': 2, 'views.size': 32, 'views.points': 3, 'pool.size': 16,
+      'pool.image_size': 64, 'pool.fresh': 2, 'pool.num_workers': 0, 'report_every': 3, 'save_every': 5,
+      **changes})
+  return config
+
+
+class TestRun:
+
+  def test_same_seed_same_losses_and_resumed_as_uninterrupted(self, tmp_path):
+    whole = pretrain.run(_config(), tmp_path / 'whole')
+    assert len(whole) == 12
+    # Stopped where neither a line nor a checkpoint is due; and with other settings that do not matter.
+    parts = pretrain.run(_config(), tmp_path / 'parts', until=7)
+    parts += pretrain.run(_config(report_every=4), tmp_path / 'parts')
+    assert parts == whole  # to the last bit
+    files = [(tmp_path / name / 'backbone.safetensors').read_bytes() for name in ('whole', 'parts')]
+    assert files[0] == files[1]
+    assert pretrain.run(_config(seed=1), tmp_path / 'other', until=2) != whole[:2]
+    with open(tmp_path / 'whole' / 'log.csv', newline='') as f:
+      rows = list(csv.DictReader(f))
+    assert [row['step'] for row in rows] == ['3', '6', '9', '12']
+    assert float(rows[1]['loss']) == pytest.approx(np.mean(whole[3:6]), abs=1e-5)
+    assert training.saved_steps(tmp_path / 'whole' / 'checkpoints') == [10, 12]
+
+    with pytest.raises(ValueError, match='another --workdir.*learning_rate'):
+      pretrain.run(_config(learning_rate=1e-4), tmp_path / 'whole')
+
+  @pytest.mark.slow
+  def test_killed_and_started_again(self, tmp_path):
+    command = [
+        sys.executable, '-m', 'experiments.pretrain', '--config=configs/pretrain.py', '--config.steps=300',
+        '--config.batch_size=4', '--config.pool.size=64', '--config.save_every=10',
+        '--config.pool.num_workers=1', f'--workdir={tmp_path / "run"}']
+    process = subprocess.Popen(command, cwd=conftest.ROOT, stdout=subprocess.DEVNULL)
+    while len(training.saved_steps(tmp_path / 'run' / 'checkpoints')) < 2:
+      assert process.poll() is None
+      time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, cwd=conftest.ROOT, check=True)
+    subprocess.run(command[:-1] + [f'--workdir={tmp_path / "whole"}'], cwd=conftest.ROOT, check=True)
+    files = [(tmp_path / name / 'backbone.safetensors').read_bytes() for name in ('run', 'whole')]
+    assert files[0] == files[1]
