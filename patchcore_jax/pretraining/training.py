@@ -97,7 +97,11 @@ class _Model:
 
 def init(recipe: Recipe, seed: int) -> dict[str, Any]:
   """The state before the first step: parameters, statistics, the optimiser's state, the step."""
-  model, keys = _Model(recipe), jax.random.split(jax.random.key(seed), 1 + len(recipe.layers))
+  return jax.jit(functools.partial(_init, recipe))(jax.random.key(seed))
+
+
+def _init(recipe, key):
+  model, keys = _Model(recipe), jax.random.split(key, 1 + len(recipe.layers))
   maps, variables = model.trunk.init_with_output(keys[0], jnp.zeros((1, 64, 64, 3)), train=False)
   variables = {'trunk': variables}
   for key, layer in zip(keys[1:], recipe.layers):
@@ -108,6 +112,7 @@ def init(recipe: Recipe, seed: int) -> dict[str, Any]:
           'step': jnp.zeros((), jnp.int32)}
 
 
+@functools.cache
 def make_step(
     recipe: Recipe, seed: int
 ) -> Callable[[dict[str, Any], np.ndarray], tuple[dict[str, Any], dict[str, jax.Array]]]:
@@ -178,7 +183,7 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
   layers = resnet.layers_of(recipe.architecture)[1:]
   whole = network.ResNet(resnet.ARCHITECTURES[recipe.architecture], layers, recipe.gray_free)
   model = _Model(recipe)
-  maps = jax.jit(functools.partial(whole.apply, train=False))(
+  maps = _evaluated(whole)(
       trunk, (images.astype(np.float32) / 255 - model.mean) / model.std)
   scales = {layer: 1 / rms for layer, rms in network.layer_rms(maps, layers).items()}
   named = network.rescaled(network.state_dict(trunk, gray_free=recipe.gray_free), scales)
@@ -186,6 +191,11 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
   aside = path.with_suffix('.tmp')
   safetensors.numpy.save_file({k: v.astype(np.float16) for k, v in named.items()}, aside)
   os.replace(aside, path)
+
+
+@functools.cache
+def _evaluated(trunk):
+  return jax.jit(functools.partial(trunk.apply, train=False))
 
 
 def save(
