@@ -11,11 +11,11 @@ def get_config():
   config.seed = 0
   config.architecture = 'resnet18_slim'
   config.objective = 'info_nce'  # or 'vicreg'
-  config.layers = ('layer2', 'layer3')  # that have a head and a loss
-  config.gray_free = False  # the first convolution cannot see how bright an image is
-  config.batch_size = 32  # images of a step, each seen twice, and once more with blemishes
-  config.steps = 1500
-  config.warmup = 100
+  config.layers = ('layer1', 'layer2', 'layer3')  # that have a head and a loss
+  config.gray_free = True  # the first convolution cannot see how bright an image is
+  config.batch_size = 32  # images of a step, each seen twice
+  config.steps = 4500
+  config.warmup = 150
   config.learning_rate = 2e-3
   config.weight_decay = 1e-4
   config.head_width = 256
@@ -36,13 +36,11 @@ def get_config():
   config.views.bias = 0.12
   config.views.gray = 0.3
   config.views.slope = 0.1
-  config.views.blur = 0.25
-  config.views.noise = 0.06
-  config.views.blemishes = 3
-  config.views.blemish_size = (2.0, 8.0)
+  config.views.blur = 0.15
+  config.views.noise = 0.04
 
   config.pool = ConfigDict()
-  config.pool.size = 12000  # images that a step chooses from
+  config.pool.size = 6000  # images that a step chooses from
   config.pool.image_size = 128
   config.pool.fresh = 4  # new ones for every step
   config.pool.num_workers = 2  # processes that draw; 0 for none

@@ -22,6 +22,11 @@ class TestDraw:
       for j in range(i):
         assert (images[i] != images[j]).mean() > 0.3
 
+  def test_many_of_the_smallest(self):
+    for i in range(150):  # every branch, also in the small motifs of tiles
+      procedural.draw(8, i, 16)
+      procedural.draw(8, i, 32, 'tiles')
+
   def test_kinds_differ_and_each_is_drawn(self):
     whole = [procedural.draw(0, 5, 32, kind) for kind in procedural.SHARES]
     assert len({image.tobytes() for image in whole}) == len(procedural.SHARES)

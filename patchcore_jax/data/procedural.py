@@ -141,7 +141,7 @@ def _ground(rng, size):
   if choice < 0.75:
     field = _field(rng, size, rng.uniform(0, 3), rng.choice([1, 1, 6, 20]), rng.uniform(0, np.pi))
   else:
-    field = 4 * _wave(rng, _turned(rng, size)[0] * rng.uniform(4, size / 8)) - 2
+    field = 4 * _wave(rng, _turned(rng, size)[0] * rng.uniform(2, 2 + size / 10)) - 2
   return base + (rng.uniform(0.01, 0.12) * field)[..., None]
 
 

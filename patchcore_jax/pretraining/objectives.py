@@ -1,8 +1,7 @@
 """What a training step minimises: the same places of two views alike, all others not.
 
-Each takes first, second and third [k, d] float32, what a head made of the features at k places in the
-views, weights [k] float32, 0 for places that only one view shows, and blemished [k] float32, 1 for places
-where the third view is not the second; and returns a scalar. Without a third view, third is None.
+Each takes first and second [k, d] float32, what a head made of the features at k places in both views,
+and weights [k] float32, 0 for places that only one view shows; and returns a scalar.
 """
 
 from collections.abc import Callable
@@ -12,12 +11,9 @@ import jax.numpy as jnp
 
 
 def info_nce(
-    first: jax.Array, second: jax.Array, third: jax.Array | None, weights: jax.Array,
-    blemished: jax.Array, *, temperature: float = 0.1,
+    first: jax.Array, second: jax.Array, weights: jax.Array, *, temperature: float = 0.1
 ) -> jax.Array:
-  """Each place has to be found among all others of the batch, and beside itself with a blemish.
-
-  The others of its own image are included.
+  """Each place has to be found among all others of the batch, those of its own image included.
 
   The mean over both directions of -log softmax(cosine / temperature) (van den Oord et al. 2018; the
   normalised, symmetric form of Chen et al. 2020). Places of weight 0 are neither asked for nor offered.
@@ -26,11 +22,7 @@ def info_nce(
   logits = first @ second.T / temperature
   absent = jnp.where(weights > 0, 0.0, -1e9)
   right = jnp.diagonal(logits)
-  among = logits + absent
-  if third is not None:
-    beside = (first * _normalized(third)).sum(-1) / temperature
-    among = jnp.concatenate([among, jnp.where(blemished > 0, beside, -1e9)[:, None]], axis=1)
-  loss = 0.5 * (jax.nn.logsumexp(among, axis=1)
+  loss = 0.5 * (jax.nn.logsumexp(logits + absent, axis=1)
                 + jax.nn.logsumexp(logits + absent[:, None], axis=0)) - right
   return (loss * weights).sum() / weights.sum()
 
@@ -40,18 +32,13 @@ def _normalized(x):
 
 
 def vicreg(
-    first: jax.Array, second: jax.Array, third: jax.Array | None, weights: jax.Array,
-    blemished: jax.Array, *, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0,
+    first: jax.Array, second: jax.Array, weights: jax.Array, *, invariance: float = 25.0,
+    variance: float = 25.0, covariance: float = 1.0,
 ) -> jax.Array:
   """Alike in both views, every dimension with a spread of at least 1, no two dimensions related.
 
-  Bardes et al. 2022, with places instead of images. It has no use for blemishes.
-
-  Raises:
-    ValueError: a third view.
+  Bardes et al. 2022, with places instead of images.
   """
-  if third is not None:
-    raise ValueError("objective='vicreg' has no use for a third view: expected views.blemishes=0.")
   total = weights.sum()
   alike = (jnp.square(first - second).mean(-1) * weights).sum() / total
 

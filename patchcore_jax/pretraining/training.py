@@ -157,19 +157,17 @@ def _loss(recipe, params, stats, taken):
     variables = {'params': params[name], 'batch_stats': stats[name]}
     return module.apply(variables, x, train=True, mutable=['batch_stats'])
 
-  count = len(taken.views)
   images = (taken.views.reshape(-1, *taken.views.shape[2:]) - model.mean) / model.std
   maps, changed = run(model.trunk, 'trunk', images)
   new_stats, losses = {'trunk': changed['batch_stats']}, {}
-  points = taken.points[jnp.array([0, 1, 1][:count])]
-  points = points.reshape(-1, *points.shape[2:])
-  weights, blemished = (x.reshape(-1).astype(jnp.float32) for x in (taken.visible, taken.blemished))
+  points = taken.points.reshape(-1, *taken.points.shape[2:])
+  weights = taken.visible.reshape(-1).astype(jnp.float32)
   for layer in recipe.layers:
     features = views_lib.at_points(maps[layer], points, network.STRIDES[layer])
     projected, changed = run(model.head, layer, features.reshape(-1, features.shape[-1]))
     new_stats[layer] = changed['batch_stats']
-    first, second, *third = projected.reshape(count, len(weights), -1)
-    losses[f'loss_{layer}'] = objective(first, second, third[0] if third else None, weights, blemished)
+    first, second = projected.reshape(2, len(weights), -1)
+    losses[f'loss_{layer}'] = objective(first, second, weights)
   return sum(losses.values()) / len(losses), (new_stats, losses)
 
 

@@ -1,4 +1,4 @@
-"""Two views of an image, which points of them show the same place, and a third view with blemishes.
+"""Two views of an image, and which points of them show the same place.
 
 Positions are pixel indices (x, y): (0, 0) is the centre of the first pixel. A cell (row, column) of a
 feature map of stride s is centred on pixel (s * column, s * row) in every network of the family, whose
@@ -29,8 +29,6 @@ class ViewSpec:
     slope: of the change of light from the centre to an edge.
     blur: the largest weight of the neighbours on each side, of 3; up to 1 / 3.
     noise: the largest strength of gray noise, of single pixels and of cells of 4 x 4.
-    blemishes: on a third view, the second once more but for these; 0 for no third view.
-    blemish_size: radius of a blemish in pixels, from and to.
   """
 
   size: int = 64
@@ -45,29 +43,24 @@ class ViewSpec:
   slope: float = 0.1
   blur: float = 0.25
   noise: float = 0.06
-  blemishes: int = 0
-  blemish_size: tuple[float, float] = (2.0, 8.0)
 
 
 class Views(NamedTuple):
   """Views of n images and p places in each.
 
   Attributes:
-    views: [2 or 3, n, size, size, 3] float32, about 0..1; the third is the second, in the same light,
-      with blemishes.
-    points: [2, n, p, 2] float32, the same places in the first and in the other two.
+    views: [2, n, size, size, 3] float32, about 0..1.
+    points: [2, n, p, 2] float32, the same places in both.
     visible: [n, p] bool, whether a place lies inside the second view.
-    blemished: [n, p] bool, whether a blemish lies on it in the third.
   """
 
   views: jax.Array
   points: jax.Array
   visible: jax.Array
-  blemished: jax.Array
 
 
 def take(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
-  """Views of every image.
+  """Two views of every image.
 
   Args:
     key: decides about everything.
@@ -75,53 +68,14 @@ def take(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
     spec: sizes and strengths.
 
   """
-  place, grid, flaws, *light = jax.random.split(key, 5)
+  place, grid, light = jax.random.split(key, 3)
   transforms = _transforms(place, len(images), images.shape[1:3], spec)
   first = _points(grid, len(images), spec)
   second = follow(first, transforms[0], transforms[1])
   visible = ((second >= 0) & (second <= spec.size - 1)).all(-1)
-  plain = [sample(images, t, spec.size) for t in transforms]
-  taken = [photograph(light, view, spec) for light, view in zip(light, plain)]
-  blemished = jnp.zeros(visible.shape, bool)
-  if spec.blemishes:
-    view, blemished = blemish(flaws, plain[1], second, visible, spec)
-    taken.append(photograph(light[1], view, spec))
-  return Views(jnp.stack(taken), jnp.stack([first, second]), visible, blemished)
-
-
-def blemish(
-    key: jax.Array, views: jax.Array, points: jax.Array, visible: jax.Array, spec: ViewSpec
-) -> tuple[jax.Array, jax.Array]:
-  """Views [n, s, s, 3] with `spec.blemishes` blots on visible ones of the points [n, p, 2], and on which.
-
-  In the blots of a view lies one of: the view itself from elsewhere, another image, more or less light, or
-  what is left when detail is taken away.
-  """
-  n, size = views.shape[:2]
-  keys = jax.random.split(key, 7)
-  # A random order of the points, visible ones first.
-  order = jnp.argsort(jax.random.uniform(keys[0], visible.shape) - visible, axis=1)[:, :spec.blemishes]
-  centers = jnp.take_along_axis(points, order[..., None], axis=1)
-  radius = jax.random.uniform(
-      keys[1], (2, n, spec.blemishes, 1, 1), minval=spec.blemish_size[0], maxval=spec.blemish_size[1])
-  angle = jax.random.uniform(keys[2], (n, spec.blemishes, 1, 1), maxval=jnp.pi)
-  line = jnp.arange(size)
-  x = line[None, :] - centers[..., 0, None, None]
-  y = line[:, None] - centers[..., 1, None, None]
-  u, v = x * jnp.cos(angle) + y * jnp.sin(angle), y * jnp.cos(angle) - x * jnp.sin(angle)
-  blots = jnp.clip(2 * (1.2 - jnp.square(u / radius[0]) - jnp.square(v / radius[1])), 0, 1)
-  mask = blots.max(1)[..., None]
-
-  away = jax.random.randint(keys[3], (n, 2), size // 6, size - size // 6)
-  elsewhere = jax.vmap(lambda view, by: jnp.roll(view, by, (0, 1)))(views, away)
-  shade = jax.random.uniform(keys[4], (n, 1, 1, 1), minval=0.08, maxval=0.4)
-  lighter = views + shade * jax.random.rademacher(keys[5], (n, 1, 1, 1), jnp.float32)
-  coarse = views.reshape(n, size // 8, 8, size // 8, 8, 3).mean((2, 4))
-  smooth = jax.image.resize(coarse, views.shape, 'linear')
-  kinds = jnp.stack([elsewhere, jnp.roll(views, 1, 0), lighter, smooth])
-  content = kinds[jax.random.randint(keys[6], (n,), 0, len(kinds)), jnp.arange(n)]
-  hit = jnp.zeros(visible.shape, bool).at[jnp.arange(n)[:, None], order].set(True)
-  return views + mask * (content - views), hit & visible
+  views = jax.vmap(lambda t: sample(images, t, spec.size))(transforms)
+  views = photograph(light, views.reshape(-1, *views.shape[2:]), spec).reshape(views.shape)
+  return Views(views, jnp.stack([first, second]), visible)
 
 
 def _transforms(key, n, image_size, spec):
@@ -189,7 +143,7 @@ def _mirrored(x, size):
 def photograph(key: jax.Array, views: jax.Array, spec: ViewSpec) -> jax.Array:
   """Views [n, s, s, 3] as another camera in another light may show them."""
   n, size = views.shape[:2]
-  keys = jax.random.split(key, 10)
+  keys = jax.random.split(key, 9)
 
   def normal(key, *shape):
     return jax.random.normal(key, (n, *shape, *(1,) * (3 - len(shape))))
