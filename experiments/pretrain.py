@@ -96,18 +96,20 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
         log.write(step, spec.steps, values, rate)
         if not np.isfinite(losses[-1]):
           raise ValueError(f'The loss is not finite at step {step}: lower config.learning_rate.')
-      if step % config.save_every == 0 or step == end:
-        training.save(workdir / 'checkpoints', state, settings)
-        training.export(workdir / 'backbone.safetensors', spec, state, _images_to_scale(config))
+      if step % config.save_every == 0 and step < end:
+        _keep(workdir, spec, state, settings, config)
+    _keep(workdir, spec, state, settings, config)
   finally:
     images.close()
   return losses
 
 
-def _images_to_scale(config):
-  """Images that no step has seen: another seed."""
-  return np.stack([
+def _keep(workdir, spec, state, settings, config):
+  """A checkpoint and the backbone as it is now."""
+  training.save(workdir / 'checkpoints', state, settings)
+  unseen = np.stack([
       procedural.draw(config.seed + 1, i, config.pool.image_size) for i in range(_TO_SCALE)])
+  training.export(workdir / 'backbone.safetensors', spec, state, unseen)
 
 
 def _settings(config):

@@ -173,7 +173,7 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
     if layer not in resnet.layers_of(architecture):
       raise ValueError(
           f'{name} has no layer {layer!r}. It has: {", ".join(resnet.layers_of(architecture))}.')
-  layers = tuple(layers) or resnet.DEFAULT_LAYERS
+  layers = tuple(layers) or resnet.ARCHITECTURES[architecture].layers
   apply = resnet.apply_fn(architecture, layers, precision)
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
   if weights == RANDOM:

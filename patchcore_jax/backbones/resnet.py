@@ -40,6 +40,7 @@ class Architecture:
     groups: groups of the 3x3 convolution.
     group_width: channels of each group in layer1, for a width of 64; doubles with every layer.
     width: base channels of the stem and layer1; doubles with every further layer.
+    layers: used when none are asked for.
   """
 
   depths: tuple[int, ...]
@@ -47,6 +48,7 @@ class Architecture:
   groups: int = 1
   group_width: int = 64
   width: int = 64
+  layers: tuple[str, ...] = DEFAULT_LAYERS
 
 
 ARCHITECTURES = {
@@ -59,7 +61,8 @@ ARCHITECTURES = {
     'wide_resnet101_2': Architecture((3, 4, 23, 3), group_width=128),
     'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
     'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
-    'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32),
+    # Its own layers by measurement: docs/pretrained.md.
+    'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32, layers=('layer1', 'layer2')),
 }
 
 

@@ -4,7 +4,7 @@ Names are those of the PyTorch checkpoints, so that `port` takes the result like
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -186,8 +186,3 @@ def rescaled(
           result[f'{block}.{writer}.{name}'] *= after
     before = after
   return {k: v.astype(np.float32) for k, v in result.items()}
-
-
-def layer_rms(maps: Mapping[str, jax.Array], layers: Sequence[str]) -> dict[str, float]:
-  """Root mean square of each layer's maps."""
-  return {name: float(jnp.sqrt(jnp.square(maps[name]).mean())) for name in layers}

@@ -4,6 +4,8 @@ import collections
 import concurrent.futures
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -31,7 +33,7 @@ class Pool:
     self._stream = self._next = None  # images in their order, and the index of the next
     self._ahead = 4 * num_workers  # chunks that may be under way
     self._workers = concurrent.futures.ProcessPoolExecutor(
-        num_workers, multiprocessing.get_context('spawn')) if num_workers else None
+        num_workers, multiprocessing.get_context('spawn'), _end_with_parent) if num_workers else None
 
   def close(self) -> None:
     if self._workers:
@@ -77,6 +79,17 @@ class Pool:
       pending.append(self._workers.submit(_draw, self._seed, first, size))
       if len(pending) > self._ahead:
         yield from pending.popleft().result()
+
+
+def _end_with_parent():
+  """Else a worker would outlive a training that is killed, waiting for work."""
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(seed, first, size):

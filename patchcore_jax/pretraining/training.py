@@ -174,7 +174,8 @@ def _loss(recipe, params, stats, taken):
 def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], images: np.ndarray) -> None:
   """Writes the network, without its heads, as a checkpoint of the family in half precision.
 
-  Maps of each layer are brought to a root mean square of 1 over `images` [n, h, w, 3] uint8.
+  Features of each layer are brought to a mean squared length of 1 over `images` [n, h, w, 3] uint8, so
+  that layers which are joined count alike, however many channels they have.
   """
   trunk = {'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']}
   trunk = jax.device_get(trunk)
@@ -183,7 +184,8 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
   model = _Model(recipe)
   maps = _evaluated(whole)(
       trunk, (images.astype(np.float32) / 255 - model.mean) / model.std)
-  scales = {layer: 1 / rms for layer, rms in network.layer_rms(maps, layers).items()}
+  scales = {
+      layer: float(1 / jnp.sqrt(jnp.square(values).sum(-1).mean())) for layer, values in maps.items()}
   named = network.rescaled(network.state_dict(trunk, gray_free=recipe.gray_free), scales)
   path = Path(path)
   aside = path.with_suffix('.tmp')
