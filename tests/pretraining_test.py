@@ -3,10 +3,13 @@
 import csv
 import dataclasses
 import functools
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -203,6 +206,14 @@ class TestNetwork:
       np.testing.assert_array_equal(network._max_pool(x), expected)
 
 
+def _alive(pid):
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
 class TestPool:
 
   def test_a_step_sees_what_its_number_says(self):
@@ -228,6 +239,29 @@ class TestPool:
     for step in range(2):
       np.testing.assert_array_equal(found[step], alone.batch(step, 6))
     assert told[19] == (20, 20)
+
+  def test_workers_end_with_a_process_that_is_killed(self):
+    script = (
+        'import time\nfrom patchcore_jax.pretraining import pool\n'
+        'if __name__ == "__main__":\n'
+        '  images = pool.Pool(0, 4, image_size=16, num_workers=2)\n'
+        '  images.batch(0, 2)\n'
+        '  print(*images._workers._processes, flush=True)\n'
+        '  time.sleep(100)\n')
+    # From a file, which workers can import again.
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / 'draws.py'
+      path.write_text(script)
+      process = subprocess.Popen(
+          [sys.executable, path], env=os.environ | {'PYTHONPATH': str(conftest.ROOT)},
+          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+      workers = [int(pid) for pid in process.stdout.readline().split()]
+      process.kill()
+      process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+      time.sleep(0.05)
+    assert len(workers) == 2 and not any(map(_alive, workers))
 
   def test_errors(self):
     with pytest.raises(ValueError, match='pool.size=0'):
