@@ -147,7 +147,7 @@ class FolderLayout:
       found = sorted(filter(is_image, folder.glob(name.format(glob.escape(image.stem)))))
       if found:
         return tuple(map(str, found))
-    expected = folder / self.mask_names[0].format(image.stem).replace('*', 'png')
+    expected = folder / self.mask_names[0].format(image.stem).replace('.*', '.png')
     raise ValueError(
         f'No mask for {image}: expected {expected}. Add it, or remove {masks} to evaluate this '
         'category without pixel metrics.')
