@@ -60,7 +60,7 @@ class TestPrepare:
       (lambda d: shutil.rmtree(d / 'bottle/ground_truth'), 'No masks of bottle'),
       (lambda d: (d / 'bottle/ground_truth/spot/000_mask.png').unlink(), 'No mask for'),
       (lambda d: (d / 'bottle/ground_truth/spot/000_mask.jpg').touch(), 'Several masks for'),
-      (lambda d: (d / 'bottle/test/good/002.png').write_text('text'), '002.png is not an image'),
+      (lambda d: (d / 'bottle/test/spot/002.png').write_text('text'), 'spot/002.png is not an image'),
       (lambda d: shutil.rmtree(d / 'bottle'), "No category 'bottle'.* There are: screw")])
   def test_bad_folders_leave_nothing(self, damage, words, extracted, tmp_path):
     copy = shutil.copytree(extracted, tmp_path / 'extracted')

@@ -88,11 +88,12 @@ class MVTecAD(tfds.core.GeneratorBasedBuilder):
       if len(example.mask_paths) > 1:
         raise ValueError(
             f'Several masks for {example.image_path}: {", ".join(example.mask_paths)}. Remove all but one.')
+      mask = _no_mask(image, example.image_path)
+      if example.mask_paths:
+        mask = Path(example.mask_paths[0]).read_bytes()
       yield i, {
-          'image': image,
-          'mask': Path(example.mask_paths[0]).read_bytes() if example.mask_paths else _no_mask(
-              image, example.image_path),
-          'label': example.label, 'defect': example.defect, 'name': _name(example.image_path)}
+          'image': image, 'mask': mask, 'label': example.label, 'defect': example.defect,
+          'name': _name(example.image_path)}
 
 
 def prepare(
@@ -140,10 +141,10 @@ def list_categories(data_dir: str | os.PathLike) -> list[str]:
   names = [category for category in CATEGORIES if is_prepared(root, category)]
   if names:
     return names
-  above = next((p for p in root.parents if (p / MVTecAD.name).is_dir() and p.name != MVTecAD.name), None)
+  above = next((p for p in root.parents if any(is_prepared(p, c) for c in CATEGORIES)), None)
   raise ValueError(
       f'No prepared category of MVTec AD in {root}: expected {MVTecAD.name}/<category>/{MVTecAD.VERSION}. '
-      + (f'Pass the folder {above}.' if above and any(is_prepared(above, c) for c in CATEGORIES) else
+      + (f'Pass the folder {above}.' if above else
          'Prepare it: python -m experiments.prepare --dataset=mvtec_ad --data_dir=FOLDER.'))
 
 
@@ -212,7 +213,7 @@ def _name(path: str) -> str:
 
 
 def _no_mask(image: bytes, path: str) -> bytes:
-  """An all-zero PNG of the size of the image."""
+  """An all-zero PNG of the size of the image, whose header is all that is looked at."""
   try:
     size = Image.open(io.BytesIO(image)).size
   except OSError as e:
