@@ -50,7 +50,8 @@ def run(
 
   Args:
     data_dir: the folder of TensorFlow Datasets to write to.
-    archive: an archive (.tar, with any compression) of all categories or of some, not downloaded.
+    archive: an archive (.tar, with any compression) of all categories or of some, not downloaded
+      and not checked.
     folder: the same, extracted.
     categories: which; () for all, or for those that `archive` or `folder` holds.
     url: where to download from without either.
@@ -66,9 +67,11 @@ def run(
   data_dir = Path(data_dir)
   cli.console.print(mvtec_ad.LICENCE, markup=False)
   wanted = categories or mvtec_ad.CATEGORIES
-  if not (archive or folder) and all(mvtec_ad.is_prepared(data_dir, name) for name in wanted):
-    cli.console.print(f'Prepared before, in {data_dir}.')
-    return
+  if not (archive or folder):
+    wanted = [name for name in wanted if not mvtec_ad.is_prepared(data_dir, name)]
+    if not wanted:
+      cli.console.print(f'Prepared before, in {data_dir}.')
+      return
   with cli.progress_bar('mvtec_ad') as progress, tempfile.TemporaryDirectory(
       prefix='.extracting-', dir=_made(data_dir), ignore_cleanup_errors=True) as temporary:
     if not folder:
@@ -76,11 +79,12 @@ def run(
         archive = data_dir / 'downloads' / 'mvtec_anomaly_detection.tar.xz'
         download(url, archive, sha256, progress)
       folder = extract(archive, temporary, wanted, progress)
-    if not categories:
-      found = mvtec_ad.MVTEC.list_categories(folder)
-      wanted = [name for name in mvtec_ad.CATEGORIES if name in found]
-      if not wanted:
-        raise ValueError(f'No category of MVTec AD in {archive or folder}: found {", ".join(found)}.')
+    found = mvtec_ad.MVTEC.list_categories(folder)
+    if categories and (missing := [name for name in wanted if name not in found]):
+      raise ValueError(f'{archive or folder} does not hold {", ".join(missing)}.')
+    wanted = [name for name in wanted if name in found]
+    if not wanted:
+      raise ValueError(f'No category of MVTec AD in {folder}: found {", ".join(found)}.')
     mvtec_ad.prepare(
         data_dir, folder, wanted, progress=lambda done, total: progress('prepare', done, total))
   cli.console.print(
@@ -192,7 +196,7 @@ def _sha256(path, progress) -> str:
 
 
 def _in_mib(progress, stage, size):
-  """Returns `update(done bytes)`, which tells `progress` of each whole MiB."""
+  """Returns `update(done bytes)`, which tells `progress` of each MiB; a size of 0 is not known."""
   told, total = 0, -(-size // _BLOCK)
 
   def update(done):
@@ -200,7 +204,7 @@ def _in_mib(progress, stage, size):
     mib = -(-done // _BLOCK)
     if mib > told:
       told = mib
-      progress(f'{stage} (MiB)', mib, max(mib, total))
+      progress(f'{stage} (MiB)', mib, max(mib, total) if size else mib + 1)
 
   return update
 
