@@ -100,7 +100,7 @@ class TestErrorsKept:
 
 
 class TestDrawn:
-  EXAMPLES = [Example(f'{i}.png', None, 0, 'nut', 'good') for i in range(20)]
+  EXAMPLES = [Example(f'{i}.png', (), 0, 'nut', 'good') for i in range(20)]
 
   def test_draws_are_nested_seeded_and_differ(self):
     few, more = (images.drawn(self.EXAMPLES, n, 0, 3) for n in (5, 10))
