@@ -195,6 +195,8 @@ def _panels(lines, xlabel, published, figure=None, *, log=False, baselines=('Pat
       else:
         axis.axhline(value, color='black', linestyle='--', linewidth=1, label=f'{name}, published')
     axis.set(xlabel=xlabel, title=f'{heading}, %')
+    if any(isinstance(x, str) for points in lines.values() for x, _ in points):
+      axis.tick_params('x', labelsize=6)
     if log:
       axis.set_xscale('log')
     axis.title.set_fontsize(9)
