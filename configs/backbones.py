@@ -14,7 +14,8 @@ Mean over the 15 categories, image AUROC / pixel AUROC / AUPRO in percent:
 | ResNeXt101 | published | 98.9 / 98.0 / 92.8 | 98.7 / 97.8 / 92.6 |
 | all | measured | not measured yet: needs the weights and the full data set |
 
-Hardware and time: any; not measured yet with these weights.
+Hardware: any. Time: expected an hour a network on two CPU cores; not measured. One line of it on two
+categories with another network: docs/results/README.md.
 """
 
 from configs import default

@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
   config.detector = 'patchcore'  # or 'spade', 'padim', 'mahalanobis_ad', 'ocsvm'
 
   config.data = ConfigDict()
-  config.data.source = 'folder'  # 'folder' (MVTec layout) or 'synthetic' (drawn into root if absent)
+  # 'folder' (MVTec layout), 'synthetic' (drawn into root if absent), 'tfds' (by experiments.prepare), or
+  # a data set as published: 'visa', 'btad', 'mvtec_loco', 'mvtec_ad_2', 'kolektor_sdd2', 'mpdd'
+  config.data.source = 'folder'
   config.data.root = ''
   config.data.categories = ()  # () for all
   config.data.shots = 0  # training images to fit on, drawn at random; 0 for all

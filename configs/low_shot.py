@@ -15,8 +15,9 @@ Mean over the 15 categories of the image AUROC, in percent:
 
 Five draws of each; the paper does not say how many it has. Draws are nested: that of 5 images holds that
 of 2. All use the feature maps of one pass over the images. SPADE compares with all the images it has.
-Reduced: `--only='draw=[012] '` for three draws, `--only='shots=(1|10) '` for two columns. Hardware and time:
-any; not measured yet with these weights.
+Reduced: `--only='draw=[012] '` for three draws, `--only='shots=(1|10) '` for two columns. Hardware: any.
+Time: seconds a point and category beside one pass of the network. On two categories with another
+network, two draws (`--set='backbone.layers='`): docs/results/README.md.
 """
 
 from configs import default

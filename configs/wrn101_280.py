@@ -13,7 +13,7 @@ Mean over the 15 categories, in percent:
 
 Both banks come from one pass of the network over the images. Hardware: any; with layer1 the fit works
 on 4,900 patches an image, 20 MB of embeddings each, which `fit.memory_gb` keeps on disk where they are
-too many. Time: not measured yet with these weights.
+too many. Time: not measured. On two categories with another network: docs/results/README.md.
 """
 
 from configs import default

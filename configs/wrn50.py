@@ -11,7 +11,11 @@ Mean over the 15 categories, in percent:
 | 1 %  | published | 99.0 | 98.0 | 93.1 |
 | all  | measured  | not measured yet: needs the weights and the full data set |
 
-Hardware and time: any; not measured yet with these weights.
+Hardware: any, with 8 GB of memory. Time: expected an hour for all categories on two CPU cores, of which
+the network has 8 minutes (93 ms an image, measured); docs/benchmarks.md has the parts. Not measured yet
+on a GPU.
+
+On two categories with another network: docs/results/README.md.
 """
 
 from configs import default

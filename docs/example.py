@@ -27,7 +27,7 @@ def heatmap(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
 
 def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) -> np.ndarray:
   """A good part, a defect, and the heatmap of the defect, side by side."""
-  data = folder.load_category(root, category)
+  data = folder.MVTEC.load_category(root, category)
   spec, embedding = preprocess.Preprocessing(resize=(256,), crop=(256,)), EmbeddingSpec('mean')
   good = pipeline.batches(data.train, spec, batch_size=20)
   bank = patchcore.fit(backbone, good, len(data.train), embedding=embedding,

@@ -285,12 +285,13 @@ def _neighbors_table(title, queries, bank):
 def measure_backbone() -> Iterator[str]:
   images = _images(_BATCH.value)
   backbone = _wide_resnet()
-  entries, flops = {}, None
+  entries, maps, flops = {}, {}, None
   for precision in resnet.PRECISIONS:
     network = _wide_resnet(precision)
     run = jax.jit(lambda v, x, b=network: b.apply(v, backbones.normalize(x, b.mean, b.std)))
     variables = jax.device_put(network.variables)
     flops = flops or run.lower(variables, images).compile().cost_analysis()['flops']
+    maps[f'JAX {precision}'] = jax.device_get(run(variables, images))
     entries[f'JAX {precision}'] = Entry(
         lambda run=run, v=variables: jax.block_until_ready(run(v, images)), 1 / len(images))
   built_in = backbones.create(checkpoints.BUILT_IN)
@@ -312,6 +313,11 @@ def measure_backbone() -> Iterator[str]:
       name: f'{1 / _median(values):.1f} images/s' + (
           '' if 'built in' in name else f', {flops / len(images) / _median(values) / 1e9:.0f} GFLOP/s')
       for name, values in seconds.items()}
+  exact, *others = maps.items()
+  for name, values in others:
+    notes[name] += ''.join(
+        f'; {layer} off by {np.linalg.norm(values[layer] - x) / np.linalg.norm(x):.1e}'
+        for layer, x in exact[1].items())
   yield from table(
       f'{backbone.name} to layer3, {_SIZE.value} px, one of {len(images)} images', seconds, notes)
 

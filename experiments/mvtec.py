@@ -1,4 +1,4 @@
-"""Fits and measures a detector on every category of a data set in MVTec layout.
+"""Fits and measures a detector on every category of a data set.
 
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
     python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50

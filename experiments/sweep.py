@@ -3,6 +3,7 @@ r"""Runs every point of a config's sweep; what the points have in common is done
     python -m experiments.sweep --config=configs/resolution.py --config.data.root=PATH \
         --workdir=runs/resolution
     python -m experiments.sweep --config=configs/low_shot.py --only='shots=(1|5) .*detector=padim' ...
+    python -m experiments.sweep --config=configs/low_shot.py --set='backbone.layers=' ...
 
 A point of `config.sweep` is written as on the command line, without '--config.': fields and values,
 separated by spaces. Its results are those of `experiments.mvtec` with these settings, in a folder of
@@ -25,14 +26,17 @@ from patchcore_jax import backbones
 from patchcore_jax.data.folder import Category
 
 _ONLY = flags.DEFINE_string('only', '', 'Regular expression: run only the points in which it is found.')
+_SET = flags.DEFINE_string(
+    'set', '', "Fields to set in every point, over what it says itself: 'backbone.layers=' gives a network "
+    'whose layers have other names its own in every point.')
 
 
 def main(_) -> None:
-  run(cli.CONFIG.value, cli.WORKDIR.value, only=_ONLY.value)
+  run(cli.CONFIG.value, cli.WORKDIR.value, only=_ONLY.value, over=_SET.value)
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '') -> None:
-  """The whole sweep; `only` as the flag.
+def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over: str = '') -> None:
+  """The whole sweep; `only` and `over` as the flags --only and --set.
 
   Raises:
     ValueError: a config without a sweep, a point that cannot be read, or as `mvtec.run`.
@@ -42,7 +46,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '') -> No
   if not names:
     raise ValueError(
         f'No point to run: config.sweep has {len(config.sweep)}, of which none matches --only={only!r}.')
-  points = {name: wiring.with_named_backbone(at_point(config, name)) for name in names}
+  points = {
+      name: wiring.with_named_backbone(at_point(config, f'{name} {over}')) for name in names}
   experiments = {
       name: mvtec.Experiment(point, workdir / folder_name(name)) for name, point in points.items()}
   for experiment in experiments.values():

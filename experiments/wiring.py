@@ -9,13 +9,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from patchcore_jax import backbones, coreset, parallel
-from patchcore_jax.data import folder, pipeline, synthetic
+from patchcore_jax.data import folder, layouts, pipeline, synthetic
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
 
+SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
 DETECTORS = ('patchcore', 'spade', 'padim', 'mahalanobis_ad', 'ocsvm')
 
 
@@ -79,25 +80,27 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
   """Lists the images of the chosen categories; draws the built-in data set if it is chosen.
 
   Raises:
-    ValueError: an unknown source, no root, or a folder that is not in MVTec layout.
+    ValueError: an unknown source, no root, or a folder that is not what the source says.
   """
-  root = config.data.root
-  if config.data.source not in ('folder', 'synthetic'):
-    raise ValueError(f"data.source={config.data.source!r}: expected 'folder' or 'synthetic'.")
+  root, source = config.data.root, config.data.source
+  if source not in SOURCES:
+    raise ValueError(f'data.source={source!r}: expected one of {", ".join(SOURCES)}.')
   if not root:
-    raise ValueError('data.root is not set: pass --config.data.root=FOLDER in MVTec layout.')
+    raise ValueError('data.root is not set: pass --config.data.root=FOLDER, where the data set lies.')
   names = names_of(config.data.categories)
-  if config.data.source == 'synthetic':
+  if source == 'synthetic':
     for name in names:
       if name not in synthetic.CATEGORIES:
         raise ValueError(
             f'No category {name!r} in the built-in data set. There are: '
             f'{", ".join(synthetic.CATEGORIES)}.')
-    synthetic.prepare(
-        root, categories=names or synthetic.CATEGORIES, num_workers=os.cpu_count() or 1,
-        progress=progress)
     names = names or synthetic.CATEGORIES
-  return [folder.load_category(root, name) for name in names or folder.list_categories(root)]
+    synthetic.prepare(root, categories=names, num_workers=os.cpu_count() or 1, progress=progress)
+  if source == 'tfds':
+    from patchcore_jax.data import mvtec_ad as layout  # half a second that other sources need not wait
+  else:
+    layout = layouts.LAYOUTS['folder' if source == 'synthetic' else source]
+  return [layout.load_category(root, name) for name in names or layout.list_categories(root)]
 
 
 def with_named_backbone(config: ConfigDict) -> ConfigDict:

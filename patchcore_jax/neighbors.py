@@ -35,7 +35,7 @@ from patchcore_jax.distances import UNIT, distances_sq, product_error, smallest
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
 # Rows on the shortlist beyond the k asked for: at first, and for queries in doubt, this many at once.
-_SPARE, _MANY_SPARE, _DOUBTFUL_BLOCK = 3, 63, 64
+_SPARE, _MANY_SPARE, _DOUBTFUL_BLOCK = 7, 63, 64
 # Share of the bank's variance that a reduction keeps, and the share of the dimensions it may take.
 _VARIANCE, _WORTHWHILE = 0.985, 0.6
 _DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
@@ -321,41 +321,35 @@ def _search(queries, bank, sizes, k, blocks):
 
 
 def _by_shortlist(queries, bank, sizes, k, length, blocks):
-  """Compares each query with a shortlist from each block of the bank; says whether a nearer row may
-  have been missed."""
+  """Compares each query with the `length` rows of the smallest reduced distances; says whether a nearer
+  row may have been missed."""
   query_block, bank_block = blocks
   reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
-  best = jnp.full((len(queries), k), jnp.inf), jnp.zeros((len(queries), k), jnp.int32)
-  outside = jnp.full(len(queries), jnp.inf)  # the smallest score of all rows not compared
-  counts = jnp.arange(len(bank.rows)) < bank.count
-  squares = jnp.where(counts, bank.squares, jnp.inf)
+  squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
 
-  def compare(first, width, best, outside):
-    columns, block_squares, block_counts = (
-        lax.dynamic_slice_in_dim(x, first, width, axis=x.ndim - 1)
-        for x in (bank.columns, squares, counts))
-    count = min(length, width)
+  def shorten(first, width, *shortlist):
+    """The shortlist, and the smallest score of all rows that are not on it, with a block regarded."""
+    columns, block_squares = (
+        lax.dynamic_slice_in_dim(x, first, width, axis=x.ndim - 1) for x in (bank.columns, squares))
 
-    def block(queries, reduced, nearest, indices, outside):
+    def block(reduced, scores, indices, outside):
       products = jnp.dot(
           reduced, columns, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
       # The reduced distances, but for the query's own square.
-      lowest, column = smallest(block_squares - 2 * products, min(count + 1, width))
-      if count < width:
-        outside = jnp.minimum(outside, lowest[:, -1])
-      column = column[:, :count]
-      exact = distances_sq(bank.rows[column + first], queries[:, None], axis=-1)
-      exact = jnp.where(block_counts[column], exact, jnp.inf)
-      return *merge_nearest(
-          jnp.concatenate([nearest, exact], 1), jnp.concatenate([indices, column + first], 1),
-          k), outside
+      lowest, column = smallest(block_squares - 2 * products, min(length + 1, width))
+      scores, indices = merge_nearest(
+          jnp.concatenate([scores, lowest], 1), jnp.concatenate([indices, column + first], 1), length + 1)
+      return scores[:, :length], indices[:, :length], jnp.minimum(outside, scores[:, length])
 
-    *best, outside = _in_blocks(block, query_block, queries, reduced, *best, outside)
-    return tuple(best), outside
+    return _in_blocks(block, query_block, reduced, *shortlist)
+
+  def decide(queries, scores, indices):
+    exact = distances_sq(bank.rows[indices], queries[:, None], axis=-1)
+    return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
 
   # Tensor cores sum less carefully than a CPU: four times the bound, where they are in use.
   error = product_error(
-      reduced.shape[1], jnp.sqrt(queries_sq), jnp.sqrt(jnp.where(counts, bank.squares, 0).max()))
+      reduced.shape[1], jnp.sqrt(queries_sq), jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max()))
   error *= 1 if reduced.dtype == jnp.float32 else 4
 
   def in_doubt(nearest, outside):
@@ -364,17 +358,20 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     bound = jnp.square(jnp.maximum(reduced - slack - bank.slack, 0)) * (1 - 2.0**-18)
     return (bound <= nearest[:, -1]) & (outside < jnp.inf)
 
+  shortlist = (
+      jnp.full((len(queries), length), jnp.inf), jnp.zeros((len(queries), length), jnp.int32),
+      jnp.full(len(queries), jnp.inf))
   found, doubtful, begin = [], jnp.zeros(len(queries), bool), 0
   for end in sizes:
-    whole = (end - begin) // bank_block
-    if whole:
-      def step(i, carry, begin=begin):
-        return compare(begin + i * bank_block, bank_block, *carry)
-      best, outside = lax.fori_loop(0, whole, step, (best, outside))
+    if whole := (end - begin) // bank_block:
+      def step(i, shortlist, begin=begin):
+        return shorten(begin + i * bank_block, bank_block, *shortlist)
+      shortlist = lax.fori_loop(0, whole, step, shortlist)
     if rest := (end - begin) % bank_block:
-      best, outside = compare(end - rest, rest, best, outside)
-    found.append(best)
-    doubtful |= in_doubt(best[0], outside)
+      shortlist = shorten(end - rest, rest, *shortlist)
+    *listed, outside = shortlist
+    found.append(_in_blocks(decide, query_block, queries, *listed))
+    doubtful |= in_doubt(found[-1][0], outside)
     begin = end
   return found, doubtful
 

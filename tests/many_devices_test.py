@@ -74,7 +74,8 @@ def _check(result):
     np.testing.assert_allclose(replicated, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('devices', [2, 8])
+@pytest.mark.parametrize(
+    'devices', [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4)), 8])
 def test_number_of_devices_has_no_influence(devices, tmp_path):
   (result,) = _run(tmp_path, devices)
   assert result['devices'] == [devices, devices]

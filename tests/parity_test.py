@@ -23,7 +23,10 @@ def test_arrays_in_the_repository(check):
   _assert_passed(list(check(_TESTDATA)))
 
 
-@pytest.mark.parametrize('check', parity.CHECKS, ids=lambda c: c.__name__)
+# The networks are those of the repository's arrays, at more sizes.
+@pytest.mark.parametrize('check', [
+    pytest.param(c, marks=[pytest.mark.slow] if c is parity.networks else []) for c in parity.CHECKS],
+    ids=lambda c: c.__name__)
 def test_full_set(check, golden):
   _assert_passed(list(check(golden)))
 

@@ -18,7 +18,7 @@ def examples(tmp_path):
     Image.new('RGB', (20, 18), (i, 0, 0)).save(tmp_path / f'{i}.png')
     Image.new('L', (20, 18), 255 * (i % 2)).save(tmp_path / f'{i}_mask.png')
     result.append(Example(
-        str(tmp_path / f'{i}.png'), str(tmp_path / f'{i}_mask.png') if i % 2 else None, i % 2,
+        str(tmp_path / f'{i}.png'), (str(tmp_path / f'{i}_mask.png'),) if i % 2 else (), i % 2,
         'c', 'd'))
   return result
 

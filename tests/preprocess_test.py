@@ -125,17 +125,17 @@ class TestLoad:
 
   def test_mask_of_another_size_is_named(self, tmp_path):
     example = Example(str(_save(tmp_path / 'i.png', RGB)),
-                      str(_save(tmp_path / 'm.png', RGB[:20, :, 0])), 1, 'c', 'd')
+                      (str(_save(tmp_path / 'm.png', RGB[:20, :, 0])),), 1, 'c', 'd')
     with pytest.raises(ImageError, match=r'm.png is 60 x 20 pixels.*i.png is 60 x 40'):
       preprocess.load(example, Preprocessing(), with_mask=True)
 
   def test_good_image_has_an_empty_mask(self, tmp_path):
-    example = Example(str(_save(tmp_path / 'i.png', RGB)), None, 0, 'c', 'good')
+    example = Example(str(_save(tmp_path / 'i.png', RGB)), (), 0, 'c', 'good')
     image, mask = preprocess.load(example, Preprocessing(), with_mask=True)
     assert mask.shape == image.shape[:2] and not mask.any()
 
   def test_image_smaller_than_the_crop_is_named(self, tmp_path):
-    example = Example(str(_save(tmp_path / 'small.png', RGB)), None, 0, 'c', 'good')
+    example = Example(str(_save(tmp_path / 'small.png', RGB)), (), 0, 'c', 'good')
     with pytest.raises(ImageError, match=r'small.png.*smaller than the crop of 224 x 224'):
       preprocess.load(example, Preprocessing(resize=()))
 
@@ -173,7 +173,7 @@ class TestTransform:
     for path, pixels in {'test/good/000.png': 0, 'test/invert/000.png': 1092,
                          'test/invert/001.png': 2107}.items():
       image, mask = reference.part(path)
-      example = Example(str(_save(tmp_path / 'i.png', image)), str(_save(tmp_path / 'm.png', mask)),
+      example = Example(str(_save(tmp_path / 'i.png', image)), (str(_save(tmp_path / 'm.png', mask)),),
                         1, 'c', 'd')
       assert preprocess.load(example, spec, with_mask=True)[1].sum() == pixels
 

@@ -81,26 +81,26 @@ class TestDetectors:
 
 class TestErrorsKept:
 
-  def test_those_on_the_wrong_side_of_the_threshold(self, pristine, tmp_path):
-    # One image and one neighbourhood: some scores are on the wrong side.
-    config = plates.config(
-        pristine, data__shots=1, coreset__ratios=(0.02, 0.01), backbone__layers=('layer2',),
-        scoring__sigma=0.0)
-    rows = [r for r in mvtec.run(config, tmp_path / 'run') if r['coreset_ratio'] == 0.02]
+  def test_those_on_the_wrong_side_of_the_threshold(self, data, tmp_path):
+    # The same image as a good one and as a defect: one of the two is on the wrong side.
+    for category in ('bolt', 'nut'):
+      shutil.copy(data / category / 'test/spot/002.png', data / category / 'test/good/004.png')
+    rows = [r for r in mvtec.run(plates.config(data), tmp_path / 'run') if r['coreset_ratio'] == 0.2]
+    assert all(r['false_positives'] + r['false_negatives'] for r in rows)
     for row in rows:
       errors = per_image.read_errors(tmp_path / f'run/errors/{row["category"]}.npz')
-      assert errors.coreset_ratio == 0.02 and errors.threshold == row['image_threshold']
+      assert errors.coreset_ratio == 0.2 and errors.threshold == row['image_threshold']
       assert (errors.label == 0).sum() == row['false_positives']
       assert (errors.label == 1).sum() == row['false_negatives']
       assert errors.image.shape[1:] == (56, 56, 3) and errors.mask.shape[1:] == (56, 56)
       scores = {s.path: s.image_score for s in per_image.read_scores(
-          tmp_path / f'run/scores/{row["category"]}.csv') if s.coreset_ratio == 0.02}
+          tmp_path / f'run/scores/{row["category"]}.csv') if s.coreset_ratio == 0.2}
       for path, label in zip(errors.path, errors.label, strict=True):
         assert (scores[path] >= errors.threshold) != label
 
 
 class TestDrawn:
-  EXAMPLES = [Example(f'{i}.png', None, 0, 'nut', 'good') for i in range(20)]
+  EXAMPLES = [Example(f'{i}.png', (), 0, 'nut', 'good') for i in range(20)]
 
   def test_draws_are_nested_seeded_and_differ(self):
     few, more = (images.drawn(self.EXAMPLES, n, 0, 3) for n in (5, 10))
@@ -147,6 +147,14 @@ class TestSweep:
         pristine, sweep=('seed=0 data.shots=1', 'seed=0 data.shots=2'), data__categories=('nut',))
     sweep.run(config, tmp_path / 'run', only='shots=2')
     assert [p.name for p in (tmp_path / 'run').iterdir()] == ['seed=0,data.shots=2']
+
+  def test_set_over_the_points(self, pristine, tmp_path):
+    config = plates.config(
+        pristine, sweep=('detector=ocsvm backbone.layers=layer4', 'seed=1'), data__categories=('nut',))
+    sweep.run(config, tmp_path / 'run', over='backbone.layers=layer1 data.shots=4')
+    assert {p.name for p in (tmp_path / 'run').iterdir()} == set(map(sweep.folder_name, config.sweep))
+    assert {m.layers for m in runs.find(tmp_path / 'run')} == {('layer1',)}
+    assert {m.shots for m in runs.find(tmp_path / 'run')} == {4}
 
   def test_one_bad_image_is_skipped_by_all_points(self, data, tmp_path):
     (data / 'nut/test/good/001.png').write_text('no image')

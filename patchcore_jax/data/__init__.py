@@ -1,1 +1,2 @@
-"""Image files to batches: `folder` lists, `preprocess` decodes, `pipeline` batches, `synthetic` draws."""
+"""Image files to batches: `folder` and `layouts` list them, `mvtec_ad` keeps them in records, `preprocess`
+decodes, `pipeline` batches, `synthetic` draws."""

@@ -1,15 +1,18 @@
-"""Folders in the MVTec AD layout -> lists of `Example`.
+"""Folders -> lists of `Example`. The MVTec AD layout:
 
     ROOT/<category>/train/good/*.png            good parts only
     ROOT/<category>/test/good/*.png             good parts
     ROOT/<category>/test/<defect>/*.png         defective parts
     ROOT/<category>/ground_truth/<defect>/*_mask.png   one mask per defective image
 
-Layout: Bergmann et al., "MVTec AD" (CVPR 2019). Everything is sorted by name, so that no result
-depends on the order in which a file system lists its entries.
+Layout: Bergmann et al., "MVTec AD" (CVPR 2019). `layouts` has those of other data sets. Everything is
+sorted by name, so that no result depends on the order in which a file system lists its entries.
 """
 
+import dataclasses
+import glob
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +24,21 @@ class Example(NamedTuple):
 
   Attributes:
     image_path: the image file.
-    mask_path: its ground-truth mask; None for good images and for categories without masks.
+    mask_paths: its ground-truth masks, whose union counts; () for good images and for categories
+      without masks.
     label: 0 good, 1 anomalous.
-    category: name of the category folder.
+    category: name of the category.
     defect: kind of defect, 'good' for label 0.
+    read: gives the bytes of a file named above; None if they are files on disk. It travels to the
+      processes that decode, so it must pickle.
   """
 
   image_path: str
-  mask_path: str | None
+  mask_paths: tuple[str, ...]
   label: int
   category: str
   defect: str
+  read: Callable[[str], bytes] | None = None
 
 
 class Category(NamedTuple):
@@ -43,93 +50,133 @@ class Category(NamedTuple):
   has_masks: bool
 
 
-def list_categories(root: str | os.PathLike) -> list[str]:
-  """Names of the categories under `root`, sorted: its folders that hold `train/good`.
+@dataclasses.dataclass(frozen=True)
+class FolderLayout:
+  """A data set whose folders say what is good and what is not. The defaults are MVTec AD's.
 
-  Raises:
-    ValueError: `root` does not exist, is not a folder, or holds no category.
+  Attributes:
+    good: name of the folders of good parts, in `train` and in `test`.
+    test: folder of a category that holds the test images, a folder for each kind of defect.
+    masks: folder of a category that holds the masks, a folder for each kind of defect.
+    mask_names: where the masks of an image lie in that folder; {} stands for the image's name
+      without its suffix, and the first that finds any counts.
   """
-  root = _existing_root(root)
-  names = sorted(p.name for p in root.iterdir() if (p / 'train' / 'good').is_dir())
-  if names:
-    return names
-  if (root / 'train' / 'good').is_dir():
+
+  good: str = 'good'
+  test: str = 'test'
+  masks: str = 'ground_truth'
+  mask_names: tuple[str, ...] = ('{}_mask.*', '{}.*')
+
+  def list_categories(self, root: str | os.PathLike) -> list[str]:
+    """Names of the categories under `root`, sorted: its folders that hold `train/good`.
+
+    Raises:
+      ValueError: `root` does not exist, is not a folder, or holds no category.
+    """
+    root = existing_root(root)
+    names = sorted(p.name for p in root.iterdir() if self._has_good(p))
+    if names:
+      return names
+    if self._has_good(root):
+      raise ValueError(
+          f'{root} is itself a category. Pass the folder above it, {root.parent}, as the root and '
+          f'choose the category {root.name!r}.')
+    for inner in sorted(p for p in root.iterdir() if p.is_dir()):
+      if any(self._has_good(p) for p in inner.iterdir()):
+        raise ValueError(f'No category in {root}, but in {inner}: pass that folder as the root.')
     raise ValueError(
-        f'{root} is itself a category. Pass the folder above it, {root.parent}, as the root and '
-        f'choose the category {root.name!r}.')
-  raise ValueError(
-      f'No category found in {root}: expected <category>/train/good/ with images of good parts '
-      f'(MVTec layout), found {_listing(root)}.')
+        f'No category found in {root}: expected <category>/train/{self.good}/ with images of good '
+        f'parts, found {listing(root)}.')
 
+  def load_category(self, root: str | os.PathLike, category: str) -> Category:
+    """Lists the images of one category.
 
-def load_category(root: str | os.PathLike, category: str) -> Category:
-  """Lists the images of one category.
+    Args:
+      root: folder that holds the categories.
+      category: name of the category's folder.
 
-  Args:
-    root: folder that holds the categories.
-    category: name of the category's folder.
+    Returns:
+      A `Category` whose splits are sorted by defect, then by file name.
 
-  Returns:
-    A `Category` whose splits are sorted by defect, then by file name.
+    Raises:
+      ValueError: the category does not exist (the message lists those that do), has no images of
+        good parts or none to test, or only some of its defective images have a mask.
+    """
+    folder = existing_root(root) / category
+    if not folder.is_dir():
+      raise ValueError(
+          f'No category {category!r} in {root}. There are: {", ".join(self.list_categories(root))}.')
+    folder = self._unwrapped(folder)
+    good = folder / 'train' / self.good
+    if not good.is_dir():
+      raise ValueError(
+          f'{folder} has no train/{self.good} folder: expected images of good parts in {good}, found '
+          f'{listing(folder)}.')
+    train = [Example(str(p), (), 0, category, 'good') for p in images_in(good)]
+    if not train:
+      raise ValueError(f'No images in {good}: expected {_suffixes()}, found {listing(good)}.')
+    tests, masks = folder / self.test, folder / self.masks
+    if not tests.is_dir():
+      raise ValueError(
+          f'{folder} has no {self.test} folder: expected {self.test}/{self.good} and '
+          f'{self.test}/<defect>.')
+    has_masks = masks.is_dir()
+    test = []
+    for kind in sorted(p for p in tests.iterdir() if p.is_dir() and p != masks):
+      label = int(kind.name != self.good)
+      for path in images_in(kind):
+        test.append(Example(
+            str(path), self._masks_of(path, masks) if label and has_masks else (), label, category,
+            kind.name if label else 'good'))
+    if not test:
+      raise ValueError(
+          f'No images in {tests}: expected folders {self.good} and <defect> with {_suffixes()}.')
+    return Category(category, train, test, has_masks and any(e.label for e in test))
 
-  Raises:
-    ValueError: the category does not exist (the message lists those that do), has no images in
-      `train/good` or `test`, or only some of its defective images have a mask.
-  """
-  folder = _existing_root(root) / category
-  if not folder.is_dir():
+  def _has_good(self, folder: Path) -> bool:
+    return (self._unwrapped(folder) / 'train' / self.good).is_dir()
+
+  def _unwrapped(self, folder: Path) -> Path:
+    """Archives of single categories may unpack into a folder of the same name: <name>/<name>."""
+    inner = folder / folder.name
+    return inner if (inner / 'train').is_dir() else folder
+
+  def _masks_of(self, image: Path, masks: Path) -> tuple[str, ...]:
+    folder = masks / image.parent.name
+    for name in self.mask_names:
+      found = sorted(filter(is_image, folder.glob(name.format(glob.escape(image.stem)))))
+      if found:
+        return tuple(map(str, found))
+    expected = folder / self.mask_names[0].format(image.stem).replace('.*', '.png')
     raise ValueError(
-        f'No category {category!r} in {root}. There are: {", ".join(list_categories(root))}.')
-  good = folder / 'train' / 'good'
-  if not good.is_dir():
-    raise ValueError(
-        f'{folder} has no train/good folder: expected images of good parts in {good}, found '
-        f'{_listing(folder)}.')
-  train = [Example(str(p), None, 0, category, 'good') for p in _images(good)]
-  if not train:
-    raise ValueError(f'No images in {good}: expected {_suffixes()}, found {_listing(good)}.')
-  if not (folder / 'test').is_dir():
-    raise ValueError(f'{folder} has no test folder: expected test/good and test/<defect>.')
-  has_masks = (folder / 'ground_truth').is_dir()
-  test = []
-  for defect in sorted(p for p in (folder / 'test').iterdir() if p.is_dir()):
-    label = int(defect.name != 'good')
-    for path in _images(defect):
-      mask = _mask_of(path, folder) if label and has_masks else None
-      test.append(Example(str(path), mask, label, category, defect.name))
-  if not test:
-    raise ValueError(
-        f'No images in {folder / "test"}: expected folders good and <defect> with {_suffixes()}.')
-  return Category(category, train, test, has_masks and any(e.label for e in test))
+        f'No mask for {image}: expected {expected}. Add it, or remove {masks} to evaluate this '
+        'category without pixel metrics.')
 
 
-def _mask_of(image: Path, folder: Path) -> str:
-  """The mask of a defective image; several spellings are in use (`000_mask.png`, `000.png`)."""
-  masks = folder / 'ground_truth' / image.parent.name
-  for stem in (image.stem + '_mask', image.stem):
-    for suffix in IMAGE_SUFFIXES:
-      if (path := masks / (stem + suffix)).is_file():
-        return str(path)
-  raise ValueError(
-      f'No mask for {image}: expected {masks / (image.stem + "_mask.png")}. Add it, or remove '
-      f'{folder / "ground_truth"} to evaluate this category without pixel metrics.')
+MVTEC = FolderLayout()
 
 
-def _images(folder: Path) -> list[Path]:
-  return sorted(
-      p for p in folder.iterdir()
-      if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith('.'))
+def is_image(path: Path) -> bool:
+  """Whether the name says so; hidden files do not count."""
+  return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
 
 
-def _existing_root(root: str | os.PathLike) -> Path:
+def images_in(folder: Path) -> list[Path]:
+  """Image files of a folder, sorted."""
+  return sorted(filter(is_image, folder.iterdir()))
+
+
+def existing_root(root: str | os.PathLike) -> Path:
+  """`root` as a path; ValueError if that is no folder."""
   path = Path(root)
   if not path.is_dir():
     what = 'is a file' if path.exists() else 'does not exist'
-    raise ValueError(f'The data folder {path} {what}: expected a folder in MVTec layout.')
+    raise ValueError(f'The data folder {path} {what}: expected the folder of a data set.')
   return path
 
 
-def _listing(folder: Path, most: int = 8) -> str:
+def listing(folder: Path, most: int = 8) -> str:
+  """The first names in a folder, for messages."""
   names = sorted(p.name for p in folder.iterdir())
   shown = ', '.join(names[:most]) + (', ...' if len(names) > most else '')
   return shown or 'nothing'

@@ -7,12 +7,14 @@ bytes travels.
 """
 
 import dataclasses
+import io
 import os
 import struct
 import warnings
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
 
@@ -95,45 +97,53 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  image = read_image(example.image_path)
+  image = read_image(example.image_path, example.read)
   try:
     pixels = np.asarray(transform(image, preprocessing))
   except ValueError as e:
     raise ImageError(f'{example.image_path}: {e}') from e
   if not with_mask:
     return pixels, None
-  if example.mask_path is None:
+  if not example.mask_paths:
     return pixels, np.zeros(pixels.shape[:2], bool)
-  mask = read_mask(example.mask_path)
-  if mask.size != image.size:
-    raise ImageError(
-        f'The mask {example.mask_path} is {mask.width} x {mask.height} pixels, its image '
-        f'{example.image_path} is {image.width} x {image.height}: expected the same size.')
+  mask = None
+  for path in example.mask_paths:
+    part = read_mask(path, example.read)
+    if part.size != image.size:
+      raise ImageError(
+          f'The mask {path} is {part.width} x {part.height} pixels, its image {example.image_path} is '
+          f'{image.width} x {image.height}: expected the same size.')
+    mask = part if mask is None else ImageChops.lighter(mask, part)
   resized = np.asarray(transform(mask, preprocessing, nearest=preprocessing.mask_resize == 'nearest'))
   return pixels, resized >= np.ceil(255 * preprocessing.mask_threshold)
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
+def read_image(
+    path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
   """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
 
   16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
   dropped, as Pillow's conversion to RGB does; of an animation the first frame counts.
+
+  Args:
+    path: the file, as messages name it.
+    read: gives its bytes, where it is no file on disk.
 
   Raises:
     ImageError: the file is missing, truncated, not an image, too large to be plausible (Pillow's
       limit against decompression bombs), or holds 32-bit integers or floats, whose range is not
       known.
   """
-  return _to_rgb(_open(path), path)
+  return _to_rgb(_open(path, read), path)
 
 
-def read_mask(path: str | os.PathLike) -> Image.Image:
+def read_mask(
+    path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
   """Decodes a mask file to mode 'L': 255 where the file is not zero (black), 0 elsewhere.
 
-  Raises:
-    ImageError: as `read_image`.
+  Arguments and errors as of `read_image`.
   """
-  image = _open(path)
+  image = _open(path, read)
   if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
     values = np.asarray(image.convert('RGB')).any(axis=-1)
   else:
@@ -200,11 +210,11 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def _open(path: str | os.PathLike) -> Image.Image:
+def _open(path, read) -> Image.Image:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      with Image.open(path) as image:
+      with Image.open(io.BytesIO(read(path)) if read else path) as image:
         image.load()
         return ImageOps.exif_transpose(image)
   except FileNotFoundError as e:

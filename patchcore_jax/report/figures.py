@@ -1,5 +1,6 @@
 """Results -> the figures of the paper's supplement, drawn by matplotlib."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def _s3(measured: list[Measured], published: Path) -> Figure:
   result = Figure(figsize=(8, 3.1 * len(shown)), layout='constrained')
   axes = result.subplots(len(shown), 2, squeeze=False)
   categories = sorted({c for m in shown for c in m.categories})
-  colors = dict(zip(categories, colormaps['tab20'](np.linspace(0, 1, len(categories)))))
+  shades = colormaps['tab20'].colors  # each colour strong, then pale
+  colors = dict(zip(categories, itertools.cycle((*shades[::2], *shades[1::2]))))
   for (left, right), m in zip(axes, shown, strict=True):
     error_f1, error_recall = [], []
     for category in m.categories:
@@ -193,6 +195,8 @@ def _panels(lines, xlabel, published, figure=None, *, log=False, baselines=('Pat
       else:
         axis.axhline(value, color='black', linestyle='--', linewidth=1, label=f'{name}, published')
     axis.set(xlabel=xlabel, title=f'{heading}, %')
+    if any(isinstance(x, str) for points in lines.values() for x, _ in points):
+      axis.tick_params('x', labelsize=6)
     if log:
       axis.set_xscale('log')
     axis.title.set_fontsize(9)

@@ -1,0 +1,223 @@
+"""MVTec AD as a TensorFlow Datasets builder, one config for each category. Needs no TensorFlow.
+
+The files of images and masks are stored byte for byte, in the order of the folder layout, in
+ArrayRecord files (random access). So this source and the folders give the same arrays.
+
+  prepare(data_dir, folder, ['screw'])
+  load_category(data_dir, 'screw')
+"""
+
+import contextlib
+import functools
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from patchcore_jax.data.folder import MVTEC, Category, Example, existing_root
+
+CATEGORIES = (
+    'bottle', 'cable', 'capsule', 'carpet', 'grid', 'hazelnut', 'leather', 'metal_nut', 'pill', 'screw',
+    'tile', 'toothbrush', 'transistor', 'wood', 'zipper')
+
+# Where from: third_party/datasets.md.
+HOMEPAGE = 'https://www.mvtec.com/company/research/datasets/mvtec-ad'
+ARCHIVE_URL = (
+    'https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/'
+    '420938113-1629960298/mvtec_anomaly_detection.tar.xz')
+ARCHIVE_SHA256 = 'cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d'
+LICENCE = (
+    'MVTec AD, copyright 2019 MVTec Software GmbH. Creative Commons Attribution-NonCommercial-ShareAlike '
+    '4.0 (CC BY-NC-SA 4.0), https://creativecommons.org/licenses/by-nc-sa/4.0/: not for commercial use '
+    "without MVTec's permission.")
+CITATION = """@inproceedings{bergmann2019mvtec,
+  title={{MVTec AD} -- A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection},
+  author={Bergmann, Paul and Fauser, Michael and Sattlegger, David and Steger, Carsten},
+  booktitle={CVPR}, pages={9584--9592}, year={2019}
+}"""
+
+
+class MVTecAD(tfds.core.GeneratorBasedBuilder):
+  """The builder; `prepare` and `load_category` are the short way.
+
+  Features: `image` and `mask` (an empty one, made here, for good images; the only thing that is not a
+  file of the data set), `label` (0 good, 1 anomalous), `defect`, `name`. Splits train and test.
+  """
+
+  name = 'mvtec_ad'
+  VERSION = tfds.core.Version('1.0.0')
+  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=category) for category in CATEGORIES]
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+      'manual_dir is the extracted archive, with a folder for each category.')
+  url_infos = None  # nothing is downloaded; the inherited one needs importlib_resources, undeclared in 4.9.10
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description='Photographs of industrial parts and surfaces, good ones to train on, good and '
+                    'defective ones to test with, and a mask of each defect.',
+        features=tfds.features.FeaturesDict({
+            'image': tfds.features.Image(),
+            'mask': tfds.features.Image(shape=(None, None, 1)),
+            'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
+            'defect': tfds.features.Text(),
+            'name': tfds.features.Text()}),
+        homepage=HOMEPAGE, citation=CITATION, license=LICENCE,
+        disable_shuffling=True,  # the order is part of the results
+        metadata=tfds.core.MetadataDict())
+
+  def _split_generators(self, dl_manager):
+    category = MVTEC.load_category(dl_manager.manual_dir, self.builder_config.name)
+    if not category.has_masks:
+      raise ValueError(
+          f'No masks of {category.name} in {dl_manager.manual_dir}: expected {category.name}/'
+          'ground_truth with a mask for each defective image. Extract the archive again.')
+    splits = {'train': category.train, 'test': category.test}
+    for split, examples in splits.items():
+      # What a listing needs, so that it reads no images.
+      self.info.metadata[split] = [
+          [_name(e.image_path), [_name(m) for m in e.mask_paths], e.label, e.defect] for e in examples]
+    return {split: self._generate_examples(examples) for split, examples in splits.items()}
+
+  def _generate_examples(self, examples: Sequence[Example]):
+    for i, example in enumerate(examples):
+      image = Path(example.image_path).read_bytes()
+      if len(example.mask_paths) > 1:
+        raise ValueError(
+            f'Several masks for {example.image_path}: {", ".join(example.mask_paths)}. Remove all but one.')
+      mask = _no_mask(image, example.image_path)
+      if example.mask_paths:
+        mask = Path(example.mask_paths[0]).read_bytes()
+      yield i, {
+          'image': image, 'mask': mask, 'label': example.label, 'defect': example.defect,
+          'name': _name(example.image_path)}
+
+
+def prepare(
+    data_dir: str | os.PathLike, folder: str | os.PathLike, categories: Sequence[str] = CATEGORIES, *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+  """Writes the records of extracted categories; those that are there already are left alone.
+
+  A category appears whole or not at all.
+
+  Args:
+    data_dir: the folder of TensorFlow Datasets to write to; made if absent.
+    folder: the extracted archive, with a folder for each category.
+    categories: which.
+    progress: called as `progress(done, total)` after each category.
+
+  Raises:
+    ValueError: a category that MVTec AD does not have or that `folder` does not, without masks, or with
+      a file that is no image.
+  """
+  check_categories(categories)
+  tfds.disable_progress_bar()
+  for done, category in enumerate(categories, 1):
+    if not is_prepared(data_dir, category):
+      with contextlib.redirect_stdout(io.StringIO()):  # it prints sizes that it does not know
+        MVTecAD(config=category, data_dir=data_dir).download_and_prepare(
+            file_format='array_record', download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    if progress is not None:
+      progress(done, len(categories))
+
+
+def is_prepared(data_dir: str | os.PathLike, category: str) -> bool:
+  """Whether `load_category` will find it."""
+  builder = MVTecAD(config=category, data_dir=data_dir)
+  return builder.data_path.exists() and builder.is_prepared()  # the latter alone warns
+
+
+def list_categories(data_dir: str | os.PathLike) -> list[str]:
+  """Names of the prepared categories, sorted.
+
+  Raises:
+    ValueError: no such folder, or none prepared in it.
+  """
+  root = existing_root(data_dir)
+  names = [category for category in CATEGORIES if is_prepared(root, category)]
+  if names:
+    return names
+  above = next((p for p in root.parents if any(is_prepared(p, c) for c in CATEGORIES)), None)
+  raise ValueError(
+      f'No prepared category of MVTec AD in {root}: expected {MVTecAD.name}/<category>/{MVTecAD.VERSION}. '
+      + (f'Pass the folder {above}.' if above else
+         'Prepare it: python -m experiments.prepare --dataset=mvtec_ad --data_dir=FOLDER.'))
+
+
+def load_category(data_dir: str | os.PathLike, category: str) -> Category:
+  """Lists the images of one prepared category, in the order of the folder layout.
+
+  Paths are those below the root of the data set ('screw/test/good/000.png'), and `Example.read` gives
+  the bytes of the files.
+
+  Raises:
+    ValueError: not a category of MVTec AD, or not prepared.
+  """
+  check_categories([category])
+  existing_root(data_dir)
+  if not is_prepared(data_dir, category):
+    raise ValueError(
+        f'The category {category!r} is not prepared in {data_dir}. There are: '
+        f'{", ".join(list_categories(data_dir))}. Prepare it: python -m experiments.prepare '
+        f'--dataset=mvtec_ad --data_dir={data_dir} --categories={category}.')
+  metadata = MVTecAD(config=category, data_dir=data_dir).info.metadata
+  splits = []
+  for split in ('train', 'test'):
+    read = _Records(os.fspath(data_dir), category, split, {
+        path: (i, field) for i, (image, masks, *_) in enumerate(metadata[split])
+        for field, paths in (('image', [image]), ('mask', masks)) for path in paths})
+    splits.append([
+        Example(image, tuple(masks), label, category, defect, read)
+        for image, masks, label, defect in metadata[split]])
+  return Category(category, *splits, has_masks=True)
+
+
+def check_categories(categories: Sequence[str]) -> None:
+  """Raises ValueError for names that MVTec AD does not have."""
+  for category in categories:
+    if category not in CATEGORIES:
+      raise ValueError(f'No category {category!r} in MVTec AD. There are: {", ".join(CATEGORIES)}.')
+
+
+class _Records:
+  """Bytes of the files of one split. Pickles without the open files, which each process opens anew."""
+
+  def __init__(self, data_dir: str, category: str, split: str, index: dict[str, tuple[int, str]]):
+    self._place, self._index = (data_dir, category, split), index
+
+  def __call__(self, path: str) -> bytes:
+    position, field = self._index[path]
+    return self._source[position][field]
+
+  @functools.cached_property
+  def _source(self):
+    data_dir, category, split = self._place
+    skip = tfds.decode.SkipDecoding()
+    return MVTecAD(config=category, data_dir=data_dir).as_data_source(
+        split, decoders={'image': skip, 'mask': skip})
+
+  def __getstate__(self):
+    return {'_place': self._place, '_index': self._index}
+
+  def __repr__(self) -> str:
+    return 'records of {1}/{2} in {0}'.format(*self._place)
+
+
+def _name(path: str) -> str:
+  """The path below the root of the data set."""
+  return '/'.join(Path(path).parts[-4:])
+
+
+def _no_mask(image: bytes, path: str) -> bytes:
+  """An all-zero PNG of the size of the image, whose header is all that is looked at."""
+  try:
+    size = Image.open(io.BytesIO(image)).size
+  except OSError as e:
+    raise ValueError(f'{path} is not an image: replace or remove it.') from e
+  buffer = io.BytesIO()
+  Image.new('L', size).save(buffer, 'png')
+  return buffer.getvalue()
