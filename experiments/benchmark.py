@@ -297,7 +297,7 @@ def measure_backbone() -> Iterator[str]:
   built_in = backbones.create(checkpoints.BUILT_IN)
   small = jax.jit(lambda v, x: built_in.apply(v, backbones.normalize(x, built_in.mean, built_in.std)))
   weights = jax.device_put(built_in.variables)
-  entries[f'{built_in.name}, built in'] = Entry(
+  entries[f'{built_in.name} to {built_in.layers[-1]}'] = Entry(
       lambda: jax.block_until_ready(small(weights, images)), 1 / len(images))
   if alternatives.available('torch'):
     network, torch = alternatives.torch_wide_resnet(), alternatives.torch_on_all_cores()
@@ -311,7 +311,7 @@ def measure_backbone() -> Iterator[str]:
   seconds = race(entries, _REPEATS.value)
   notes = {
       name: f'{1 / _median(values):.1f} images/s' + (
-          '' if 'built in' in name else f', {flops / len(images) / _median(values) / 1e9:.0f} GFLOP/s')
+          '' if built_in.name in name else f', {flops / len(images) / _median(values) / 1e9:.0f} GFLOP/s')
       for name, values in seconds.items()}
   exact, *others = maps.items()
   for name, values in others:
