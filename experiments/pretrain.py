@@ -79,8 +79,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
       num_workers=config.pool.num_workers)
   losses, pending, began = [], [], None
   try:
-    with cli.progress_bar('pool') as progress:
-      batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
+    if step < end:
+      with cli.progress_bar('pool') as progress:
+        batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
     while step < end:
       state, report = step_fn(state, batch)
       step += 1
