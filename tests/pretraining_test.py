@@ -349,3 +349,16 @@ class TestRun:
     subprocess.run(command[:-1] + [f'--workdir={tmp_path / "whole"}'], cwd=conftest.ROOT, check=True)
     files = [(tmp_path / name / 'backbone.safetensors').read_bytes() for name in ('run', 'whole')]
     assert files[0] == files[1]
+
+  @pytest.mark.slow
+  def test_the_first_steps_of_the_built_in_backbone(self, tmp_path):
+    with open(conftest.ROOT / 'tests/testdata/pretraining_losses.csv', newline='') as f:
+      recorded = list(csv.DictReader(f))
+    pretrain.run(pretrain_config.get_config(), tmp_path / 'run', until=int(recorded[-1]['step']))
+    with open(tmp_path / 'run/log.csv', newline='') as f:
+      rows = list(csv.DictReader(f))
+    for row, expected in zip(rows, recorded, strict=True):
+      assert row['step'] == expected['step']
+      # The same to the last digit where it was recorded; another processor rounds in another way, and
+      # every step enlarges that.
+      assert float(row['loss']) == pytest.approx(float(expected['loss']), rel=0.02)
