@@ -98,6 +98,6 @@ def plan(
   else:
     advice = 'lower coreset.ratios'
   raise ValueError(
-      f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: {base_bytes / 1e9:.1f} that '
-      f'the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or {2 * bank / 1e9:.1f} '
+      f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: {base_bytes / 1e9:.1f} '
+      f'that the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or {2 * bank / 1e9:.1f} '
       f'for the bank of {num_selected} patches, twice when it is saved. Raise it, or {advice}.')
