@@ -99,5 +99,6 @@ def plan(
     advice = 'lower coreset.ratios'
   raise ValueError(
       f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: {base_bytes / 1e9:.1f} '
-      f'that the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or {2 * bank / 1e9:.1f} '
-      f'for the bank of {num_selected} patches, twice when it is saved. Raise it, or {advice}.')
+      f'that the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or '
+      f'{2 * bank / 1e9:.1f} for the bank of {num_selected} patches, twice when it is saved. Raise it, or '
+      f'{advice}.')
