@@ -33,7 +33,8 @@ def get_config() -> ConfigDict:
   config.preprocess.mask_threshold = 1.0  # positive where the antialiased mask reaches this
 
   config.backbone = ConfigDict()
-  # architecture.tag or module:factory; several, joined by '+', make an ensemble
+  # architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the one below
+  # where it can be had, else the built-in 'resnet18_slim.procedural'
   config.backbone.name = 'wide_resnet50_2.tv_in1k'
   config.backbone.weights = ''  # '' for the tag's checkpoint, a file, or 'random'
   config.backbone.layers = ()  # () for the backbone's own, layer2 and layer3 for ResNets

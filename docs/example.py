@@ -47,6 +47,6 @@ def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) ->
 
 if __name__ == '__main__':
   root = synthetic.prepare('runs/synthetic', categories=tuple(DEFECTS), num_workers=2)
-  backbone = backbones.create('resnet18', weights='random')
+  backbone = backbones.create('resnet18_slim.procedural')  # comes with the package
   rows = [row(root, category, defect, backbone) for category, defect in DEFECTS.items()]
   Image.fromarray(np.concatenate(rows)).save('docs/picture.png')

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from experiments import cli, methods, wiring
 from experiments.images import Images
 from patchcore_jax import memory_bank, metrics, parallel
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
   Raises:
     ValueError: bad config, bad data, or a workdir that holds a run with another config.
   """
+  config = wiring.with_named_backbone(config)
   experiment = Experiment(config, workdir)  # before anything long
   published = _published(config)
   with cli.progress_bar('built-in data') as progress:
@@ -53,6 +55,10 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
     if backbone.name.endswith('.random'):
       cli.console.print(
           '[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
+    if backbone.name == checkpoints.BUILT_IN:
+      cli.console.print(
+          'It comes with this package and was trained on drawn images only. ImageNet weights are the '
+          f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
   cli.console.print(f'{len(categories)} categories; results in {workdir}')
   experiment.claim()
   method = methods.create(config, experiment.settings, backbones)

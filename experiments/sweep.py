@@ -46,7 +46,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
   if not names:
     raise ValueError(
         f'No point to run: config.sweep has {len(config.sweep)}, of which none matches --only={only!r}.')
-  points = {name: at_point(config, f'{name} {over}') for name in names}
+  points = {
+      name: wiring.with_named_backbone(at_point(config, f'{name} {over}')) for name in names}
   experiments = {
       name: mvtec.Experiment(point, workdir / folder_name(name)) for name, point in points.items()}
   for experiment in experiments.values():

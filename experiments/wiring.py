@@ -103,6 +103,17 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
   return [layout.load_category(root, name) for name in names or layout.list_categories(root)]
 
 
+def with_named_backbone(config: ConfigDict) -> ConfigDict:
+  """The config with the name that 'auto' stands for on this machine, now: a run that goes on later must
+  not go on with another network.
+  """
+  if config.backbone.name != backbones.AUTO:
+    return config
+  config = config.copy_and_resolve_references()
+  config.backbone.name = backbones.best_available()
+  return config
+
+
 def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
   """The backbone that the config names, or several, joined by '+'.
 

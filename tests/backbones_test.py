@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from patchcore_jax import backbones, memory_bank
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
 
@@ -50,7 +51,21 @@ class TestCreate:
     with pytest.raises(ValueError, match='no network'):
       backbones.create('resnet18.tv_in1k')
 
+  def test_the_one_in_the_package(self, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', None)  # nothing is downloaded
+    backbone = backbones.create('resnet18_slim.procedural')
+    assert backbone.name == checkpoints.BUILT_IN and backbone.layers == ('layer1', 'layer2')
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 64, 3), np.uint8)
+    maps = jax.jit(backbone.apply)(
+        backbone.variables, backbones.normalize(images, backbone.mean, backbone.std))
+    assert maps['layer1'].shape == (2, 24, 16, 32) and maps['layer2'].shape == (2, 12, 8, 64)
+    for values in maps.values():  # lengths of about 1 on drawn images; more on noise
+      assert np.isfinite(values).all() and 0.1 < float(jnp.square(values).sum(-1).mean()) < 30
+    with pytest.raises(ValueError, match="no layer 'layer4'. It has: stem, layer1, layer2, layer3"):
+      backbones.create(checkpoints.BUILT_IN, layers=('layer4',))
+
   @pytest.mark.parametrize('kwargs, words', [
+      ({'name': 'auto', 'weights': 'x.pth'}, "has no effect on 'auto'"),
       ({'name': 'vgg'}, "Unknown backbone 'vgg'. There are resnet18"),
       ({'name': 'resnet18'}, 'resnet18.tv_in1k'),
       ({'name': 'resnet18', 'weights': 'random', 'layers': ('layer7',)}, "no layer 'layer7'.*layer4"),
@@ -86,6 +101,23 @@ class TestCreate:
     monkeypatch.syspath_prepend(realdata / 'mobilenet_v2')
     backbone = backbones.create('mobilenet_v2:create')
     assert backbone.layers == ('block_6_expand', 'block_13_expand')
+
+
+class TestBestAvailable:
+
+  def test_the_built_in_one_where_the_better_cannot_be_had(self, monkeypatch, caplog):
+    def offline(*args, **kwargs):
+      raise OSError('no route to the hub')
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', offline)
+    with caplog.at_level(py_logging.WARNING, logger='absl'):
+      backbone = backbones.create('auto')
+    assert backbone.name == checkpoints.BUILT_IN
+    for words in ('BUILT-IN', 'wide_resnet50_2.tv_in1k', 'no route to the hub', 'backbone.weights=PATH'):
+      assert words in caplog.text
+
+  def test_the_better_where_it_lies(self, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: 'model.safetensors')
+    assert backbones.best_available() == checkpoints.PREFERRED
 
 
 class TestFingerprint:

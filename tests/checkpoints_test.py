@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import safetensors.numpy
 
 from patchcore_jax import backbones
 from patchcore_jax.backbones import checkpoints, resnet
-from tests import state_dicts
+from tests import conftest, state_dicts
 
 
 @pytest.fixture
@@ -105,9 +106,22 @@ class Broken(bytes):
 class TestRecords:
 
   def test_every_architecture_has_torchvision_weights(self):
-    for architecture in resnet.ARCHITECTURES:
+    for architecture in set(resnet.ARCHITECTURES) - {'resnet18_slim'}:  # whose weights are in the package
       record = checkpoints.find(f'{architecture}.tv_in1k')
       assert record.licence == 'BSD-3-Clause' and record.torch_file.startswith(architecture)
+
+  def test_the_packaged_one(self):
+    record = checkpoints.find(checkpoints.BUILT_IN)
+    path = Path(checkpoints.fetch(record))
+    assert record.licence == 'Apache-2.0' and path.parent.parent == Path(checkpoints.__file__).parent
+    assert path.stat().st_size <= 6e6
+    state = safetensors.numpy.load_file(path)
+    assert {value.dtype for value in state.values()} == {np.dtype(np.float16)}
+    assert all(np.isfinite(value).all() for value in state.values())
+    # Every weight of its card's network, and of no other.
+    card = (conftest.ROOT / 'docs' / 'pretrained.md').read_text()
+    assert backbones.fingerprint(backbones.create(checkpoints.BUILT_IN).variables) in card
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in card
 
   def test_unknown_tag_lists_those_of_the_architecture(self):
     with pytest.raises(ValueError, match='wide_resnet50_2.tv_in1k, wide_resnet50_2.racm_in1k'):

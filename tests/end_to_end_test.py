@@ -1,5 +1,6 @@
 """The binary as a user runs it: results, resumption, bad input. Small images, random weights."""
 
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,24 @@ class TestPresets:
         'data.batch_size': 4, 'backbone.name': 'resnet18', 'backbone.weights': 'random'})
     (row,) = mvtec.run(config, tmp_path / 'run')
     assert row['image_auroc'] > 0.9
+
+
+class TestBuiltInBackbone:
+
+  def test_auto_names_its_choice_and_a_run_keeps_it(self, data, tmp_path, monkeypatch, capsys):
+    def offline(*args, **kwargs):
+      raise OSError('no network')
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', offline)
+    config = plates.config(data, backbone__name='auto', backbone__weights='')
+    mvtec.run(config, tmp_path / 'run')
+    said = capsys.readouterr().out
+    assert 'backbone resnet18_slim.procedural' in said and 'wide_resnet50_2.tv_in1k' in said
+    assert json.loads((tmp_path / 'run/config.json').read_text())['backbone']['name'] == (
+        'resnet18_slim.procedural')
+    # The better one turned up in the meantime.
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: 'model.safetensors')
+    with pytest.raises(ValueError, match="was 'resnet18_slim.procedural', now 'wide_resnet50_2"):
+      mvtec.run(config, tmp_path / 'run')
 
 
 class TestResume:

@@ -19,7 +19,8 @@ class TestResNet:
     images = jax.ShapeDtypeStruct((2, 224, 200, 3), jnp.float32)
     maps = jax.eval_shape(resnet.apply_fn(net, ('layer2',)), short, images)
     assert list(maps) == ['layer2']
-    channels = 512 if resnet.ARCHITECTURES[net].bottleneck else 128
+    architecture = resnet.ARCHITECTURES[net]
+    channels = 2 * architecture.width * (4 if architecture.bottleneck else 1)
     assert maps['layer2'].shape == (2, 28, 25, channels)
 
   def test_random_weights_follow_the_seed(self):

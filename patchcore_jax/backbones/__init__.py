@@ -19,6 +19,7 @@ from absl import logging
 from patchcore_jax.backbones import checkpoints, port, resnet
 
 RANDOM = 'random'
+AUTO = 'auto'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ def create(
 
   Args:
     name: an architecture with a checkpoint tag ('wide_resnet50_2.tv_in1k'), an architecture
-      alone (with `weights` then given), or 'module:factory', a function without arguments that
-      returns a `Backbone`.
+      alone (with `weights` then given), 'module:factory', a function without arguments that
+      returns a `Backbone`, or 'auto' for what `best_available` names.
     weights: '' for the checkpoint named by the tag (downloaded once, then cached), the path of a
       local .safetensors or .pth file, or 'random' (for tests; said loudly).
     layers: layers to return; () for the backbone's own choice.
@@ -65,9 +66,15 @@ def create(
 
   Raises:
     ValueError: unknown name, tag or precision, a layer that the backbone lacks, weights that do not
-      fit; weights or a precision for a factory.
+      fit; weights or a precision for a factory; weights for 'auto'.
     checkpoints.DownloadError: the checkpoint is neither cached nor can be fetched.
   """
+  if name == AUTO:
+    if weights:
+      raise ValueError(
+          f"backbone.weights={weights!r} has no effect on 'auto', which chooses them. Name the "
+          'architecture of the file as backbone.name.')
+    name = best_available()
   if ':' in name:
     if weights:
       raise ValueError(
@@ -81,6 +88,22 @@ def create(
   else:
     backbone = _from_family(name, weights, layers, seed, precision)
   return _with_layers(backbone, tuple(layers))
+
+
+def best_available() -> str:
+  """The name of the better of two checkpoints that this machine can have; the weaker is said loudly.
+
+  `checkpoints.PREFERRED`, with ImageNet weights, where they are cached or can be downloaded; else
+  `checkpoints.BUILT_IN`, which comes with the package. Looking for the first may download it.
+  """
+  try:
+    checkpoints.fetch(checkpoints.find(checkpoints.PREFERRED))
+  except checkpoints.DownloadError as e:
+    logging.warning(
+        'USING THE BUILT-IN BACKBONE %s, trained on drawn images only. The better choice, %s, could not '
+        'be had: %s', checkpoints.BUILT_IN, checkpoints.PREFERRED, e)
+    return checkpoints.BUILT_IN
+  return checkpoints.PREFERRED
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['maps'], meta_fields=['image_size'])
@@ -147,10 +170,10 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
         f'Unknown backbone {name!r}. There are {", ".join(resnet.ARCHITECTURES)}, each with a '
         "checkpoint tag such as '.tv_in1k'; a network of your own is 'module:factory'.")
   for layer in layers:
-    if layer not in resnet.LAYERS:
+    if layer not in resnet.layers_of(architecture):
       raise ValueError(
-          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.LAYERS)}.')
-  layers = tuple(layers) or resnet.DEFAULT_LAYERS
+          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.layers_of(architecture))}.')
+  layers = tuple(layers) or resnet.ARCHITECTURES[architecture].layers
   apply = resnet.apply_fn(architecture, layers, precision)
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
   if weights == RANDOM:

@@ -1,15 +1,21 @@
 """Pretrained checkpoints as records: architecture.tag, where it lies, its licence, its normalisation.
 
+One lies in this package, `BUILT_IN`, trained on drawn images (docs/pretrained.md); the others are
+downloaded. `PREFERRED` is the better choice wherever it can be had.
+
 Facts and their sources: `third_party/checkpoints.md`. A tag is always explicit, because other tags of
 one architecture give other numbers: the paper used torchvision's first weights ('tv_in1k');
 anomalib's `wide_resnet50_2` is 'racm_in1k'.
 """
 
 import dataclasses
+import importlib.resources
 import os
 
 import huggingface_hub
 
+BUILT_IN = 'resnet18_slim.procedural'
+PREFERRED = 'wide_resnet50_2.tv_in1k'
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,6 +35,7 @@ class Checkpoint:
     torch_file: the file of the same weights under https://download.pytorch.org/models/, whose name
       ends in the first 8 digits of its SHA-256; '' if there is none.
     mean, std: normalisation of the training images.
+    packaged: path of its file inside this package; '' for one that is downloaded.
   """
 
   name: str
@@ -37,6 +44,7 @@ class Checkpoint:
   torch_file: str = ''
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
+  packaged: str = ''
 
   @property
   def repo_id(self) -> str:
@@ -71,6 +79,8 @@ CHECKPOINTS = {c.name: c for c in (
     _torchvision('resnext101_32x8d', 'resnext101_32x8d-8ba56ff5.pth'),
     Checkpoint('wide_resnet50_2.racm_in1k', 'Apache-2.0',
                'https://github.com/huggingface/pytorch-image-models'),
+    Checkpoint(BUILT_IN, 'Apache-2.0', 'this package, experiments/pretrain.py',
+               packaged=f'weights/{BUILT_IN}.safetensors'),
 )}
 
 
@@ -95,7 +105,7 @@ def find(name: str) -> Checkpoint:
 def fetch(
     checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None, endpoint: str | None = None
 ) -> str:
-  """Path of the checkpoint's file, downloaded on first use.
+  """Path of the checkpoint's file, downloaded on first use; of a packaged one, its place in the package.
 
   The hub's client keeps the cache, resumes broken downloads and checks sizes.
 
@@ -107,6 +117,8 @@ def fetch(
   Raises:
     DownloadError: not in the cache, and the hub cannot be reached or does not have it.
   """
+  if checkpoint.packaged:
+    return str(importlib.resources.files(__package__) / checkpoint.packaged)
   try:
     return huggingface_hub.hf_hub_download(
         checkpoint.repo_id, checkpoint.filename, cache_dir=cache_dir, endpoint=endpoint)

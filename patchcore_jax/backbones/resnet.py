@@ -35,16 +35,20 @@ class Architecture:
   """Sizes of one member of the family.
 
   Attributes:
-    depths: residual blocks in layer1 to layer4.
+    depths: residual blocks in layer1, layer2 and so on.
     bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (else of two 3x3).
     groups: groups of the 3x3 convolution.
-    group_width: channels of each group in layer1; doubles with every layer.
+    group_width: channels of each group in layer1, for a width of 64; doubles with every layer.
+    width: base channels of the stem and layer1; doubles with every further layer.
+    layers: used when none are asked for.
   """
 
-  depths: tuple[int, int, int, int]
+  depths: tuple[int, ...]
   bottleneck: bool = True
   groups: int = 1
   group_width: int = 64
+  width: int = 64
+  layers: tuple[str, ...] = DEFAULT_LAYERS
 
 
 ARCHITECTURES = {
@@ -57,6 +61,8 @@ ARCHITECTURES = {
     'wide_resnet101_2': Architecture((3, 4, 23, 3), group_width=128),
     'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
     'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
+    # Its own layers by measurement: docs/pretrained.md.
+    'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32, layers=('layer1', 'layer2')),
 }
 
 
@@ -146,14 +152,15 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    x = nn.relu(Conv(64, 7, 2, arithmetic=self.arithmetic, name='conv1')(images))
+    x = nn.relu(Conv(self.architecture.width, 7, 2, arithmetic=self.arithmetic, name='conv1')(images))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     maps = {'stem': x}
     for stage in range(1, 1 + max(LAYERS.index(name) for name in self.layers)):
       for block in range(self.architecture.depths[stage - 1]):
         stride = 2 if stage > 1 and block == 0 else 1
         name = f'layer{stage}_{block}'
-        x = Block(self.architecture, 32 * 2**stage, stride, self.arithmetic, name=name)(x)
+        planes = self.architecture.width * 2 ** (stage - 1)
+        x = Block(self.architecture, planes, stride, self.arithmetic, name=name)(x)
       maps[f'layer{stage}'] = x
     return {name: maps[name] for name in self.layers}
 
@@ -166,7 +173,7 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
 
   Args:
     architecture: one of `ARCHITECTURES`.
-    layers: some of `LAYERS`.
+    layers: some of `layers_of(architecture)`.
     precision: of products and convolutions, whose sums are float32 always: 'float32';
       'tensorfloat32', faster on GPUs that have it, three bfloat16 products on TPUs, float32 on CPUs;
       or 'bfloat16', operands rounded to 8 bits (on CPUs not those of 3x3 convolutions of stride 1).
@@ -200,8 +207,17 @@ def _in_parts(apply, variables, images):
   return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), maps)
 
 
+def layers_of(architecture: str) -> tuple[str, ...]:
+  """The layers that a member of the family has, shallow to deep.
+
+  >>> layers_of('resnet18_slim')
+  ('stem', 'layer1', 'layer2', 'layer3')
+  """
+  return LAYERS[:1 + len(ARCHITECTURES[architecture].depths)]
+
+
 def init(architecture: str, seed: int = 0) -> dict[str, Any]:
-  """Random variables of the whole network, layer4 included: He initialisation, NumPy float32.
+  """Random variables of the whole network, its last layer included: He initialisation, NumPy float32.
 
   Without batch norm, the residual branches of an untrained network would add up from block to block,
   so their last convolutions start small.
@@ -221,7 +237,7 @@ def init(architecture: str, seed: int = 0) -> dict[str, Any]:
 
 def init_shapes(architecture: str) -> dict[str, Any]:
   """Shapes of the variables of the whole network, as `jax.ShapeDtypeStruct`; nothing is computed."""
-  model = ResNet(ARCHITECTURES[architecture], LAYERS)
+  model = ResNet(ARCHITECTURES[architecture], layers_of(architecture))
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 

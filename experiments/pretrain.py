@@ -1,0 +1,153 @@
+"""Trains the backbone that comes with the package, on images that it draws itself.
+
+    python -m experiments.pretrain --config=configs/pretrain.py --workdir=runs/pretrain
+
+Writes to WORKDIR: config.json, checkpoints/<step>, log.csv (a line every `report_every` steps) and, with
+every checkpoint, backbone.safetensors, which is used as `--config.backbone.name=resnet18_slim
+--config.backbone.weights=FILE`. A run that was stopped goes on, exactly, when the same command is given
+again. On several devices each takes its share of every batch.
+"""
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, wiring
+from patchcore_jax import memory_bank
+from patchcore_jax.data import procedural
+from patchcore_jax.pretraining import pool, training, views
+
+_TO_SCALE = 64  # images on which the exported layers are brought to one scale
+
+
+def main(_) -> None:
+  run(cli.CONFIG.value, cli.WORKDIR.value)
+
+
+def recipe(config: ConfigDict) -> training.Recipe:
+  """What the config says about training itself.
+
+  Raises:
+    ValueError: a value out of range, or an unknown name.
+  """
+  fields = {
+      name: config[name] for name in (
+          'architecture', 'objective', 'gray_free', 'batch_size', 'steps', 'warmup', 'learning_rate',
+          'weight_decay', 'head_width', 'head_features')}
+  arguments = config.objective_args.get(config.objective, {})
+  seen = {k: tuple(v) if isinstance(v, (tuple, list)) else v for k, v in config.views.items()}
+  return training.Recipe(
+      layers=tuple(config.layers), objective_args=tuple(arguments.items()),
+      views=views.ViewSpec(**seen), **fields)
+
+
+def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = None) -> list[float]:
+  """Trains from the last checkpoint in `workdir`, or from the start, to the end.
+
+  Args:
+    config: see `configs/pretrain.py`.
+    workdir: made if absent.
+    until: stop, with a checkpoint, at this step of the schedule.
+
+  Returns:
+    The loss of every step that this call made.
+
+  Raises:
+    ValueError: bad config, or a workdir that holds a run with another config.
+  """
+  workdir, spec = Path(workdir), recipe(config)
+  step_fn = training.make_step(spec, config.seed)
+  settings = _settings(config)
+  try:
+    state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
+  except memory_bank.BankError as e:
+    raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
+                     f'that lies there. ({e})') from e
+  step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
+  log = _Log(workdir, step, config)
+  cli.console.print(
+      f'{spec.architecture}, {spec.objective}, steps {step} to {end} of {spec.steps}; results in {workdir}')
+  images = pool.Pool(
+      config.seed, config.pool.size, image_size=config.pool.image_size, fresh=config.pool.fresh,
+      num_workers=config.pool.num_workers)
+  losses, pending, began = [], [], None
+  try:
+    if step < end:
+      with cli.progress_bar('pool') as progress:
+        batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
+    while step < end:
+      state, report = step_fn(state, batch)
+      step += 1
+      if step < end:
+        batch = images.batch(step, spec.batch_size)  # while the devices compute
+      pending.append(report)
+      if step % config.report_every == 0 or step == end:
+        values = [{k: float(v) for k, v in jax.device_get(r).items()} for r in pending]
+        losses += [v['loss'] for v in values]
+        now = time.monotonic()
+        rate = len(pending) * spec.batch_size / (now - began) if began else float('nan')
+        began, pending = now, []
+        log.write(step, spec.steps, values, rate)
+        if not np.isfinite(losses[-1]):
+          raise ValueError(f'The loss is not finite at step {step}: lower config.learning_rate.')
+      if step % config.save_every == 0 and step < end:
+        _keep(workdir, spec, state, settings, config)
+    _keep(workdir, spec, state, settings, config)
+  finally:
+    images.close()
+  return losses
+
+
+def _keep(workdir, spec, state, settings, config):
+  """A checkpoint and the backbone as it is now."""
+  training.save(workdir / 'checkpoints', state, settings)
+  unseen = np.stack([
+      procedural.draw(config.seed + 1, i, config.pool.image_size) for i in range(_TO_SCALE)])
+  training.export(workdir / 'backbone.safetensors', spec, state, unseen)
+
+
+def _settings(config):
+  """Those that decide about the result; a run may go on with others of the rest."""
+  settings = wiring.to_json(config)
+  del settings['report_every'], settings['save_every'], settings['pool']['num_workers']
+  return settings
+
+
+class _Log:
+  """config.json and log.csv of a workdir, and the same on the console."""
+
+  def __init__(self, workdir, step, config):
+    """Lines behind `step` are dropped: those steps are made again."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    aside = workdir / 'config.json.tmp'
+    aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
+    os.replace(aside, workdir / 'config.json')
+    self._path, self._rows = workdir / 'log.csv', []
+    if self._path.exists():
+      with self._path.open(newline='') as f:
+        self._rows = [row for row in csv.DictReader(f) if int(row['step']) <= step]
+
+  def write(self, step, steps, values, rate):
+    mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+    told = ', '.join(f'{k} {v:.4f}' for k, v in mean.items())
+    cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')
+    self._rows.append({'step': step, **{k: f'{v:.6f}' for k, v in mean.items()},
+                       'images_per_second': f'{rate:.1f}'})
+    aside = self._path.with_suffix('.tmp')
+    with aside.open('w', newline='') as f:
+      writer = csv.DictWriter(f, self._rows[-1])
+      writer.writeheader()
+      writer.writerows(self._rows)
+    os.replace(aside, self._path)
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)

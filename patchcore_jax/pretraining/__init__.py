@@ -1,0 +1,1 @@
+"""Training a backbone on procedural images; `experiments.pretrain` wires it. Nothing else needs it."""

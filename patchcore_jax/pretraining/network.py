@@ -1,0 +1,188 @@
+"""The ResNet family while it is trained: with batch norm, and a head on each layer that is trained.
+
+Names are those of the PyTorch checkpoints, so that `port` takes the result like any other checkpoint.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from patchcore_jax.backbones import checkpoints, port, resnet, winograd
+
+STRIDES = {'layer1': 4, 'layer2': 8, 'layer3': 16, 'layer4': 32}  # pixels of an image for a cell of the map
+
+
+class Conv(nn.Module):
+  """A convolution without bias; padding as in `resnet.Conv`, and on CPUs Winograd's algorithm as there."""
+
+  features: int
+  size: int
+  stride: int = 1
+  gray_free: bool = False  # blind to a gray offset, see `without_gray`
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', nn.initializers.he_normal(), shape, jnp.float32)
+    if self.gray_free:
+      kernel = without_gray(kernel)
+    if (self.size, self.stride) == (3, 1):
+      return lax.platform_dependent(
+          x, kernel, cpu=winograd.convolve_3x3, default=functools.partial(_library, stride=1))
+    if (self.size, self.stride) == (7, 2) and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+      return _stem(x, kernel)
+    return _library(x, kernel, self.stride)
+
+
+def _library(x, kernel, stride):
+  if kernel.shape[0] == 1:
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
+  pad = (kernel.shape[0] - 1) // 2
+  return lax.conv_general_dilated(
+      x, kernel, (stride, stride), [(pad, pad), (pad, pad)], dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _stem(x, kernel):
+  """The 7x7 convolution of stride 2 as one of 4x4 over squares of 2x2 pixels, which is faster on CPUs."""
+  b, height, width, channels = x.shape
+  x = x.reshape(b, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+  x = x.reshape(b, height // 2, width // 2, 4 * channels)
+  kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))  # 8x8, so that squares stay whole
+  kernel = kernel.reshape(4, 2, 4, 2, channels, -1).transpose(0, 2, 1, 3, 4, 5)
+  return lax.conv_general_dilated(
+      x, kernel.reshape(4, 4, 4 * channels, -1), (1, 1), [(2, 1), (2, 1)],
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def _max_pool(x):
+  """3x3, stride 2, padding 1; written out, because its gradient by the library is slow on CPUs."""
+  for axis in (1, 2):
+    size = (x.shape[axis] + 1) // 2
+    x = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)])  # zeros: x is never negative
+    x = functools.reduce(jnp.maximum, [
+        lax.slice_in_dim(x, i, i + 2 * size - 1, 2, axis) for i in range(3)])
+  return x
+
+
+def without_gray(kernel: jax.Array) -> jax.Array:
+  """The nearest kernel [h, w, 3, c] whose sums do not change when an offset is added to all pixels.
+
+  Images reach the kernel divided by the standard deviation of each channel, which the sum allows for.
+  """
+  weight = jnp.asarray(1 / np.array(checkpoints.IMAGENET_STD), kernel.dtype)[:, None]
+  area = kernel.shape[0] * kernel.shape[1]
+  total = (kernel * weight).sum((0, 1, 2)) / (area * jnp.square(weight).sum())
+  return kernel - weight * total
+
+
+class Block(nn.Module):
+  """A residual block of two 3x3 convolutions."""
+
+  planes: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x, norm):
+    y = nn.relu(norm(name='bn1')(Conv(self.planes, 3, self.stride, name='conv1')(x)))
+    y = norm(name='bn2')(Conv(self.planes, 3, name='conv2')(y))
+    if self.stride != 1 or x.shape[-1] != self.planes:
+      x = norm(name='downsample_1')(Conv(self.planes, 1, self.stride, name='downsample_0')(x))
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """Feature maps of `layers`; of a member of the family with blocks of two convolutions."""
+
+  architecture: resnet.Architecture
+  layers: tuple[str, ...]
+  gray_free: bool = False
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    width = self.architecture.width
+    norm = functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.95, epsilon=port.BATCH_NORM_EPS)
+    x = Conv(width, 7, 2, self.gray_free, name='conv1')(images)
+    x = _max_pool(nn.relu(norm(name='bn1')(x)))
+    maps = {}
+    for stage, depth in enumerate(self.architecture.depths, 1):
+      for block in range(depth):
+        stride = 2 if stage > 1 and block == 0 else 1
+        x = Block(width * 2 ** (stage - 1), stride, name=f'layer{stage}_{block}')(x, norm)
+      maps[f'layer{stage}'] = x
+    return {name: maps[name] for name in self.layers}
+
+
+class Head(nn.Module):
+  """What the objective sees of a feature [..., c]: a small network that is thrown away afterwards."""
+
+  width: int
+  features: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    x = nn.Dense(self.width)(x)
+    x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.95)(x))
+    return nn.Dense(self.features)(x)
+
+
+def state_dict(variables: Mapping[str, Any], *, gray_free: bool = False) -> dict[str, np.ndarray]:
+  """Variables of `ResNet` as a PyTorch checkpoint: float32 arrays by name."""
+  result = {}
+
+  def visit(path, leaf):
+    *modules, name = (p.key for p in path)
+    key = '.'.join(m.replace('_', '.') for m in modules)
+    leaf = np.asarray(leaf, np.float32)
+    if name == 'kernel':
+      leaf = np.asarray(without_gray(leaf)) if gray_free and key == 'conv1' else leaf
+      result[f'{key}.weight'] = np.ascontiguousarray(leaf.transpose(3, 2, 0, 1))
+    else:
+      torch_name = {'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}[name]
+      result[f'{key}.{torch_name}'] = leaf
+
+  for collection in ('params', 'batch_stats'):
+    jax.tree_util.tree_map_with_path(visit, dict(variables[collection]))
+  return result
+
+
+def rescaled(
+    state: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray | float]
+) -> dict[str, np.ndarray]:
+  """The checkpoint of a network whose maps are those of `state` times a factor of each layer or channel.
+
+  Exact but for rounding: a ReLU passes positive factors on, so those of a layer are put into the batch
+  norms at the end of its blocks and taken out of the convolutions that read them. Maps of layers that
+  are joined can so be brought to one scale in the weights themselves.
+
+  Args:
+    state: of a ResNet with blocks of two convolutions, as from `state_dict`.
+    scales: {layer: a positive factor, or one for each channel}, of 'layer1' and so on; layers that are
+      missing stay.
+  """
+  result = {k: np.array(v, np.float64) for k, v in state.items()}
+  blocks = sorted({k.rsplit('.conv', 1)[0] for k in state if k.startswith('layer') and '.conv' in k})
+  # The stem and layer1 are joined by sums without a convolution between them.
+  before = np.asarray(scales.get('layer1', 1.0))
+  for name in ('weight', 'bias'):
+    result[f'bn1.{name}'] *= before
+  for block in blocks:
+    after = np.asarray(scales.get(block.split('.')[0], 1.0))
+    if f'{block}.downsample.0.weight' not in result:
+      assert np.array_equal(before, after), block
+    readers, writers = ('conv1', 'downsample.0'), ('bn2', 'downsample.1')
+    for reader in readers:
+      if f'{block}.{reader}.weight' in result:
+        result[f'{block}.{reader}.weight'] /= before.reshape(-1, 1, 1) if before.ndim else before
+    for writer in writers:
+      if f'{block}.{writer}.weight' in result:
+        for name in ('weight', 'bias'):
+          result[f'{block}.{writer}.{name}'] *= after
+    before = after
+  return {k: v.astype(np.float32) for k, v in result.items()}
