@@ -85,18 +85,20 @@ def plan(
     elif device / num_devices + 2 * centers > 0.8 * device_bytes:
       continue
     kept = 0 if on_disk else embeddings
-    memory = base_bytes + kept + max(batch_bytes, host_points + min(block, 3 * embeddings), bank)
+    fit = kept + max(batch_bytes, host_points + min(block, 3 * embeddings), bank)
+    memory = base_bytes + max(fit, 2 * bank)  # Orbax copies what it saves
     disk = on_disk * embeddings + points_on_disk * points
     tried.append(FitPlan(num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk))
   for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream)):
     if way.memory_bytes <= memory_gb * 1e9:
       return way
   least = min((way.memory_bytes for way in tried), default=0)
-  if batch_bytes > max(bank, block):
+  if batch_bytes > max(2 * bank, block):
     advice = 'lower data.batch_size'
   else:
     advice = 'lower coreset.ratios'
   raise ValueError(
-      f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: '
-      f'{base_bytes / 1e9:.1f} that the process has already, and {batch_bytes / 1e9:.1f} for a batch of '
-      f'images, or {bank / 1e9:.1f} for the bank of {num_selected} patches. Raise it, or {advice}.')
+      f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: {base_bytes / 1e9:.1f} '
+      f'that the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or '
+      f'{2 * bank / 1e9:.1f} for the bank of {num_selected} patches, twice when it is saved. Raise it, or '
+      f'{advice}.')
