@@ -1,6 +1,9 @@
 """The backbone of the package: a slim ResNet-18, trained on procedural images.
 
     python -m experiments.pretrain --config=configs/pretrain.py --workdir=runs/pretrain
+
+Its result lies in the package as `resnet18_slim.procedural`. Hardware and time: 2 cores of a shared AMD EPYC,
+44 minutes beside other work. What it reaches, and what else was tried: docs/pretrained.md.
 """
 
 from ml_collections import ConfigDict

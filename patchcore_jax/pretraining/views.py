@@ -27,7 +27,7 @@ class ViewSpec:
     bias: of an offset of all pixels.
     gray: share of the views without colour.
     slope: of the change of light from the centre to an edge.
-    blur: the largest weight of the neighbours on each side, of 3; up to 1 / 3.
+    blur: the largest weight of each neighbour along an axis; up to 1 / 3, where all three count alike.
     noise: the largest strength of gray noise, of single pixels and of cells of 4 x 4.
   """
 
@@ -41,8 +41,8 @@ class ViewSpec:
   bias: float = 0.12
   gray: float = 0.3
   slope: float = 0.1
-  blur: float = 0.25
-  noise: float = 0.06
+  blur: float = 0.15
+  noise: float = 0.04
 
 
 class Views(NamedTuple):
