@@ -84,7 +84,7 @@ def _s4(measured: list[Measured], published: Path) -> Table:
   columns, comparable = _columns(list(theirs[0])[3:], ours)
   sections = {layers: [] for layers in dict.fromkeys(row['layers'] for row in theirs)} if comparable else {}
   for m in ours:
-    depths = ' '.join(layer.removeprefix('layer') for layer in m.layers) or "the backbone's own"
+    depths = ' '.join(layer.removeprefix('layer') for layer in m.layers) or 'own'
     sections.setdefault(depths, []).append(m)
   rows = []
   for layers, members in sections.items():
