@@ -77,11 +77,12 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   images = pool.Pool(
       config.seed, config.pool.size, image_size=config.pool.image_size, fresh=config.pool.fresh,
       num_workers=config.pool.num_workers)
-  losses, pending, began = [], [], None
+  losses, pending = [], []
   try:
     if step < end:
       with cli.progress_bar('pool') as progress:
         batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
+    began = time.monotonic()  # the first rate has the compilation in it
     while step < end:
       state, report = step_fn(state, batch)
       step += 1
@@ -92,9 +93,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
         values = [{k: float(v) for k, v in jax.device_get(r).items()} for r in pending]
         losses += [v['loss'] for v in values]
         now = time.monotonic()
-        rate = len(pending) * spec.batch_size / (now - began) if began else float('nan')
+        log.write(step, spec.steps, values, len(pending) * spec.batch_size / (now - began))
         began, pending = now, []
-        log.write(step, spec.steps, values, rate)
         if not np.isfinite(losses[-1]):
           raise ValueError(f'The loss is not finite at step {step}: lower config.learning_rate.')
       if step % config.save_every == 0 and step < end:

@@ -24,7 +24,7 @@ from patchcore_jax import backbones
 from patchcore_jax.backbones import port, resnet
 from patchcore_jax.data import procedural
 from patchcore_jax.pretraining import network, objectives, pool, training, views
-from tests import conftest, small
+from tests import conftest, precision, small
 
 # Light and camera change nothing: what a view shows is what lies there.
 PLAIN = views.ViewSpec(
@@ -33,6 +33,7 @@ SPEC = views.ViewSpec(size=32, points=3)
 # Of two layers and a few channels, which compiles in seconds.
 TINY = {'resnet_tiny': resnet.Architecture((1, 2), bottleneck=False, width=8)}
 LAYERS = ('layer1', 'layer2')
+
 
 def _recipe(**changes):
   return training.Recipe('resnet_tiny', **{
@@ -63,6 +64,10 @@ class TestViews:
     assert inside.sum() > 100
     np.testing.assert_allclose(shown[0][inside], shown[1][inside], atol=0.02)
     assert np.abs(np.asarray(points[0] - points[1]))[inside].mean() > 2  # they are not the same pixels
+
+  def test_positions_are_exact_on_every_device(self):
+    precision.assert_highest(
+        lambda images: views.take(jax.random.key(0), images, PLAIN), np.zeros((2, 64, 64, 3), np.uint8))
 
   def test_a_view_by_hand(self):
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, -1)

@@ -2,6 +2,8 @@
 
 A step is a pure function of (state, images, seed); the images of a step are one of (seed, step), see
 `pool.Pool`. So a run is repeated by its seed, and goes on from a checkpoint as if it had not stopped.
+Convolutions and products are of the precision that a device has by default, which is faster: they decide
+about weights, not about anybody's scores.
 """
 
 import dataclasses
