@@ -18,6 +18,11 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
 
+# What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
+DECODING_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
+    struct.error, Image.DecompressionBombError)
+
 
 class ImageError(ValueError):
   """An image or mask file that cannot be used; the message names the file and the remedy."""
@@ -172,24 +177,16 @@ def transform(
     image = Image.fromarray(np.asarray(image)[rows[:, None], columns])
   elif (height, width) != (image.height, image.width):
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-  if preprocessing.pad:
-    pad_h, pad_w = (max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), (height, width)))
-    if pad_h or pad_w:
-      edges = [(pad_h // 2, pad_h - pad_h // 2), (pad_w // 2, pad_w - pad_w // 2), (0, 0)]
-      pixels = np.asarray(image)
-      # Padding is not part of the object: a defect at the border must not grow into it.
-      mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
-      image = Image.fromarray(np.pad(pixels, edges[:pixels.ndim], **mode))
+  before, after = padding((height, width), preprocessing)
+  if any(before + after):
+    edges = [*zip(before, after), (0, 0)]
+    pixels = np.asarray(image)
+    # Padding is not part of the object: a defect at the border must not grow into it.
+    mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
+    image = Image.fromarray(np.pad(pixels, edges[:pixels.ndim], **mode))
   if preprocessing.crop:
-    crop_h, crop_w = _pair(preprocessing.crop)
-    if crop_h > image.height or crop_w > image.width:
-      raise ValueError(
-          f'the image is {image.width} x {image.height} pixels after resizing, smaller than the '
-          f'crop of {crop_w} x {crop_h} (width x height): choose a smaller preprocess.crop, a '
-          'larger preprocess.resize, or set preprocess.pad.')
-    # Half pixels are rounded to even, as torchvision's CenterCrop does.
-    top, left = round((image.height - crop_h) / 2), round((image.width - crop_w) / 2)
-    image = image.crop((left, top, left + crop_w, top + crop_h))
+    top, left, height, width = crop_offset((image.height, image.width), preprocessing)
+    image = image.crop((left, top, left + width, top + height))
   return image
 
 
@@ -210,6 +207,37 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
+def padding(
+    size: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Pixels added (above, left) and (below, right) to an image of `size` (height, width) after resizing.
+
+  >>> padding((5, 8), Preprocessing(resize=(), pad=(8,), crop=()))
+  ((1, 0), (2, 0))
+  """
+  missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad or (0,)), size)]
+  before = tuple(m // 2 for m in missing)
+  return before, tuple(m - b for m, b in zip(missing, before))
+
+
+def crop_offset(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+  """(top, left, height, width) of what is kept of an image of `size` (height, width) after padding.
+
+  Raises:
+    ValueError: it is smaller than the crop.
+  """
+  height, width = size
+  if not preprocessing.crop:
+    return 0, 0, height, width
+  crop_h, crop_w = _pair(preprocessing.crop)
+  if crop_h > height or crop_w > width:
+    raise ValueError(
+        f'the image is {width} x {height} pixels after resizing, smaller than the '
+        f'crop of {crop_w} x {crop_h} (width x height): choose a smaller preprocess.crop, a '
+        'larger preprocess.resize, or set preprocess.pad.')
+  # Half pixels are rounded to even, as torchvision's CenterCrop does.
+  return round((height - crop_h) / 2), round((width - crop_w) / 2), crop_h, crop_w
+
+
 def _open(path, read) -> Image.Image:
   try:
     with warnings.catch_warnings():
@@ -224,9 +252,7 @@ def _open(path, read) -> Image.Image:
   except UnidentifiedImageError as e:
     raise ImageError(
         f'Cannot read {path}: its content is not a known image format. Replace or remove it.') from e
-  # What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
-  except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError,
-          OverflowError, MemoryError, struct.error) as e:
+  except DECODING_ERRORS as e:
     raise ImageError(
         f'Cannot read {path}: {e or type(e).__name__}. The file is damaged or truncated; replace or '
         'remove it.') from e
