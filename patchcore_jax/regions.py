@@ -12,11 +12,12 @@ _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong toget
 
 
 class Region(NamedTuple):
-  """A region of a map, in its pixels. Coordinates are of edges: (0, 0) is the upper left corner.
+  """A region of a map, in its pixels.
 
   Attributes:
     box: (left, top, right, bottom), right and bottom exclusive.
-    centroid: (x, y), weighted by the map's excess over the region's limit.
+    centroid: (x, y), weighted by the map's excess over the region's limit; whole numbers are centres of
+      pixels.
     peak: the largest value.
   """
 
@@ -46,6 +47,6 @@ def most_anomalous(anomaly_map: np.ndarray, threshold: float | None = None) -> R
   rows, columns = np.nonzero(labels == labels[at])
   # A little more than the excess, so that a region of one value has a centre too.
   weights = anomaly_map[rows, columns].astype(np.float64) - threshold + 1e-6 * (abs(peak) + 1e-30)
-  x, y = (float(np.average(v + 0.5, weights=weights)) for v in (columns, rows))
+  x, y = (float(np.average(v, weights=weights)) for v in (columns, rows))
   box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
   return Region(box, (x, y), peak)

@@ -12,11 +12,16 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
+
+# An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
+_MOST_PIXELS = 10**8
+
 
 # What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
 DECODING_ERRORS = (
@@ -170,24 +175,72 @@ def transform(
   >>> transform(Image.new('L', (700, 500)), Preprocessing(crop=())).size  # (width, height)
   (358, 256)
   """
-  height, width = resized_size(image.height, image.width, preprocessing)
+  geometry = geometry_of(image.height, image.width, preprocessing)
+  height, width = geometry.resized
   if nearest:
     rows = np.arange(height) * image.height // height
     columns = np.arange(width) * image.width // width
     image = Image.fromarray(np.asarray(image)[rows[:, None], columns])
   elif (height, width) != (image.height, image.width):
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-  before, after = padding((height, width), preprocessing)
-  if any(before + after):
-    edges = [*zip(before, after), (0, 0)]
+  if any(map(any, geometry.pad)):
     pixels = np.asarray(image)
     # Padding is not part of the object: a defect at the border must not grow into it.
     mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
-    image = Image.fromarray(np.pad(pixels, edges[:pixels.ndim], **mode))
-  if preprocessing.crop:
-    top, left, height, width = crop_offset((image.height, image.width), preprocessing)
+    image = Image.fromarray(np.pad(pixels, (*geometry.pad, (0, 0))[:pixels.ndim], **mode))
+  (top, left), (height, width) = geometry.crop, geometry.size
+  if (height, width) != (image.height, image.width):
     image = image.crop((left, top, left + width, top + height))
   return image
+
+
+class Geometry(NamedTuple):
+  """What `transform` does to images of one size; every size and position is (height, width) or (y, x).
+
+  Attributes:
+    resized: size after resizing.
+    pad: pixels added then, ((above, below), (left, right)).
+    crop: of the padded image, the upper left pixel that is kept.
+    size: of the result.
+  """
+
+  resized: tuple[int, int]
+  pad: tuple[tuple[int, int], tuple[int, int]]
+  crop: tuple[int, int]
+  size: tuple[int, int]
+
+
+def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geometry:
+  """Where the pixels of an image of this size go.
+
+  Raises:
+    ValueError: the image is smaller than the crop after resizing and padding, or so long and thin
+      that resizing would make it huge.
+
+  >>> geometry_of(500, 700, Preprocessing())
+  Geometry(resized=(256, 358), pad=((0, 0), (0, 0)), crop=(16, 67), size=(224, 224))
+  """
+  resized = resized_size(height, width, preprocessing)
+  if resized[0] * resized[1] > max(_MOST_PIXELS, height * width):
+    raise ValueError(
+        f'the image is {width} x {height} pixels and would be {resized[1]} x {resized[0]} after '
+        f'resizing, more than {_MOST_PIXELS / 1e6:.0f} million pixels: cut it into pieces, or set '
+        'preprocess.resize=(height, width).')
+  pad = ((0, 0), (0, 0))
+  if preprocessing.pad:
+    missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), resized)]
+    pad = tuple((m // 2, m - m // 2) for m in missing)
+  size = tuple(s + before + after for s, (before, after) in zip(resized, pad))
+  if not preprocessing.crop:
+    return Geometry(resized, pad, (0, 0), size)
+  crop = _pair(preprocessing.crop)
+  if crop[0] > size[0] or crop[1] > size[1]:
+    raise ValueError(
+        f'the image is {size[1]} x {size[0]} pixels after resizing, smaller than the '
+        f'crop of {crop[1]} x {crop[0]} (width x height): choose a smaller preprocess.crop, a '
+        'larger preprocess.resize, or set preprocess.pad.')
+  # Half pixels are rounded to even, as torchvision's CenterCrop does.
+  return Geometry(resized, pad, tuple(round((s - c) / 2) for s, c in zip(size, crop)), crop)
 
 
 def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -205,37 +258,6 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   else:
     new_short, new_long = max(1, int(resize[0] * short / long)), resize[0]
   return (new_short, new_long) if height <= width else (new_long, new_short)
-
-
-def padding(
-    size: tuple[int, int], preprocessing: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
-  """Pixels added (above, left) and (below, right) to an image of `size` (height, width) after resizing.
-
-  >>> padding((5, 8), Preprocessing(resize=(), pad=(8,), crop=()))
-  ((1, 0), (2, 0))
-  """
-  missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad or (0,)), size)]
-  before = tuple(m // 2 for m in missing)
-  return before, tuple(m - b for m, b in zip(missing, before))
-
-
-def crop_offset(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
-  """(top, left, height, width) of what is kept of an image of `size` (height, width) after padding.
-
-  Raises:
-    ValueError: it is smaller than the crop.
-  """
-  height, width = size
-  if not preprocessing.crop:
-    return 0, 0, height, width
-  crop_h, crop_w = _pair(preprocessing.crop)
-  if crop_h > height or crop_w > width:
-    raise ValueError(
-        f'the image is {width} x {height} pixels after resizing, smaller than the '
-        f'crop of {crop_w} x {crop_h} (width x height): choose a smaller preprocess.crop, a '
-        'larger preprocess.resize, or set preprocess.pad.')
-  # Half pixels are rounded to even, as torchvision's CenterCrop does.
-  return round((height - crop_h) / 2), round((width - crop_w) / 2), crop_h, crop_w
 
 
 def _open(path, read) -> Image.Image:
