@@ -69,7 +69,8 @@ class PatchCore:
         progress=progress)
     bank.description.update(
         expected, scoring=vars(settings.scoring), source=self._source,
-        images=images.train_names(recorder.index), category=images.name, num_skipped=images.num_train - bank.description['num_images'],
+        images=images.train_names(recorder.index), category=images.name,
+        num_skipped=images.num_train - bank.description['num_images'],
         fit_seconds=time.monotonic() - began)
     memory_bank.save(path, bank)
     return bank
