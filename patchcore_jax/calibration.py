@@ -138,12 +138,23 @@ def calibrated_score(calibration: Calibration, score: float) -> float:
   >>> [round(calibrated_score(c, s), 3) for s in (0, 8**0.5, 8, 8 * 8**0.5)]
   [0.0, 0.1, 0.5, 0.9]
   """
-  if score <= 0:
-    return 0.0
-  limit = math.log(calibration.image_threshold)
+  with np.errstate(divide='ignore'):  # a score of 0 has no logarithm
+    return float(calibrated_scores(calibration, np.float64(score)))
+
+
+def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> Any:
+  """`calibrated_score` of many, as arrays of NumPy or, with `xp=jax.numpy`, inside a compiled program.
+
+  Args:
+    scores: any shape, 0 or more.
+    xp: the module of the array's kind.
+  """
+  threshold = max(calibration.image_threshold, _TINY)
   middle = float(np.median(np.log(np.maximum(calibration.image_scores, _TINY))))
-  reach = max(limit - middle, 1e-6)  # of images that all score the same
-  return float(1 / (1 + 9 ** -np.clip((math.log(score) - limit) / reach, -100, 100)))
+  reach = max(math.log(threshold) - middle, 1e-6)  # of images that all score the same
+  # log(score / threshold), precise near the threshold in float32 too.
+  distance = xp.log1p((scores - threshold) / threshold) / reach
+  return 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100)))
 
 
 def suspicious(scores: Sequence[float]) -> list[int]:

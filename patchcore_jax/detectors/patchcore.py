@@ -400,6 +400,20 @@ def prediction(
       parallel.split(prepared) if sharded else parallel.replicate(prepared))
 
 
+def predict_fn(
+    backbone: Backbone, bank: MemoryBank, *, embedding: EmbeddingSpec, scoring_spec: ScoringSpec,
+) -> Callable[[Any, jax.Array], tuple[jax.Array, ...]]:
+  """The pure function of `prediction`, on one device and against the whole bank, for programs of one's own.
+
+  Its parameters are the backbone's variables and what `neighbors.prepare` makes of the bank.
+
+  Raises:
+    BankError: as `predict`.
+  """
+  memory_bank.check(bank.description, describe(backbone, embedding))
+  return _predict_fn(_embed_fn_of(backbone, embedding), scoring_spec, (len(bank.embeddings),))
+
+
 def _embed_fn_of(backbone, embedding):
   return _embed_fn(base.maps_of(backbone), embedding)
 

@@ -1,0 +1,73 @@
+"""Writes a program that scores images with JAX alone: one file with the network, the bank and all between.
+
+    python -m experiments.export --bank=BANK --out=FOLDER
+    python -m experiments.export --bank=BANK --out=FOLDER --camera=2048x2448
+
+FOLDER appears with program.jax, description.json, README.md and run.py, an example that needs neither this
+package nor the bank:
+
+    python FOLDER/run.py IMAGE...
+
+By default the program takes images of the network's size; with --camera it takes whole frames of the camera
+and resizes and crops them itself. Before anything is written it is compared with patchcore.predict on this
+machine. docs/export.md tells how it is taken to other runtimes.
+"""
+
+import re
+
+from absl import flags
+
+from experiments import cli
+from patchcore_jax import export, inspection
+
+_BANK = flags.DEFINE_string('bank', None, 'Bank of experiments.fit.')
+_OUT = flags.DEFINE_string('out', None, 'Folder that is made.')
+_CAMERA = flags.DEFINE_string(
+    'camera', '', 'HEIGHTxWIDTH of camera frames in pixels, for a program that takes them as they come.')
+_PLATFORMS = flags.DEFINE_list(
+    'platforms', ['cpu', 'cuda', 'tpu'],
+    f'Where the program is to run, this machine among them; of {", ".join(export.PLATFORMS)}.')
+_AT_ONCE = flags.DEFINE_integer(
+    'at_once', 8, 'So many images pass through the network together; of a batch, the rest singly. More is '
+    'faster on accelerators with large batches.')
+_BACKBONE = flags.DEFINE_string(
+    'backbone', '', 'Name of the backbone, where it is another here than the bank says.')
+_WEIGHTS = flags.DEFINE_string(
+    'backbone_weights', '', 'File of its weights, where it lies elsewhere than the bank says.')
+
+
+def main(_) -> None:
+  inspector = inspection.load(_BANK.value, name=_BACKBONE.value, weights=_WEIGHTS.value)
+  with cli.progress_bar('export') as progress:
+    description = export.write(
+        _OUT.value, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
+        at_once=_AT_ONCE.value, progress=progress)
+  parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
+  cli.console.print(
+      f'{_OUT.value}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
+      f'{description["bytes"] / 2**20:.1f} MiB', markup=False)
+  cli.console.print(
+      f'differs from patchcore.predict by {parity["largest_difference"]:.1e} at most '
+      f'(on {parity["platform"]})')
+  cli.console.print(f'python {_OUT.value}/run.py IMAGE...', markup=False)
+
+
+def frame_size(text: str) -> tuple[int, int] | None:
+  """(height, width) of --camera; None for none.
+
+  Raises:
+    ValueError: another form.
+
+  >>> frame_size('2048x2448')
+  (2048, 2448)
+  """
+  if not text:
+    return None
+  if not (match := re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)):
+    raise ValueError(f'--camera={text}: expected HEIGHTxWIDTH in pixels, for example 2048x2448.')
+  return int(match[1]), int(match[2])
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['bank', 'out'])
+  cli.run(main)
