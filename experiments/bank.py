@@ -61,7 +61,8 @@ def main(argv) -> None:
     memory_bank.save(_OUT.value, changed)
   else:
     memory_bank.replace(_BANK.value, changed)
-  cli.console.print(f'{_OUT.value or _BANK.value}: {changed.description["history"][-1]["what"]}', markup=False)
+  what = changed.description['history'][-1]['what']
+  cli.console.print(f'{_OUT.value or _BANK.value}: {what}', markup=False)
   if bank.description.get('calibration') and not changed.description.get('calibration'):
     cli.console.print(
         'Its thresholds are gone, because scores are larger now. `experiments.bank calibrate` makes new ones '
