@@ -90,9 +90,9 @@ def merge(bank: MemoryBank, other: MemoryBank) -> MemoryBank:
 
   Args:
     bank: its rows stay, in front; its covering radius and false-alarm rate hold.
-    other: made in the same way; its rows are added where `bank` does not cover them. Where only one of the two
-      has thresholds the result has none; else they are made of the scores of both: each bank's images had not
-      been seen by its own folds, and a larger bank gives smaller scores, so the thresholds err towards fewer
+    other: made in the same way; its rows are added where `bank` does not cover them. Where only one of the
+      two has thresholds the result has none; else they are made of the scores of both: each image was scored
+      against a bank without it, and a larger bank gives smaller scores, so the thresholds err towards fewer
       alarms. Pictures are kept if both have them.
 
   Raises:
