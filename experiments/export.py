@@ -30,6 +30,7 @@ _PLATFORMS = flags.DEFINE_list(
 _AT_ONCE = flags.DEFINE_integer(
     'at_once', 8, 'So many images pass through the network together; of a batch, the rest singly. More is '
     'faster on accelerators with large batches.')
+_ONNX = flags.DEFINE_bool('onnx', False, "Also write program.onnx; needs the extra 'onnx'.")
 _BACKBONE = flags.DEFINE_string(
     'backbone', '', 'Name of the backbone, where it is another here than the bank says.')
 _WEIGHTS = flags.DEFINE_string(
@@ -41,7 +42,7 @@ def main(_) -> None:
   with cli.progress_bar('export') as progress:
     description = export.write(
         _OUT.value, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
-        at_once=_AT_ONCE.value, progress=progress)
+        at_once=_AT_ONCE.value, onnx=_ONNX.value, progress=progress)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
   cli.console.print(
       f'{_OUT.value}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
@@ -49,6 +50,10 @@ def main(_) -> None:
   cli.console.print(
       f'differs from patchcore.predict by {parity["largest_difference"]:.1e} at most '
       f'(on {parity["platform"]})')
+  if onnx := description.get('onnx'):
+    cli.console.print(
+        f'{onnx["program"]}: one image at a time, {onnx["bytes"] / 2**20:.1f} MiB, differs by '
+        f'{onnx["largest_difference"]:.1e} at most')
   cli.console.print(f'python {_OUT.value}/run.py IMAGE...', markup=False)
 
 

@@ -154,7 +154,7 @@ def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> An
   reach = max(math.log(threshold) - middle, 1e-6)  # of images that all score the same
   # log(score / threshold), precise near the threshold in float32 too.
   distance = xp.log1p((scores - threshold) / threshold) / reach
-  return 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100)))
+  return xp.where(scores > 0, 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100))), 0)
 
 
 def suspicious(scores: Sequence[float]) -> list[int]:

@@ -3,6 +3,7 @@
   program.jax        the network, the bank and all between, from uint8 pixels on (`jax.export`, StableHLO)
   description.json   inputs, outputs, thresholds, versions, checksum
   run.py, README.md  how it is used
+  program.onnx       if asked for: the same for ONNX Runtime, one image at a time (`export_onnx`)
 
 The program is what `patchcore.predict` runs (`patchcore.predict_fn`), so there is no second scorer; only how
 a batch of any size is gone through is of this module. Nothing is written unless the program, read back from
@@ -18,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from jax import lax
 from PIL import Image
 
 import patchcore_jax
-from patchcore_jax import calibration, inspection, neighbors, parallel, provenance
+from patchcore_jax import calibration, export_onnx, inspection, neighbors, parallel, provenance
 from patchcore_jax.data import frames, preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
@@ -45,7 +47,8 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 TOLERANCE = 1e-4
 # Sizes are 32-bit offsets both in the file (flatbuffers) and in what is given to the compiler (protobuf).
 _MOST_BYTES = 2**31 - 2**26
-_PROGRAM, _DESCRIPTION, _SCRIPT, _README = 'program.jax', 'description.json', 'run.py', 'README.md'
+_PROGRAM, _ONNX = 'program.jax', 'program.onnx'
+_DESCRIPTION, _SCRIPT, _README = 'description.json', 'run.py', 'README.md'
 
 
 class ParityError(ValueError):
@@ -76,33 +79,28 @@ def program(
   """
   if at_once < 1:
     raise ValueError(f'at_once={at_once}: expected at least 1 image.')
-  prepare = _preparation(inspector, camera)
-  fn = patchcore.predict_fn(
-      inspector.backbone, inspector.bank, embedding=inspector.embedding, scoring_spec=inspector.scoring)
+  fn = _program_of_parts(inspector, camera)
   parameters = inspector.backbone.variables, neighbors.prepare(inspector.bank.embeddings, shortlist)
-  c = inspector.calibration
-
-  def score(constants, images):
-    scores, maps, *_ = fn(constants, prepare(images))
-    return {'image_score': scores[:, 0], 'anomaly_map': maps[:, 0]}
 
   def run(images):
     # The barrier keeps the compiler from computing with these constants beforehand: for a WideResNet-50 and
     # 25,000 patches that takes four times the time and twice the memory, and gains nothing.
     constants = lax.optimization_barrier(jax.tree.map(jnp.asarray, parameters))
-    results = _in_parts(lambda part: score(constants, part), images, at_once)
-    if c:
-      scores = results['image_score']
-      results['calibrated_score'] = calibration.calibrated_scores(c, scores, jnp)
-      results['anomalous'] = scores >= jnp.float32(c.image_threshold)
-    return results
+    return _in_parts(lambda part: fn(constants, part), images, at_once)
 
   return run
 
 
+def program_in_one_pass(inspector: Inspector, *, camera: tuple[int, int] | None = None) -> Program:
+  """`program` of a batch of known size, without loops: for converters to other runtimes."""
+  fn = _program_of_parts(inspector, camera)
+  parameters = inspector.backbone.variables, neighbors.in_one_pass(inspector.bank.embeddings)
+  return lambda images: fn(parameters, images)
+
+
 def write(
     path: str | os.PathLike, inspector: Inspector, *, camera: tuple[int, int] | None = None,
-    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'), at_once: int = 8,
+    platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'), at_once: int = 8, onnx: bool = False,
     progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
   """Exports, compares, and writes the folder, which appears only when it is complete.
 
@@ -111,7 +109,8 @@ def write(
     inspector, camera, at_once: as of `program`.
     platforms: where the program is to run, some of `PLATFORMS`. This machine's must be among them, because
       the comparison runs here.
-    progress: called with ('build', ...) and ('check', done, total).
+    onnx: also writes program.onnx, and compares it, in ONNX Runtime.
+    progress: called with (stage, done, total); stages are 'build', 'check', 'build onnx', 'check onnx'.
 
   Returns:
     What description.json holds.
@@ -119,13 +118,15 @@ def write(
   Raises:
     ParityError: the program gives other scores than `patchcore.predict`.
     ValueError: `path` exists, bad arguments, a program that is too large for one file, or one that cannot be
-      made for these platforms.
+      made for these platforms or for ONNX; `onnx` without the packages for it.
     OSError: the folder cannot be written.
   """
   path = Path(path).absolute()
   if path.exists():
     raise ValueError(f'{path} exists: an export is not overwritten. Remove it or choose another folder.')
   platforms = _checked(platforms)
+  if onnx:
+    export_onnx.check_installed()
   height, width = camera or inspector.image_size
   progress = progress or (lambda stage, done, total: None)
   shortlist = 'float32' if 'cpu' in platforms else 'bfloat16'
@@ -151,6 +152,8 @@ def write(
         parity={
             'platform': jax_export.default_export_platform(), 'largest_difference': difference,
             'tolerance': TOLERANCE})
+    if onnx:
+      description['onnx'] = _write_onnx(made / _ONNX, inspector, camera, at_once, progress)
     (made / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
     (made / _README).write_text(_readme(description))
     shutil.copyfile(Path(__file__).with_name('export_run.py'), made / _SCRIPT)
@@ -242,6 +245,20 @@ def check(
   return largest
 
 
+def _write_onnx(path, inspector, camera, at_once, progress):
+  """Writes and compares the ONNX file; what description.json tells of it."""
+  images = probes(inspector, at_once + 3, camera)
+  export_onnx.convert(program_in_one_pass(inspector, camera=camera), (1, *images.shape[1:]), path)
+  progress('build onnx', 1, 1)
+  difference = check(
+      export_onnx.runner(path), inspector, images, sizes=(len(images),), camera=camera,
+      progress=lambda done, total: progress('check onnx', done, total))
+  return {
+      'program': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+      'bytes': path.stat().st_size, 'input': export_onnx.INPUT, 'batch': 1, 'largest_difference': difference,
+      'versions': {name: metadata.version(name) for name in ('jax2onnx', 'onnxruntime')}}
+
+
 def describe(
     inspector: Inspector, camera: tuple[int, int] | None, platforms: Sequence[str], at_once: int, *,
     digest: str, size: int, parity: dict[str, Any]) -> dict[str, Any]:
@@ -282,6 +299,24 @@ def describe(
       'versions': {
           'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__, 'pillow': PIL.__version__},
   }
+
+
+def _program_of_parts(inspector, camera):
+  """((variables, bank), images) -> the dict of `program`."""
+  prepare = _preparation(inspector, camera)
+  fn = patchcore.predict_fn(
+      inspector.backbone, inspector.bank, embedding=inspector.embedding, scoring_spec=inspector.scoring)
+  c = inspector.calibration
+
+  def run(parameters, images):
+    scores, maps, *_ = fn(parameters, prepare(images))
+    results = {'image_score': scores[:, 0], 'anomaly_map': maps[:, 0]}
+    if c:
+      results['calibrated_score'] = calibration.calibrated_scores(c, scores[:, 0], jnp)
+      results['anomalous'] = scores[:, 0] >= jnp.float32(c.image_threshold)
+    return results
+
+  return run
 
 
 def _preparation(inspector, camera):
@@ -375,7 +410,7 @@ def _readme(description):
 `{_PROGRAM}` scores images of parts: the network, the memory bank and all arithmetic are in it. It takes
 {batch} x {' x '.join(map(str, size))} uint8, any number {batch} of images: {description['input']['meaning']}.
 
-    pip install jax flatbuffers numpy pillow
+    pip install jax=={description['versions']['jax']} flatbuffers numpy pillow
     python {_SCRIPT} IMAGE...
 
 | output | shape | type | meaning |
@@ -390,6 +425,6 @@ From Python:
 
 Every batch size is compiled when it is first seen; `jax.jit(program)` keeps what was compiled. `{_SCRIPT}`
 shows how images are read. `{_DESCRIPTION}` has thresholds, versions and the checksum. Made for
-{', '.join(description['platforms'])} with JAX {description['versions']['jax']}: JAX promises to read such
-files for at least six months of its later versions.
+{', '.join(description['platforms'])} with JAX {description['versions']['jax']}. Later versions of JAX read it
+for about half a year; pin the version, or export again.
 """

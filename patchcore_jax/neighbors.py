@@ -90,6 +90,16 @@ class SearchBank(NamedTuple):
   count: Any
 
 
+def in_one_pass(bank) -> SearchBank:
+  """A bank [m, d] float32 that is searched without loops, and without a second look at queries in doubt.
+
+  It is for programs that go to runtimes which have no loops, or converters that do not know them. The
+  distance matrix is whole then. What is found for a query in doubt is as near as the nearest but for
+  `distances.product_error`.
+  """
+  return SearchBank(np.asarray(bank, np.float32), *[None] * 6)
+
+
 def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> SearchBank:
   """Makes a bank [m, d] ready for many searches.
 
@@ -305,6 +315,9 @@ def _sharded_search(mesh, k):
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _search(queries, bank, sizes, k, blocks):
   """[(distances_sq, indices)] of each size, ascending."""
+  if bank.columns is None:  # `in_one_pass`; whole blocks would be a loop, of one step
+    blocks = len(queries), len(bank.rows) + 1
+    return _by_shortlist(queries, _as_it_is(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
   found, doubtful = _by_shortlist(queries, bank, sizes, k, k + _SPARE, blocks)
 
   def longer(queries):

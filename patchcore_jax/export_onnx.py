@@ -1,0 +1,116 @@
+"""An exported program as an ONNX file, by jax2onnx (extra `onnx`).
+
+jax2onnx translates what JAX traced, operation by operation. Where it knows no translation, or one that ONNX
+Runtime refuses, the program is put in other words here, with the same result:
+  - what depends on the platform is settled beforehand (`lax.platform_dependent` has no counterpart);
+  - a maximum over windows is the maximum of shifted images (its MaxPool has four axes, ONNX Runtime's three).
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+INPUT = 'images'
+
+
+def check_installed() -> None:
+  """Raises ValueError where jax2onnx or onnxruntime is missing."""
+  try:
+    import jax2onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+  except ImportError as e:
+    raise ValueError(
+        f'ONNX needs jax2onnx and onnxruntime, and {e.name} is not installed: '
+        "pip install 'patchcore_jax[onnx]'.") from e
+
+
+def convert(fn: Any, shape: Sequence[int], path: str | os.PathLike) -> None:
+  """Writes a program as one ONNX file.
+
+  Args:
+    fn: of images [b, h, w, 3] uint8, returning a dict of arrays; without loops.
+    shape: of the images, b included.
+    path: of the file.
+
+  Raises:
+    ValueError: an operation that cannot be translated.
+  """
+  import jax2onnx
+  images = jax.ShapeDtypeStruct(tuple(shape), jnp.uint8)
+  closed, results = jax.make_jaxpr(fn, return_shape=True)(images)
+  names = sorted(results)  # as JAX flattens a dict
+  noisy = logging.getLogger('onnx_ir')
+  level = noisy.level
+  noisy.setLevel(logging.ERROR)  # it tells of each annotation that it leaves out
+  try:
+    jax2onnx.to_onnx(
+        lambda x: tuple(_settled(closed.jaxpr, closed.consts, x)), [images], model_name='patchcore',
+        return_mode='file', output_path=os.fspath(path), export_mode='web',  # one file, whatever its size
+        input_names=[INPUT], output_names=names)
+  except (NotImplementedError, ValueError, TypeError, RuntimeError, KeyError) as e:
+    raise ValueError(
+        f'jax2onnx cannot translate the program: {type(e).__name__}: {str(e).splitlines()[0]}') from e
+  finally:
+    noisy.setLevel(level)
+
+
+def runner(path: str | os.PathLike) -> Any:
+  """The file in ONNX Runtime, on the CPU: a function of images of any number, one after the other."""
+  import onnxruntime
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # errors
+  session = onnxruntime.InferenceSession(os.fspath(path), options, providers=['CPUExecutionProvider'])
+  names = [output.name for output in session.get_outputs()]
+
+  def run(images):
+    results = [session.run(names, {INPUT: np.asarray(image)[None]}) for image in images]
+    return {name: np.concatenate(values) for name, values in zip(names, zip(*results))}
+
+  return run
+
+
+def _settled(jaxpr, consts, *args):
+  """Evaluates a jaxpr as if on a platform without a branch of its own; the results are traced as usual."""
+  env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args]))
+  for eqn in jaxpr.eqns:
+    values = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
+    env.update(zip(eqn.outvars, _evaluated(eqn, values)))
+  return [v.val if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+
+
+def _evaluated(eqn, values):
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'platform_index':
+    return [np.int32(next(i for i, names in enumerate(params['platforms']) if names is None))]
+  if name == 'clamp' and not any(isinstance(v, jax.core.Tracer) for v in values):
+    low, x, high = values
+    return [np.int32(np.clip(x, low, high))]
+  if name == 'cond' and not isinstance(values[0], jax.core.Tracer):
+    branch = params['branches'][int(values[0])]
+    return _settled(branch.jaxpr, branch.consts, *values[1:])
+  if name in ('jit', 'pjit', 'closed_call', 'custom_jvp_call'):
+    inner = params['call_jaxpr' if 'call_jaxpr' in params else 'jaxpr']
+    return _settled(inner.jaxpr, inner.consts, *values)
+  if name == 'reduce_window_max' and values[0].ndim > 3 and _undilated(params):
+    return [_shifted_maximum(values[0], params, eqn.outvars[0].aval.shape)]
+  results = eqn.primitive.bind(*values, **params)
+  return results if eqn.primitive.multiple_results else [results]
+
+
+def _undilated(params):
+  return all(d == 1 for d in (*params['base_dilation'], *params['window_dilation']))
+
+
+def _shifted_maximum(x, params, shape):
+  x = jnp.pad(x, params['padding'], constant_values=-np.inf)
+  strides, result = params['window_strides'], None
+  for offset in np.ndindex(*params['window_dimensions']):
+    part = x[tuple(slice(o, o + (n - 1) * s + 1, s) for o, n, s in zip(offset, shape, strides))]
+    result = part if result is None else jnp.maximum(result, part)
+  return result
