@@ -143,8 +143,9 @@ def write(
     (made / _PROGRAM).write_bytes(exported)
     del exported
     call = jax.jit(jax_export.deserialize(bytearray((made / _PROGRAM).read_bytes())).call)
+    # One image, and a batch that is gone through in both ways.
     difference = check(
-        call, inspector, probes(inspector, at_once + 3, camera), sizes=(1, 3, at_once + 3), camera=camera,
+        call, inspector, probes(inspector, at_once + 3, camera), sizes=(1, at_once + 3), camera=camera,
         progress=lambda done, total: progress('check', done, total))
     description = describe(
         inspector, camera, platforms, at_once, size=(made / _PROGRAM).stat().st_size,
@@ -168,6 +169,9 @@ def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> by
     ValueError: it has operations that one of the platforms lacks.
   """
   (b,) = jax_export.symbolic_shape('b')
+  # Else the file would tell the paths of this machine's source files.
+  limit = jax.config.jax_traceback_in_locations_limit
+  jax.config.update('jax_traceback_in_locations_limit', 0)
   try:
     return jax_export.export(jax.jit(fn), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((b, *shape), jnp.uint8)).serialize()
@@ -175,6 +179,8 @@ def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> by
     raise ValueError(
         f'The program cannot be exported for {", ".join(platforms)}: {str(e).splitlines()[0]} If the '
         'backbone is your own, export for one platform.') from e
+  finally:
+    jax.config.update('jax_traceback_in_locations_limit', limit)
 
 
 def probes(inspector: Inspector, count: int, camera: tuple[int, int] | None = None) -> np.ndarray:

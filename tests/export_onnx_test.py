@@ -1,0 +1,71 @@
+"""The ONNX file, where the extra `onnx` is installed; the rewriting of programs, everywhere."""
+
+import json
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from patchcore_jax import export, export_onnx
+from patchcore_jax.scoring import ScoringSpec
+from tests import export_test
+
+
+@pytest.fixture(scope='module')
+def inspector():
+  return export_test.fitted()
+
+
+def test_settled_programs_have_the_same_results():
+  def fn(images):
+    x = images.astype(jnp.float32)
+    x = lax.platform_dependent(x, cpu=lambda x: -x, default=lambda x: nn.relu(x - 100))
+    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+  images = np.random.default_rng(0).integers(0, 256, (2, 9, 12, 3), dtype=np.uint8)
+  closed = jax.make_jaxpr(fn)(images)
+
+  def settled(images):
+    return export_onnx._settled(closed.jaxpr, closed.consts, images)[0]
+
+  text = str(jax.make_jaxpr(settled)(images))
+  assert 'platform_index' not in text and 'reduce_window' not in text
+  x = np.pad(np.maximum(images.astype(np.float32) - 100, 0), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2]
+  np.testing.assert_array_equal(settled(images), windows.max(axis=(-1, -2)))
+
+
+def test_the_extra_is_named_where_it_is_missing(inspector, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'jax2onnx', None)
+  with pytest.raises(ValueError, match=r"jax2onnx is not installed: pip install 'patchcore_jax\[onnx\]'"):
+    export.write(tmp_path / 'made', inspector, onnx=True)
+  assert not list(tmp_path.iterdir())
+
+
+class TestFile:
+
+  @pytest.fixture(autouse=True)
+  def _installed(self):
+    for module in 'jax2onnx', 'onnxruntime':
+      pytest.importorskip(module, reason=f'{module} ABSENT (extra onnx); this check did not run')
+
+  @pytest.mark.parametrize('camera', [None, export_test.CAMERA])
+  def test_written_and_compared(self, inspector, camera, tmp_path):
+    export.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], camera=camera, at_once=2)
+    description = json.loads((tmp_path / 'made/description.json').read_text())['onnx']
+    assert description['largest_difference'] < 1e-5 and description['batch'] == 1
+    images = export.probes(inspector, 3, camera)
+    results = export_onnx.runner(tmp_path / 'made/program.onnx')(images)
+    assert results['anomaly_map'].shape == (3, 32, 24) and results['anomalous'].dtype == bool
+
+  def test_another_program_does_not_pass(self, inspector, tmp_path, monkeypatch):
+    program = export.program_in_one_pass
+    other = inspector._replace(scoring=ScoringSpec(distance='root'))
+    monkeypatch.setattr(export, 'program_in_one_pass', lambda _, **arguments: program(other, **arguments))
+    with pytest.raises(export.ParityError, match='image_score'):
+      export.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], at_once=2)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,270 @@
+"""Exported programs: against the package, in a process that cannot import it, and made wrong on purpose."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchcore_jax import calibration, export, export_run, inspection, memory_bank, provenance
+from patchcore_jax.data import preprocess
+from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.scoring import ScoringSpec
+from tests import small
+
+PREPROCESSING = Preprocessing(resize=(26,), crop=(32, 24))
+CAMERA = 50, 38  # height, width of frames that become 32 x 24
+AT_ONCE = 3
+
+
+def fitted(scoring=None, **coreset):
+  """A small calibrated bank with pictures, as `experiments.fit` makes them."""
+  scoring = scoring or ScoringSpec(sigma=2.0)
+  images, backbone, embedding = small.images(12), small.backbone(), EmbeddingSpec('mean')
+  bank, scores = patchcore.fit_and_cross_score(
+      backbone, small.batches(images, 4), len(images), embedding=embedding, scoring_spec=scoring, folds=3,
+      coreset_spec=patchcore.CoresetSpec(**{'ratio': 0.3, 'projection_dim': 8} | coreset))
+  bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
+  bank.description.update(
+      inspection.described(
+          preprocessing=PREPROCESSING, scoring=scoring,
+          source={'name': 'tests.small:backbone', 'weights': '', 'seed': 0}),
+      calibration=dataclasses.asdict(calibration.calibrate(*scores, false_alarm_rate=0.2)))
+  return inspection.of_bank(bank)
+
+
+@pytest.fixture(scope='module')
+def inspector():
+  return fitted()
+
+
+@pytest.fixture(scope='module')
+def exported(inspector, tmp_path_factory):
+  path = tmp_path_factory.mktemp('export') / 'made'
+  export.write(path, inspector, at_once=AT_ONCE)
+  return path
+
+
+@pytest.fixture(scope='module')
+def of_camera(inspector, tmp_path_factory):
+  path = tmp_path_factory.mktemp('export') / 'made'
+  export.write(path, inspector, at_once=AT_ONCE, camera=CAMERA, platforms=['cpu'])
+  return path
+
+
+@pytest.fixture(scope='module')
+def program(exported):
+  return export_run.load(exported)[0]
+
+
+def predicted(inspector, images):
+  return inspection.scorer(inspector, len(images))(images)
+
+
+class TestProgram:
+
+  @pytest.mark.parametrize('count', [2, 2 * AT_ONCE])  # the comparison before writing has 1 and AT_ONCE + 3
+  def test_any_batch_size_answers_as_predict(self, inspector, program, count):
+    images = small.images(count, seed=7)
+    want, got = predicted(inspector, images), program(images)
+    # Sums in another order; 1e-6 is ten times their rounding.
+    np.testing.assert_allclose(got['image_score'], want.image_scores[0], rtol=1e-6)
+    np.testing.assert_allclose(got['anomaly_map'], want.anomaly_maps[0], rtol=1e-5)
+    c = inspector.calibration
+    np.testing.assert_allclose(
+        got['calibrated_score'], [calibration.calibrated_score(c, s) for s in want.image_scores[0]], atol=1e-5)
+    np.testing.assert_array_equal(got['anomalous'], want.image_scores[0] >= c.image_threshold)
+
+  @pytest.mark.parametrize('make', [export.program, export.program_in_one_pass])
+  def test_another_way_of_scoring(self, inspector, make):
+    scoring = ScoringSpec(num_neighbors=3, distance='root', image_score='reweighted')
+    other = inspector._replace(scoring=scoring)
+    images = export.probes(other, 5)
+    assert export.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
+
+  def test_in_one_pass_has_no_loop(self, inspector):
+    looped, straight = (
+        str(jax.make_jaxpr(make(inspector))(small.images(1)))
+        for make in (export.program, export.program_in_one_pass))
+    assert 'while' in looped and 'while' not in straight and 'scan' not in straight
+
+  def test_without_thresholds(self, inspector):
+    fn = export.program(inspector._replace(calibration=None))
+    assert set(jax.eval_shape(fn, small.images(2))) == {'image_score', 'anomaly_map'}
+
+  def test_errors(self, inspector):
+    with pytest.raises(ValueError, match='at_once=0'):
+      export.program(inspector, at_once=0)
+    with pytest.raises(ImageError, match='24 x 31 pixels'):
+      wrong = inspector._replace(preprocessing=Preprocessing(resize=(26,), crop=(31, 24)))
+      export.program(wrong, camera=CAMERA)
+
+
+class TestWrite:
+
+  def test_the_folder(self, exported):
+    assert {p.name for p in exported.iterdir()} == {'program.jax', 'description.json', 'run.py', 'README.md'}
+    assert [p.name for p in exported.parent.iterdir()] == ['made']
+    description = json.loads((exported / 'description.json').read_text())
+    assert description['sha256'] == hashlib.sha256((exported / 'program.jax').read_bytes()).hexdigest()
+    assert description['platforms'] == ['cpu', 'cuda', 'tpu']
+    assert description['input']['shape'] == ['b', 32, 24, 3]
+    assert description['outputs']['anomaly_map']['shape'] == ['b', 32, 24]
+    assert description['parity']['largest_difference'] < 1e-5
+    assert description['thresholds']['false_alarm_rate'] == 0.2
+
+  def test_nothing_of_this_machine_is_in_it(self, exported):
+    assert str(Path(__file__).parents[1]).encode() not in (exported / 'program.jax').read_bytes()
+
+  @pytest.mark.parametrize('camera', [False, True])
+  def test_runs_where_the_package_cannot_be_imported(
+      self, inspector, exported, of_camera, camera, tmp_path):
+    folder = shutil.copytree(of_camera if camera else exported, tmp_path / 'there')
+    frames = np.random.default_rng(3).integers(0, 256, (5, *CAMERA, 3), dtype=np.uint8)
+    names = [f'{i}.png' for i in range(len(frames))]
+    for name, frame in zip(names, frames):
+      Image.fromarray(frame).save(tmp_path / name)
+    blocked = ('patchcore_jax', 'flax', 'orbax', 'grain', 'sklearn')
+    script = (
+        f'import runpy, sys\nsys.modules.update(dict.fromkeys({blocked}))\nsys.argv[1:] = '
+        f'{["--maps=maps", *names]}\nrunpy.run_path("there/run.py", run_name="__main__")')
+    result = subprocess.run(
+        [sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    rows = [line.split() for line in result.stdout.splitlines()]
+    images = np.stack([
+        np.asarray(preprocess.transform(Image.fromarray(frame), PREPROCESSING)) for frame in frames])
+    want = predicted(inspector, images)
+    assert [row[3] for row in rows] == names
+    np.testing.assert_allclose([float(row[0]) for row in rows], want.image_scores[0], rtol=1e-5)
+    alarms = want.image_scores[0] >= inspector.calibration.image_threshold
+    assert [row[2] for row in rows] == ['ANOMALOUS' if alarm else 'good' for alarm in alarms]
+    np.testing.assert_allclose(np.load(tmp_path / 'maps/4_4.npy'), want.anomaly_maps[0, 4], rtol=1e-5)
+
+  def test_another_bank_does_not_pass(self, inspector, tmp_path, monkeypatch):
+    rows = inspector.bank.embeddings.copy()
+    rows[:, 0] += 0.01 * np.abs(rows).max()
+    changed = inspector._replace(bank=dataclasses.replace(inspector.bank, embeddings=rows))
+    program = export.program
+    monkeypatch.setattr(export, 'program', lambda _, **arguments: program(changed, **arguments))
+    with pytest.raises(export.ParityError, match=r'image_score by .* tolerance 1e-04, on probe image \d'):
+      export.write(tmp_path / 'made', inspector, at_once=AT_ONCE)
+    assert not list(tmp_path.iterdir())
+
+  def test_errors(self, inspector, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='exists'):
+      export.write(tmp_path, inspector)
+    out = tmp_path / 'made'
+    with pytest.raises(ValueError, match='Platforms gpu: expected some of cpu, cuda'):
+      export.write(out, inspector, platforms=['cpu', 'gpu'])
+    with pytest.raises(ValueError, match='expected cpu among the platforms tpu'):
+      export.write(out, inspector, platforms=['tpu'])
+    monkeypatch.setattr(export, '_MOST_BYTES', 20_000)
+    with pytest.raises(ValueError, match=r'jax.export holds at most 0.0 GB.*shrink\): 1\d\d patches fit'):
+      export.write(out, inspector)
+    assert not list(tmp_path.iterdir())
+
+
+class TestSerialize:
+
+  def test_what_a_platform_lacks(self):
+    def only_there(images):
+      return jax.lax.platform_dependent(images, tpu=lambda x: x + 1)
+
+    with pytest.raises(ValueError, match='cannot be exported for cpu'):
+      export.serialize(only_there, (4, 4, 3), ['cpu'])
+
+
+class TestCheck:
+
+  @pytest.mark.parametrize('name, change, match', [
+      ('image_score', lambda x: x * (1 + 1e-3), 'image_score by 1.0e-03'),
+      ('image_score', lambda x: x * np.nan, 'image_score by nan'),
+      ('anomaly_map', lambda x: x + 1e-3 * x.max(), 'anomaly_map by'),
+      ('anomaly_map', lambda x: x[:, 1:], r'anomaly_map is \(2, 31, 24\), expected \(2, 32, 24\)'),
+      ('calibrated_score', lambda x: x + 0.01, 'calibrated_score of the exported program'),
+      ('anomalous', lambda x: ~x, 'anomalous of the exported program')])
+  def test_notices(self, inspector, program, name, change, match):
+
+    def changed(images):
+      results = jax.device_get(program(images))
+      return results | {name: change(results[name])}
+
+    images = export.probes(inspector, 2)
+    assert export.check(program, inspector, images, sizes=(2,)) < 1e-5
+    with pytest.raises(export.ParityError, match=match):
+      export.check(changed, inspector, images, sizes=(2,))
+
+
+class TestProbes:
+
+  def test_the_banks_own_images_are_among_them(self, inspector):
+    images = export.probes(inspector, 6)
+    assert images.shape == (6, 32, 24, 3) and images.dtype == np.uint8
+    assert len(np.unique(images[1])) == 1
+    np.testing.assert_array_equal(images[3], provenance.thumbnail(inspector.bank, 0))
+
+  def test_of_a_camera_and_without_pictures(self, inspector):
+    bare = inspector._replace(bank=dataclasses.replace(inspector.bank, extras={}))
+    images = export.probes(bare, 6, CAMERA)
+    assert images.shape == (6, *CAMERA, 3)
+    assert len({image.tobytes() for image in images}) == 6
+
+
+class TestRunScript:
+
+  @pytest.mark.parametrize('size', [(70, 50), (50, 70), (64, 64), (33, 90)])
+  @pytest.mark.parametrize('sizes', [
+      {}, {'crop': (25, 31)}, {'crop': ()}, {'resize': (), 'crop': (20,)}, {'resize': (40, 30), 'crop': ()},
+      {'resize_side': 'long', 'pad': (32, 37), 'crop': (30,)}])
+  def test_prepares_as_the_package(self, size, sizes):
+    preprocessing = Preprocessing(**{'resize': (32,), 'crop': (32,)} | sizes)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    as_json = json.loads(json.dumps(inspection.geometry(preprocessing)))
+    np.testing.assert_array_equal(
+        export_run.prepare(image, as_json), preprocess.transform(image, preprocessing))
+
+  def test_errors(self, of_camera, tmp_path):
+    description = json.loads((of_camera / 'description.json').read_text())
+    Image.new('RGB', (9, 9)).save(tmp_path / 'small.png')
+    with pytest.raises(SystemExit, match='9 x 9 pixels, expected 38 x 50'):
+      export_run.read(tmp_path / 'small.png', description)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / 'deep.png')
+    with pytest.raises(SystemExit, match='8 bits'):
+      export_run.read(tmp_path / 'deep.png', description)
+    copy = shutil.copytree(of_camera, tmp_path / 'copy')
+    with open(copy / 'program.jax', 'r+b') as file:
+      file.seek(1000)
+      file.write(b'changed')
+    with pytest.raises(SystemExit, match='damaged or changed'):
+      export_run.load(copy)
+
+
+class TestBinary:
+
+  def _run(self, *arguments):
+    return subprocess.run(
+        [sys.executable, '-m', 'experiments.export', *arguments], capture_output=True, text=True,
+        cwd=Path(__file__).parents[1])
+
+  def test_from_a_bank_to_a_program(self, inspector, tmp_path):
+    memory_bank.save(tmp_path / 'bank', inspector.bank)
+    result = self._run(
+        f'--bank={tmp_path / "bank"}', f'--out={tmp_path / "out"}', '--platforms=cpu',
+        f'--camera={CAMERA[0]}x{CAMERA[1]}', '--at_once=2')
+    assert result.returncode == 0, result.stderr
+    assert 'takes b x 50 x 38 x 3 uint8, for cpu' in result.stdout
+    assert export_run.load(tmp_path / 'out')[1]['images_at_once'] == 2
+
+  def test_mistakes_are_one_line(self, tmp_path):
+    result = self._run(f'--bank={tmp_path / "none"}', f'--out={tmp_path / "out"}')
+    assert result.returncode == 1 and result.stderr.strip().splitlines()[-1].startswith('error: No memory bank')
