@@ -38,14 +38,15 @@ def arriving(
     ValueError: a file, or a folder that does not exist.
   """
   where = os.fspath(where)
-  if not (Path(where).is_dir() or folder.is_pattern(where)):
+  is_folder = Path(where).is_dir()
+  if not (is_folder or folder.is_pattern(where)):
     raise ValueError(f'{where} is no folder: expected one in which images arrive, or a pattern.')
   end, trouble = time.monotonic() + seconds, ''
   standing: dict[str, tuple] = {}  # path -> (state, since when)
   taken: dict[str, tuple] = {}  # path -> state
   while not stop.is_set() and time.monotonic() < end:
     try:
-      states, said = _states(where), ''
+      states, said = _states(where, is_folder), ''
     except OSError as e:
       states, said = {}, f'Cannot read {where} ({e.strerror or e}); still waiting.'
     if said and said != trouble and notify:
@@ -69,12 +70,9 @@ def arriving(
     stop.wait(max(0.0, min(_POLL, end - time.monotonic())))
 
 
-def _states(where):
+def _states(where, is_folder):
   """{path: (size, time of the last change)}, in the order of their names."""
-  if os.path.isdir(where):
-    paths = map(str, folder.images_in(Path(where)))
-  else:
-    paths = folder.matching(where)
+  paths = map(str, folder.images_in(Path(where))) if is_folder else folder.matching(where)
   states = {}
   for path in paths:
     try:
