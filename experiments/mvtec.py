@@ -4,8 +4,8 @@
     python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50
 
 Writes results.csv (a row per category and coreset ratio), config.json, banks/<category>/,
-scores/<category>.csv and report.html, a page with all of it, to WORKDIR. A run that was stopped goes on after its last finished category when
-the same command is given again.
+scores/<category>.csv and report.html, a page with tables, curves and images, to WORKDIR. A run that was
+stopped goes on after its last finished category when the same command is given again.
 """
 
 import json

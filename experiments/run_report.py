@@ -81,7 +81,11 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
   kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
   ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
   banks = config.detector == 'patchcore'
-  columns = {k: c for k, c in _COLUMNS.items() if banks or k not in ('coreset_ratio', 'bank_size')}
+  columns = dict(_COLUMNS)
+  if not banks:
+    del columns['coreset_ratio'], columns['bank_size']
+  if not any(row['num_skipped'] for row in rows):
+    del columns['num_skipped']
   totals = [
       {'category': 'mean', 'coreset_ratio': ratio} | {
           metric: results.mean([r for r in rows if r['coreset_ratio'] == ratio], metric)
@@ -101,7 +105,8 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
 def _facts(config, ratios, banks):
   size = ' then '.join(
       f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
-  facts = [('Backbone', config.backbone.name), ('Layers', _text(config.backbone.layers) or "the backbone's own"),
+  facts = [('Backbone', config.backbone.name),
+           ('Layers', _text(config.backbone.layers) or "the backbone's own"),
            ('Images', size or 'as they are')]
   if banks:
     facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {config.coreset.method}'),

@@ -37,7 +37,8 @@ def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequenc
   Returns:
     bars: `Bar`s.
     base: y that they stand on.
-    ticks: (x, text) of the axis.
+    ticks: (x, text) of the axis, and
+    logarithmic: whether it is, as where all scores are positive and the highest a multiple of the lowest.
     counts: (y, text): 0 at the base, and how many images the highest bars stand for.
     lines: (x, text, needs_labels) of the thresholds.
     groups: (kind, number of images, lowest score, highest score), of kinds that there are.
@@ -46,11 +47,14 @@ def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequenc
   >>> [bar.kind for bar in chart['bars']], chart['base'], chart['groups']
   (['good', 'anomalous'], 90.0, [('good', 1, 1.0, 1.0), ('anomalous', 1, 3.0, 3.0)])
   """
-  values = [*scores, *(t.value for t in thresholds)]
-  low, high = min(values), max(values)
+  values = np.array([*scores, *(t.value for t in thresholds)], float)
+  # Distances of good images lie close together, those of defects spread over a multiple.
+  logarithmic = bool(values.min() > 0 and values.max() > 4 * values.min())
+  scale, unscale = (np.log10, lambda v: 10**v) if logarithmic else (np.asarray, np.asarray)
+  low, high = scale(values.min()), scale(values.max())
   margin = 0.03 * (high - low) or 0.1 * abs(high) or 1.0
   low, high = low - margin, high + margin
-  edges = np.linspace(low, high, _BINS + 1)
+  edges = unscale(np.linspace(low, high, _BINS + 1))
   groups = {'unlabelled': scores} if labels is None else {
       'good': scores[labels == 0], 'anomalous': scores[labels == 1]}
   groups = {kind: part for kind, part in groups.items() if len(part)}
@@ -64,11 +68,14 @@ def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequenc
       for kind, count in binned.items() for i, n in enumerate(map(int, count)) if n]
 
   def x(value):
-    return float((value - low) / (high - low) * WIDTH)
+    return float((scale(value) - low) / (high - low) * WIDTH)
 
-  counts = [(unit * up, '0'), *([(0.0, str(up))] if up else []), *([(float(HEIGHT), str(down))] if down else [])]
+  ticks = _round_numbers(edges[0], edges[-1]) if logarithmic else _ticks(low, high)
+  counts = [(unit * up, '0')]
+  counts += [(y, str(count)) for y, count in ((0.0, up), (float(HEIGHT), down)) if count]
   return {
-      'bars': bars, 'base': unit * up, 'counts': counts, 'ticks': [(x(t), f'{t:.6g}') for t in _ticks(low, high)],
+      'bars': bars, 'base': unit * up, 'counts': counts, 'logarithmic': logarithmic,
+      'ticks': [(x(t), f'{t:.6g}') for t in ticks],
       'lines': [(x(t.value), f'{t.name}: {t.value:.4g}', t.needs_labels) for t in thresholds],
       'groups': [(kind, len(part), float(part.min()), float(part.max())) for kind, part in groups.items()]}
 
@@ -129,3 +136,15 @@ def _ticks(low, high, about=5):
   power = 10.0 ** np.floor(np.log10(rough))
   step = power * next(s for s in (1, 2, 5, 10) if s * power >= rough * 0.8)
   return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step + 0.0  # no minus zero
+
+
+def _round_numbers(low, high):
+  """Round numbers on a logarithmic axis.
+
+  >>> [round(float(t), 6) for t in _round_numbers(0.03, 0.7)]
+  [0.05, 0.1, 0.2, 0.5]
+  """
+  powers = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+  steps = (1, 2, 5) if len(powers) < 5 else (1,)
+  found = np.outer(10.0**powers[::-(len(powers) // -8)], steps).ravel()
+  return found[(found >= low) & (found <= high)]

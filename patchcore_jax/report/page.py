@@ -212,9 +212,9 @@ def outline(mask: np.ndarray) -> str:
   lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
   parts = []
   for line in lines:
-    # Centres of pixels lie at whole numbers, the first row of padding at 0.
-    at = np.clip((line - 0.5) / mask.shape[::-1], 0, 1) * 1000
-    points = [f'{x:.0f} {y:.0f}' for x, y in _simplified(at[:-1], tolerance=1000 / max(mask.shape) / 3)]
+    # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
+    at = np.clip((_simplified(line[:-1], tolerance=0.5) - 0.5) / mask.shape[::-1], 0, 1)
+    points = [f'{x:.0f} {y:.0f}' for x, y in 1000 * at]
     parts.append(f'M{"L".join(points)}Z')
   return ''.join(parts)
 
