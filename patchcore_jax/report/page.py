@@ -199,10 +199,13 @@ def outline(mask: np.ndarray) -> str:
   Args:
     mask: [h, w] bool.
 
-  Corners are cut by half a pixel. Of a mask with more than 256 pixels a side, pixels are joined.
+  It follows the edge of the mask to half a pixel. Of a mask with more than 256 pixels a side, pixels are
+  joined.
 
-  >>> outline(np.array([[0, 0, 0], [0, 1, 1], [0, 1, 1]], bool))
-  ''
+  >>> mask = np.zeros((10, 10), bool)
+  >>> mask[1, 2:8] = True  # the second row, so y from 100 to 200
+  >>> outline(mask)
+  'M200 150L250 100L750 100L800 150L750 200L250 200Z'
   """
   mask = np.asarray(mask, bool)
   for axis in (0, 1):
@@ -213,7 +216,7 @@ def outline(mask: np.ndarray) -> str:
   parts = []
   for line in lines:
     # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
-    at = np.clip((_simplified(line[:-1], tolerance=0.5) - 0.5) / mask.shape[::-1], 0, 1)
+    at = np.clip((_simplified(line[:-1], tolerance=0.3) - 0.5) / mask.shape[::-1], 0, 1)
     points = [f'{x:.0f} {y:.0f}' for x, y in 1000 * at]
     parts.append(f'M{"L".join(points)}Z')
   return ''.join(parts)
