@@ -250,7 +250,8 @@
     $('more').hidden = gallery.childElementCount >= shown.length;
   }
 
-  form.addEventListener('input', refresh);
+  for (const select of form.querySelectorAll('select')) select.addEventListener('change', refresh);
+  field.name.addEventListener('input', refresh);
   form.addEventListener('submit', event => event.preventDefault());
   form.addEventListener('reset', () => setTimeout(refresh));
   $('empty').querySelector('button').addEventListener('click', () => form.reset());
