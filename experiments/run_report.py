@@ -47,7 +47,7 @@ def category(
     most: images to show.
   """
   labels = np.array([e.label for e in examples])
-  low, high = _heat_scale(labels, maps)
+  low, high = heat_scale(labels, maps)
   pictures = []
   for i in page.telling(scores, labels, thresholds[0].value if thresholds else None, most):
     image, _ = preprocess.load(examples[i], preprocessing)
@@ -107,6 +107,18 @@ def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Th
   return found
 
 
+def heat_scale(labels: np.ndarray, maps: np.ndarray | None) -> tuple[float, float]:
+  """Values that are shown as nothing and as strongest: what pixels of good images hardly reach, and what
+  most of the other images do.
+  """
+  if maps is None:
+    return 0.0, 1.0
+  usual = maps[labels == 0] if (labels == 0).any() else maps
+  low = float(np.quantile(usual[:, ::4, ::4], 0.99))
+  high = float(np.quantile(maps.max((1, 2)), 0.95))
+  return low, max(high, low + 1e-6 * abs(low) + 1e-12)
+
+
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
   """Writes the category's file, in one step."""
   path = Path(workdir) / 'report' / f'{shown.name}.json'
@@ -159,16 +171,6 @@ def _facts(config, ratios, banks):
 
 def _data_name(config):
   return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
-
-
-def _heat_scale(labels, maps):
-  """Values shown as nothing and as strongest: what good images hardly reach, what most defects do."""
-  if maps is None:
-    return 0.0, 1.0
-  usual = maps[labels == 0] if (labels == 0).any() else maps
-  low = float(np.quantile(usual[:, ::4, ::4], 0.99))
-  high = float(np.quantile(maps.max((1, 2)), 0.95))
-  return low, max(high, low + 1e-6 * abs(low) + 1e-12)
 
 
 def _short(path, name):

@@ -171,7 +171,8 @@
     ...labels.filter(l => l !== 'good' && l !== 'anomalous').map(l => [`=${l}`, `anomalous: ${l}`])]);
   fill(field.threshold, [...thresholds.values()].map(
     t => [t.name, t.needs_labels ? `${t.name} (needs labels)` : t.name]));
-  $('by-category').hidden = field.category.length < 3;
+  const several = field.category.length > 2;  // 'all' is one
+  $('by-category').hidden = !several;
   $('by-label').hidden = !labels.length;
   $('by-threshold').hidden = thresholds.size < 2;
   field.decision.parentElement.hidden = !thresholds.size;
@@ -235,7 +236,9 @@
       element('span', {className: 'caption'},
         element('span', {className: 'first'},
           element('span', {className: 'score'}, number(picture.score)), ...badge(decision)),
-        element('span', {className: 'second'}, title || '\u00a0'),
+        element('span', {className: 'second'},
+          (several ? [data.categories[picture.category].name, title] : [title]).filter(Boolean).join(' · ') ||
+          '\u00a0'),
         element('span', {className: 'second'}, picture.name)));
     button.addEventListener('click', () => open(at));
     return element('li', {}, button);
@@ -317,7 +320,7 @@
       fact('Score', number(picture.score)),
       ...title ? [fact('Label', title)] : [],
       fact('Category', data.categories[picture.category].name),
-      ...used ? [fact('Threshold', `${number(used.value)} (${used.name})`, true)] : [],
+      ...used ? [fact('Threshold', `${number(used.value)} (${used.name}${used.needs_labels ? ', needs labels' : ''})`, true)] : [],
       ...picture.facts.map(([name, value]) => fact(name, value)));
     viewer.querySelector('[data-step="-1"]').disabled = at === 0;
     viewer.querySelector('[data-step="1"]').disabled = at === shown.length - 1;
