@@ -26,7 +26,7 @@ _COLUMNS = {
     'aupro': page.Column('AUPRO', 'percent'), 'false_positives': page.Column('False alarms', 'count'),
     'false_negatives': page.Column('Missed', 'count'), 'num_train': page.Column('Trained on', 'count'),
     'num_test': page.Column('Tested on', 'count'), 'num_skipped': page.Column('Skipped', 'count'),
-    'bank_size': page.Column('Patches in bank', 'count'), 'fit_seconds': page.Column('Fit, s', 'number'),
+    'bank_size': page.Column('Bank', 'count'), 'fit_seconds': page.Column('Fit s', 'number'),
     'ms_per_image': page.Column('ms per image', 'number')}
 _MEANS = ('image_auroc', 'image_ap', 'image_f1', 'pixel_auroc', 'aupro', 'fit_seconds', 'ms_per_image')
 
@@ -47,13 +47,13 @@ def category(
     most: images to show.
   """
   labels = np.array([e.label for e in examples])
-  low, high = heat_scale(labels, maps)
+  heat, low, high = heat_scale(labels, maps)
   pictures = []
   for i in page.telling(scores, labels, thresholds[0].value if thresholds else None, most):
     image, _ = preprocess.load(examples[i], preprocessing)
     pictures.append(page.picture(
         _short(examples[i].image_path, name), float(scores[i]), image,
-        anomaly_map=None if maps is None else maps[i], low=low, high=high,
+        anomaly_map=None if maps is None else heat(maps[i]), low=low, high=high,
         mask=None if masks is None else masks[i], label=int(labels[i]),
         defect=examples[i].defect if labels[i] else '', **why(i)))
   return page.Category(
@@ -107,16 +107,22 @@ def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Th
   return found
 
 
-def heat_scale(labels: np.ndarray, maps: np.ndarray | None) -> tuple[float, float]:
-  """Values that are shown as nothing and as strongest: what pixels of good images hardly reach, and what
-  most of the other images do.
+def heat_scale(
+    labels: np.ndarray, maps: np.ndarray | None) -> tuple[Callable[[np.ndarray], np.ndarray], float, float]:
+  """What is done to a map for the page, and the values that are then shown as nothing and as strongest:
+  what pixels of good images hardly reach, and what most of the other images do.
+
+  Distances are shown by their logarithm: among those of plain defects, one at the threshold is next to 0.
   """
   if maps is None:
-    return 0.0, 1.0
+    return np.asarray, 0.0, 1.0
   usual = maps[labels == 0] if (labels == 0).any() else maps
   low = float(np.quantile(usual[:, ::4, ::4], 0.99))
   high = float(np.quantile(maps.max((1, 2)), 0.95))
-  return low, max(high, low + 1e-6 * abs(low) + 1e-12)
+  if low <= 0:
+    return np.asarray, low, max(high, low + 1e-9)
+  start, end = float(np.log(low)), float(np.log(high))
+  return lambda m: np.log(np.maximum(m, low)), start, max(end, start + 1e-3)
 
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
@@ -158,9 +164,9 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
 def _facts(config, ratios, banks):
   size = ' then '.join(
       f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
-  facts = [('Backbone', config.backbone.name),
-           ('Layers', _text(config.backbone.layers) or "the backbone's own"),
-           ('Images', size or 'as they are')]
+  facts = [('Backbone', config.backbone.name), ('Images', size or 'as they are')]
+  if config.backbone.layers:
+    facts.append(('Layers', _text(config.backbone.layers)))
   if banks:
     facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {config.coreset.method}'),
               ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]

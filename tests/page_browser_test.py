@@ -283,7 +283,7 @@ class TestViewer:
 
   def test_keys_of_the_layers(self, opened):
     self.open(opened)
-    for key, selector in (('h', '#viewer canvas'), ('m', '#viewer .outline'), ('r', '#viewer .boxes')):
+    for key, selector in (('h', '#viewer canvas'), ('m', '#viewer .outline'), ('b', '#viewer .boxes')):
       before = _shown(opened, selector)
       _keys(opened, key)
       assert _shown(opened, selector) != before

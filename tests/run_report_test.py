@@ -104,10 +104,17 @@ class TestHeatScale:
   def test_from_what_good_images_hardly_reach(self):
     maps = np.random.default_rng(0).random((6, 40, 40)).astype(np.float32)
     maps[3:, 10:20, 10:20] += 5
-    low, high = run_report.heat_scale(np.array([0, 0, 0, 1, 1, 1]), maps)
-    assert 0.95 < low < 1 and 5.9 < high <= 6
+    heat, low, high = run_report.heat_scale(np.array([0, 0, 0, 1, 1, 1]), maps)
+    assert 0.95 < np.exp(low) < 1 and 5.9 < np.exp(high) <= 6
+    # On a scale of ratios, twice as much is as far everywhere.
+    np.testing.assert_allclose(np.diff(heat(np.array([1.0, 2.0, 4.0]))), np.log(2))
+    assert (heat(maps) >= low).all()
 
-  @pytest.mark.parametrize('maps', [None, np.zeros((2, 8, 8), np.float32), np.full((2, 8, 8), 3.0)])
+  @pytest.mark.parametrize('maps', [
+      None, np.zeros((2, 8, 8), np.float32), np.full((2, 8, 8), 3.0), np.full((2, 8, 8), -3.0),
+      np.full((2, 8, 8), 1e-30)])
   def test_is_never_empty(self, maps):
-    low, high = run_report.heat_scale(np.array([1, 1]), maps)
+    heat, low, high = run_report.heat_scale(np.array([1, 1]), maps)
     assert low < high
+    if maps is not None:
+      page.picture('a', 0.5, np.zeros((8, 8, 3), np.uint8), anomaly_map=heat(maps[0]), low=low, high=high)

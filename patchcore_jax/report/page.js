@@ -100,7 +100,7 @@
   }
 
   const outlined = (shape, attributes, kind) =>
-    [drawing(shape, {...attributes, class: `halo ${kind}-halo`}), drawing(shape, {...attributes, class: kind})];
+    [drawing(shape, {...attributes, class: 'halo'}), drawing(shape, {...attributes, class: kind})];
 
   const square = box => ({
     x: 1000 * box[0], y: 1000 * box[1], width: 1000 * (box[2] - box[0]), height: 1000 * (box[3] - box[1])});
@@ -133,7 +133,7 @@
 
   const kinds = [
     ['heat', 'Heat map', 'h', p => p.heat !== null], ['mask', 'Mask', 'm', p => p.outline],
-    ['region', 'Region', 'r', p => p.region || p.patch],
+    ['boxes', 'Boxes', 'b', p => p.region || p.patch],
   ].filter(([, , , has]) => data.pictures.some(has));
 
   function toggle(kind) {
@@ -149,7 +149,7 @@
       group.append(button);
     }
   }
-  if (kinds.length > 2) toggle('region');  // too much at once
+  if (kinds.length > 2) toggle('boxes');  // too much at once
 
   // -- Filters.
 
@@ -237,7 +237,7 @@
         element('span', {className: 'first'},
           element('span', {className: 'score'}, number(picture.score)), ...badge(decision)),
         element('span', {className: 'second'},
-          (several ? [data.categories[picture.category].name, title] : [title]).filter(Boolean).join(' · ') ||
+          [title, ...several ? [data.categories[picture.category].name] : []].filter(Boolean).join(' · ') ||
           '\u00a0'),
         element('span', {className: 'second'}, picture.name)));
     button.addEventListener('click', () => open(at));
