@@ -154,8 +154,12 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
     OSError: the answers cannot be written. What was done until then is kept in a folder inside of `out`,
       as it is when the run is stopped.
   """
-  paths, denied = ((), ()) if options.watch else _listed(options)
-  out = Path(options.out)
+  out, stop, denied = Path(options.out), stop or threading.Event(), ()
+  if options.watch:
+    paths = _outside(options.out, arrivals.arriving(
+        options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=_say))
+  else:
+    paths, denied = _listed(options)
   with answers.writing_to(out):
     unfinished = predictions.unfinished(out)
   try:
@@ -171,11 +175,9 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
     raise
   for folder_name in denied:
     writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
-  with _stopping(stop or threading.Event()) as stop:
+  with _stopping(stop):
     if options.watch:
       _say(f'waiting for images in {options.images}; Ctrl-C ends it')
-      paths = _outside(options.out, arrivals.arriving(
-          options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=_say))
     try:
       summary = _predict(inspector, score, paths, writer, options, stop)
     except OSError as e:
@@ -346,7 +348,7 @@ class _Clock:
 def _stopping(stop: threading.Event):
   """Ctrl-C, and a service manager's request, set `stop`; a second Ctrl-C interrupts at once."""
   if threading.current_thread() is not threading.main_thread():
-    yield stop
+    yield
     return
 
   def handle(number, frame):
@@ -355,7 +357,7 @@ def _stopping(stop: threading.Event):
 
   before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    yield stop
+    yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
