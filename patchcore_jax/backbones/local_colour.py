@@ -15,7 +15,7 @@ NAME = 'colour'
 STRIDE = 4
 # Chosen with the built-in data: docs/pretrained.md.
 WINDOWS = (8, 16)
-_LIGHTNESS, _COLOUR = 0.7, 0.7
+_LIGHTNESS, _COLOUR = 0.5, 3.0
 # Added to values in 0..1, so that the noise of dark pixels does not count for more than that of light ones.
 _DARK = 0.1
 
