@@ -20,8 +20,7 @@ from absl import flags
 from experiments import cli
 from patchcore_jax import export, inspection
 
-_BANK = flags.DEFINE_string('bank', None, 'Bank of experiments.fit.')
-_OUT = flags.DEFINE_string('out', None, 'Folder that is made.')
+cli.key_flags('bank', 'out', 'backbone_weights')
 _CAMERA = flags.DEFINE_string(
     'camera', '', 'HEIGHTxWIDTH of camera frames in pixels, for a program that takes them as they come.')
 _PLATFORMS = flags.DEFINE_list(
@@ -31,21 +30,17 @@ _AT_ONCE = flags.DEFINE_integer(
     'at_once', 8, 'So many images pass through the network together; of a batch, the rest singly. More is '
     'faster on accelerators with large batches.')
 _ONNX = flags.DEFINE_bool('onnx', False, "Also write program.onnx; needs the extra 'onnx'.")
-_BACKBONE = flags.DEFINE_string(
-    'backbone', '', 'Name of the backbone, where it is another here than the bank says.')
-_WEIGHTS = flags.DEFINE_string(
-    'backbone_weights', '', 'File of its weights, where it lies elsewhere than the bank says.')
 
 
 def main(_) -> None:
-  inspector = inspection.load(_BANK.value, name=_BACKBONE.value, weights=_WEIGHTS.value)
+  inspector, out = inspection.load(cli.BANK.value, weights=cli.WEIGHTS.value), cli.OUT.value
   with cli.progress_bar('export') as progress:
     description = export.write(
-        _OUT.value, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
+        out, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
         at_once=_AT_ONCE.value, onnx=_ONNX.value, progress=progress)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
   cli.console.print(
-      f'{_OUT.value}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
+      f'{out}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
       f'{description["bytes"] / 2**20:.1f} MiB', markup=False)
   cli.console.print(
       f'differs from patchcore.predict by {parity["largest_difference"]:.1e} at most '
@@ -54,7 +49,7 @@ def main(_) -> None:
     cli.console.print(
         f'{onnx["program"]}: one image at a time, {onnx["bytes"] / 2**20:.1f} MiB, differs by '
         f'{onnx["largest_difference"]:.1e} at most')
-  cli.console.print(f'python {_OUT.value}/run.py IMAGE...', markup=False)
+  cli.console.print(f'python {out}/run.py IMAGE...', markup=False)
 
 
 def frame_size(text: str) -> tuple[int, int] | None:

@@ -81,7 +81,8 @@ class TestProgram:
     np.testing.assert_allclose(got['anomaly_map'], want.anomaly_maps[0], rtol=1e-5)
     c = inspector.calibration
     np.testing.assert_allclose(
-        got['calibrated_score'], [calibration.calibrated_score(c, s) for s in want.image_scores[0]], atol=1e-5)
+        got['calibrated_score'], [calibration.calibrated_score(c, s) for s in want.image_scores[0]],
+        atol=1e-5)
     np.testing.assert_array_equal(got['anomalous'], want.image_scores[0] >= c.image_threshold)
 
   @pytest.mark.parametrize('make', [export.program, export.program_in_one_pass])
@@ -128,7 +129,7 @@ class TestWrite:
   @pytest.mark.parametrize('camera', [False, True])
   def test_runs_where_the_package_cannot_be_imported(
       self, inspector, exported, of_camera, camera, tmp_path):
-    folder = shutil.copytree(of_camera if camera else exported, tmp_path / 'there')
+    shutil.copytree(of_camera if camera else exported, tmp_path / 'there')
     frames = np.random.default_rng(3).integers(0, 256, (5, *CAMERA, 3), dtype=np.uint8)
     names = [f'{i}.png' for i in range(len(frames))]
     for name, frame in zip(names, frames):
@@ -267,4 +268,5 @@ class TestBinary:
 
   def test_mistakes_are_one_line(self, tmp_path):
     result = self._run(f'--bank={tmp_path / "none"}', f'--out={tmp_path / "out"}')
-    assert result.returncode == 1 and result.stderr.strip().splitlines()[-1].startswith('error: No memory bank')
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith('error: No memory bank')
