@@ -1,0 +1,85 @@
+"""Maps and patches of an answer, as files in base64."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from patchcore_jax import provenance
+from patchcore_jax.data import placement
+from patchcore_jax.inspection import Finding, Inspector
+from patchcore_jax.report import overlay
+
+_SHOWN = 1024  # pixels: the longer side of a drawn map
+
+
+def map_file(inspector: Inspector, image: Image.Image, found: Finding, kind: str) -> dict[str, Any]:
+  """The map of a finding.
+
+  Args:
+    image: as it came.
+    kind: 'npy', [h, w] float32 of the size of the network's input; or 'png', drawn over the image.
+
+  Returns:
+    'type' of the file, 'data' in base64, and 'box' (left, top, right, bottom), the part of the image, in its
+    pixels, that the network saw and the map covers.
+  """
+  height, width = found.anomaly_map.shape
+  place = placement.placement(image.height, image.width, inspector.preprocessing)
+  seen = placement.box_to_original((0, 0, width, height), place)
+  if kind == 'npy':
+    file = io.BytesIO()
+    np.save(file, np.asarray(found.anomaly_map, np.float32))
+    data, media_type = file.getvalue(), 'application/octet-stream'
+  else:
+    data, media_type = _png(_overlay(inspector, image, found.anomaly_map, seen)), 'image/png'
+  return {'type': media_type, 'box': [int(v) for v in seen], 'data': base64.b64encode(data).decode()}
+
+
+def _overlay(inspector, image, anomaly_map, seen) -> np.ndarray:
+  """The image, at most `_SHOWN` pixels long, with the map over the part that the network saw."""
+  scale = min(1, _SHOWN / max(image.size))
+  small = image.resize(
+      [max(1, round(scale * v)) for v in image.size], Image.Resampling.BILINEAR, reducing_gap=2)
+  left, top, right, bottom = (
+      round(v * n / old) for v, n, old in zip(seen, 2 * small.size, 2 * image.size))
+  heat = np.full((small.height, small.width), np.nan, np.float32)
+  if right > left and bottom > top:
+    heat[top:bottom, left:right] = np.asarray(Image.fromarray(anomaly_map).resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR))
+  return overlay.overlay(np.asarray(small), heat, *_heat_range(inspector, anomaly_map))
+
+
+def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, str | None]:
+  """PNG files in base64: 'patch', the most anomalous one of an image with what is around it, and 'nearest', the
+  same of the normal patch nearest to it, None if the bank has no pictures.
+
+  Args:
+    pixels: [h, w, 3] uint8, the image as the network sees it.
+  """
+  origin = provenance.origin(inspector.bank, found.nearest)
+  normal = provenance.thumbnail(inspector.bank, origin.image)
+  grid = inspector.bank.description['grid']
+  pictures = {'patch': _surroundings(pixels, found.patch, grid), 'nearest': None}
+  if normal is not None:
+    pictures['nearest'] = _surroundings(normal, (origin.row, origin.column), grid)
+  return {name: picture and base64.b64encode(picture).decode() for name, picture in pictures.items()}
+
+
+def _surroundings(pixels: np.ndarray, patch: tuple[int, int], grid: Sequence[int]) -> bytes:
+  """PNG of a square around a patch, a quarter of the image wide; at the border it is moved inside."""
+  height, width = pixels.shape[:2]
+  side = min(height, width, max(32, min(height, width) // 4))
+  top, left = (
+      min(max(round((p + 0.5) * size / n - side / 2), 0), size - side)
+      for p, n, size in zip(patch, grid, (height, width)))
+  return _png(pixels[top:top + side, left:left + side])
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'PNG', compress_level=2)  # half the time of the default level
+  return file.getvalue()
