@@ -12,17 +12,17 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
 
-
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
 FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
-# A long thin image may grow a thousandfold when its short side is resized; 20,000 x 20 to 256 still fits.
-MAX_RESIZED_PIXELS = 2**26
+# An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
+_MOST_PIXELS = 10**8
 
 
 class ImageError(ValueError):
@@ -187,36 +187,72 @@ def transform(
   >>> transform(Image.new('L', (700, 500)), Preprocessing(crop=())).size  # (width, height)
   (358, 256)
   """
-  height, width = resized_size(image.height, image.width, preprocessing)
-  if height * width > max(MAX_RESIZED_PIXELS, image.height * image.width):
-    raise ValueError(
-        f'the image of {image.width} x {image.height} pixels would be {width} x {height} after resizing, more '
-        f'than {MAX_RESIZED_PIXELS / 1e6:.0f} megapixels: cut it to a less extreme shape.')
+  geometry = geometry_of(image.height, image.width, preprocessing)
+  height, width = geometry.resized
   if nearest:
     rows = np.arange(height) * image.height // height
     columns = np.arange(width) * image.width // width
     image = Image.fromarray(np.asarray(image)[rows[:, None], columns])
   elif (height, width) != (image.height, image.width):
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-  if preprocessing.pad:
-    pad_h, pad_w = (max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), (height, width)))
-    if pad_h or pad_w:
-      edges = [(pad_h // 2, pad_h - pad_h // 2), (pad_w // 2, pad_w - pad_w // 2), (0, 0)]
-      pixels = np.asarray(image)
-      # Padding is not part of the object: a defect at the border must not grow into it.
-      mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
-      image = Image.fromarray(np.pad(pixels, edges[:pixels.ndim], **mode))
-  if preprocessing.crop:
-    crop_h, crop_w = _pair(preprocessing.crop)
-    if crop_h > image.height or crop_w > image.width:
-      raise ValueError(
-          f'the image is {image.width} x {image.height} pixels after resizing, smaller than the '
-          f'crop of {crop_w} x {crop_h} (width x height): choose a smaller preprocess.crop, a '
-          'larger preprocess.resize, or set preprocess.pad.')
-    # Half pixels are rounded to even, as torchvision's CenterCrop does.
-    top, left = round((image.height - crop_h) / 2), round((image.width - crop_w) / 2)
-    image = image.crop((left, top, left + crop_w, top + crop_h))
+  if any(map(any, geometry.pad)):
+    pixels = np.asarray(image)
+    # Padding is not part of the object: a defect at the border must not grow into it.
+    mode = {'mode': 'constant'} if image.mode == 'L' else {'mode': 'edge'}
+    image = Image.fromarray(np.pad(pixels, (*geometry.pad, (0, 0))[:pixels.ndim], **mode))
+  (top, left), (height, width) = geometry.crop, geometry.size
+  if (height, width) != (image.height, image.width):
+    image = image.crop((left, top, left + width, top + height))
   return image
+
+
+class Geometry(NamedTuple):
+  """What `transform` does to images of one size; every size and position is (height, width) or (y, x).
+
+  Attributes:
+    resized: size after resizing.
+    pad: pixels added then, ((above, below), (left, right)).
+    crop: of the padded image, the upper left pixel that is kept.
+    size: of the result.
+  """
+
+  resized: tuple[int, int]
+  pad: tuple[tuple[int, int], tuple[int, int]]
+  crop: tuple[int, int]
+  size: tuple[int, int]
+
+
+def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geometry:
+  """Where the pixels of an image of this size go.
+
+  Raises:
+    ValueError: the image is smaller than the crop after resizing and padding, or so long and thin
+      that resizing would make it huge.
+
+  >>> geometry_of(500, 700, Preprocessing())
+  Geometry(resized=(256, 358), pad=((0, 0), (0, 0)), crop=(16, 67), size=(224, 224))
+  """
+  resized = resized_size(height, width, preprocessing)
+  if resized[0] * resized[1] > max(_MOST_PIXELS, height * width):
+    raise ValueError(
+        f'the image is {width} x {height} pixels and would be {resized[1]} x {resized[0]} after '
+        f'resizing, more than {_MOST_PIXELS / 1e6:.0f} million pixels: cut it into pieces, or set '
+        'preprocess.resize=(height, width).')
+  pad = ((0, 0), (0, 0))
+  if preprocessing.pad:
+    missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), resized)]
+    pad = tuple((m // 2, m - m // 2) for m in missing)
+  size = tuple(s + before + after for s, (before, after) in zip(resized, pad))
+  if not preprocessing.crop:
+    return Geometry(resized, pad, (0, 0), size)
+  crop = _pair(preprocessing.crop)
+  if crop[0] > size[0] or crop[1] > size[1]:
+    raise ValueError(
+        f'the image is {size[1]} x {size[0]} pixels after resizing, smaller than the '
+        f'crop of {crop[1]} x {crop[0]} (width x height): choose a smaller preprocess.crop, a '
+        'larger preprocess.resize, or set preprocess.pad.')
+  # Half pixels are rounded to even, as torchvision's CenterCrop does.
+  return Geometry(resized, pad, tuple(round((s - c) / 2) for s, c in zip(size, crop)), crop)
 
 
 def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
