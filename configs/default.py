@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.backbone.precision = 'float32'  # or 'tensorfloat32' or 'bfloat16': docs/precision.md
 
   config.embedding = ConfigDict()
-  config.embedding.kind = 'adaptive'  # or 'mean'
+  config.embedding.kind = 'adaptive'  # or 'mean', or 'auto': 'mean' for networks that are no usual ResNets
   config.embedding.patch_size = 3
   config.embedding.pretrain_dim = 1024
   config.embedding.target_dim = 1024
@@ -56,6 +56,12 @@ def get_config() -> ConfigDict:
 
   config.fit = ConfigDict()
   config.fit.memory_gb = 8.0  # of the host; what exceeds it lies in the workdir until the bank is made
+
+  # Thresholds from good images alone; read by experiments.fit.
+  config.calibration = ConfigDict()
+  config.calibration.false_alarm_rate = 0.01  # of good images
+  config.calibration.folds = 5  # parts of the training images, each scored against the others; 0 for none
+  config.fit.keep_images = True  # small pictures of the training images in the bank, to show why
 
   config.scoring = ConfigDict()
   config.scoring.num_neighbors = 1

@@ -11,6 +11,9 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from patchcore_jax import backbones
+from patchcore_jax.backbones import checkpoints
+
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, for example configs/demo.py. Each of its fields is a flag too, as in '
     '--config.data.root=PATH; configs/default.py explains them.')
@@ -60,6 +63,16 @@ def _plain_progress(title, every_seconds=30.0):
       said = now
 
   return update
+
+
+def say_which(backbone_name: str) -> None:
+  """Says so where a backbone is not the best choice."""
+  if backbone_name.endswith(f'.{backbones.RANDOM}'):
+    console.print('[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
+  if backbone_name == checkpoints.BUILT_IN:
+    console.print(
+        'It comes with this package and was trained on drawn images only. ImageNet weights are the '
+        f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
 
 
 def _guarded(main, argv):

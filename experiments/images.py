@@ -36,6 +36,10 @@ class Images:
     self.shots = [Path(e.image_path).name for e in self._train] if config.data.shots else []
     self.skipped: list[ImageError] = []
 
+  def train_names(self, index: Sequence[int]) -> list[str]:
+    """Files of training images, by their `index` in batches."""
+    return [self._train[i].image_path for i in index]
+
   def train(self) -> Iterator[Batch]:
     return self._batches(self._train)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.images import Images
 from experiments.wiring import Settings
-from patchcore_jax import memory_bank
+from patchcore_jax import inspection, memory_bank, provenance
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.detectors import ensemble, mahalanobis_ad, ocsvm, padim, patchcore, spade
 from patchcore_jax.detectors.base import Prediction, Progress
@@ -26,7 +26,10 @@ def create(config: ConfigDict, settings: Settings, backbones: tuple[Backbone, ..
     ValueError: an unknown name, or several backbones for a detector that takes one.
   """
   if config.detector == 'patchcore':
-    members = tuple(PatchCore(config, settings, backbone) for backbone in backbones)
+    names = config.backbone.name.split('+')
+    members = tuple(
+        PatchCore(config, settings, backbone, name.strip())
+        for backbone, name in zip(backbones, names, strict=True))
     return members[0] if len(members) == 1 else Ensemble(members)
   if len(backbones) > 1:
     raise ValueError(f"Several backbones make an ensemble of detector='patchcore', not {config.detector!r}.")
@@ -43,28 +46,31 @@ def create(config: ConfigDict, settings: Settings, backbones: tuple[Backbone, ..
 class PatchCore:
   """PatchCore with one backbone; its bank is kept at `path` and found there again."""
 
-  def __init__(self, config: ConfigDict, settings: Settings, backbone: Backbone):
+  def __init__(self, config: ConfigDict, settings: Settings, backbone: Backbone, name: str):
     self.backbone, self._settings, self._memory_gb = backbone, settings, config.fit.memory_gb
+    self._source = {'name': name, 'weights': config.backbone.weights, 'seed': config.seed}
 
   def obtain(
       self, path: Path, images: Images, notify: Callable[[Any], None], progress: Progress
   ) -> MemoryBank:
     """The bank at `path`, or a new one, which is then there."""
     settings = self._settings
-    preprocessing = vars(settings.preprocessing).copy()
-    del preprocessing['mask_resize'], preprocessing['mask_threshold']  # no concern of a bank's
     expected = patchcore.describe(self.backbone, settings.embedding) | {
-        'preprocess': preprocessing, 'coreset': vars(settings.coreset), 'shots': images.shots}
+        'preprocess': inspection.geometry(settings.preprocessing), 'coreset': vars(settings.coreset),
+        'shots': images.shots}
     if path.exists():
       return memory_bank.restore(path, expected=expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
+    recorder = provenance.Recorder(images.train(), keep_images=False)
     bank = patchcore.fit(
-        self.backbone, images.train(), images.num_train, embedding=settings.embedding,
+        self.backbone, recorder, images.num_train, embedding=settings.embedding,
         coreset_spec=settings.coreset, memory_gb=self._memory_gb, scratch=path.parent, notify=notify,
         progress=progress)
     bank.description.update(
-        expected, category=images.name, num_skipped=images.num_train - bank.description['num_images'],
+        expected, scoring=vars(settings.scoring), source=self._source,
+        images=images.train_names(recorder.index), category=images.name,
+        num_skipped=images.num_train - bank.description['num_images'],
         fit_seconds=time.monotonic() - began)
     memory_bank.save(path, bank)
     return bank

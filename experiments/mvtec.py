@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 from experiments import cli, methods, wiring
 from experiments.images import Images
 from patchcore_jax import memory_bank, metrics, parallel
-from patchcore_jax.backbones import checkpoints
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
-_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'data.num_workers')  # on results: a run may go on with others
+# On results: a run may go on with others.
+_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
 
 
 def main(_) -> None:
@@ -52,13 +52,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
   backbones = wiring.create_backbones(config)
   for backbone in backbones:
     cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
-    if backbone.name.endswith('.random'):
-      cli.console.print(
-          '[bold]RANDOM WEIGHTS: these numbers do not show what PatchCore can do.[/bold]')
-    if backbone.name == checkpoints.BUILT_IN:
-      cli.console.print(
-          'It comes with this package and was trained on drawn images only. ImageNet weights are the '
-          f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
+    cli.say_which(backbone.name)
   cli.console.print(f'{len(categories)} categories; results in {workdir}')
   experiment.claim()
   method = methods.create(config, experiment.settings, backbones)

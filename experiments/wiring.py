@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from patchcore_jax import backbones, coreset, parallel
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.data import folder, layouts, pipeline, synthetic
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors.patchcore import CoresetSpec
@@ -53,6 +54,12 @@ def settings(config: ConfigDict) -> Settings:
     raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
   if config.metrics.connectivity not in (4, 8):
     raise ValueError(f'metrics.connectivity={config.metrics.connectivity}: expected 4 or 8.')
+  if not 0 < config.calibration.false_alarm_rate < 1:
+    raise ValueError(
+        f'calibration.false_alarm_rate={config.calibration.false_alarm_rate}: expected a share between 0 '
+        'and 1, such as 0.01.')
+  if config.calibration.folds < 0 or config.calibration.folds == 1:
+    raise ValueError(f'calibration.folds={config.calibration.folds}: expected at least 2, or 0 for none.')
   if config.fit.memory_gb <= 0:
     raise ValueError(f'fit.memory_gb={config.fit.memory_gb}: expected more than 0.')
   selection = dict(config.coreset)
@@ -104,13 +111,15 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
 
 
 def with_named_backbone(config: ConfigDict) -> ConfigDict:
-  """The config with the name that 'auto' stands for on this machine, now: a run that goes on later must
-  not go on with another network.
+  """The config with what 'auto' stands for on this machine, now: a run that goes on later must not go on
+  with another network. The paper's embedding is for ResNets of the usual width, and 'mean' for others.
   """
-  if config.backbone.name != backbones.AUTO:
-    return config
   config = config.copy_and_resolve_references()
-  config.backbone.name = backbones.best_available()
+  if config.backbone.name == backbones.AUTO:
+    config.backbone.name = backbones.best_available()
+  if config.embedding.kind == 'auto':
+    other = ':' in config.backbone.name or config.backbone.name == checkpoints.BUILT_IN
+    config.embedding.kind = 'mean' if other else 'adaptive'
   return config
 
 

@@ -6,6 +6,7 @@ how they were made; so is a saved model of another detector (`save_arrays`).
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from absl import logging
 
 from patchcore_jax import coreset
 
+# Of the folder that is written. 1, until November 2026, had no digest.
+FORMAT = 2
 _PIECE = 2**25  # bytes that are encoded and written at once
 
 
@@ -31,7 +34,7 @@ class BankError(ValueError):
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class MemoryBank:
-  """Embeddings of m good patches; a pytree whose leaves are the two arrays.
+  """Embeddings of m good patches; a pytree whose leaves are the arrays.
 
   Attributes:
     embeddings: [m, d] float32, in order of selection, so every prefix is the bank of a smaller ratio.
@@ -39,11 +42,13 @@ class MemoryBank:
       training images in their order.
     description: JSON-able; how the bank was made. `num_patches` is the number of patches it was
       selected from.
+    extras: further arrays by name, which are kept with the bank; `provenance` says which there are.
   """
 
   embeddings: Any
   indices: Any
   description: dict[str, Any]
+  extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def sizes(self, ratios: tuple[float, ...]) -> tuple[int, ...]:
     """Patches that the bank of each ratio holds.
@@ -59,11 +64,12 @@ class MemoryBank:
     return sizes
 
   def tree_flatten(self):
-    return (self.embeddings, self.indices), json.dumps(self.description, sort_keys=True)
+    return (self.embeddings, self.indices, self.extras), json.dumps(self.description, sort_keys=True)
 
   @classmethod
   def tree_unflatten(cls, description, arrays):
-    return cls(*arrays, json.loads(description))
+    embeddings, indices, extras = arrays
+    return cls(embeddings, indices, json.loads(description), extras)
 
 
 def save(path: str | os.PathLike, bank: MemoryBank) -> None:
@@ -73,7 +79,8 @@ def save(path: str | os.PathLike, bank: MemoryBank) -> None:
     ValueError: `path` exists.
     OSError: it cannot be written.
   """
-  save_arrays(path, {'embeddings': bank.embeddings, 'indices': bank.indices}, bank.description)
+  arrays = {'embeddings': bank.embeddings, 'indices': bank.indices}
+  save_arrays(path, arrays | bank.extras, bank.description)
 
 
 def save_arrays(
@@ -102,7 +109,9 @@ def save_arrays(
     with _quiet(), _checkpointer(**handlers) as checkpointer:
       checkpointer.save(path, args=ocp.args.Composite(
           arrays=ocp.args.PyTreeSave(arrays, save_args=pieces),
-          description=ocp.args.JsonSave({'arrays': shapes, 'description': description})))
+          description=ocp.args.JsonSave({
+              'format': FORMAT, 'digest': _digest(arrays, description), 'arrays': shapes,
+              'description': description})))
   except Exception as e:  # TensorStore reports a failed write as a ValueError, among other things
     _remove_unfinished(path)
     raise OSError(
@@ -143,12 +152,12 @@ def restore(
       used.
 
   Raises:
-    BankError: no complete bank at `path`, or its description differs from `expected`; the message
-      names every difference.
+    BankError: no complete bank at `path`, one that was changed or is of a newer format, or one whose
+      description differs from `expected`; the message names every difference.
   """
   arrays, description = restore_arrays(path, expected=expected)
   try:
-    return MemoryBank(arrays['embeddings'], arrays['indices'], description)
+    return MemoryBank(arrays.pop('embeddings'), arrays.pop('indices'), description, arrays)
   except KeyError as e:
     raise BankError(
         f'{path} holds {", ".join(sorted(arrays))}: the model of another detector, not a memory bank.'
@@ -166,6 +175,7 @@ def restore_arrays(
     with _quiet(), _checkpointer() as checkpointer:
       meta = checkpointer.restore(
           path, args=ocp.args.Composite(description=ocp.args.JsonRestore()))['description']
+      _check_format(path, meta.get('format', 1))
       shapes, description = meta['arrays'], meta['description']
       check(description, expected or {}, path)
       target = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
@@ -177,7 +187,30 @@ def restore_arrays(
     raise BankError(
         f'{path} is not a complete memory bank ({type(e).__name__}: {str(e).splitlines()[0]}). '
         'Remove it and fit again.') from e
-  return {k: np.asarray(v) for k, v in arrays.items()}, description
+  arrays = {k: np.asarray(v) for k, v in arrays.items()}
+  if 'digest' in meta and meta['digest'] != _digest(arrays, description):
+    raise BankError(
+        f'{path} is not what was saved: its digest is {_digest(arrays, description)[:16]}..., expected '
+        f'{meta["digest"][:16]}.... A file in it was damaged or changed; copy the bank again, or fit it '
+        'again.')
+  return arrays, description
+
+
+def _check_format(path, number):
+  if number > FORMAT:
+    raise BankError(
+        f'{path} has format {number}, and this version of patchcore_jax reads up to {FORMAT}: the bank '
+        'was made by a newer one. Upgrade patchcore_jax, or fit the bank again.')
+
+
+def _digest(arrays, description):
+  """SHA-256 of everything that is saved."""
+  digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    digest.update(f'{name}{array.shape}{array.dtype}'.encode())
+    digest.update(array.reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
 
 
 def check(description: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') -> None:

@@ -57,10 +57,10 @@ def batches(images: np.ndarray, size: int):
 
 def joined(predictions):
   """The predictions of all batches as one; maps None where there are none."""
-  index, scores, maps = zip(*predictions)
+  index, *others = zip(*predictions)
   return type(predictions[0])(
-      np.concatenate(index), np.concatenate(scores, axis=1),
-      None if maps[0] is None else np.concatenate(maps, axis=1))
+      np.concatenate(index),
+      *(None if field[0] is None else np.concatenate(field, axis=1) for field in others))
 
 
 def on_devices(count: int, module: str, expression: str):

@@ -166,6 +166,36 @@ def images_in(folder: Path) -> list[Path]:
   return sorted(filter(is_image, folder.iterdir()))
 
 
+def find_images(where: str | os.PathLike) -> list[str]:
+  """Image files without labels: of a folder, one file, or those that a pattern matches; sorted.
+
+  Args:
+    where: a folder, whose own images count, or where it has none, those of its `train/good` or `good`; a
+      file; or a pattern with *, ? or [, in which ** stands for any folders, such as 'parts/**/*.png'.
+
+  Raises:
+    ValueError: nothing there, or no images in it.
+  """
+  where = os.fspath(where)
+  path = Path(where)
+  if path.is_file():
+    return [where]
+  if path.is_dir():
+    for inner in (path, path / 'train' / 'good', path / 'good'):
+      if inner.is_dir() and (found := images_in(inner)):
+        return list(map(str, found))
+    raise ValueError(
+        f'No images in {path}: expected {_suffixes()} in it, in train/good or in good; found '
+        f'{listing(path)}. For images in several folders give a pattern, such as \'{path}/**/*.png\'.')
+  if not glob.has_magic(where):
+    raise ValueError(f'{where} does not exist: expected a folder of images, a file, or a pattern such as '
+                     "'parts/*.png'.")
+  found = sorted(p for p in glob.glob(where, recursive=True) if is_image(Path(p)))
+  if not found:
+    raise ValueError(f'The pattern {where!r} matches no image: expected files named {_suffixes()}.')
+  return found
+
+
 def existing_root(root: str | os.PathLike) -> Path:
   """`root` as a path; ValueError if that is no folder."""
   path = Path(root)

@@ -25,6 +25,12 @@ FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
 _MOST_PIXELS = 10**8
 
 
+# What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
+DECODING_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
+    struct.error, Image.DecompressionBombError)
+
+
 class ImageError(ValueError):
   """An image or mask file that cannot be used; the message names the file and the remedy."""
 
@@ -293,9 +299,7 @@ def _open(path, read, max_pixels=None) -> Image.Image:
     raise UnknownFormatError(
         f'Cannot read {path}: its content is not a known image format ({", ".join(FORMATS)}). Replace or '
         'remove it.') from e
-  # What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
-  except (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError,
-          OverflowError, MemoryError, struct.error) as e:
+  except DECODING_ERRORS as e:
     raise ImageError(
         f'Cannot read {path}: {e or type(e).__name__}. The file is damaged or truncated; replace or '
         'remove it.') from e

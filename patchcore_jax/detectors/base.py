@@ -15,17 +15,22 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 class Prediction(NamedTuple):
-  """Results of a batch of b images, NumPy float32; padding is dropped.
+  """Results of a batch of b images, NumPy, float32 unless said; padding is dropped.
 
   Attributes:
     index: [b] int32, positions in the list of examples.
     image_scores: [s, b], for each of s bank sizes; 1 for detectors without a bank.
     anomaly_maps: [s, b, h, w], at the size of the network's input; None where a detector has none.
+    patches: [s, b] int32, row * columns + column of the most anomalous patch on the grid; None where
+      there is no bank.
+    nearest: [s, b] int32, that row of the bank which is nearest to it.
   """
 
   index: np.ndarray
   image_scores: np.ndarray
   anomaly_maps: np.ndarray | None
+  patches: np.ndarray | None = None
+  nearest: np.ndarray | None = None
 
 
 def describe(backbone: Backbone) -> dict[str, Any]:

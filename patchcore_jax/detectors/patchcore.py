@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 import patchcore_jax
 from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, scoring, spool
-from patchcore_jax.backbones import Backbone
+from patchcore_jax.backbones import Backbone, FeatureMaps
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base, fit_plan
 from patchcore_jax.detectors.base import Prediction, Progress
@@ -142,6 +142,71 @@ def fit(
     ValueError: no images, a ratio that keeps no patch, or too little memory for any way to fit.
     OSError: too little disk.
   """
+  bank, _ = _fit(
+      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, memory_gb=memory_gb,
+      scratch=scratch, notify=notify, progress=progress)
+  return bank
+
+
+class CrossScores(NamedTuple):
+  """How each training image scores against patches of the others; n images.
+
+  Attributes:
+    image_scores: [n] float32.
+    map_maxima: [n] float32, the largest value of each anomaly map.
+  """
+
+  image_scores: np.ndarray
+  map_maxima: np.ndarray
+
+
+def fit_and_cross_score(
+    backbone: Backbone,
+    batches: Iterable[Batch],
+    num_images: int,
+    *,
+    embedding: EmbeddingSpec,
+    coreset_spec: CoresetSpec,
+    scoring_spec: ScoringSpec,
+    folds: int,
+    search: SearchSpec | None = None,
+    memory_gb: float = math.inf,
+    scratch: str | os.PathLike | None = None,
+    notify: Callable[[FitPlan], None] | None = None,
+    progress: Progress | None = None,
+) -> tuple[MemoryBank, CrossScores]:
+  """`fit`, and scores of the training images as if they were new, for thresholds.
+
+  The images are parted at random into `folds` parts of like size; each part is scored against a bank of
+  the others, selected at the same ratio. No image meets a patch of its own. The images pass through the
+  network once.
+
+  Args:
+    scoring_spec, search: as in `predict`.
+    folds: at least 2; of fewer images, each is a part of its own.
+    progress: also called with ('calibrate', done, num_images).
+
+  Returns:
+    The bank of all images, and the scores in the order of the images.
+
+  Raises:
+    ValueError: besides what `fit` raises: fewer than 2 images or folds, or method 'kmeans', whose centres
+      belong to no image.
+  """
+  if folds < 2 or coreset_spec.method == 'kmeans':
+    raise ValueError(
+        f"folds={folds}, coreset.method={coreset_spec.method!r}: expected at least 2, and a method that "
+        "selects patches of images ('greedy', 'random' or 'identity').")
+  return _fit(
+      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, memory_gb=memory_gb,
+      scratch=scratch, notify=notify, progress=progress,
+      cross=functools.partial(
+          _cross_score, scoring_spec=scoring_spec, folds=folds, search=search or SearchSpec()))
+
+
+def _fit(backbone, batches, num_images, *, embedding, coreset_spec, memory_gb, scratch, notify, progress,
+         cross=None):
+  """(bank, what `cross` makes of the embeddings, or None)."""
   first, batches = base.first_of(batches)
   *grid, dim = _shape(backbone, first, embedding)
   patches = math.prod(grid)
@@ -152,7 +217,10 @@ def fit(
   embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
   num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
   points = spool.view(embeddings, (num_images * patches, dim))
-  rows, indices = _select(points, coreset_spec, plan, allocate, progress)
+  projected = None
+  if coreset_spec.method == 'greedy':
+    projected = _project(points, coreset_spec, plan, allocate, progress)
+  rows, indices = _select(points, projected, coreset_spec, plan, progress)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
       'num_images': num_images,
@@ -161,7 +229,83 @@ def fit(
       'image_size': list(first.image.shape[1:3]),
       'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
   }
-  return MemoryBank(rows, indices, description)
+  scores = None
+  if cross:
+    scores = cross(
+        embeddings, points, projected, coreset_spec, plan, num_images=num_images,
+        image_size=first.image.shape[1:3], batch_size=len(first.image), progress=progress)
+  return MemoryBank(rows, indices, description), scores
+
+
+def _cross_score(
+    embeddings, points, projected, spec, plan, *, num_images, image_size, batch_size, progress,
+    scoring_spec, folds, search):
+  if num_images < 2:
+    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  folds = min(folds, num_images)
+  patches = len(points) // num_images
+  if isinstance(projected, jax.Array):
+    projected = np.asarray(projected)
+  fold_of = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
+  found = CrossScores(*np.zeros((2, num_images), np.float32))
+  done = 0
+  for fold in range(folds):
+    # Rows of the other images; `_select` sees them as if there were no more.
+    others = np.flatnonzero(np.repeat(fold_of != fold, patches))
+    part = None if projected is None else spool.take(projected, others)
+    rows, _ = _select(_Rows(points, others), part, spec, plan, None)
+    bank = neighbors.prepare(rows, search.shortlist)
+    fn = _predict_fn(_embeddings_as_they_are, scoring_spec, (len(rows),))
+    images = np.flatnonzero(fold_of == fold)
+    batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
+    for batch, (scores, maps, *_) in base.stream(fn, parallel.replicate((None, bank)), batches):
+      at = batch.index[batch.valid]
+      found.image_scores[at] = scores[batch.valid, 0]
+      found.map_maxima[at] = maps[batch.valid, 0].max(axis=(1, 2))
+      done += len(at)
+      if progress:
+        progress('calibrate', done, num_images)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """Some rows of an array, which `spool.take` reads when they are asked for."""
+
+  array: Any
+  rows: np.ndarray
+
+  @property
+  def shape(self):
+    return len(self.rows), *self.array.shape[1:]
+
+  @property
+  def dtype(self):
+    return self.array.dtype
+
+  def __len__(self):
+    return len(self.rows)
+
+  def __getitem__(self, key):
+    return spool.take(self.array, self.rows[key])
+
+
+def _batches_of(embeddings, images, batch_size, image_size):
+  """Batches of embeddings [n, rows, columns, d] in the place of images."""
+  for begin in range(0, len(images), batch_size):
+    index = images[begin:begin + batch_size].astype(np.int32)
+    missing = batch_size - len(index)
+    values = embeddings[np.pad(index, (0, missing), mode='edge')]
+    yield Batch(
+        FeatureMaps({_EMBEDDINGS: values}, image_size), None,
+        np.pad(index, (0, missing), constant_values=-1))
+
+
+_EMBEDDINGS = 'embeddings'
+
+
+def _embeddings_as_they_are(variables, features):
+  return features.maps[_EMBEDDINGS]
 
 
 def predict(
@@ -191,6 +335,29 @@ def predict(
     BankError: the bank was made with another network, embedding or image size.
     ValueError: more neighbours than patches.
   """
+  fn, parameters = prediction(
+      backbone, bank, embedding=embedding, scoring_spec=scoring_spec, search=search, sizes=sizes)
+  for batch, results in base.stream(fn, parameters, batches, expected=bank.description):
+    yield Prediction(batch.index[batch.valid], *(r[batch.valid].swapaxes(0, 1) for r in results))
+
+
+def prediction(
+    backbone: Backbone,
+    bank: MemoryBank,
+    *,
+    embedding: EmbeddingSpec,
+    scoring_spec: ScoringSpec,
+    search: SearchSpec | None = None,
+    sizes: tuple[int, ...] = (),
+) -> tuple[Callable[[Any, jax.Array], tuple[jax.Array, ...]], Any]:
+  """What `predict` runs: a pure function, for `parallel.data_parallel`, and its parameters on the devices.
+
+  Args, errors: as of `predict`.
+
+  Returns:
+    fn(parameters, images [b, h, w, 3] uint8) -> the fields of `Prediction` after `index`, the batch first;
+    the same object for the same settings, so that it is compiled once. And the parameters.
+  """
   memory_bank.check(bank.description, describe(backbone, embedding))
   search = search or SearchSpec()
   devices = jax.local_device_count()
@@ -201,12 +368,9 @@ def predict(
   prepared = neighbors.prepare(
       bank.embeddings, search.shortlist, num_shards=devices if sharded else None)
   # Both on the devices once, not with every batch.
-  parameters = (
+  return fn, (
       parallel.replicate(backbone.variables),
       parallel.split(prepared) if sharded else parallel.replicate(prepared))
-  for batch, (scores, maps) in base.stream(fn, parameters, batches, expected=bank.description):
-    valid = batch.valid
-    yield Prediction(batch.index[valid], scores[valid].T, maps[valid].swapaxes(0, 1))
 
 
 def _embed_fn_of(backbone, embedding):
@@ -225,7 +389,10 @@ def _embed_fn(maps_fn, embedding):
 
 @functools.lru_cache(maxsize=16)
 def _predict_fn(embed, spec, sizes, axis_name=None):
-  """((variables, bank), images) -> image scores [b, s], anomaly maps [b, s, h, w]."""
+  """((variables, bank), images) -> what `Prediction` holds, the batch first.
+
+  That is image scores [b, s], anomaly maps [b, s, h, w], patches [b, s] and their nearest rows [b, s].
+  """
 
   def score(parameters, images):
     variables, bank = parameters
@@ -233,7 +400,7 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
     b, rows, columns, dim = embeddings.shape
     found = neighbors.nested_nearest_neighbors(
         embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name)
-    scores, maps = [], []
+    scores, maps, worst, nearest = [], [], [], []
     for size, (distances_sq, indices) in zip(sizes, found):
       patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
       if spec.image_score == 'max':
@@ -244,7 +411,10 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
             indices.reshape(b, -1, spec.num_neighbors), bank, spec, size=size,
             axis_name=axis_name))
       maps.append(scoring.anomaly_maps(patches, images.shape[1:3], spec))
-    return jnp.stack(scores, axis=1), jnp.stack(maps, axis=1)
+      worst.append(jnp.argmax(patches.reshape(b, -1), axis=1).astype(jnp.int32))
+      nearest.append(jnp.take_along_axis(
+          indices[:, 0].reshape(b, -1), worst[-1][:, None], axis=1)[:, 0].astype(jnp.int32))
+    return tuple(jnp.stack(results, axis=1) for results in (scores, maps, worst, nearest))
 
   return score
 
@@ -286,14 +456,14 @@ def _projection_dim(spec, num_points):
   return spec.projection_dim or coreset.johnson_lindenstrauss_dim(num_points)
 
 
-def _select(points, spec, plan, allocate, progress):
-  """(embeddings [m, d], indices [m]) of the bank."""
+def _select(points, projected, spec, plan, progress):
+  """(embeddings [m, d], indices [m]) of the bank; `projected` is read by 'greedy' only."""
   n = len(points)
   size = coreset.coreset_size(n, spec.ratio)
   if spec.method == 'kmeans':
     return _cluster_centers(points, size, spec.seed)
   if spec.method == 'greedy':
-    indices = _greedy(points, size, spec, plan, allocate, progress)
+    indices = _greedy(projected, size, spec, plan, progress)
   elif spec.method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(spec.seed), n)[:size])
   else:
@@ -316,18 +486,25 @@ def _cluster_centers(points, size, seed):
   return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
 
 
-def _greedy(points, size, spec, plan, allocate, progress):
-  n, stages = len(points), (lambda stage: functools.partial(progress, stage) if progress else None)
-  projection_key, start_key = jax.random.split(jax.random.key(spec.seed))
-  dim = _projection_dim(spec, n)
-  projected = coreset.random_projection(
-      points, dim, key=projection_key, kind=spec.projection, progress=stages('project'),
-      out=allocate((n, dim), on_disk=plan.points_on_disk) if plan.stream else None)
+def _project(points, spec, plan, allocate, progress):
+  """The points in which the selection runs, on the host if the plan says so."""
+  key, _ = jax.random.split(jax.random.key(spec.seed))
+  dim = _projection_dim(spec, len(points))
+  return coreset.random_projection(
+      points, dim, key=key, kind=spec.projection,
+      progress=functools.partial(progress, 'project') if progress else None,
+      out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.stream else None)
+
+
+def _greedy(projected, size, spec, plan, progress):
+  n = len(projected)
+  _, key = jax.random.split(jax.random.key(spec.seed))
   num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)
-  start = jax.random.choice(start_key, n, (num_start,), replace=False)
+  start = jax.random.choice(key, n, (num_start,), replace=False)
   devices = jax.local_devices()
   split = len(devices) > 1 and not plan.stream
   return coreset.greedy_k_center(
       projected, size, start=start,
       select_start=spec.start == 'point', stream=plan.stream,
-      mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None, progress=stages('coreset'))
+      mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None,
+      progress=functools.partial(progress, 'coreset') if progress else None)

@@ -1,0 +1,166 @@
+"""Thresholds from good images alone, with a finite-sample guarantee (conformal prediction).
+
+n good images that the bank has not seen have scores s_1 <= ... <= s_n. If a new good image is exchangeable
+with them, its score is equally likely to take any of the n + 1 places among theirs, so it exceeds s_k with
+a probability of at most 1 - k / (n + 1), whatever the distribution of the scores (Vovk, Gammerman and
+Shafer, "Algorithmic Learning in a Random World", 2005; for anomaly detection: Laxhammar and Falkman, 2010).
+`threshold` takes the smallest k that meets the rate asked for. The probability is over images and
+calibration together.
+
+With images held out of the bank that is exact. With cross-fitted scores of the training images themselves
+(`detectors.patchcore.fit_and_cross_score`), each is scored against a bank of the others: somewhat smaller
+than the one in use, and a smaller bank gives larger scores, which errs towards fewer alarms. Without that,
+what is proven of the like scheme for regression is about twice the rate (Barber, Candes, Ramdas and
+Tibshirani, "Predictive inference with the jackknife+", 2021).
+
+Neither holds if images to come differ from these: another lamp, another batch of material, or, for
+cross-fitting, bursts of nearly equal images, which vouch for each other.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Beyond the upper quartile of the logarithm of the scores, in interquartile ranges: Tukey's outer fence.
+_FENCE = 3.0
+# Fewer scores have no quartiles worth the name.
+_LEAST = 8
+_TINY = 1e-30  # in place of 0, which has no logarithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """Scores of good images that a bank had not seen, and the thresholds that follow.
+
+  Attributes:
+    false_alarm_rate: of good images, asked for.
+    guaranteed_rate: at most this share of good images alarms; larger than what was asked for where there are
+      too few images.
+    image_scores: one for each image.
+    map_maxima: the largest value of each image's anomaly map.
+    image_threshold: an image whose score reaches it alarms.
+    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as alarm.
+    method: how the scores came about: 'cross' or 'held out'.
+  """
+
+  false_alarm_rate: float
+  guaranteed_rate: float
+  image_scores: tuple[float, ...]
+  map_maxima: tuple[float, ...]
+  image_threshold: float
+  pixel_threshold: float
+  method: str
+
+
+def calibrate(
+    image_scores: Sequence[float], map_maxima: Sequence[float], *, false_alarm_rate: float,
+    method: str = 'held out') -> Calibration:
+  """Thresholds from scores of good images.
+
+  Args:
+    image_scores, map_maxima: [n], see `Calibration`.
+    false_alarm_rate: in (0, 1).
+    method: for the record.
+
+  Raises:
+    ValueError: no images, scores that are not finite, lengths that differ, or a rate out of range.
+  """
+  if len(image_scores) != len(map_maxima):
+    raise ValueError(f'Got {len(image_scores)} image scores and {len(map_maxima)} maxima of maps.')
+  image_threshold, rate = threshold(image_scores, false_alarm_rate)
+  pixel_threshold, _ = threshold(map_maxima, false_alarm_rate)
+  return Calibration(
+      float(false_alarm_rate), rate, tuple(map(float, image_scores)), tuple(map(float, map_maxima)),
+      image_threshold, pixel_threshold, method)
+
+
+def to_json(calibration: Calibration) -> dict[str, Any]:
+  """For a bank's description."""
+  return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(calibration).items()}
+
+
+def from_json(values: Mapping[str, Any]) -> Calibration:
+  """What `to_json` made."""
+  return Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, float]:
+  """The smallest threshold that n good images can vouch for.
+
+  Args:
+    scores: [n] of good images that the bank has not seen.
+    false_alarm_rate: the share of new good images whose score may reach the threshold.
+
+  Returns:
+    The threshold, just above the k-th smallest score with k = ceil((1 - rate) (n + 1)), and the rate
+    1 - k / (n + 1) that it guarantees. Where n < 1 / rate - 1, no score is large enough: then it is just
+    above the largest, which guarantees 1 / (n + 1).
+
+  Raises:
+    ValueError: no scores, some that are not finite, or a rate out of range.
+
+  >>> threshold([1.0, 2.0, 3.0, 4.0], 0.4)
+  (3.000000238418579, 0.4)
+  >>> round(threshold([1.0, 2.0, 3.0, 4.0], 0.01)[1], 3)  # too few images
+  0.2
+  """
+  if not 0 < false_alarm_rate < 1:
+    raise ValueError(f'false_alarm_rate={false_alarm_rate}: expected a share between 0 and 1, such as 0.01.')
+  scores = np.sort(np.asarray(scores, np.float32))
+  n = len(scores)
+  if not n or not np.isfinite(scores).all():
+    raise ValueError('A threshold needs at least one good image, and scores that are finite.')
+  # A hair less, because 0.95 * 20 is 19 but for rounding.
+  k = min(n, math.ceil((1 - false_alarm_rate) * (n + 1) - 1e-9))
+  return float(np.nextafter(scores[k - 1], np.float32(np.inf))), 1 - k / (n + 1)
+
+
+def p_value(calibration: Calibration, score: float) -> float:
+  """The share of good images, this one counted in, that score at least as high: small is suspicious.
+
+  >>> p_value(calibrate([1, 2, 3, 4], [1, 1, 1, 1], false_alarm_rate=0.4), 3.5)
+  0.4
+  """
+  reached = sum(s >= score for s in calibration.image_scores)
+  return (1 + reached) / (1 + len(calibration.image_scores))
+
+
+def calibrated_score(calibration: Calibration, score: float) -> float:
+  """A score between 0 and 1 that does not depend on the bank's units, and rises with `score`.
+
+  It is 0.5 at the threshold and 0.1 for the median good image; 0.9 lies as far above the threshold as that
+  lies below, on a logarithmic scale. Like a probability it is easy to read, but it is none: `p_value` is.
+
+  >>> c = calibrate([1, 2, 4, 8], [1, 1, 1, 1], false_alarm_rate=0.2)
+  >>> [round(calibrated_score(c, s), 3) for s in (0, 8**0.5, 8, 8 * 8**0.5)]
+  [0.0, 0.1, 0.5, 0.9]
+  """
+  if score <= 0:
+    return 0.0
+  limit = math.log(calibration.image_threshold)
+  middle = float(np.median(np.log(np.maximum(calibration.image_scores, _TINY))))
+  reach = max(limit - middle, 1e-6)  # of images that all score the same
+  return float(1 / (1 + 9 ** -np.clip((math.log(score) - limit) / reach, -100, 100)))
+
+
+def suspicious(scores: Sequence[float]) -> list[int]:
+  """Positions of images that look unlike the others, most so first: perhaps they are not good.
+
+  Those whose score lies beyond Tukey's outer fence on a logarithmic scale, three interquartile ranges above
+  the upper quartile. With fewer than 8 images there are none.
+
+  Args:
+    scores: [n], cross-fitted: an image that is in the bank itself would hide.
+
+  >>> suspicious([1.0, 1.1, 0.9, 1.2, 1.0, 0.8, 1.1, 30.0, 1.0, 9.0])
+  [7, 9]
+  """
+  if len(scores) < _LEAST:
+    return []
+  logs = np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
+  lower, upper = np.quantile(logs, (0.25, 0.75))
+  order = np.argsort(-logs, kind='stable')
+  return [int(i) for i in order if logs[i] > upper + _FENCE * (upper - lower)]
