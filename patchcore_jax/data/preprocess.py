@@ -20,7 +20,7 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from patchcore_jax.data.folder import Example
 
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
-FORMATS = ('PNG', 'JPEG', 'MPO', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
+FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
 # An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
 _MOST_PIXELS = 10**8
 

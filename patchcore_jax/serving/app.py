@@ -134,10 +134,8 @@ class _Service:
   def __init__(self, inspector: Inspector, name: str, options: Options, token: str | None):
     self._inspector, self._name, self._options = inspector, name, options
     self._token = token.encode() if token else None
-    self._input_size = inspector.image_size
     self._in_flight, self._state = 0, 'starting'
     self._batcher: Batcher | None = None
-    self._scorers: dict[int, Callable] = {}
     self._page, self._policy = _read_page()
     self.meters = Meters(
         lambda: self._batcher.waiting if self._batcher else 0, lambda: self._in_flight)
@@ -153,8 +151,10 @@ class _Service:
   async def _warm(self, progress, on_ready) -> None:
     sizes = sizes_of(self._options.batch_size)
     try:
+      self._scorer = await self._batcher.run(lambda: inspection.scorer(self._inspector, *sizes))
       for i, size in enumerate(sizes):
-        await self._batcher.run(lambda size=size: self._compile(size))
+        nothing = np.zeros((size, *self._inspector.image_size, 3), np.uint8)
+        await self._batcher.run(lambda images=nothing: self._scorer(images))
         if progress:
           progress('compile', i + 1, len(sizes))
     except Exception as e:
@@ -168,10 +168,6 @@ class _Service:
     if on_ready:
       on_ready(None)
 
-  def _compile(self, size):
-    self._scorers[size] = inspection.scorer(self._inspector, size)
-    self._scorers[size](np.zeros((size, *self._input_size, 3), np.uint8))
-
   async def stop(self) -> None:
     """Finishes what is in the queue."""
     self._state = 'stopping'
@@ -182,11 +178,10 @@ class _Service:
 
   def _score(self, images):
     """In the scoring thread. Every image's prediction, as (of its batch, position in it)."""
-    size = next(s for s in self._scorers if s >= len(images))
     self.meters.batches.observe(len(images))
     try:
       with self.meters.scoring.time():
-        prediction = self._scorers[size](np.stack(images))
+        prediction = self._scorer(np.stack(images))
     except Exception:
       self.meters.failures.inc()
       logging.exception('A batch of %d images failed.', len(images))
@@ -217,7 +212,7 @@ class _Service:
         'backbone': self._inspector.backbone.name,
         'patches': len(self._inspector.bank.embeddings),
         'training_images': self._inspector.bank.description['num_images'],
-        'input_size': list(self._input_size),
+        'input_size': list(self._inspector.image_size),
         'threshold': calibration and calibration.image_threshold,
         'pixel_threshold': calibration and calibration.pixel_threshold,
         'false_alarm_rate': calibration and calibration.false_alarm_rate,
@@ -298,22 +293,19 @@ class _Service:
           'a form with one file.')
     try:
       image = preprocess.read_image('the image', lambda _: body, max_pixels=self._options.max_pixels)
-      pixels = np.asarray(preprocess.transform(image, self._inspector.preprocessing))
     except TooManyPixelsError as e:
       raise RequestError(413, 'too_many_pixels', _sentence(e)) from e
     except UnknownFormatError as e:
       raise RequestError(
           415, 'unknown_format', f'What was sent ({len(body)} bytes, starting with {body[:8]!r}) is not an '
           f'image of a known format, or its first bytes are damaged: expected {_FORMATS}.') from e
+    except ImageError as e:
+      raise RequestError(422, 'unreadable', _sentence(e)) from e
+    try:
+      pixels = np.asarray(preprocess.transform(image, self._inspector.preprocessing))
+      inspection.check_size(self._inspector, pixels.shape[:2])
     except ValueError as e:
-      code = 'unreadable' if isinstance(e, ImageError) else 'wrong_size'
-      raise RequestError(422, code, _sentence(e)) from e
-    if pixels.shape[:2] != self._input_size:
-      (height, width), (want_height, want_width) = pixels.shape[:2], self._input_size
-      raise RequestError(
-          422, 'wrong_size', f'The image of {image.width} x {image.height} pixels is {width} x {height} '
-          f'after preprocessing, and the bank was made of images of {want_width} x {want_height}: send an '
-          'image of the shape of the training images, or fit a bank with preprocess.crop.')
+      raise RequestError(422, 'wrong_size', _sentence(e)) from e
     return _Decoded(image, pixels)
 
   def _answer(self, decoded: _Decoded, prediction, i: int, wanted: dict[str, str]) -> bytes:

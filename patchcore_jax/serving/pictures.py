@@ -35,27 +35,26 @@ def map_file(inspector: Inspector, image: Image.Image, found: Finding, kind: str
     np.save(file, np.asarray(found.anomaly_map, np.float32))
     data, media_type = file.getvalue(), 'application/octet-stream'
   else:
-    data, media_type = _png(_overlay(inspector, image, found.anomaly_map, seen)), 'image/png'
+    data, media_type = _png(_drawn(inspector, image, found.anomaly_map, place)), 'image/png'
   return {'type': media_type, 'box': [int(v) for v in seen], 'data': base64.b64encode(data).decode()}
 
 
-def _overlay(inspector, image, anomaly_map, seen) -> np.ndarray:
-  """The image, at most `_SHOWN` pixels long, with the map over the part that the network saw."""
-  scale = min(1, _SHOWN / max(image.size))
-  small = image.resize(
-      [max(1, round(scale * v)) for v in image.size], Image.Resampling.BILINEAR, reducing_gap=2)
-  left, top, right, bottom = (
-      round(v * n / old) for v, n, old in zip(seen, 2 * small.size, 2 * image.size))
-  heat = np.full((small.height, small.width), np.nan, np.float32)
-  if right > left and bottom > top:
-    heat[top:bottom, left:right] = np.asarray(Image.fromarray(anomaly_map).resize(
-        (right - left, bottom - top), Image.Resampling.BILINEAR))
+def _drawn(inspector, image, anomaly_map, place) -> np.ndarray:
+  """The image, its longer side at most `_SHOWN` pixels, with the map over the part that the network saw."""
+  shrink = max(1.0, *(n / _SHOWN for n in image.size))
+  width, height = (max(1, round(n / shrink)) for n in image.size)
+  small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
+  ratios = height / image.height, width / image.width
+  place = place._replace(
+      original=(height, width), scale=tuple(s * r for s, r in zip(place.scale, ratios)),
+      offset=tuple(o * r for o, r in zip(place.offset, ratios)))
+  heat = placement.to_original(anomaly_map, place)
   return overlay.overlay(np.asarray(small), heat, *_heat_range(inspector, anomaly_map))
 
 
 def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, str | None]:
-  """PNG files in base64: 'patch', the most anomalous one of an image with what is around it, and 'nearest', the
-  same of the normal patch nearest to it, None if the bank has no pictures.
+  """PNG files in base64: 'patch', the most anomalous one of an image with what is around it, and 'nearest',
+  the same of the normal patch nearest to it, None if the bank has no pictures.
 
   Args:
     pixels: [h, w, 3] uint8, the image as the network sees it.
