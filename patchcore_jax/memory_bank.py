@@ -119,6 +119,39 @@ def save_arrays(
         'folder.') from e
 
 
+def replace(path: str | os.PathLike, bank: MemoryBank) -> None:
+  """`save` in the place of the bank at `path`, which is there whole, old or new, at every moment.
+
+  If the process is killed between two renames, the old one is at `path` + '.before', where `restore` finds
+  it.
+
+  Raises:
+    OSError: it cannot be written; the old bank is untouched.
+  """
+  path = Path(path).absolute()
+  after, before = path.with_name(path.name + '.after'), _before(path)
+  shutil.rmtree(after, ignore_errors=True)  # what a killed run left
+  save(after, bank)
+  _recover(path)
+  path.rename(before)
+  after.rename(path)
+  shutil.rmtree(before)
+
+
+def _before(path: Path) -> Path:
+  return path.with_name(path.name + '.before')
+
+
+def _recover(path: Path) -> None:
+  """After a `replace` that was killed: puts the old bank back, or removes it where the new one is there."""
+  before = _before(path)
+  if before.is_dir():
+    if path.exists():
+      shutil.rmtree(before)
+    else:
+      before.rename(path)
+
+
 def _remove_unfinished(path: Path) -> None:
   """Orbax writes to a temporary name beside `path` and renames at the end."""
   for _ in range(10):
@@ -169,6 +202,8 @@ def restore_arrays(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """`restore` of what `save_arrays` wrote: the arrays and their description."""
   path = Path(path).absolute()
+  if not path.exists():
+    _recover(path)
   if not path.is_dir():
     raise BankError(f'No memory bank at {path}.')
   try:

@@ -67,9 +67,14 @@ def pack(files: Sequence[bytes]) -> dict[str, Any]:
   return {_FILES: np.frombuffer(b''.join(files), np.uint8), _OFFSETS: offsets}
 
 
+def has_thumbnails(bank: MemoryBank) -> bool:
+  """Whether the bank has pictures of its training images."""
+  return _FILES in bank.extras
+
+
 def thumbnails(bank: MemoryBank) -> list[bytes]:
   """The JPEG files that `pack` took; [] if the bank has none."""
-  if _FILES not in bank.extras:
+  if not has_thumbnails(bank):
     return []
   data, offsets = np.asarray(bank.extras[_FILES]), np.asarray(bank.extras[_OFFSETS])
   return [data[a:b].tobytes() for a, b in zip(offsets, offsets[1:])]

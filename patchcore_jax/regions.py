@@ -1,52 +1,63 @@
-"""The most anomalous region of an anomaly map: where to look."""
+"""Anomaly map -> its most anomalous region."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-# Without a threshold that the peak reaches: the region goes down to the middle between the map's median and
-# its peak.
+# Of the way from the median, which is the object's own level, to the peak: half, as for a peak's width.
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 
 
 class Region(NamedTuple):
-  """A region of a map, in its pixels.
+  """Of a map, in its pixels; whole numbers are centres of pixels, but for the box, which has edges.
 
   Attributes:
-    box: (left, top, right, bottom), right and bottom exclusive.
-    centroid: (x, y), weighted by the map's excess over the region's limit; whole numbers are centres of
-      pixels.
-    peak: the largest value.
+    box: left, top, right, bottom; right and bottom exclusive.
+    centroid: mean x and y of the region's pixels. It may lie outside a bent region.
+    level: what every pixel of the region reaches.
   """
 
   box: tuple[int, int, int, int]
   centroid: tuple[float, float]
-  peak: float
+  level: float
 
 
 def most_anomalous(anomaly_map: np.ndarray, threshold: float | None = None) -> Region:
-  """The connected region around the map's peak.
+  """The connected pixels around a map's peak that are anomalous with it.
+
+  They reach the threshold. Where even the peak does not, or no threshold is known, they reach half the way
+  from the map's median to its peak: the place that looks least normal, whatever its level.
 
   Args:
-    anomaly_map: [h, w].
-    threshold: pixels from here on belong to it; where the peak does not reach that, or it is None, those
-      above the middle between the median and the peak.
+    anomaly_map: [h, w] float; NaN pixels belong to no region.
+    threshold: pixels from here on are anomalous, as of a calibration; None if not known.
 
-  >>> m = np.zeros((6, 8)); m[2:4, 5:7] = 1; m[3, 6] = 2; m[0, 0] = 1
-  >>> most_anomalous(m, 1).box
-  (5, 2, 7, 4)
+  Returns:
+    A `Region`. Of a map that is the same everywhere it is the whole map.
+
+  Raises:
+    ValueError: no two dimensions, or nothing but NaN.
+
+  >>> values = np.zeros((5, 6))
+  >>> values[1:3, 2:5], values[4, 0] = 3, 2
+  >>> most_anomalous(values, threshold=2)
+  Region(box=(2, 1, 5, 3), centroid=(3.0, 1.5), level=2.0)
   """
-  peak = float(anomaly_map.max())
-  if threshold is None or peak < threshold:
-    median = float(np.median(anomaly_map))
-    threshold = median + _SHARE * (peak - median)
+  anomaly_map = np.asarray(anomaly_map)
+  if anomaly_map.ndim != 2 or np.isnan(anomaly_map).all():
+    raise ValueError(
+        f'An anomaly map of shape {anomaly_map.shape}: expected [height, width] with a number in some pixel.')
+  peak = np.unravel_index(np.nanargmax(anomaly_map), anomaly_map.shape)
+  highest = float(anomaly_map[peak])
+  if threshold is None or highest < threshold:
+    median = float(np.nanmedian(anomaly_map))
+    # At most the peak, which rounding must not leave out.
+    threshold = min(median + _SHARE * (highest - median), highest)
   labels, _ = ndimage.label(anomaly_map >= threshold, _NEIGHBORS)
-  at = np.unravel_index(np.argmax(anomaly_map), anomaly_map.shape)
-  rows, columns = np.nonzero(labels == labels[at])
-  # A little more than the excess, so that a region of one value has a centre too.
-  weights = anomaly_map[rows, columns].astype(np.float64) - threshold + 1e-6 * (abs(peak) + 1e-30)
-  x, y = (float(np.average(v, weights=weights)) for v in (columns, rows))
-  box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-  return Region(box, (x, y), peak)
+  inside = labels == labels[peak]
+  y, x = np.nonzero(inside)
+  return Region(
+      (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1),
+      (float(x.mean()), float(y.mean())), float(threshold))

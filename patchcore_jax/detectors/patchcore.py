@@ -248,24 +248,51 @@ def _cross_score(
     projected = np.asarray(projected)
   fold_of = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
   found = CrossScores(*np.zeros((2, num_images), np.float32))
-  done = 0
   for fold in range(folds):
     # Rows of the other images; `_select` sees them as if there were no more.
     others = np.flatnonzero(np.repeat(fold_of != fold, patches))
     part = None if projected is None else spool.take(projected, others)
     rows, _ = _select(_Rows(points, others), part, spec, plan, None)
-    bank = neighbors.prepare(rows, search.shortlist)
-    fn = _predict_fn(_embeddings_as_they_are, scoring_spec, (len(rows),))
     images = np.flatnonzero(fold_of == fold)
-    batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
-    for batch, (scores, maps, *_) in base.stream(fn, parallel.replicate((None, bank)), batches):
-      at = batch.index[batch.valid]
-      found.image_scores[at] = scores[batch.valid, 0]
-      found.map_maxima[at] = maps[batch.valid, 0].max(axis=(1, 2))
-      done += len(at)
-      if progress:
-        progress('calibrate', done, num_images)
+    scores = score_embeddings(
+        embeddings, rows, image_size, images=images, batch_size=batch_size, scoring_spec=scoring_spec,
+        search=search)
+    for kept, new in zip(found, scores):
+      kept[images] = new
+    if progress:
+      progress('calibrate', int((fold_of <= fold).sum()), num_images)
   return found
+
+
+def score_embeddings(
+    embeddings: np.ndarray,
+    bank: np.ndarray,
+    image_size: tuple[int, int],
+    *,
+    scoring_spec: ScoringSpec,
+    images: np.ndarray | None = None,
+    batch_size: int = 32,
+    search: SearchSpec | None = None,
+) -> CrossScores:
+  """Scores of images whose embeddings are at hand, as `predict` gives them.
+
+  Args:
+    embeddings: [n, rows, columns, d], on the host.
+    bank: [m, d] embeddings.
+    image_size: (height, width) of the images.
+    scoring_spec, search: as in `predict`.
+    images: which of them; None for all.
+    batch_size: a multiple of the number of local devices.
+  """
+  images = np.arange(len(embeddings)) if images is None else images
+  fn = _predict_fn(_embeddings_as_they_are, scoring_spec, (len(bank),))
+  prepared = neighbors.prepare(bank, (search or SearchSpec()).shortlist)
+  image_scores, map_maxima = [], []
+  batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
+  for batch, (scores, maps, *_) in base.stream(fn, parallel.replicate((None, prepared)), batches):
+    image_scores.append(scores[batch.valid, 0])
+    map_maxima.append(maps[batch.valid, 0].max(axis=(1, 2)))
+  return CrossScores(np.concatenate(image_scores), np.concatenate(map_maxima))
 
 
 @dataclasses.dataclass(frozen=True)
