@@ -27,7 +27,7 @@ _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'The most images that are sc
 _WAIT_MS = flags.DEFINE_float('wait_ms', 2.0, 'How long an incomplete batch waits for more images.', 0)
 _QUEUE = flags.DEFINE_integer('queue', 64, 'Requests at a time; more are sent away with 503.', 1)
 _MAX_MB = flags.DEFINE_float('max_mb', 32.0, 'The most MiB of a request.', 0)
-_MAX_MEGAPIXELS = flags.DEFINE_float('max_megapixels', 50.0, 'The most million pixels of an image.', 0)
+_MAX_MEGAPIXELS = flags.DEFINE_float('max_megapixels', 25.0, 'The most million pixels of an image.', 0)
 _TIMEOUT = flags.DEFINE_float('timeout', 15.0, 'Seconds in which a request must have come.', 0)
 _THREADS = flags.DEFINE_integer('threads', 2, 'Threads that decode images and draw heatmaps.', 1)
 _WEIGHTS = flags.DEFINE_string(
@@ -82,8 +82,8 @@ def read_token(path: str | None, variable: str | None) -> str | None:
     return None
   if not token or not all('!' <= c <= '~' for c in token):
     raise ValueError(
-        f'The token {f"in {path}" if path else "in PATCHCORE_TOKEN"} is empty or has characters that a header '
-        'cannot carry: expected letters, digits and signs of ASCII, no blanks.')
+        f'The token in {path or "PATCHCORE_TOKEN"} is empty or has characters that a header cannot carry: '
+        'expected letters, digits and signs of ASCII, no blanks.')
   return token
 
 

@@ -7,14 +7,13 @@ chunks, directories and their values, besides flipped bits, cuts and splices; ch
 again, so that a change gets past them. What fails one of these rules is kept, and makes the exit code 1:
 
 - `preprocess.read_image` and `transform` raise nothing but ValueError, the former nothing but ImageError,
-- an image takes less than 2 s and 500 MB,
+- an image takes less than 2 s of the processor and 500 MB,
 - the service answers with JSON, 200 where the image can be read and 400, 413, 415 or 422 where it cannot.
 
 A crash or a hang of more than 30 s ends the process; the case is then in FOLDER/current.
 """
 
 import argparse
-import asyncio
 import contextlib
 import faulthandler
 import io
@@ -32,9 +31,11 @@ from PIL import Image, ImageSequence, PngImagePlugin
 
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.serving.app import Options, create_app
+from tests.small import inspector
 
 SPEC = Preprocessing(resize=(64,), crop=(56,))
-MAX_PIXELS = 50_000_000
+MAX_PIXELS = 25_000_000
 SECONDS, MEGABYTES, HANG_SECONDS = 2.0, 500, 30
 ALLOWED = (200, 400, 413, 415, 422)
 _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 127, 128, 255, 256, 257, 4095, 32767, 32768, 65535, 65536, 100_000,
@@ -321,7 +322,7 @@ def bombs() -> dict[str, bytes]:
     image.save(file, kind, **kwargs)
     files[name] = file.getvalue()
 
-  within, beyond = (7000, 7000), (7200, 7200)
+  within, beyond = (5000, 5000), (5100, 5100)
   for size, word in ((within, 'within'), (beyond, 'beyond')):
     for mode in ('L', 'P', 'RGB', 'RGBA', 'I;16'):
       add(f'png {mode} {word}', Image.new(mode, size), 'PNG')
@@ -343,10 +344,10 @@ def bombs() -> dict[str, bytes]:
   many = [[b'zTXt', b'a%d\0\0' % i + zlib.compress(bytes(2**20), 9)] for i in range(200)]
   files['png many zTXt'] = _png([[b'IHDR', header], *many, *rest])
   files['png IDAT'] = _png([[b'IHDR', header], [b'IDAT', zlib.compress(bytes(2**29), 9)], [b'IEND', b'']])
-  for width, height in ((60000, 60000), (13000, 13000), (2**31 - 1, 1), (1, 2**31 - 1), (50_000_000, 1)):
+  for width, height in ((60000, 60000), (13000, 13000), (2**31 - 1, 1), (1, 2**31 - 1), (25_000_000, 1)):
     lie = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     files[f'png {width} x {height}'] = _png([[b'IHDR', lie], [b'IDAT', b''], [b'IEND', b'']])
-  add('thin', Image.new('L', (40_000_000, 1)), 'PNG')
+  add('thin', Image.new('L', (20_000_000, 1)), 'PNG')
   add('1 x 1', Image.new('L', (1, 1)), 'PNG')
   add('20,000 x 20', Image.new('L', (20_000, 20)), 'PNG')
   return files
@@ -362,7 +363,7 @@ class Checker:
   def problem(self, data: bytes) -> str | None:
     """What rule the file breaks, if any."""
     _reset_peak()
-    before, began = _status('VmRSS'), time.perf_counter()
+    before, began = _status('VmRSS'), time.process_time()  # others may be at work on the machine
     outcome, error = 'read', None
     try:
       preprocess.transform(preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS), SPEC)
@@ -374,7 +375,7 @@ class Checker:
         error = f'transform raised {e!r}'
     except BaseException as e:
       return f'raised {e!r}'
-    seconds, peak = time.perf_counter() - began, _status('VmHWM') - before
+    seconds, peak = time.process_time() - began, _status('VmHWM') - before
     self.counts[outcome] = self.counts.get(outcome, 0) + 1
     if error:
       return error
@@ -422,7 +423,7 @@ def main():
   args.keep.mkdir(parents=True, exist_ok=True)
   warnings.simplefilter('ignore')
   rng, originals, found = random.Random(args.seed), seeds(), {}
-  with _service() as call:
+  with service() as call:
     checker = Checker(call)
     for name, data in bombs().items():
       if problem := checker.problem(data):
@@ -458,8 +459,42 @@ def main():
 
 
 @contextlib.contextmanager
-def _service():
-  yield None
+def service():
+  """Yields a function that posts bytes to the app, in this process, and gives (status, body)."""
+  loop = asyncio.new_event_loop()
+  app = create_app(inspector(), name='fuzz', options=Options(max_pixels=MAX_PIXELS, wait_seconds=0))
+
+  async def call(body):
+    answer, sent = {'body': b''}, False
+
+    async def receive():
+      nonlocal sent
+      if sent:
+        return {'type': 'http.disconnect'}
+      sent = True
+      return {'type': 'http.request', 'body': body, 'more_body': False}
+
+    async def send(message):
+      answer['status'] = message.get('status', answer.get('status'))
+      answer['body'] += message.get('body', b'')
+
+    await app(
+        {'type': 'http', 'method': 'POST', 'path': '/inspect', 'query_string': b'map=png&why=png',
+         'headers': [(b'content-length', str(len(body)).encode())]}, receive, send)
+    return answer['status'], answer['body']
+
+  async def started():
+    await context.__aenter__()
+    while (await call(b''))[0] == 503:
+      await asyncio.sleep(0.05)
+
+  context = app.router.lifespan_context(app)
+  loop.run_until_complete(started())
+  try:
+    yield lambda body: loop.run_until_complete(call(body))
+  finally:
+    loop.run_until_complete(context.__aexit__(None, None, None))
+    loop.close()
 
 
 if __name__ == '__main__':

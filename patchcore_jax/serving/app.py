@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, TooManyPixelsError, UnknownFormatError
 from patchcore_jax.inspection import Inspector
 from patchcore_jax.serving import edge, pictures
-from patchcore_jax.serving.batcher import BatchError, Batcher
+from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.edge import RequestError
 from patchcore_jax.serving.meters import Meters
 
@@ -50,7 +51,7 @@ class Options:
     threads: that decode images and draw maps.
     queue: requests that are worked on or wait, at most; more are sent away with 503.
     max_bytes: of the body of a request.
-    max_pixels: of an image.
+    max_pixels: of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other formats half).
     seconds: in which the body of a request must have come.
 
   Raises:
@@ -62,7 +63,7 @@ class Options:
   threads: int = 2
   queue: int = 64
   max_bytes: int = 32 * 2**20
-  max_pixels: int = 50_000_000
+  max_pixels: int = 25_000_000
   seconds: float = 15.0
 
   def __post_init__(self):
@@ -215,7 +216,7 @@ class _Service:
         'input_size': list(self._inspector.image_size),
         'threshold': calibration and calibration.image_threshold,
         'pixel_threshold': calibration and calibration.pixel_threshold,
-        'false_alarm_rate': calibration and calibration.false_alarm_rate,
+        'false_alarm_rate': calibration and calibration.guaranteed_rate,
         'limits': {
             'megabytes': options.max_bytes / 2**20, 'megapixels': options.max_pixels / 1e6,
             'seconds': options.seconds, 'queue': options.queue, 'formats': list(preprocess.FORMATS)},
@@ -353,7 +354,9 @@ def _float(value) -> float | None:
 
 def _nearest(inspector: Inspector, row: int) -> dict[str, Any]:
   origin = provenance.origin(inspector.bank, row)
-  return {'image': origin.name, 'number': origin.image, 'row': origin.row, 'column': origin.column}
+  # Only the name: where the training images lay is no concern of who sends images.
+  name = PurePath(origin.name).name
+  return {'image': name, 'number': origin.image, 'row': origin.row, 'column': origin.column}
 
 
 def _read_page() -> tuple[str, str]:

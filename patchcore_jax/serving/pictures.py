@@ -49,7 +49,13 @@ def _drawn(inspector, image, anomaly_map, place) -> np.ndarray:
       original=(height, width), scale=tuple(s * r for s, r in zip(place.scale, ratios)),
       offset=tuple(o * r for o, r in zip(place.offset, ratios)))
   heat = placement.to_original(anomaly_map, place)
-  return overlay.overlay(np.asarray(small), heat, *_heat_range(inspector, anomaly_map))
+  c = inspector.calibration
+  if c is not None and c.pixel_threshold > 0:
+    ends = overlay.limits(c.pixel_threshold)
+  else:  # the colours of this map alone
+    low = float(np.median(anomaly_map))
+    ends = low, max(float(anomaly_map.max()), np.nextafter(low, np.inf))
+  return overlay.overlay(np.asarray(small), heat, *ends)
 
 
 def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, str | None]:
