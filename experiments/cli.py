@@ -23,9 +23,14 @@ flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
 console = Console(highlight=False, soft_wrap=True)
 
 
-def run(main) -> None:
-  """Runs `main(argv)` under absl. A mistake of the user is one line and exit code 1."""
-  app.run(lambda argv: _guarded(main, argv), flags_parser=_parse_flags)
+def run(main, *, arguments: bool = False) -> None:
+  """Runs `main(argv)` under absl. A mistake of the user is one line and exit code 1.
+
+  Args:
+    main: the binary.
+    arguments: whether it takes any besides flags.
+  """
+  app.run(lambda argv: _guarded(main, argv, arguments), flags_parser=_parse_flags)
 
 
 @contextlib.contextmanager
@@ -75,10 +80,10 @@ def say_which(backbone_name: str) -> None:
         f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
 
 
-def _guarded(main, argv):
+def _guarded(main, argv, arguments):
   if not flags.FLAGS['verbosity'].present:  # Orbax tells every step at the default level
     logging.set_verbosity(logging.WARNING)
-  if len(argv) > 1:
+  if len(argv) > 1 and not arguments:
     _fail(f'Unexpected arguments {argv[1:]}: fields are set as --config.data.root=PATH.')
   try:
     return main(argv)
