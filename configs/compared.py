@@ -26,6 +26,7 @@ from configs import default
 
 def get_config():
   config = default.get_config()
+  config.report.gallery = 0  # a page for each point, without images
   config.sweep = (
       'detector=spade backbone.layers=layer1,layer2,layer3,layer4',
       'detector=padim backbone.layers=layer1,layer2,layer3',

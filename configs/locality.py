@@ -18,6 +18,7 @@ LAYERS = ('layer1', 'layer2', 'layer3', 'layer1,layer2', 'layer2,layer3', 'layer
 
 def get_config():
   config = default.get_config()
+  config.report.gallery = 0  # a page for each point, without images
   config.coreset.ratios = (0.01,)
   config.data.batch_size = 8
   config.sweep = (

@@ -28,6 +28,7 @@ DRAWS = range(5)
 
 def get_config():
   config = default.get_config()
+  config.report.gallery = 0  # a page for each point, without images
   config.coreset.ratios = (0.25, 0.10)
   config.sweep = tuple(
       f'data.shots={shots} data.draw={draw} {method}'

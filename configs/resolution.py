@@ -20,6 +20,7 @@ NEIGHBORHOODS = (3, 5, 7, 9)
 
 def get_config():
   config = default.get_config()
+  config.report.gallery = 0  # a page for each point, without images
   config.coreset.ratios = (0.01,)
   config.data.batch_size = 8
   config.sweep = tuple(

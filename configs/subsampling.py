@@ -18,6 +18,7 @@ RATIOS = '0.25,0.1,0.05,0.01,0.005,0.001'
 
 def get_config():
   config = default.get_config()
+  config.report.gallery = 0  # a page for each point, without images
   config.coreset.ratios = (0.1,)
   config.sweep = (
       f'coreset.method=greedy coreset.ratios={RATIOS}',

@@ -12,17 +12,10 @@ from patchcore_jax import backbones
 from patchcore_jax.data import folder, pipeline, preprocess, synthetic
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.report import overlay
 from patchcore_jax.scoring import ScoringSpec
 
 DEFECTS = {'wood_veneer': 'crack', 'woven_fabric': 'hole', 'circuit_board': 'missing_part'}
-
-
-def heatmap(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
-  """Image [h, w, 3] uint8 with the map [h, w] laid over it, from clear (low) to red (high)."""
-  heat = np.clip((anomaly_map - low) / (high - low), 0, 1)[..., None]
-  colour = np.concatenate([np.ones_like(heat), 0.8 - 0.8 * heat, np.zeros_like(heat)], axis=-1)
-  alpha = 0.75 * np.minimum(2 * heat, 1)
-  return (image * (1 - alpha) + 255 * colour * alpha).astype(np.uint8)
 
 
 def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) -> np.ndarray:
@@ -40,8 +33,8 @@ def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) ->
   maps = prediction.anomaly_maps[0]
   shown = max(i for i, e in enumerate(data.test) if e.defect == defect)  # the plainest
   first_good = int(np.argmin(labels))
-  drawn = heatmap(images.image[shown], maps[shown], np.quantile(maps[labels == 0], 0.99),
-                  maps[shown].max())
+  drawn = overlay.overlay(images.image[shown], maps[shown], np.quantile(maps[labels == 0], 0.99),
+                          maps[shown].max())
   return np.concatenate([images.image[first_good], images.image[shown], drawn], axis=1)
 
 

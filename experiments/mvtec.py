@@ -3,9 +3,9 @@
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
     python -m experiments.mvtec --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/wrn50
 
-Writes results.csv (a row per category and coreset ratio), config.json, banks/<category>/ and
-scores/<category>.csv to WORKDIR. A run that was stopped goes on after its last finished category when
-the same command is given again.
+Writes results.csv (a row per category and coreset ratio), config.json, banks/<category>/,
+scores/<category>.csv and report.html, a page with tables, curves and images, to WORKDIR. A run that was
+stopped goes on after its last finished category when the same command is given again.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, methods, wiring
+from experiments import cli, methods, run_report, wiring
 from experiments.images import Images
 from patchcore_jax import memory_bank, metrics, parallel
 from patchcore_jax.data import preprocess
@@ -61,7 +61,9 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
       cli.console.print(f'{category.name}: finished before')
     else:
       experiment.evaluate(method, Images(config, experiment.settings, category))
+  run_report.write(workdir, config, experiment.rows)
   results.print_table(experiment.rows, published=published)
+  cli.console.print(f'Curves, scores and images: {Path(workdir) / "report.html"}')
   return experiment.rows
 
 
@@ -109,11 +111,12 @@ class Experiment:
     index = np.concatenate([p.index for p in test])
     examples = [images.test_examples[i] for i in index]
     labels = np.array([e.label for e in examples])
-    masks = np.concatenate(masks) if masks and test[0].anomaly_maps is not None else None
+    with_maps = test[0].anomaly_maps is not None
+    masks = np.concatenate(masks) if masks and with_maps else None
     scores_of_images = []
     for i, (ratio, size) in enumerate(sizes.items()):
       scores = np.concatenate([p.image_scores[i] for p in test])
-      maps = None if masks is None else np.concatenate([p.anomaly_maps[i] for p in test])
+      maps = np.concatenate([p.anomaly_maps[i] for p in test]) if with_maps else None
       measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
       self.rows.append({
           'category': images.name, 'coreset_ratio': ratio, 'num_train': description['num_images'],
@@ -126,8 +129,15 @@ class Experiment:
           for e, score in zip(examples, scores, strict=True)]
       if config.report.errors and ratio == max(sizes) and masks is not None:
         self._write_errors(images.name, examples, labels, scores, masks, maps, ratio)
+      if ratio == max(sizes):
+        shown = run_report.category(
+            images.name, examples, labels, scores, masks=masks, maps=maps,
+            thresholds=run_report.thresholds(description, self.rows[-1]),
+            preprocessing=self.settings.preprocessing, most=config.report.gallery)
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
+    run_report.keep(self._workdir, shown)
     results.write_csv(self._workdir / 'results.csv', self.rows)
+    run_report.write(self._workdir, config, self.rows)
 
   def _write_errors(self, category, examples, labels, scores, masks, maps, ratio):
     """The images are read once more: they were not kept."""

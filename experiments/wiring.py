@@ -60,6 +60,8 @@ def settings(config: ConfigDict) -> Settings:
         'and 1, such as 0.01.')
   if config.calibration.folds < 0 or config.calibration.folds == 1:
     raise ValueError(f'calibration.folds={config.calibration.folds}: expected at least 2, or 0 for none.')
+  if config.report.gallery < 0:
+    raise ValueError(f'report.gallery={config.report.gallery}: expected at least 0.')
   if config.fit.memory_gb <= 0:
     raise ValueError(f'fit.memory_gb={config.fit.memory_gb}: expected more than 0.')
   selection = dict(config.coreset)

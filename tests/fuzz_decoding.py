@@ -14,6 +14,7 @@ A crash or a hang of more than 30 s ends the process; the case is then in FOLDER
 """
 
 import argparse
+import asyncio
 import contextlib
 import faulthandler
 import io
@@ -24,6 +25,7 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +34,8 @@ from PIL import Image, ImageSequence, PngImagePlugin
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.serving.app import Options, create_app
-from tests.small import inspector
+from tests import small
 
-SPEC = Preprocessing(resize=(64,), crop=(56,))
 MAX_PIXELS = 25_000_000
 SECONDS, MEGABYTES, HANG_SECONDS = 2.0, 500, 30
 ALLOWED = (200, 400, 413, 415, 422)
@@ -356,8 +357,8 @@ def bombs() -> dict[str, bytes]:
 class Checker:
   """Applies the rules to one file after another."""
 
-  def __init__(self, call=None):
-    self._call = call  # bytes -> (status, body)
+  def __init__(self, spec: Preprocessing, call: Callable[[bytes], tuple[int, bytes]]):
+    self._spec, self._call = spec, call
     self.counts: dict[str, int] = {}
 
   def problem(self, data: bytes) -> str | None:
@@ -366,7 +367,7 @@ class Checker:
     before, began = _status('VmRSS'), time.process_time()  # others may be at work on the machine
     outcome, error = 'read', None
     try:
-      preprocess.transform(preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS), SPEC)
+      preprocess.transform(preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS), self._spec)
     except ImageError as e:
       outcome = type(e).__name__
     except ValueError as e:
@@ -383,9 +384,7 @@ class Checker:
       return f'took {seconds:.1f} s'
     if peak > MEGABYTES:
       return f'took {peak:.0f} MB'
-    if self._call:
-      return self._answer_problem(data, outcome)
-    return None
+    return self._answer_problem(data, outcome)
 
   def _answer_problem(self, data, outcome):
     status, body = self._call(data)
@@ -423,8 +422,9 @@ def main():
   args.keep.mkdir(parents=True, exist_ok=True)
   warnings.simplefilter('ignore')
   rng, originals, found = random.Random(args.seed), seeds(), {}
-  with service() as call:
-    checker = Checker(call)
+  inspector = small.inspector()
+  with service(inspector) as call:
+    checker = Checker(inspector.preprocessing, call)
     for name, data in bombs().items():
       if problem := checker.problem(data):
         print(f'bomb {name}: {problem}', flush=True)
@@ -459,10 +459,10 @@ def main():
 
 
 @contextlib.contextmanager
-def service():
+def service(inspector):
   """Yields a function that posts bytes to the app, in this process, and gives (status, body)."""
   loop = asyncio.new_event_loop()
-  app = create_app(inspector(), name='fuzz', options=Options(max_pixels=MAX_PIXELS, wait_seconds=0))
+  app = create_app(inspector, name='fuzz', options=Options(max_pixels=MAX_PIXELS, wait_seconds=0))
 
   async def call(body):
     answer, sent = {'body': b''}, False

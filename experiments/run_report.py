@@ -1,0 +1,144 @@
+"""report.html of a workdir. What a page shows of a category is kept in WORKDIR/report/<category>.json, so
+that a run which goes on later makes the page of all categories."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import wiring
+from patchcore_jax import memory_bank
+from patchcore_jax.data import preprocess
+from patchcore_jax.data.folder import Example
+from patchcore_jax.report import page, results, runs
+
+_COLUMNS = {
+    'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent'),
+    'image_auroc': page.Column('Image AUROC', 'percent'), 'image_ap': page.Column('Image AP', 'percent'),
+    'image_f1': page.Column('Best F1', 'percent'), 'pixel_auroc': page.Column('Pixel AUROC', 'percent'),
+    'aupro': page.Column('AUPRO', 'percent'), 'false_positives': page.Column('False alarms', 'count'),
+    'false_negatives': page.Column('Missed', 'count'), 'num_train': page.Column('Trained on', 'count'),
+    'num_test': page.Column('Tested on', 'count'), 'num_skipped': page.Column('Skipped', 'count'),
+    'bank_size': page.Column('Patches in bank', 'count'), 'fit_seconds': page.Column('Fit, s', 'number'),
+    'ms_per_image': page.Column('ms per image', 'number')}
+_MEANS = ('image_auroc', 'image_ap', 'image_f1', 'pixel_auroc', 'aupro', 'fit_seconds', 'ms_per_image')
+
+
+def category(
+    name: str, examples: Sequence[Example], labels: np.ndarray, scores: np.ndarray, *,
+    masks: np.ndarray | None, maps: np.ndarray | None, thresholds: Sequence[page.Threshold],
+    preprocessing: preprocess.Preprocessing, most: int) -> page.Category:
+  """What the page shows of a category. The images to show are read once more: they were not kept.
+
+  Args:
+    name: of the category.
+    examples, labels, scores: [n].
+    masks, maps: [n, h, w], or None.
+    thresholds: the first one decides which images are errors.
+    preprocessing: the images are shown as the network saw them.
+    most: images to show.
+  """
+  decides = thresholds[0].value if thresholds else None
+  low, high = _heat_scale(labels, maps)
+  pictures = []
+  for i in page.telling(scores, labels, decides, most):
+    image, _ = preprocess.load(examples[i], preprocessing)
+    pictures.append(page.picture(
+        _short(examples[i].image_path, name), float(scores[i]), image,
+        anomaly_map=None if maps is None else maps[i], low=low, high=high,
+        mask=None if masks is None else masks[i], label=int(labels[i]),
+        defect=examples[i].defect if labels[i] else ''))
+  return page.Category(
+      name, scores.astype(float).tolist(), labels.astype(int).tolist(), tuple(thresholds), tuple(pictures))
+
+
+def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Threshold]:
+  """The bank's own, where it was calibrated, and the one that the labels of the test images give."""
+  found, calibration = [], description.get('calibration')
+  if calibration:
+    found.append(page.Threshold(
+        f'{100 * calibration["false_alarm_rate"]:g} % false alarms', calibration['image_threshold']))
+  if row['image_threshold'] is not None:
+    found.append(page.Threshold('best F1', row['image_threshold'], needs_labels=True))
+  return found
+
+
+def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
+  """Writes the category's file, in one step."""
+  path = Path(workdir) / 'report' / f'{shown.name}.json'
+  path.parent.mkdir(exist_ok=True)
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(page.to_json(shown))
+  os.replace(temporary, path)
+
+
+def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results.Row]) -> None:
+  """Writes WORKDIR/report.html, of the rows and of what was kept of their categories."""
+  workdir = Path(workdir)
+  kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
+  ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
+  banks = config.detector == 'patchcore'
+  columns = dict(_COLUMNS)
+  if not banks:
+    del columns['coreset_ratio'], columns['bank_size']
+  if not any(row['num_skipped'] for row in rows):
+    del columns['num_skipped']
+  totals = [
+      {'category': 'mean', 'coreset_ratio': ratio} | {
+          metric: results.mean([r for r in rows if r['coreset_ratio'] == ratio], metric)
+          for metric in _MEANS}
+      for ratio in ratios]
+  notes = []
+  if config.backbone.weights == 'random' or config.backbone.name.endswith('.random'):
+    notes.append('The network has random weights: these numbers do not show what the method can do.')
+  page.write(workdir / 'report.html', page.Page(
+      f'{runs.METHODS[config.detector]} on {_data_name(config)}', facts=_facts(config, ratios, banks),
+      columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
+      totals=[[row.get(k) for k in columns] for row in totals],
+      categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
+      settings=tuple((k, _text(v)) for k, v in memory_bank.flat(wiring.to_json(config)).items())))
+
+
+def _facts(config, ratios, banks):
+  size = ' then '.join(
+      f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
+  facts = [('Backbone', config.backbone.name),
+           ('Layers', _text(config.backbone.layers) or "the backbone's own"),
+           ('Images', size or 'as they are')]
+  if banks:
+    facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {config.coreset.method}'),
+              ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]
+  if config.data.shots:
+    facts.append(('Training images', f'{config.data.shots}, draw {config.data.draw}'))
+  return (*facts, ('Seed', str(config.seed)))
+
+
+def _data_name(config):
+  return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
+
+
+def _heat_scale(labels, maps):
+  """Values shown as nothing and as strongest: what good images hardly reach, what most defects do."""
+  if maps is None:
+    return 0.0, 1.0
+  usual = maps[labels == 0] if (labels == 0).any() else maps
+  low = float(np.quantile(usual[:, ::4, ::4], 0.99))
+  high = float(np.quantile(maps.max((1, 2)), 0.95))
+  return low, max(high, low + 1e-6 * abs(low) + 1e-12)
+
+
+def _short(path, name):
+  """The path from the category's folder on.
+
+  >>> _short('data/gear/test/good/000.png', 'gear')
+  'test/good/000.png'
+  """
+  parts = Path(path).parts
+  return '/'.join(parts[parts.index(name) + 1:]) if name in parts[:-1] else str(path)
+
+
+def _text(value):
+  return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,487 @@
+"""Scores, curves and pictures of a run -> report.html, one page that needs no network and no other file.
+
+A `Page` is plain values: whoever runs something builds one and calls `write`. The template page.html,
+page.css and page.js lie beside this file.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import contourpy
+import jinja2
+import numpy as np
+from PIL import Image
+
+from patchcore_jax.report import charts
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as fractions of a picture's width and height."""
+
+
+class Patch(NamedTuple):
+  """A normal patch, for comparison.
+
+  Attributes:
+    name: of the training image.
+    image: that image, encoded: see `encode`.
+    box: where the patch lies in it.
+  """
+
+  name: str
+  image: bytes
+  box: Box
+
+
+class Picture(NamedTuple):
+  """An image of the gallery. `picture` makes one from arrays.
+
+  Attributes:
+    name: shown and searched for; a file name, or a path relative to the data.
+    score: of the image; its decision follows from the category's threshold.
+    image: encoded: see `encode`.
+    size: (height, width) of the encoded image.
+    label: 0 good, 1 anomalous, None not known.
+    defect: its kind, '' where none is known.
+    heat: the anomaly map of the same view in grey, encoded: black is shown as nothing, white as strongest;
+      b'' for none.
+    outline: of the mask; an SVG path over a square of 1000 x 1000; '' for none.
+    region: the most anomalous region.
+    patch: the most anomalous patch, and
+    nearest: the normal patch that is most like it.
+    facts: more to show of it, (name, value), as ('p-value', '0.02').
+  """
+
+  name: str
+  score: float
+  image: bytes
+  size: tuple[int, int]
+  label: int | None = None
+  defect: str = ''
+  heat: bytes = b''
+  outline: str = ''
+  region: Box | None = None
+  patch: Box | None = None
+  nearest: Patch | None = None
+  facts: tuple[tuple[str, str], ...] = ()
+
+
+class Threshold(NamedTuple):
+  """Scores from `value` on are alarms.
+
+  Attributes:
+    name: as '5 % false alarms'.
+    value: of an image score.
+    needs_labels: whether it is known only where labels are: not on the line.
+  """
+
+  name: str
+  value: float
+  needs_labels: bool = False
+
+
+class Category(NamedTuple):
+  """Images of one kind of part.
+
+  Attributes:
+    name: of the part.
+    scores: [n] of all images.
+    labels: [n] 0 or 1, or None where they are not known.
+    thresholds: the first is the one that decides.
+    pictures: all images, or the most telling ones: see `telling`.
+  """
+
+  name: str
+  scores: Sequence[float]
+  labels: Sequence[int] | None = None
+  thresholds: tuple[Threshold, ...] = ()
+  pictures: tuple[Picture, ...] = ()
+
+
+class Column(NamedTuple):
+  """Of the table of results: its heading, and how values are written.
+
+  Attributes:
+    heading: short.
+    kind: 'text', 'count', 'percent' (of a share in [0, 1]), or 'number' (4 significant digits).
+  """
+
+  heading: str
+  kind: str = 'text'
+
+
+class Page(NamedTuple):
+  """A whole report.
+
+  Attributes:
+    title: of the page.
+    facts: what was run, (name, value), at the top.
+    columns, rows, totals: the table of results; a value that is not defined is None or NaN. Totals stay
+      below the rows, however those are sorted.
+    categories: with scores, curves and pictures.
+    notes: sentences the reader must know, above everything.
+    settings: (name, value), folded away.
+  """
+
+  title: str
+  facts: tuple[tuple[str, str], ...] = ()
+  columns: tuple[Column, ...] = ()
+  rows: Sequence[Sequence[Any]] = ()
+  totals: Sequence[Sequence[Any]] = ()
+  categories: Sequence[Category] = ()
+  notes: tuple[str, ...] = ()
+  settings: tuple[tuple[str, str], ...] = ()
+
+
+_THUMBNAIL = 256  # pixels of the longer side
+_HEAT = 96  # maps are smooth
+_OUTLINE = 256
+
+
+def encode(image: np.ndarray | Image.Image, longest: int = _THUMBNAIL) -> bytes:
+  """A small WebP file, for a page.
+
+  Args:
+    image: [h, w, 3] uint8, or a Pillow image.
+    longest: pixels of the longer side; a smaller image keeps its size.
+
+  >>> encode(np.zeros((300, 500, 3), np.uint8))[8:12]
+  b'WEBP'
+  """
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(np.asarray(image))
+  if max(image.size) > longest:
+    image = image.resize(_shrunk(image.size, longest), Image.Resampling.LANCZOS, reducing_gap=2)
+  return _webp(image.convert('RGB'), quality=80)
+
+
+def picture(
+    name: str, score: float, image: np.ndarray | Image.Image, *,
+    anomaly_map: np.ndarray | None = None, low: float = 0.0, high: float = 1.0,
+    mask: np.ndarray | None = None, **fields: Any) -> Picture:
+  """A `Picture` from arrays; a few milliseconds, about 10 kB.
+
+  Args:
+    name, score: of the image.
+    image: [h, w, 3] uint8, or a Pillow image.
+    anomaly_map: [h', w'] float of the same view in any resolution; NaN where nothing is known.
+    low, high: values of the map that are shown as nothing, and as strongest.
+    mask: [h', w'] bool of the same view in any resolution.
+    **fields: the other fields of `Picture`.
+
+  Raises:
+    ValueError: high is not above low, a score or map values that are not finite.
+
+  >>> small = picture('a.png', 0.7, np.zeros((6, 8, 3), np.uint8), anomaly_map=np.eye(3), label=1)
+  >>> small.size, small.label, small.heat[8:12], small.outline
+  ((6, 8), 1, b'WEBP', '')
+  """
+  if not math.isfinite(score):
+    raise ValueError(f'{name}: expected a finite score, got {score}.')
+  if not isinstance(image, Image.Image):
+    image = Image.fromarray(np.asarray(image))
+  width, height = _shrunk(image.size, _THUMBNAIL)
+  return Picture(
+      name, float(score), encode(image), (height, width),
+      heat=b'' if anomaly_map is None else _encode_map(anomaly_map, low, high),
+      outline='' if mask is None else outline(mask), **fields)
+
+
+def outline(mask: np.ndarray) -> str:
+  """The outline of a mask as an SVG path over a square of 1000 x 1000; '' for an empty one.
+
+  Args:
+    mask: [h, w] bool.
+
+  It follows the edge of the mask to half a pixel. Of a mask with more than 256 pixels a side, pixels are
+  joined.
+
+  >>> mask = np.zeros((10, 10), bool)
+  >>> mask[1, 2:8] = True  # the second row, so y from 100 to 200
+  >>> outline(mask)
+  'M200 150L250 100L750 100L800 150L750 200L250 200Z'
+  """
+  mask = np.asarray(mask, bool)
+  for axis in (0, 1):
+    length = mask.shape[axis]
+    if length > _OUTLINE:
+      mask = np.logical_or.reduceat(mask, np.arange(_OUTLINE) * length // _OUTLINE, axis)
+  lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
+  parts = []
+  for line in lines:
+    # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
+    at = np.clip((_simplified(line[:-1], tolerance=0.3) - 0.5) / mask.shape[::-1], 0, 1)
+    points = [f'{x:.0f} {y:.0f}' for x, y in 1000 * at]
+    parts.append(f'M{"L".join(points)}Z')
+  return ''.join(parts)
+
+
+def telling(
+    scores: Sequence[float], labels: Sequence[int] | None, threshold: float | None, most: int
+) -> list[int]:
+  """The images to show where not all can be: errors, then the highest-scoring and the borderline ones.
+
+  Args:
+    scores: [n].
+    labels: [n] 0 or 1, or None: without them no error is known.
+    threshold: scores from here on are alarms; None: no error and no borderline is known.
+    most: how many to keep.
+
+  Returns:
+    Indices, at most `most`, ascending. Errors come first, those farthest from the threshold before
+    others; then the highest scores and the scores nearest to the threshold, in turns.
+
+  >>> telling([0.1, 0.2, 0.9, 0.4, 0.8], [1, 0, 1, 0, 1], 0.45, 3)
+  [0, 2, 3]
+  """
+  scores = np.asarray(scores, float)
+  order: list[int] = []
+  highest = list(np.argsort(-scores, kind='stable'))
+  borderline = []
+  if threshold is not None:
+    distance = np.abs(scores - threshold)
+    borderline = list(np.argsort(distance, kind='stable'))
+    if labels is not None:
+      wrong = (scores >= threshold) != np.asarray(labels, bool)
+      order += [int(i) for i in np.argsort(-distance, kind='stable') if wrong[i]]
+  for i in range(scores.size):
+    order += [int(part[i]) for part in (highest, borderline) if i < len(part)]
+  return sorted(list(dict.fromkeys(order))[:most])
+
+
+def keep(pictures: Sequence[Picture], threshold: float | None, most: int) -> list[Picture]:
+  """The most telling pictures. A long run that calls this now and then holds a bounded number.
+
+  Labels are looked at where all pictures have one. See `telling`.
+  """
+  labels = [p.label for p in pictures]
+  chosen = telling([p.score for p in pictures], None if None in labels else labels, threshold, most)
+  return [pictures[i] for i in chosen]
+
+
+def write(path: str | os.PathLike, page: Page) -> None:
+  """Writes a page; replaces an older one in one step.
+
+  Raises:
+    ValueError: as `render`.
+    OSError: the file cannot be written.
+  """
+  path = Path(path)
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(render(page), encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def render(page: Page) -> str:
+  """The page as HTML.
+
+  Raises:
+    ValueError: labels or pictures that do not fit their category, scores that are not finite, an unknown
+      kind of column, rows of another length than the columns, or images that are not WebP, JPEG or PNG.
+  """
+  for row in (*page.rows, *page.totals):
+    if len(row) != len(page.columns):
+      raise ValueError(f'Expected {len(page.columns)} values in a row of the table, got {row!r}.')
+  style, script = _source('page.css'), _source('page.js')
+  return _TEMPLATES.get_template('page.html').render(
+      page=page,
+      rows=[[_cell(c, v) for c, v in zip(page.columns, row)] for row in page.rows],
+      totals=[[_cell(c, v) for c, v in zip(page.columns, row)] for row in page.totals],
+      sections=[_section(c) for c in page.categories], data=_data(page.categories),
+      pictures=sum(len(c.pictures) for c in page.categories),
+      style=style, script=script, style_hash=_hash(style), script_hash=_hash(script))
+
+
+def to_json(category: Category) -> str:
+  """A category as text, so that a page can be made again later."""
+  return json.dumps(_plain(category), allow_nan=False)
+
+
+def from_json(text: str) -> Category:
+  """What `to_json` wrote.
+
+  >>> category = Category('a', [0.5], thresholds=(Threshold('t', 0.4),))
+  >>> from_json(to_json(category)) == category
+  True
+  """
+  values = json.loads(text)
+  pictures = []
+  for p in values.pop('pictures'):
+    nearest = p.pop('nearest')
+    if nearest:
+      nearest = Patch(nearest['name'], base64.b64decode(nearest['image']), tuple(nearest['box']))
+    boxes = {k: p[k] and tuple(p[k]) for k in ('region', 'patch')}
+    pictures.append(Picture(**p | boxes | {
+        'image': base64.b64decode(p['image']), 'heat': base64.b64decode(p['heat']), 'size': tuple(p['size']),
+        'facts': tuple(map(tuple, p['facts'])), 'nearest': nearest}))
+  thresholds = tuple(Threshold(**t) for t in values.pop('thresholds'))
+  return Category(**values, thresholds=thresholds, pictures=tuple(pictures))
+
+
+def _plain(value):
+  """For JSON."""
+  if isinstance(value, bytes):
+    return base64.b64encode(value).decode()
+  if hasattr(value, '_asdict'):
+    return {k: _plain(v) for k, v in value._asdict().items()}
+  if isinstance(value, np.ndarray):
+    return value.tolist()
+  if isinstance(value, (list, tuple)):
+    return [_plain(v) for v in value]
+  return value.item() if isinstance(value, np.generic) else value
+
+
+# Images.
+
+
+def _shrunk(size, longest):
+  scale = min(1, longest / max(size))
+  return tuple(max(1, round(s * scale)) for s in size)
+
+
+def _webp(image, quality):
+  buffer = io.BytesIO()
+  image.save(buffer, 'WEBP', quality=quality, method=2)  # 4, the default, takes three times as long
+  return buffer.getvalue()
+
+
+def _encode_map(anomaly_map, low, high):
+  if not high > low:
+    raise ValueError(f'Expected low < high, got {low} and {high}.')
+  grey = np.nan_to_num(np.clip((np.asarray(anomaly_map, np.float32) - low) / (high - low), 0, 1))
+  image = Image.fromarray(grey)
+  image = image.resize(_shrunk(image.size, _HEAT), Image.Resampling.BOX)
+  return _webp(Image.fromarray((255 * np.asarray(image)).round().astype(np.uint8)), quality=80)
+
+
+def _simplified(points, tolerance):
+  """A closed line with fewer points, none of the others farther from it: Douglas and Peucker, 1973."""
+  far = int(np.argmax(((points - points[0]) ** 2).sum(1)))
+  kept, todo = {0, far}, [(0, far), (far, len(points))]
+  closed = np.concatenate([points, points[:1]])
+  while todo:
+    begin, end = todo.pop()
+    between = closed[begin + 1:end] - closed[begin]
+    if not len(between):
+      continue
+    direction = closed[end] - closed[begin]
+    length = np.hypot(*direction)
+    if length:
+      distances = np.abs(between[:, 0] * direction[1] - between[:, 1] * direction[0]) / length
+    else:
+      distances = np.hypot(*between.T)
+    middle = int(np.argmax(distances))
+    if distances[middle] > tolerance:
+      middle += begin + 1
+      kept.add(middle)
+      todo += [(begin, middle), (middle, end)]
+  return points[sorted(kept)]
+
+
+_TYPES = {b'RIFF': 'image/webp', b'\xff\xd8\xff': 'image/jpeg', b'\x89PNG': 'image/png'}
+
+
+def _uri(image):
+  for start, kind in _TYPES.items():
+    if image.startswith(start):
+      return f'data:{kind};base64,{base64.b64encode(image).decode()}'
+  raise ValueError(f'Expected a WebP, JPEG or PNG file, got {len(image)} bytes that begin {image[:8]!r}.')
+
+
+# What the script reads.
+
+
+def _data(categories):
+  """Every image once: many pictures share a nearest training image."""
+  images: dict[bytes, int] = {}
+
+  def stored(image):
+    return images.setdefault(image, len(images)) if image else None
+
+  pictures = []
+  for at, category in enumerate(categories):
+    for p in category.pictures:
+      pictures.append({
+          'category': at, 'name': p.name, 'score': p.score, 'label': p.label, 'defect': p.defect,
+          'image': stored(p.image), 'heat': stored(p.heat), 'size': p.size, 'outline': p.outline,
+          'region': p.region, 'patch': p.patch, 'facts': p.facts,
+          'nearest': p.nearest and {
+              'name': p.nearest.name, 'image': stored(p.nearest.image), 'box': p.nearest.box}})
+  return {
+      'categories': [
+          {'name': c.name, 'thresholds': [t._asdict() for t in c.thresholds]} for c in categories],
+      'pictures': pictures, 'images': [_uri(image) for image in images]}
+
+
+# The table.
+
+
+def _cell(column, value):
+  """Its text, and what it is sorted by."""
+  if value is None or value != value:
+    return {'text': '–', 'key': ''}
+  if column.kind == 'text':
+    return {'text': str(value), 'key': str(value)}
+  if column.kind not in _FORMATS:
+    raise ValueError(f'Column kind {column.kind!r}: expected text, {", ".join(_FORMATS)}.')
+  return {'text': _FORMATS[column.kind](value), 'key': repr(float(value))}
+
+
+_FORMATS = {
+    'count': lambda v: f'{v:,.0f}'.replace(',', '\N{NARROW NO-BREAK SPACE}'),
+    'percent': lambda v: f'{100 * v:.1f}', 'number': lambda v: f'{v:.4g}'}
+
+
+# Scores and curves.
+
+
+def _section(category):
+  """Of one category: its charts, and what is left out of its pictures."""
+  scores = np.asarray(category.scores, float)
+  if not np.isfinite(scores).all():
+    raise ValueError(f'{category.name}: expected finite scores, got {scores[~np.isfinite(scores)][:3]}.')
+  labels = None if category.labels is None else np.asarray(category.labels, int)
+  if labels is not None and labels.shape != scores.shape:
+    raise ValueError(f'{category.name}: {scores.size} scores and {labels.size} labels.')
+  both = labels is not None and 0 < labels.sum() < labels.size
+  return {
+      'name': category.name, 'selection': _selection(category, scores, labels),
+      'histogram': charts.histogram(scores, labels, category.thresholds) if scores.size else None,
+      'curves': charts.curves(scores, labels, category.thresholds) if both else []}
+
+
+def _selection(category, scores, labels):
+  """What the reader must know where pictures are left out."""
+  shown = len(category.pictures)
+  if not 0 < shown < scores.size:
+    return None
+  result = {'shown': shown, 'all': scores.size, 'errors': None}
+  if labels is not None and category.thresholds:
+    threshold = category.thresholds[0].value
+    result['errors'] = int(((scores >= threshold) != labels).sum())
+    result['shown_errors'] = sum((p.score >= threshold) != bool(p.label) for p in category.pictures)
+  return result
+
+
+# The template.
+
+
+def _source(name):
+  return (Path(__file__).parent / name).read_text(encoding='utf-8')
+
+
+def _hash(source):
+  """As a content security policy names a script or style: nothing else on the page is let run."""
+  return 'sha256-' + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FunctionLoader(_source), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES.policies['json.dumps_kwargs'] = {'allow_nan': False, 'separators': (',', ':')}
