@@ -35,11 +35,7 @@ _WEIGHTS = flags.DEFINE_string(
 
 
 def main(_) -> None:
-  try:
-    from patchcore_jax.serving import app, server
-  except ModuleNotFoundError as e:
-    raise ValueError(
-        f"Serving needs {e.name}, which is not installed: pip install -e '.[serve]'.") from e
+  app, server = parts()
   options = app.Options(
       batch_size=_BATCH_SIZE.value, wait_seconds=_WAIT_MS.value / 1000, threads=_THREADS.value,
       queue=_QUEUE.value, max_bytes=int(_MAX_MB.value * 2**20),
@@ -68,6 +64,20 @@ def main(_) -> None:
   if failure:
     raise failure
   cli.console.print('Ended.')
+
+
+def parts():
+  """The modules of the service.
+
+  Raises:
+    ValueError: what they need is not installed.
+  """
+  try:
+    from patchcore_jax.serving import app, server
+  except ModuleNotFoundError as e:
+    raise ValueError(
+        f"Serving needs {e.name}, which is not installed: pip install -e '.[serve]'.") from e
+  return app, server
 
 
 def read_token(path: str | None, variable: str | None) -> str | None:

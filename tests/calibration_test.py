@@ -65,7 +65,7 @@ class TestScores:
   def test_calibrated_scores_rise_and_cross_half_at_the_threshold(self):
     found = self._found()
     values = [calibration.calibrated_score(found, s) for s in np.geomspace(1e-3, 1e6, 200)]
-    assert (np.diff(values) >= 0).all() and 0 <= values[0] and values[-1] <= 1
+    assert (np.diff(values) >= 0).all() and values[0] >= 0 and values[-1] <= 1
     assert calibration.calibrated_score(found, found.image_threshold) == pytest.approx(0.5)
     assert calibration.calibrated_score(found, 0.0) == 0
 

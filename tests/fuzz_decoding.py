@@ -367,7 +367,8 @@ class Checker:
     before, began = _status('VmRSS'), time.process_time()  # others may be at work on the machine
     outcome, error = 'read', None
     try:
-      preprocess.transform(preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS), self._spec)
+      image = preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS)
+      preprocess.transform(image, self._spec)
     except ImageError as e:
       outcome = type(e).__name__
     except ValueError as e:

@@ -126,8 +126,11 @@ def create_app(
 
 
 class _Decoded(NamedTuple):
-  image: Image.Image  # as it came, RGB and upright
+  """What is kept of an image while it waits: not all its pixels, which may be many."""
+
+  size: tuple[int, int]  # (height, width) as it came, upright
   pixels: np.ndarray  # [h, w, 3] uint8, as the network sees it
+  shown: Image.Image | None  # made smaller, to draw the map on
 
 
 class _Service:
@@ -234,7 +237,8 @@ class _Service:
     self._in_flight += 1
     try:
       body = await self._body(request)
-      decoded = await self._in_thread(self._decode, body, request.headers.get('content-type', ''))
+      decoded = await self._in_thread(
+          self._decode, body, request.headers.get('content-type', ''), wanted['map'] == 'png')
       del body
       prediction, i = await self._batcher.submit(decoded.pixels)
       answer = await self._in_thread(self._answer, decoded, prediction, i, wanted)
@@ -285,7 +289,7 @@ class _Service:
   async def _in_thread(self, function, *args):
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-  def _decode(self, body: bytes, content_type: str) -> _Decoded:
+  def _decode(self, body: bytes, content_type: str, shown: bool) -> _Decoded:
     if content_type.partition(';')[0].strip().lower() == 'multipart/form-data':
       body = edge.file_of_form(body, content_type)
     if not body:
@@ -307,11 +311,12 @@ class _Service:
       inspection.check_size(self._inspector, pixels.shape[:2])
     except ValueError as e:
       raise RequestError(422, 'wrong_size', _sentence(e)) from e
-    return _Decoded(image, pixels)
+    return _Decoded(
+        (image.height, image.width), pixels, pictures.made_smaller(image) if shown else None)
 
   def _answer(self, decoded: _Decoded, prediction, i: int, wanted: dict[str, str]) -> bytes:
     inspector = self._inspector
-    found = inspection.finding(inspector, prediction, i, (decoded.image.height, decoded.image.width))
+    found = inspection.finding(inspector, prediction, i, decoded.size)
     decision = None if found.anomalous is None else 'anomalous' if found.anomalous else 'good'
     self.meters.decisions.labels(decision or 'none').inc()
     answer = {
@@ -320,14 +325,14 @@ class _Service:
         'p_value': _float(found.p_value),
         'decision': decision,
         'threshold': inspector.calibration and inspector.calibration.image_threshold,
-        'image_size': list(decoded.image.size),
+        'image_size': list(decoded.size[::-1]),
         'box': [int(v) for v in found.box],
         'centroid': [float(v) for v in found.centroid],
         'patch': [int(v) for v in found.patch],
         'nearest': _nearest(inspector, found.nearest),
     }
     if wanted['map'] != 'none':
-      answer['map'] = pictures.map_file(inspector, decoded.image, found, wanted['map'])
+      answer['map'] = pictures.map_file(inspector, found, decoded.size, decoded.shown)
     if wanted['why'] == 'png':
       answer['why'] = pictures.why(inspector, decoded.pixels, found)
     return json.dumps(answer, allow_nan=False).encode()

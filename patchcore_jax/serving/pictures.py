@@ -16,46 +16,52 @@ from patchcore_jax.report import overlay
 _SHOWN = 1024  # pixels: the longer side of a drawn map
 
 
-def map_file(inspector: Inspector, image: Image.Image, found: Finding, kind: str) -> dict[str, Any]:
+def made_smaller(image: Image.Image) -> Image.Image:
+  """The image, its longer side at most 1024 pixels."""
+  shrink = max(1.0, *(n / _SHOWN for n in image.size))
+  size = [max(1, round(n / shrink)) for n in image.size]
+  return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
+
+
+def map_file(
+    inspector: Inspector, found: Finding, original_size: tuple[int, int], shown: Image.Image | None
+) -> dict[str, Any]:
   """The map of a finding.
 
   Args:
-    image: as it came.
-    kind: 'npy', [h, w] float32 of the size of the network's input; or 'png', drawn over the image.
+    original_size: (height, width) of the image as it came.
+    shown: the image, smaller or not, to draw the map on.
 
   Returns:
-    'type' of the file, 'data' in base64, and 'box' (left, top, right, bottom), the part of the image, in its
-    pixels, that the network saw and the map covers.
+    'type' and 'data' of a file, in base64: PNG; or without `shown` npy, [h, w] float32 of the size of the
+    network's input. And 'box' (left, top, right, bottom), the part of the image, in its pixels, that the
+    network saw and the map covers.
   """
-  height, width = found.anomaly_map.shape
-  place = placement.placement(image.height, image.width, inspector.preprocessing)
-  seen = placement.box_to_original((0, 0, width, height), place)
-  if kind == 'npy':
+  place = placement.placement(*original_size, inspector.preprocessing)
+  if shown is None:
     file = io.BytesIO()
     np.save(file, np.asarray(found.anomaly_map, np.float32))
     data, media_type = file.getvalue(), 'application/octet-stream'
   else:
-    data, media_type = _png(_drawn(inspector, image, found.anomaly_map, place)), 'image/png'
+    data, media_type = _png(_drawn(inspector, np.asarray(shown), found.anomaly_map, place)), 'image/png'
+  height, width = found.anomaly_map.shape
+  seen = placement.box_to_original((0, 0, width, height), place)
   return {'type': media_type, 'box': [int(v) for v in seen], 'data': base64.b64encode(data).decode()}
 
 
-def _drawn(inspector, image, anomaly_map, place) -> np.ndarray:
-  """The image, its longer side at most `_SHOWN` pixels, with the map over the part that the network saw."""
-  shrink = max(1.0, *(n / _SHOWN for n in image.size))
-  width, height = (max(1, round(n / shrink)) for n in image.size)
-  small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2)
-  ratios = height / image.height, width / image.width
-  place = place._replace(
-      original=(height, width), scale=tuple(s * r for s, r in zip(place.scale, ratios)),
-      offset=tuple(o * r for o, r in zip(place.offset, ratios)))
-  heat = placement.to_original(anomaly_map, place)
+def _drawn(inspector, shown, anomaly_map, place) -> np.ndarray:
+  """The image [h, w, 3] with the map over the part that the network saw."""
+  ratios = [new / old for new, old in zip(shown.shape, place.original)]
+  heat = placement.to_original(anomaly_map, place._replace(
+      original=shown.shape[:2], scale=tuple(s * r for s, r in zip(place.scale, ratios)),
+      offset=tuple(o * r for o, r in zip(place.offset, ratios))))
   c = inspector.calibration
   if c is not None and c.pixel_threshold > 0:
     ends = overlay.limits(c.pixel_threshold)
   else:  # the colours of this map alone
     low = float(np.median(anomaly_map))
     ends = low, max(float(anomaly_map.max()), np.nextafter(low, np.inf))
-  return overlay.overlay(np.asarray(small), heat, *ends)
+  return overlay.overlay(shown, heat, *ends)
 
 
 def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, str | None]:
