@@ -187,13 +187,38 @@ def find_images(where: str | os.PathLike) -> list[str]:
     raise ValueError(
         f'No images in {path}: expected {_suffixes()} in it, in train/good or in good; found '
         f'{listing(path)}. For images in several folders give a pattern, such as \'{path}/**/*.png\'.')
-  if not glob.has_magic(where):
+  if not is_pattern(where):
     raise ValueError(f'{where} does not exist: expected a folder of images, a file, or a pattern such as '
                      "'parts/*.png'.")
-  found = sorted(p for p in glob.glob(where, recursive=True) if is_image(Path(p)))
+  found = matching(where)
   if not found:
     raise ValueError(f'The pattern {where!r} matches no image: expected files named {_suffixes()}.')
   return found
+
+
+def matching(pattern: str) -> list[str]:
+  """Image files that a pattern matches, sorted; ** stands for any folders."""
+  return sorted(p for p in glob.glob(pattern, recursive=True) if is_image(Path(p)))
+
+
+def is_pattern(where: str) -> bool:
+  """Whether it holds *, ? or [."""
+  return glob.has_magic(where)
+
+
+def root_of(where: str) -> Path:
+  """The folder that images of `find_images(where)` are named from.
+
+  >>> root_of('parts/*/2026/*.png').as_posix()
+  'parts'
+  """
+  path = Path(where)
+  if path.is_dir():
+    return path
+  if path.is_file() or not is_pattern(where):
+    return path.parent
+  parts = path.parts
+  return Path(*parts[:next(i for i, part in enumerate(parts) if is_pattern(part))])
 
 
 def existing_root(root: str | os.PathLike) -> Path:

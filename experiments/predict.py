@@ -1,0 +1,380 @@
+"""Scores images with a bank, and draws what it found.
+
+    python -m experiments.predict --bank=BANK --images=FOLDER --out=DIR
+
+IMAGES is a folder, a file, or a pattern such as 'parts/**/*.png'. DIR then holds predictions.csv and
+predictions.jsonl (a row for each image), overlays/ (heatmaps), maps/ (anomaly maps as numbers), why/ (with
+--why) and report.html. Pictures and positions are in the pixels of the original images; what was cropped away
+before the network saw it is dark in overlays, and NaN in maps. An earlier run in DIR is replaced.
+
+With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them.
+
+Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from experiments import answers, cli
+from experiments.answers import Answers
+from patchcore_jax import inspection
+from patchcore_jax.data import arrivals, folder, preprocess
+from patchcore_jax.detectors.base import Prediction
+from patchcore_jax.inspection import Inspector
+from patchcore_jax.report import predictions
+from patchcore_jax.report.predictions import Answer
+
+MAPS = ('npy', 'tif', 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is asked for.
+
+  Attributes:
+    bank: folder of the bank.
+    images: a folder, a file or a pattern.
+    out: folder to write to.
+    batch_size: images that go through the network at once; 0 for 8, or 1 with `watch`, where each is answered
+      as it comes.
+    overlays: whether heatmaps are drawn.
+    maps: 'npy', 'tif' or 'none'.
+    why: whether the most anomalous patch is drawn beside the nearest normal one.
+    threshold: of scores, in place of the bank's.
+    scale: values of the map where colour begins and where it is red; () for those of the bank.
+    watch: whether images are awaited.
+    watch_seconds: for how long; 0 until stopped.
+    backbone, weights: see `inspection.load`.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  bank: str
+  images: str
+  out: str
+  batch_size: int = 0
+  overlays: bool = True
+  maps: str = 'npy'
+  why: bool = False
+  threshold: float | None = None
+  scale: tuple[float, ...] = ()
+  watch: bool = False
+  watch_seconds: float = 0.0
+  backbone: str = ''
+  weights: str = ''
+
+  def __post_init__(self):
+    for name in ('bank', 'images', 'out'):
+      if not getattr(self, name):
+        raise ValueError(f'--{name} is not set.')
+    if self.batch_size < 0 or not 0 <= self.watch_seconds < math.inf:
+      raise ValueError(
+          f'--batch_size={self.batch_size}, --watch_seconds={self.watch_seconds}: expected 0 or more.')
+    if self.watch_seconds and not self.watch:
+      raise ValueError('--watch_seconds is of --watch: set that too.')
+    if self.maps not in MAPS:
+      raise ValueError(f'--maps={self.maps}: expected one of {", ".join(MAPS)}.')
+    if self.threshold is not None and not 0 < self.threshold < math.inf:
+      raise ValueError(f'--threshold={self.threshold}: expected a number above 0.')
+    if self.scale and not (len(self.scale) == 2 and -math.inf < self.scale[0] < self.scale[1] < math.inf):
+      raise ValueError(
+          f'--scale={",".join(map(str, self.scale))}: expected two numbers, the larger one last, as 1.5,6.')
+
+
+class Summary(NamedTuple):
+  """Of a run: images that were scored, those of them that are anomalous, files that could not be scored,
+  seconds of work without waiting for images to arrive, and whether it was stopped before all were done.
+  """
+
+  images: int
+  anomalous: int
+  failed: int
+  seconds: float
+  stopped: bool
+
+
+class Loaded(NamedTuple):
+  """An image file; `error` says why there is nothing else."""
+
+  path: str
+  image: Image.Image | None = None
+  pixels: np.ndarray | None = None
+  error: str | None = None
+
+
+def main(_) -> int:
+  summary = run(_options(flags.FLAGS))
+  return 130 if summary.stopped else 2 if summary.failed else 0
+
+
+def run(options: Options, stop: threading.Event | None = None) -> Summary:
+  """The whole run.
+
+  Args:
+    options: what is asked for.
+    stop: ends the run when set. Ctrl-C sets it.
+
+  Raises:
+    ValueError: no bank, no images, or a folder that is not to be written to.
+    OSError: the answers cannot be written. What was done until then is kept in a folder inside of `out`,
+      as it is when the run is stopped.
+  """
+  paths, denied = ((), ()) if options.watch else _listed(options)
+  out = Path(options.out)
+  with answers.writing_to(out):
+    unfinished = predictions.unfinished(out)
+  try:
+    inspector, score = _prepared(options)
+    with answers.writing_to(out):
+      place = predictions.publish(unfinished) if options.watch else unfinished
+    writer = Answers(
+        inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
+        why=options.why, limits=options.scale or answers.limits_of(inspector, options.threshold),
+        threshold=options.threshold)
+  except BaseException:
+    predictions.discard(unfinished)
+    raise
+  for folder_name in denied:
+    writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
+  with _stopping(stop or threading.Event()) as stop:
+    if options.watch:
+      _say(f'waiting for images in {options.images}; Ctrl-C ends it')
+      paths = _outside(options.out, arrivals.arriving(
+          options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=_say))
+    try:
+      summary = _predict(inspector, score, paths, writer, options, stop)
+    except OSError as e:
+      raise OSError(f'{e} What was done until then lies in {place}.') from e
+  if summary.stopped:
+    _say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}')
+    return summary
+  speed = f'{summary.images / summary.seconds:.1f} images/s' if summary.seconds else ''
+  writer.report((
+      ('bank', options.bank), ('images', options.images), ('backbone', inspector.backbone.name),
+      ('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits)), ('speed', speed)))
+  if not options.watch:
+    with answers.writing_to(out):
+      predictions.publish(unfinished)
+  known = f', {summary.anomalous} anomalous' if writer.threshold is not None else ''
+  failed = f'; {summary.failed} could not be scored' if summary.failed else ''
+  _say(f'{summary.images} images in {summary.seconds:.1f} s, {speed or "none"}{known}{failed}')
+  _say(f'see {out / predictions.REPORT} and {out / predictions.CSV}')
+  return summary
+
+
+def read(path: str, inspector: Inspector) -> Loaded:
+  """Decodes and preprocesses. What is wrong with a file is part of the answer."""
+  try:
+    image = preprocess.read_image(path)
+    pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+    inspection.check_size(inspector, pixels.shape[:2])
+  except (ValueError, MemoryError) as e:
+    message = str(e) or 'it does not fit into memory.'
+    return Loaded(path, error=message if path in message else f'{path}: {message}')
+  return Loaded(path, image, pixels)
+
+
+def read_ahead(
+    paths: Iterable[str | None], read_one: Callable[[str], Any], pool: concurrent.futures.Executor,
+    ahead: int) -> Iterator[Any]:
+  """Yields read_one(path) in order, while so many more are being read. At a None all is yielded, and None."""
+  pending = collections.deque()
+  for path in paths:
+    if path is not None:
+      pending.append(pool.submit(read_one, path))
+    while len(pending) > (ahead if path is not None else 0):
+      yield pending.popleft().result()
+    if path is None:
+      yield None
+  while pending:
+    yield pending.popleft().result()
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+  """Lists of `size` items. A None ends a list early, even an empty one.
+
+  >>> list(batched([1, 2, 3, None, None, 4], 2))
+  [[1, 2], [3], [], [4]]
+  """
+  batch = []
+  for item in items:
+    if item is not None:
+      batch.append(item)
+    if item is None or len(batch) == size:
+      yield batch
+      batch = []
+  if batch:
+    yield batch
+
+
+def _listed(options):
+  """Paths of the images, and folders that a pattern with ** would look into, but may not."""
+  paths = list(_outside(options.out, folder.find_images(options.images)))
+  if not paths:
+    raise ValueError(f'{options.images}: there are only pictures that an earlier run wrote to {options.out}.')
+  denied = []
+  if '**' in options.images and not os.path.exists(options.images):
+    for _ in os.walk(folder.root_of(options.images), onerror=lambda e: denied.append(e.filename)):
+      pass
+  return paths, denied
+
+
+def _outside(out, paths):
+  return (p for p in paths if p is None or not predictions.is_of_a_run(p, out))
+
+
+def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Prediction]]:
+  """The bank and its network, compiled."""
+  began = time.monotonic()
+  inspector = inspection.load(options.bank, name=options.backbone, weights=options.weights)
+  if options.threshold is not None and inspector.calibration:
+    inspector = inspector._replace(calibration=dataclasses.replace(
+        inspector.calibration, image_threshold=options.threshold, guaranteed_rate=math.nan))
+  elif options.threshold is None and not inspector.calibration:
+    _say('the bank has no threshold: scores only, no decisions; --threshold sets one')
+  if options.why and not inspector.bank.extras:
+    _say('the bank holds no pictures of its training images: --why shows the patches of new images only')
+  score = inspection.scorer(inspector, _batch_size(options))
+  score(np.zeros((1, *inspector.image_size, 3), np.uint8))
+  _say(f'{options.bank}: {len(inspector.bank.embeddings)} patches, {inspector.backbone.name}; loaded and '
+       f'compiled in {time.monotonic() - began:.1f} s')
+  return inspector, score
+
+
+def _batch_size(options):
+  return options.batch_size or (1 if options.watch else 8)
+
+
+def _predict(inspector, score, paths, writer, options, stop) -> Summary:
+  """While a batch is scored, the next is read, and the pictures of the one before are drawn."""
+  clock, drawing = _Clock(), []
+  total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
+
+  def finish():
+    while drawing:
+      answer, picture = drawing.pop(0).result()
+      done = writer.images + writer.failed + 1
+      writer.add(answer, picture, f'[{done}/{total}] ' if total else '')
+
+  def draw(loaded, prediction, i):
+    if loaded.error:
+      return Answer(loaded.path, error=loaded.error), None
+    finding = inspection.finding(inspector, prediction, i, loaded.image.size[::-1])
+    return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
+
+  pool = concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)))
+  try:
+    items = read_ahead(
+        clock.waiting_for(paths), lambda path: read(path, inspector), pool, _batch_size(options))
+    for batch in batched(items, _batch_size(options)):
+      good = [loaded for loaded in batch if not loaded.error]
+      prediction = score(np.stack([loaded.pixels for loaded in good])) if good else None
+      position = iter(range(len(good)))
+      jobs = [pool.submit(draw, loaded, prediction, 0 if loaded.error else next(position))
+              for loaded in batch]
+      finish()
+      drawing.extend(jobs)
+      if options.watch:
+        finish()
+      if stop.is_set():
+        break
+    finish()
+  finally:
+    pool.shutdown(cancel_futures=True)
+  return Summary(
+      writer.images, writer.anomalous, writer.failed, clock.worked(),
+      stopped=writer.images + writer.failed < total)
+
+
+class _Clock:
+  """Tells work from waiting."""
+
+  def __init__(self):
+    self._began, self._waited = time.monotonic(), 0.0
+
+  def waiting_for(self, items):
+    items = iter(items)
+    while True:
+      began = time.monotonic()
+      item = next(items, self)
+      self._waited += time.monotonic() - began
+      if item is self:
+        return
+      yield item
+
+  def worked(self):
+    return time.monotonic() - self._began - self._waited
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event):
+  """Ctrl-C, and a service manager's request, set `stop`; a second Ctrl-C interrupts at once."""
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+
+  def handle(number, frame):
+    stop.set()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+  before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    yield stop
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _say(text):
+  cli.console.print(answers.shown(text), markup=False)
+
+
+def _options(values):
+  try:
+    scale = tuple(map(float, values.scale))
+  except ValueError as e:
+    raise ValueError(f'--scale={",".join(values.scale)}: expected two numbers, as 1.5,6.') from e
+  return Options(
+      values.bank, values.images, values.out, values.batch_size, values.overlays, values.maps, values.why,
+      values.threshold, scale, values.watch, values.watch_seconds, values.backbone, values.backbone_weights)
+
+
+def _define_flags():
+  """Not where the module is imported: other binaries have flags of the same names."""
+  flags.DEFINE_string('bank', None, 'The bank, a folder that experiments.fit made.')
+  flags.DEFINE_string('images', None, "A folder, a file, or a pattern such as 'parts/**/*.png'.")
+  flags.DEFINE_string('out', None, 'Folder to write to; an earlier run in it is replaced.')
+  flags.DEFINE_integer('batch_size', 0, 'Images at once; 0: 8, or 1 with --watch.', lower_bound=0)
+  flags.DEFINE_bool('overlays', True, 'Write heatmaps.')
+  flags.DEFINE_enum('maps', 'npy', MAPS, 'Write anomaly maps: NumPy arrays, 32-bit TIFF, or none.')
+  flags.DEFINE_bool(
+      'why', False, 'Draw the most anomalous patch of each image beside the nearest normal one of the bank.')
+  flags.DEFINE_float('threshold', None, "Scores from here on are anomalous; by default the bank's threshold.")
+  flags.DEFINE_list(
+      'scale', [], 'Values of the map where colour begins and where it is red, as 1.5,6. By default half of '
+      "the bank's pixel threshold and twice that: the same for all images, so that they compare.")
+  flags.DEFINE_bool('watch', False, 'Take images as they arrive, each when its size has stood still.')
+  flags.DEFINE_float('watch_seconds', 0, 'End --watch after so long; 0: with Ctrl-C.', lower_bound=0)
+  flags.DEFINE_string('backbone', '', 'Name of the backbone, where it is called otherwise.')
+  flags.DEFINE_string('backbone_weights', '', 'File of its weights, where it lies elsewhere.')
+  flags.mark_flags_as_required(['bank', 'images', 'out'])
+
+
+if __name__ == '__main__':
+  _define_flags()
+  cli.run(main)

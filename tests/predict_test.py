@@ -1,0 +1,528 @@
+"""Own images in, answers and pictures out: where defects are reported to be, and what bad input gets."""
+
+import csv
+import errno
+import itertools
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import answers, predict
+from patchcore_jax import backbones, calibration, inspection, memory_bank, provenance
+from patchcore_jax.backbones import checkpoints
+from patchcore_jax.data import placement, preprocess
+from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.report import overlay
+from patchcore_jax.scoring import ScoringSpec
+from tests import conftest, small
+
+# All give 128 x 128 pixels, so that one program serves them: compiling is most of the time here.
+CROP = Preprocessing(resize=(160,), crop=(128,))
+PAD = Preprocessing(resize=(128,), resize_side='long', pad=(128,), crop=())
+NO_CROP = Preprocessing(resize=(128, 128), crop=())
+SIZES = [(700, 500), (300, 900)]  # width, height
+
+
+def _part(size, seed, defect=None):
+  """A striped part; the defect, (left, top, right, bottom), is brighter."""
+  (width, height), rng = size, np.random.default_rng(seed)
+  x = np.arange(width)[None, :, None] + 10 * (seed % 4)
+  pixels = 120 + 40 * np.sin(x / 12) + rng.normal(0, 3, (height, width, 3))
+  if defect:
+    left, top, right, bottom = defect
+    pixels[top:bottom, left:right] += 80
+  return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _fit(path, preprocessing, sizes=SIZES, calibrated=True, pictures=True):
+  """A bank of good parts at `path`; thresholds from as many others."""
+  backbone = backbones.create(checkpoints.BUILT_IN)
+
+  def load(first):
+    return np.stack([
+        np.asarray(preprocess.transform(_part(size, i), preprocessing))
+        for i in range(first, first + 8 // len(sizes)) for size in sizes])
+
+  images = load(0)
+  bank = patchcore.fit(
+      backbone, small.batches(images, 8), len(images), embedding=EmbeddingSpec('mean'),
+      coreset_spec=patchcore.CoresetSpec(ratio=0.25, method='random'))
+  bank.description.update(
+      inspection.described(preprocessing=preprocessing, scoring=ScoringSpec(),
+                           source={'name': checkpoints.BUILT_IN, 'weights': '', 'seed': 0}),
+      category='part', images=[f'good/{i}.png' for i in range(len(images))])
+  if pictures:
+    bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
+  if calibrated:
+    found = inspection.scorer(inspection.of_bank(bank), 8)(load(100))
+    bank.description['calibration'] = calibration.to_json(calibration.calibrate(
+        found.image_scores[0], found.anomaly_maps[0].max((1, 2)), false_alarm_rate=0.15))
+  memory_bank.save(path, bank)
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def bank(tmp_path_factory):
+  return _fit(tmp_path_factory.mktemp('banks') / 'crop', CROP)
+
+
+@pytest.fixture(scope='module')
+def plain_bank(tmp_path_factory):
+  """Without thresholds, and without pictures."""
+  return _fit(tmp_path_factory.mktemp('banks') / 'plain', CROP, calibrated=False, pictures=False)
+
+
+@pytest.fixture
+def parts(tmp_path):
+  """A good part, and two of one name of which one is defective."""
+  folder = tmp_path / 'parts'
+  for name, seed, defect in (
+      ('a/1.png', 0, None), ('b/1.png', 200, (350, 200, 420, 260)), ('b/2.jpg', 1, None)):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    _part(SIZES[0], seed, defect).save(folder / name, quality=95)
+  return folder
+
+
+def _run(bank, images, out, **kwargs):
+  return predict.run(predict.Options(bank, str(images), str(out), **({'maps': 'none'} | kwargs)))
+
+
+def _rows(out):
+  return [json.loads(line) for line in (Path(out) / 'predictions.jsonl').read_text().splitlines()]
+
+
+def _files(folder):
+  return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file())
+
+
+class TestPlaces:
+  """A defect at known pixels lies inside of the reported box."""
+
+  def _check(self, bank, sizes, tmp_path, preprocessing):
+    defects, folder = {}, tmp_path / 'defective'
+    folder.mkdir()
+    for (width, height), (x, y) in itertools.product(sizes, [(0.55, 0.4), (0.35, 0.5)]):
+      left, top = round(x * width), round(y * height)
+      name = f'{width}-{x}.png'
+      defects[name] = left, top, left + 70, top + 60
+      _part((width, height), 300, defects[name]).save(folder / name)
+    _run(bank, folder, tmp_path / 'out', maps='npy')
+    for row in _rows(tmp_path / 'out'):
+      left, top, right, bottom = defects[Path(row['path']).name]
+      box = row['box']
+      assert box[0] <= left and box[1] <= top and box[2] >= right and box[3] >= bottom, row
+      place = placement.placement(row['height'], row['width'], preprocessing)
+      # The network looks about 25 of its pixels far, and the blur spreads that by a few more.
+      reach = 40 * max(place.scale)
+      assert left - box[0] < reach and box[2] - right < reach and top - box[1] < reach
+      x, y = row['centroid']
+      assert left < x < right and top < y < bottom and row['decision'] == 'anomalous'
+      px, py = (row['patch'][0] + row['patch'][2]) / 2, (row['patch'][1] + row['patch'][3]) / 2
+      slack = 8 * max(place.scale)
+      assert left - slack < px < right + slack and top - slack < py < bottom + slack
+      values = np.load(tmp_path / 'out' / row['map'])
+      assert values.shape == (row['height'], row['width']) and values.dtype == np.float32
+      peak_y, peak_x = np.unravel_index(np.nanargmax(values), values.shape)
+      assert left <= peak_x < right and top <= peak_y < bottom
+      assert np.isnan(values).any() == bool(preprocessing.crop)
+
+  def test_with_a_crop(self, bank, tmp_path):
+    self._check(bank, SIZES, tmp_path, CROP)
+
+  @pytest.mark.parametrize('preprocessing', [PAD, NO_CROP], ids=['padded', 'not cropped'])
+  def test_without_a_crop(self, preprocessing, tmp_path):
+    self._check(_fit(tmp_path / 'bank', preprocessing), SIZES, tmp_path, preprocessing)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('size', SIZES)
+  def test_not_square_and_not_cropped(self, size, tmp_path):
+    preprocessing = Preprocessing(resize=(128,), crop=())
+    self._check(_fit(tmp_path / 'bank', preprocessing, [size]), [size], tmp_path, preprocessing)
+
+
+class TestRun:
+
+  def test_tables_pictures_and_report(self, bank, parts, tmp_path, capsys):
+    out = tmp_path / 'out'
+    summary = _run(bank, parts / '**/*.*', out, maps='tif', why=True)
+    assert summary[:3] == (3, 1, 0) and summary.seconds > 0 and not summary.stopped
+    names = ['a/1.png', 'b/1.png', 'b/2.jpg']
+    assert _files(out) == sorted([
+        'predictions.csv', 'predictions.jsonl', 'report.html', *(f'maps/{n}.tif' for n in names),
+        *(f'{kind}/{n}.png' for kind in ('overlays', 'why') for n in names)])
+    said = capsys.readouterr().out
+    assert '[2/3]' in said and 'ANOMALOUS' in said and 'images/s, 1 anomalous' in said
+    with (out / 'predictions.csv').open(newline='') as f:
+      rows = list(csv.DictReader(f))
+    assert [r['decision'] for r in rows] == ['good', 'anomalous', 'good']
+    assert rows[1]['path'] == str(parts / 'b/1.png') and rows[1]['overlay'] == 'overlays/b/1.png.png'
+    assert float(rows[1]['calibrated_score']) > 0.5 > float(rows[0]['calibrated_score'])
+    assert float(rows[1]['p_value']) == pytest.approx(1 / 9)  # above all of eight good images
+    page = (out / 'report.html').read_text()
+    assert 'b/1.png' in page and 'false alarms' in page and 'good/' in page
+
+  def test_answers_are_those_of_the_library(self, bank, parts, tmp_path):
+    _run(bank, parts / 'b/1.png', tmp_path / 'out')
+    inspector = inspection.load(bank)
+    pixels = np.asarray(preprocess.transform(Image.open(parts / 'b/1.png'), CROP))
+    finding = inspection.finding(inspector, inspection.scorer(inspector, 8)(pixels[None]), 0, (500, 700))
+    (row,) = _rows(tmp_path / 'out')
+    assert row['score'] == finding.score
+    assert tuple(row['box']) == finding.box
+    origin = provenance.origin(inspector.bank, finding.nearest)
+    assert row['nearest_image'] == origin.name
+    assert row['nearest_box'] == [
+        4.0 * origin.column, 4.0 * origin.row, 4.0 * origin.column + 4, 4.0 * origin.row + 4]
+
+  def test_overlays_are_of_the_whole_image_with_fixed_colours(self, bank, parts, tmp_path):
+    _run(bank, parts / 'b/1.png', tmp_path / 'out', maps='npy')
+    image = np.asarray(Image.open(parts / 'b/1.png'))
+    found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png.png'))
+    values = np.load(tmp_path / 'out/maps/1.png.npy')
+    limits = overlay.limits(inspection.load(bank).calibration.pixel_threshold)
+    expected = overlay.outlined(
+        overlay.overlay(image, values, *limits), tuple(_rows(tmp_path / 'out')[0]['box']))
+    np.testing.assert_array_equal(found, expected)
+    _run(bank, parts / 'b/1.png', tmp_path / 'wide', scale=(1e6, 2e6))
+    plain = np.asarray(Image.open(tmp_path / 'wide/overlays/1.png.png'))
+    np.testing.assert_array_equal(plain[200:260, 350:420], image[200:260, 350:420])
+
+  def test_a_second_run_replaces_the_first(self, bank, parts, tmp_path):
+    _run(bank, parts / '**/*.*', tmp_path / 'out', maps='npy', why=True)
+    _run(bank, parts / 'a', tmp_path / 'out', overlays=False)
+    assert _files(tmp_path / 'out') == ['predictions.csv', 'predictions.jsonl', 'report.html']
+    assert len(_rows(tmp_path / 'out')) == 1
+
+  def test_own_pictures_are_not_scored(self, bank, parts, tmp_path):
+    for _ in range(2):
+      assert _run(bank, parts / '**/*.png', parts, maps='tif', why=True).images == 2
+    with pytest.raises(ValueError, match='only pictures that an earlier run wrote'):
+      _run(bank, parts / 'overlays/**/*.png', parts)
+
+  def test_without_thresholds_scores_only(self, plain_bank, parts, tmp_path, capsys):
+    _run(plain_bank, parts / '**/*.*', tmp_path / 'out', why=True)
+    rows = _rows(tmp_path / 'out')
+    assert [(r['decision'], r['p_value'], r['calibrated_score']) for r in rows] == [(None,) * 3] * 3
+    assert rows[1]['score'] > 2 * rows[0]['score']
+    said = capsys.readouterr().out
+    assert said.count('no threshold') == 1 and said.count('holds no pictures') == 1
+    assert 'anomalous,' not in said
+
+  @pytest.mark.parametrize('which', ['bank', 'plain_bank'])
+  def test_own_threshold(self, which, parts, tmp_path, request):
+    bank = request.getfixturevalue(which)
+    _run(bank, parts / '**/*.*', tmp_path / 'out', threshold=1e-6)
+    rows = _rows(tmp_path / 'out')
+    assert [r['decision'] for r in rows] == ['anomalous'] * 3
+    assert 'given threshold' in (tmp_path / 'out/report.html').read_text()
+    if which == 'bank':
+      assert min(r['calibrated_score'] for r in rows) > 0.5
+
+  def test_memory_does_not_grow_with_the_images(self, bank, tmp_path, monkeypatch):
+    """Of 80 images at most a few are held at a time; the report shows those that tell most."""
+    monkeypatch.setattr(answers, '_GALLERY', 4)
+    folder, alive, most = tmp_path / 'many', set(), []
+    folder.mkdir()
+    for i in range(80):
+      _part((220, 180), i).save(folder / f'{i:02}.png')
+    read = predict.read
+
+    class Tracked(Image.Image):
+      def __del__(self):
+        alive.discard(id(self))
+
+    def counted(path, inspector):
+      loaded = read(path, inspector)
+      loaded.image.__class__ = Tracked
+      alive.add(id(loaded.image))
+      most.append(len(alive))
+      return loaded
+
+    monkeypatch.setattr(predict, 'read', counted)
+    assert _run(bank, folder, tmp_path / 'out', overlays=False).images == 80
+    # Read ahead, being scored and being drawn: a batch each, and one that waits in between.
+    assert max(most) <= 8 * 4 + 2
+    page = (tmp_path / 'out/report.html').read_text()
+    assert len(set(range(80)) & {i for i in range(60) if f'"{i:02}.png"' in page}) == 4
+
+
+class TestBadInput:
+
+  def test_unreadable_images_are_rows_and_the_others_are_scored(self, bank, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    (folder / 'a_empty.png').write_bytes(b'')
+    (folder / 'b_text.png').write_text('hello')
+    _part(SIZES[0], 1).save(folder / 'c_good.png')
+    (folder / 'd_half.png').write_bytes((folder / 'c_good.png').read_bytes()[:9000])
+    (folder / 'e_bomb.png').write_bytes(_bomb())
+    (folder / 'f_folder.png').mkdir()
+    Image.fromarray(np.zeros((5, 5), np.float32)).save(folder / 'g_floats.tif')
+    Image.fromarray(np.zeros((1, 2_000_000), np.uint8)).save(folder / 'h_thread.png')
+    _part(SIZES[0], 2).save(folder / 'i_good.png')
+    summary = _run(bank, folder, tmp_path / 'out', why=True)
+    assert summary[:3] == (2, 0, 7)
+    rows = {Path(r['path']).name: r for r in _rows(tmp_path / 'out')}
+    assert sorted(rows) == sorted(p.name for p in folder.iterdir())
+    for name, words in {
+        'a_empty.png': 'not a known image format', 'b_text.png': 'not a known image format',
+        'd_half.png': 'damaged or truncated', 'e_bomb.png': 'is refused', 'f_folder.png': 'directory',
+        'g_floats.tif': 'range is not known', 'h_thread.png': 'million pixels'}.items():
+      assert words in rows[name]['error'] and name in rows[name]['error']
+      assert rows[name]['score'] is None
+    assert rows['c_good.png']['decision'] == 'good'
+    said = capsys.readouterr().out
+    assert '[9/9]' in said and '7 could not be scored' in said and 'not scored: ' in said
+    assert '7 files could not be scored' in (tmp_path / 'out/report.html').read_text()
+
+  def test_odd_images_are_scored(self, bank, tmp_path):
+    folder, gray = tmp_path / 'in', np.asarray(_part((200, 160), 3).convert('L'))
+    folder.mkdir()
+    Image.fromarray(np.uint8([[7]])).save(folder / '1x1.png')
+    Image.fromarray(np.tile(gray[:20], (1, 100))).save(folder / '20000x20.png')
+    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / '16bit.png')
+    _part((200, 160), 3).convert('CMYK').save(folder / 'cmyk.jpg')
+    frames = [_part((200, 160), i) for i in range(3)]
+    frames[0].save(folder / 'animated.png', save_all=True, append_images=frames[1:])
+    frames[0].save(folder / 'animated.webp', save_all=True, append_images=frames[1:])
+    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (6, 0)
+    for row in _rows(tmp_path / 'out'):
+      shape = row['height'], row['width']
+      assert math.isfinite(row['score'])
+      assert np.load(tmp_path / 'out' / row['map']).shape == shape
+      assert np.asarray(Image.open(tmp_path / 'out' / row['overlay'])).shape == (*shape, 3)
+      left, top, right, bottom = row['box']
+      assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
+
+  def test_an_animation_that_is_a_gif(self, bank, tmp_path):
+    frames = [_part((200, 160), i) for i in range(3)]
+    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
+    assert _run(bank, tmp_path / 'a.gif', tmp_path / 'out').images == 1
+
+  def test_images_of_another_size_than_the_bank(self, tmp_path):
+    bank = _fit(tmp_path / 'bank', NO_CROP, [SIZES[0]])
+    restored = memory_bank.restore(bank)
+    restored.description['preprocess'] |= {'resize': [128]}  # as if it had been made of square images
+    memory_bank.save(tmp_path / 'square', restored)
+    _part((128, 128), 1).save(tmp_path / 'a.png')
+    _part((190, 128), 1).save(tmp_path / 'b.png')
+    assert _run(str(tmp_path / 'square'), tmp_path / '*.png', tmp_path / 'out')[:3:2] == (1, 1)
+    assert '190 x 128' in _rows(tmp_path / 'out')[1]['error']
+
+  def test_nothing_to_score(self, bank, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    for images, words in (
+        ('empty', 'No images in'), ('*.png', 'matches no image'), ('none', 'does not exist')):
+      with pytest.raises(ValueError, match=words):
+        _run(bank, tmp_path / images, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+  def test_folders_that_may_not_be_read(self, bank, parts, tmp_path, monkeypatch):
+    """Permissions do not bind every user, so they are played."""
+    scandir, iterdir = os.scandir, Path.iterdir
+
+    def denied(path, real):
+      if not isinstance(path, int) and os.path.basename(os.fspath(path)) == 'b':
+        raise PermissionError(errno.EACCES, 'Permission denied', os.fspath(path))
+      return real(path)
+
+    monkeypatch.setattr(os, 'scandir', lambda path: denied(path, scandir))
+    monkeypatch.setattr(Path, 'iterdir', lambda path: denied(path, iterdir))
+    assert _run(bank, parts / '**/*.png', tmp_path / 'out')[:3:2] == (1, 1)
+    assert 'permission denied' in _rows(tmp_path / 'out')[0]['error']
+    with pytest.raises(OSError, match='Permission denied'):
+      _run(bank, parts / 'b', tmp_path / 'out')
+
+  def test_a_folder_that_cannot_be_written(self, bank, parts, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ValueError, match='is a file'):
+      _run(bank, parts / 'a', tmp_path / 'file')
+    with pytest.raises(OSError, match='Cannot write to .*file/out: .*choose another --out'):
+      _run(bank, parts / 'a', tmp_path / 'file/out')
+
+  def test_a_full_disk_keeps_what_was_there_and_what_was_done(self, bank, parts, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    _run(bank, parts / 'a', out)
+    before, real = _files(out), answers.predictions.write_png
+
+    def full(path, image):
+      if path.name == '2.jpg.png':
+        raise OSError(errno.ENOSPC, 'No space left on device')
+      real(path, image)
+
+    monkeypatch.setattr(answers.predictions, 'write_png', full)
+    with pytest.raises(OSError, match='No space left on device. Make room .* lies in .*unfinished') as error:
+      _run(bank, parts / '**/*.*', out)
+    assert str(error.value).count('\n') == 0
+    assert [f for f in _files(out) if 'unfinished' not in f] == before and len(_rows(out)) == 1
+    assert len(_rows(out / 'predictions.unfinished')) == 2
+    monkeypatch.undo()
+    _run(bank, parts / 'b', out)
+    assert not (out / 'predictions.unfinished').exists()
+
+  def test_a_name_that_does_not_fit_is_a_matter_of_one_image(self, bank, tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    _part((200, 160), 1).save(folder / 'a.png')
+    _part((200, 160), 1).save(folder / ('b' * 248 + '.png'))
+    assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
+    assert 'name too long' in _rows(tmp_path / 'out')[1]['error']
+
+  def test_names_that_are_no_utf_8(self, bank, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    name = os.fsdecode(b'a\xff.png')
+    _part((200, 160), 1).save(folder / name)
+    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True).images == 1
+    assert (tmp_path / 'out/overlays' / f'{name}.png').exists() and r'a\udcff.png' in capsys.readouterr().out
+
+  def test_no_bank(self, parts, tmp_path):
+    with pytest.raises(ValueError, match='No memory bank at'):
+      _run(str(tmp_path / 'none'), parts / 'a', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+  @pytest.mark.parametrize('kwargs, words', [
+      ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': 0.0}, 'above 0'), ({'scale': (2.0, 1.0)}, 'larger'),
+      ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'of --watch'),
+      ({'images': ''}, '--images')])
+  def test_bad_options(self, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+      predict.Options(**({'bank': 'b', 'images': 'i', 'out': 'o'} | kwargs))
+
+
+class TestWatch:
+
+  def test_images_are_answered_as_they_come(self, bank, tmp_path):
+    folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
+    folder.mkdir()
+    _part(SIZES[0], 1).save(folder / '1.png')
+    options = predict.Options(bank, str(folder), str(out), watch=True, maps='none', batch_size=8)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(predict.run(options, stop)))
+    thread.start()
+    try:
+      _wait(lambda: out.exists() and (out / 'predictions.jsonl').exists() and len(_rows(out)) == 1)
+      data = tmp_path / 'new.png'
+      _part(SIZES[0], 200, (350, 200, 420, 260)).save(data)
+      data, arriving = data.read_bytes(), folder / '2.png'
+      for end in range(0, len(data), len(data) // 4):  # slower than files are looked at
+        arriving.write_bytes(data[:end + len(data) // 4])
+        time.sleep(0.25)
+      (folder / '3.png').write_text('text')
+      _wait(lambda: len(_rows(out)) == 3)
+    finally:
+      stop.set()
+      thread.join()
+    assert results[0][:3] == (2, 1, 1) and not results[0].stopped
+    rows = {Path(r['path']).name: r for r in _rows(out)}
+    assert rows['2.png']['decision'] == 'anomalous' and 'not a known' in rows['3.png']['error']
+    assert (out / 'report.html').exists() and (out / rows['2.png']['overlay']).exists()
+    assert not (out / 'predictions.unfinished').exists()
+
+  def test_ends_by_itself(self, bank, tmp_path):
+    (tmp_path / 'in').mkdir()
+    began = time.monotonic()
+    summary = _run(bank, tmp_path / 'in', tmp_path / 'out', watch=True, watch_seconds=0.5, batch_size=8)
+    assert summary == (0, 0, 0, summary.seconds, False)
+    assert time.monotonic() - began < 20 and (tmp_path / 'out/report.html').exists()
+
+
+class TestStop:
+
+  def test_what_was_done_is_kept_aside(self, bank, tmp_path, monkeypatch, capsys):
+    folder, out = tmp_path / 'in', tmp_path / 'out'
+    folder.mkdir()
+    for i in range(30):
+      _part((200, 160), i).save(folder / f'{i:02}.png')
+    _run(bank, folder / '00.png', out)
+    stop = threading.Event()
+    monkeypatch.setattr(predict, 'read', _after(10, stop.set, predict.read))
+    options = predict.Options(bank, str(folder), str(out), batch_size=8, maps='none')
+    summary = predict.run(options, stop)
+    assert summary.stopped and 0 < summary.images < 30
+    assert len(_rows(out)) == 1 and len(_rows(out / 'predictions.unfinished')) == summary.images
+    assert f'stopped: {summary.images} of 30' in capsys.readouterr().out
+
+
+class TestMain:
+
+  def test_as_a_user_runs_it(self, bank, parts, tmp_path):
+    """One process: unreadable files, exit code, and Ctrl-C while it waits for images."""
+    (parts / 'a' / '2.png').write_text('text')
+    command = [sys.executable, '-m', 'experiments.predict', f'--bank={bank}', f'--images={parts / "a"}',
+               f'--out={tmp_path / "out"}', '--watch', '--maps=tif', '--threshold=1e-6']
+    with subprocess.Popen(command, cwd=conftest.ROOT, stdout=subprocess.PIPE, text=True) as process:
+      lines = []
+      for line in process.stdout:
+        lines.append(line)
+        if len([x for x in lines if '.png' in x]) == 2:
+          process.send_signal(signal.SIGINT)
+          break
+      rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, rest
+    assert '1 images in' in rest and '1 anomalous; 1 could not be scored' in rest
+    assert len(_rows(tmp_path / 'out')) == 2 and (tmp_path / 'out/report.html').exists()
+
+
+class TestBatched:
+
+  def test_order_is_kept(self):
+    items = [1, None, 2, 3, 4, None]
+    assert list(predict.batched(items, 2)) == [[1], [2, 3], [4]]
+    assert [x for batch in predict.batched(range(10), 3) for x in batch] == list(range(10))
+
+
+class TestLimitsOf:
+
+  def test_of_a_bank_without_thresholds(self, plain_bank, bank):
+    plain, full = inspection.load(plain_bank), inspection.load(bank)
+    assert answers.limits_of(plain, 3.0) == (1.5, 6.0)
+    rows = np.asarray(plain.bank.embeddings, np.float64)
+    sample = rows[np.linspace(0, len(rows) - 1, 256).astype(int)]
+    distances = np.sort(
+        (sample ** 2).sum(1)[:, None] - 2 * sample @ rows.T + (rows ** 2).sum(1), axis=1)[:, 1]
+    # float32 differences of squares.
+    assert answers.limits_of(plain)[0] == pytest.approx(0.5 * np.median(distances), rel=1e-3)
+    assert answers.limits_of(full)[1] == 2 * full.calibration.pixel_threshold
+    assert answers.limits_of(full, 3.0) == answers.limits_of(full)
+
+
+def _wait(condition, seconds=60):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end, 'it did not come'
+    time.sleep(0.05)
+
+
+def _after(calls, action, function):
+  """The function, which does something besides from the n-th call on."""
+  count = itertools.count(1)
+
+  def wrapped(*args):
+    if next(count) >= calls:
+      action()
+    return function(*args)
+
+  return wrapped
+
+
+def _bomb():
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+  header = struct.pack('>IIBBBBB', 60000, 60000, 8, 2, 0, 0, 0)
+  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
