@@ -4,10 +4,11 @@
     python -m experiments.bank append    --bank=BANK --images=FOLDER       what it does not cover yet is added
     python -m experiments.bank merge     --bank=BANK --other=BANK2         BANK covers what either did
     python -m experiments.bank drop      --bank=BANK --images=a.png,b.png  takes training images out
-    python -m experiments.bank shrink    --bank=BANK --ratio=0.01          a smaller, faster bank
+    python -m experiments.bank shrink    --bank=BANK --share=0.01          a smaller, faster bank
     python -m experiments.bank calibrate --bank=BANK --images=FOLDER       thresholds from images not in it
 
 A change replaces BANK in one step, or with --out=NEW leaves it alone, and is recorded in the bank's history.
+For drop, --images names training images as `info` lists them, or the last parts of their paths.
 """
 
 from collections.abc import Iterator
@@ -24,17 +25,10 @@ from patchcore_jax.detectors import patchcore
 from patchcore_jax.inspection import Inspector
 from patchcore_jax.memory_bank import MemoryBank
 
-_BANK = flags.DEFINE_string('bank', None, 'The bank.')
-_OUT = flags.DEFINE_string('out', None, 'A new bank to write, instead of changing BANK.')
+cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
 _OTHER = flags.DEFINE_string('other', None, 'merge: the other bank.')
-_IMAGES = flags.DEFINE_string(
-    'images', None, 'append, calibrate: folder, file or pattern of good images; drop: training images, names '
-    'as `info` lists them or their last parts, separated by commas.')
-_RATIO = flags.DEFINE_float('ratio', None, 'shrink: share of all training patches to keep.')
+_RATIO = flags.DEFINE_float('share', None, 'shrink: share of all training patches to keep.')
 _RATE = flags.DEFINE_float('false_alarm_rate', 0.01, 'calibrate: share of good images that may alarm.')
-_WEIGHTS = flags.DEFINE_string(
-    'backbone_weights', '', 'append, calibrate: file of weights, where it lies elsewhere than at the fit.')
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'append, calibrate: images at once.', lower_bound=1)
 
 ACTIONS = ('info', 'append', 'merge', 'drop', 'shrink', 'calibrate')
 
@@ -44,25 +38,25 @@ def main(argv) -> None:
     raise ValueError(f'Expected one of {", ".join(ACTIONS)}, got {" ".join(argv[1:]) or "nothing"}.')
   action = argv[1]
   for name, actions in (
-      ('images', ('append', 'drop', 'calibrate')), ('other', ('merge',)), ('ratio', ('shrink',))):
+      ('images', ('append', 'drop', 'calibrate')), ('other', ('merge',)), ('share', ('shrink',))):
     given = flags.FLAGS[name].value is not None
     if given != (action in actions):
       raise ValueError(f'--{name} is {"not for" if given else "missing for"} {action}.')
   if action == 'info':
-    for line in info(memory_bank.restore(_BANK.value)):
+    for line in info(memory_bank.restore(cli.BANK.value)):
       cli.console.print(line, markup=False)
     return
-  if _OUT.value and Path(_OUT.value).exists():
-    raise ValueError(f'{_OUT.value} exists: a bank is not overwritten. Choose another --out.')
-  bank = memory_bank.restore(_BANK.value)
+  if cli.OUT.value and Path(cli.OUT.value).exists():
+    raise ValueError(f'{cli.OUT.value} exists: a bank is not overwritten. Choose another --out.')
+  bank = memory_bank.restore(cli.BANK.value)
   changed = {'append': _append, 'merge': _merge, 'drop': _drop, 'shrink': _shrink, 'calibrate': _calibrate}[
       action](bank)
-  if _OUT.value:
-    memory_bank.save(_OUT.value, changed)
+  if cli.OUT.value:
+    memory_bank.save(cli.OUT.value, changed)
   else:
-    memory_bank.replace(_BANK.value, changed)
+    memory_bank.replace(cli.BANK.value, changed)
   what = changed.description['history'][-1]['what']
-  cli.console.print(f'{_OUT.value or _BANK.value}: {what}', markup=False)
+  cli.console.print(f'{cli.OUT.value or cli.BANK.value}: {what}', markup=False)
   if bank.description.get('calibration') and not changed.description.get('calibration'):
     cli.console.print(
         'Its thresholds are gone, because scores are larger now. `experiments.bank calibrate` makes new ones '
@@ -94,13 +88,13 @@ def info(bank: MemoryBank) -> list[str]:
 
 
 def _append(bank):
-  inspector = inspection.of_bank(bank, weights=_WEIGHTS.value, path=_BANK.value)
+  inspector = inspection.of_bank(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
   embeddings, names, files = _embedded(inspector, provenance.has_thumbnails(bank))
   scores = ((), ())
   if bank.description.get('calibration'):
     scores = patchcore.score_embeddings(
         embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
-        batch_size=parallel.divisible_batch_size(_BATCH.value))
+        batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
   return bank_editing.append(
       bank, embeddings, names, files=files, image_scores=scores[0], map_maxima=scores[1])
 
@@ -110,7 +104,7 @@ def _merge(bank):
 
 
 def _drop(bank):
-  return bank_editing.drop(bank, [name.strip() for name in _IMAGES.value.split(',') if name.strip()])
+  return bank_editing.drop(bank, [name.strip() for name in cli.IMAGES.value.split(',') if name.strip()])
 
 
 def _shrink(bank):
@@ -118,7 +112,7 @@ def _shrink(bank):
 
 
 def _calibrate(bank):
-  inspector = inspection.of_bank(bank, weights=_WEIGHTS.value, path=_BANK.value)
+  inspector = inspection.of_bank(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
   embeddings, names, _ = _embedded(inspector, False)
   known = {Path(name).name for name in bank.description.get('images', ())}
   if again := sorted(known & {Path(name).name for name in names}):
@@ -127,16 +121,16 @@ def _calibrate(bank):
         'scores are too small, and so will be the thresholds.', markup=False)
   scores = patchcore.score_embeddings(
       embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
-      batch_size=parallel.divisible_batch_size(_BATCH.value))
+      batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
   return bank_editing.calibrate(bank, *scores, false_alarm_rate=_RATE.value)
 
 
 def _embedded(inspector: Inspector, keep_images: bool) -> tuple[np.ndarray, list[str], list[bytes]]:
   """(embeddings, names, pictures) of --images; unreadable files are told and left out."""
-  examples = [Example(path, (), 0, '', 'good') for path in folder.find_images(_IMAGES.value)]
+  examples = [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
   skipped = []
   recorder = provenance.Recorder(_of_one_size(inspector, pipeline.batches(
-      examples, inspector.preprocessing, batch_size=parallel.divisible_batch_size(_BATCH.value),
+      examples, inspector.preprocessing, batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value),
       on_error=skipped.append)), keep_images)
   with cli.progress_bar('images') as progress:
     embeddings = patchcore.embed(

@@ -36,6 +36,8 @@ from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.scoring import ScoringSpec
 
+cli.key_flags('config')
+
 _SUBJECT = flags.DEFINE_enum(
     'subject', None, ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory'], 'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
@@ -46,7 +48,7 @@ _WHOLE = flags.DEFINE_bool(
     'scaled up: every step costs the same.')
 _SIZE = flags.DEFINE_integer('size', 224, 'Pixels: height and width of images.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images at a time.')
-_IMAGES = flags.DEFINE_integer('images', 7000, 'Of `memory`.')
+_NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
 
 _FIRST_STEPS = 200
@@ -399,12 +401,12 @@ def measure_memory() -> Iterator[str]:
 
   with tempfile.TemporaryDirectory(dir='.') as scratch:
     bank = patchcore.fit(
-        _made_backbone(), _many_batches(), _IMAGES.value, embedding=EmbeddingSpec('mean', 1),
+        _made_backbone(), _many_batches(), _NUM_IMAGES.value, embedding=EmbeddingSpec('mean', 1),
         coreset_spec=CoresetSpec(ratio=_RATIO.value), memory_gb=_MEMORY_GB.value, scratch=scratch,
         notify=plans.append, progress=progress)
   (plan,) = plans
   print(file=sys.stderr)
-  yield (f'### Memory: a fit of {_IMAGES.value} images at {_SIZE.value} px, '
+  yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
          f'fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
   yield f'| said before | {plan} |'
@@ -430,10 +432,10 @@ def _made_backbone():
 
 
 def _many_batches():
-  for begin in range(0, _IMAGES.value, _BATCH.value):
+  for begin in range(0, _NUM_IMAGES.value, _BATCH.value):
     images = _images(_BATCH.value, seed=begin)
     index = np.arange(begin, begin + _BATCH.value, dtype=np.int32)
-    yield Batch(images, None, np.where(index < _IMAGES.value, index, -1).astype(np.int32))
+    yield Batch(images, None, np.where(index < _NUM_IMAGES.value, index, -1).astype(np.int32))
 
 
 # Inputs.

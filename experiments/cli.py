@@ -18,9 +18,23 @@ CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, for example configs/demo.py. Each of its fields is a flag too, as in '
     '--config.data.root=PATH; configs/default.py explains them.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and the config.')
+BANK = flags.DEFINE_string('bank', None, 'A bank, the folder that experiments.fit makes.')
+IMAGES = flags.DEFINE_string(
+    'images', None, "A folder of images, a file, or a pattern such as 'parts/**/*.png'.")
+OUT = flags.DEFINE_string('out', None, 'Folder for what is made.')
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images at once.', lower_bound=1)
+WEIGHTS = flags.DEFINE_string(
+    'backbone_weights', '', "The file of the network's weights, where it lies elsewhere than at the fit.")
 flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
+flags.disclaim_key_flags()  # `key_flags` is for the module that calls it
 
 console = Console(highlight=False, soft_wrap=True)
+
+
+def key_flags(*names: str) -> None:
+  """Flags of this module that --help of the calling one explains, besides its own."""
+  for name in (*names, 'debug'):
+    flags.declare_key_flag(name)
 
 
 def run(main, *, arguments: bool = False) -> None:

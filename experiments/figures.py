@@ -16,6 +16,8 @@ from absl import flags
 from experiments import cli
 from patchcore_jax.report import figures, runs
 
+cli.key_flags('workdir')
+
 _FIGURE = flags.DEFINE_enum('figure', None, list(figures.FIGURES), 'Which one.')
 
 

@@ -23,12 +23,12 @@ from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.memory_bank import MemoryBank
 
-_OUT = flags.DEFINE_string('out', None, 'Folder of the bank that is made.')
+cli.key_flags('config', 'out')
 _SHOWN = 5  # names in a message
 
 
 def main(_) -> None:
-  run(cli.CONFIG.value, _OUT.value)
+  run(cli.CONFIG.value, cli.OUT.value)
 
 
 def run(config: ConfigDict, out: str) -> MemoryBank:

@@ -23,6 +23,8 @@ from patchcore_jax import memory_bank, metrics, parallel
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
+cli.key_flags('config', 'workdir')
+
 # On results: a run may go on with others.
 _NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
 

@@ -30,6 +30,8 @@ from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.scoring import ScoringSpec
 
+cli.key_flags()
+
 _REFERENCE = flags.DEFINE_string(
     'reference', 'tests/testdata', 'Folder with the reference arrays.')
 

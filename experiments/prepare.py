@@ -26,6 +26,8 @@ from absl import flags
 from experiments import cli, wiring
 from patchcore_jax.data import mvtec_ad
 
+cli.key_flags()
+
 _DATASET = flags.DEFINE_enum('dataset', None, ['mvtec_ad'], 'Which data set.')
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TensorFlow Datasets to write to.')
 _ARCHIVE = flags.DEFINE_string('archive', None, 'An archive at hand, of all categories or of some.')

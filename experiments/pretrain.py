@@ -24,6 +24,8 @@ from patchcore_jax import memory_bank
 from patchcore_jax.data import procedural
 from patchcore_jax.pretraining import pool, training, views
 
+cli.key_flags('config', 'workdir')
+
 _TO_SCALE = 64  # images on which the exported layers are brought to one scale
 
 

@@ -25,6 +25,8 @@ from experiments.images import Features, Images, SharedImages
 from patchcore_jax import backbones
 from patchcore_jax.data.folder import Category
 
+cli.key_flags('config', 'workdir')
+
 _ONLY = flags.DEFINE_string('only', '', 'Regular expression: run only the points in which it is found.')
 _SET = flags.DEFINE_string(
     'set', '', "Fields to set in every point, over what it says itself: 'backbone.layers=' gives a network "

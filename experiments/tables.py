@@ -15,6 +15,8 @@ from absl import flags
 from experiments import cli
 from patchcore_jax.report import runs, tables
 
+cli.key_flags('workdir')
+
 _TABLE = flags.DEFINE_enum('table', None, list(tables.TABLES), 'Only this one; all if absent.')
 _WRITERS = {'md': tables.to_markdown, 'csv': tables.to_csv, 'tex': tables.to_latex}
 

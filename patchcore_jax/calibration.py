@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-# Beyond the upper quartile of the logarithm of the scores, in interquartile ranges: Tukey's outer fence.
-_FENCE = 3.0
-# Fewer scores have no quartiles worth the name.
-_LEAST = 8
+# Robust standard deviations above the median of the logarithm of the scores. With eight defective images
+# among 213 good ones of a transistor this named five, and no good one.
+_FAR = 4.5
+_LEAST = 8  # fewer scores have no spread worth the name
 _TINY = 1e-30  # in place of 0, which has no logarithm
 
 
@@ -149,8 +149,8 @@ def calibrated_score(calibration: Calibration, score: float) -> float:
 def suspicious(scores: Sequence[float]) -> list[int]:
   """Positions of images that look unlike the others, most so first: perhaps they are not good.
 
-  Those whose score lies beyond Tukey's outer fence on a logarithmic scale, three interquartile ranges above
-  the upper quartile. With fewer than 8 images there are none.
+  Those whose score lies 4.5 standard deviations above the median on a logarithmic scale, the deviation taken
+  from the median absolute one, which outliers hardly move. With fewer than 8 images there are none.
 
   Args:
     scores: [n], cross-fitted: an image that is in the bank itself would hide.
@@ -161,6 +161,7 @@ def suspicious(scores: Sequence[float]) -> list[int]:
   if len(scores) < _LEAST:
     return []
   logs = np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
-  lower, upper = np.quantile(logs, (0.25, 0.75))
+  middle = np.median(logs)
+  deviation = 1.4826 * np.median(np.abs(logs - middle))  # that of a normal distribution
   order = np.argsort(-logs, kind='stable')
-  return [int(i) for i in order if logs[i] > upper + _FENCE * (upper - lower)]
+  return [int(i) for i in order if logs[i] > middle + _FAR * deviation]

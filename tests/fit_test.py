@@ -1,0 +1,294 @@
+"""From a folder of good images to a bank that answers, and what may go wrong on the way."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from configs import own
+from experiments import bank as bank_binary
+from experiments import fit
+from patchcore_jax import inspection, memory_bank, provenance
+from patchcore_jax.data import folder, pipeline, survey
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.memory_bank import BankError
+from tests import plates, small
+
+
+def _config(root, **overrides):
+  config = own.get_config()
+  config.update_from_flattened_dict(plates.fields(root, {}) | {
+      'backbone.name': 'tests.small:backbone', 'backbone.weights': '', 'backbone.layers': (),
+      'coreset.ratios': (0.2,)})
+  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
+  return config
+
+
+def other_network():
+  backbone = small.backbone()
+  return dataclasses.replace(backbone, variables={k: 2 * v for k, v in backbone.variables.items()})
+
+
+@pytest.fixture(scope='module')
+def good(tmp_path_factory):
+  """12 good plates and nothing else."""
+  root = tmp_path_factory.mktemp('good') / 'plates'
+  rng = np.random.default_rng(0)
+  for i in range(12):
+    plates._draw(root / f'{i:02}.png', rng)
+  return root
+
+
+@pytest.fixture(scope='module')
+def fitted(good, tmp_path_factory):
+  out = tmp_path_factory.mktemp('banks') / 'plates'
+  fit.run(_config(good, calibration__false_alarm_rate=0.1, calibration__folds=3), str(out))
+  return out
+
+
+class TestFit:
+
+  def test_the_bank_is_all_that_is_needed(self, fitted, pristine):
+    inspector = inspection.load(fitted)
+    assert inspector.image_size == (56, 56) and inspector.calibration.method == 'cross'
+    test = folder.MVTEC.load_category(pristine, 'bolt').test
+    batches = list(pipeline.batches(test, inspector.preprocessing, batch_size=4))
+    streamed = np.concatenate([p.image_scores[0] for p in inspection.predict(inspector, batches)])
+    labels = np.array([e.label for e in test])
+    assert streamed[labels == 1].min() > streamed[labels == 0].max()
+    score = inspection.scorer(inspector, 3)
+    single = score(np.stack([batches[0].image[0]]))
+    np.testing.assert_allclose(single.image_scores[0], streamed[:1], rtol=1e-5)
+    defect = int(np.argmax(labels))
+    prediction = score(batches[defect // 4].image[defect % 4][None])
+    found = inspection.finding(inspector, prediction, 0, (60, 72))
+    assert found.anomalous and found.calibrated_score > 0.5 and found.p_value == pytest.approx(1 / 13)
+    mask = np.asarray(Image.open(test[defect].mask_paths[0])) > 0
+    y, x = np.nonzero(mask)
+    left, top, right, bottom = found.box
+    assert left <= x.mean() < right and top <= y.mean() < bottom
+    assert 0 <= found.nearest < len(inspector.bank.embeddings)
+
+  def test_provenance(self, fitted, good):
+    bank = memory_bank.restore(fitted)
+    assert bank.description['images'] == [str(good / f'{i:02}.png') for i in range(12)]
+    origin = provenance.origin(bank, 0)
+    assert origin.name == bank.description['images'][origin.image]
+    assert provenance.thumbnail(bank, origin.image).shape == (56, 56, 3)
+    assert 'fitted on 12 images' in bank.description['history'][0]['what']
+
+  def test_thresholds_do_not_depend_on_the_batch_size(self, fitted, good, tmp_path):
+    config = _config(good, calibration__folds=3, data__batch_size=5)
+    again = fit.run(config, str(tmp_path / 'b'))
+    before = memory_bank.restore(fitted).description['calibration']
+    np.testing.assert_allclose(
+        again.description['calibration']['image_scores'], before['image_scores'], rtol=1e-4)
+
+  def test_no_image_meets_its_own_patches(self, good, tmp_path):
+    """At ratio 1 every patch of a training image is in the bank, at distance 0."""
+    config = _config(good, coreset__method='identity', calibration__folds=12)
+    config.coreset.ratios = (1.0,)
+    bank = fit.run(config, str(tmp_path / 'b'))
+    assert min(bank.description['calibration']['image_scores']) > 1e-3
+
+  def test_a_defect_among_the_good_is_named(self, good, pristine, tmp_path, capsys):
+    root = tmp_path / 'mixed'
+    shutil.copytree(good, root)
+    shutil.copy(pristine / 'bolt/test/spot/000.png', root / 'zz.png')
+    fit.run(_config(root, calibration__folds=13), str(tmp_path / 'b'))
+    told = capsys.readouterr().out
+    assert '1 training image looks unlike the others' in told and 'zz.png (score' in told
+    assert 'were asked for, which takes 99 images; 13 can vouch for 7.1 %' in told
+
+  def test_unreadable_and_odd_files_are_told(self, good, tmp_path, capsys):
+    root = tmp_path / 'odd'
+    shutil.copytree(good, root)
+    (root / 'empty.png').write_bytes(b'')
+    (root / 'text.png').write_text('not an image')
+    Image.new('L', (300, 40), 128).save(root / 'flat.jpg')
+    shutil.copy(root / '00.png', root / 'copy.png')
+    bank = fit.run(_config(root, calibration__folds=0), str(tmp_path / 'b'))
+    told = capsys.readouterr().out
+    assert bank.description['num_images'] == 14 and bank.description['num_skipped'] == 2
+    assert 'equal files' in told and 'copy.png' in told
+    assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
+    assert 'calibration' not in bank.description
+
+  @pytest.mark.parametrize('overrides, message', [
+      ({'data__source': 'folder'}, 'experiments.mvtec'), ({'detector': 'padim'}, 'PatchCore banks'),
+      ({'backbone__name': 'resnet18+resnet50'}, 'one backbone'),
+      ({'calibration__folds': 1}, 'folds=1'), ({'calibration__false_alarm_rate': 2.0}, 'share between')])
+  def test_bad_settings(self, good, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+      fit.run(_config(good, **overrides), str(tmp_path / 'b'))
+    assert not (tmp_path / 'b').exists()
+
+  def test_bad_places(self, good, fitted, tmp_path):
+    with pytest.raises(ValueError, match='is not overwritten'):
+      fit.run(_config(good), str(fitted))
+    with pytest.raises(ValueError, match='does not exist'):
+      fit.run(_config(tmp_path / 'nowhere'), str(tmp_path / 'b'))
+    (tmp_path / 'none').mkdir()
+    with pytest.raises(ValueError, match='No images in'):
+      fit.run(_config(tmp_path / 'none'), str(tmp_path / 'b'))
+    with pytest.raises(ValueError, match='matches no image'):
+      fit.run(_config(tmp_path / '*.png'), str(tmp_path / 'b'))
+
+
+class TestInspection:
+
+  def test_another_size(self, fitted):
+    score = inspection.scorer(inspection.load(fitted), 1)
+    with pytest.raises(ImageError, match='64 x 48 pixels after resizing and cropping.* 56 x 56'):
+      score(np.zeros((1, 48, 64, 3), np.uint8))
+
+  def test_other_weights(self, fitted):
+    with pytest.raises(BankError, match='other_network here are .* expected the same'):
+      inspection.load(fitted, name='tests.fit_test:other_network')
+
+  def test_a_bank_that_does_not_say_how(self, fitted):
+    bank = memory_bank.restore(fitted)
+    del bank.description['scoring']
+    with pytest.raises(BankError, match='scoring missing'):
+      inspection.of_bank(bank)
+
+
+class TestDamage:
+
+  @pytest.fixture
+  def copy(self, fitted, tmp_path):
+    return shutil.copytree(fitted, tmp_path / 'copy')
+
+  def _edit(self, path, change):
+    file = next(path.glob('description/*'))
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+  def test_tampered_threshold(self, copy):
+    self._edit(copy, lambda v: v['description']['calibration'].update(image_threshold=1e9))
+    with pytest.raises(BankError, match='not what was saved'):
+      memory_bank.restore(copy)
+
+  def test_newer_format(self, copy):
+    self._edit(copy, lambda v: v.update(format=memory_bank.FORMAT + 1))
+    with pytest.raises(BankError, match='made by a newer one. Upgrade'):
+      memory_bank.restore(copy)
+
+  def test_older_format_has_no_digest(self, copy):
+    self._edit(copy, lambda v: (v.pop('format'), v.pop('digest')))
+    assert len(memory_bank.restore(copy).embeddings)
+
+  def test_truncated(self, copy):
+    largest = max((p for p in copy.rglob('*') if p.is_file()), key=os.path.getsize)
+    largest.write_bytes(largest.read_bytes()[:os.path.getsize(largest) // 2])
+    with pytest.raises(BankError):
+      memory_bank.restore(copy)
+
+  def test_one_byte(self, copy):
+    largest = max((p for p in copy.rglob('*') if p.is_file()), key=os.path.getsize)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(BankError):
+      memory_bank.restore(copy)
+
+
+class TestReplace:
+
+  def test_old_or_new_but_whole(self, fitted, tmp_path, monkeypatch):
+    path = tmp_path / 'bank'
+    shutil.copytree(fitted, path)
+    bank = memory_bank.restore(path)
+    bank.description['category'] = 'changed'
+
+    def killed(*_):
+      raise KeyboardInterrupt
+
+    # After the old one has made way.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+      patch.setattr(memory_bank.shutil, 'rmtree', lambda *a, **k: None)
+      rename = type(path).rename
+      patch.setattr(
+          type(path), 'rename', lambda s, t: killed() if s.name.endswith('.after') else rename(s, t))
+      memory_bank.replace(path, bank)
+    assert not path.exists()
+    assert memory_bank.restore(path).description['category'] == 'plates'
+    memory_bank.replace(path, bank)
+    assert memory_bank.restore(path).description['category'] == 'changed'
+    assert [p.name for p in tmp_path.iterdir()] == ['bank']
+
+
+class TestBankBinary:
+
+  def _run(self, action, **values):
+    names = ('bank', 'out', 'other', 'images', 'share', 'false_alarm_rate', 'batch_size')
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS(['bank', *(f'--{k}={v}' for k, v in values.items())])
+    try:
+      bank_binary.main(['bank', action])
+    finally:
+      for name in names:
+        flags.FLAGS[name].unparse()
+
+  def test_all_actions(self, fitted, good, tmp_path, capsys):
+    path = tmp_path / 'bank'
+    shutil.copytree(fitted, path)
+    more = tmp_path / 'more'
+    rng = np.random.default_rng(5)
+    for i in range(3):
+      plates._draw(more / f'new{i}.png', rng)
+    self._run('append', bank=path, images=more, batch_size=2)
+    self._run('drop', bank=path, images='new1.png,00.png')
+    self._run('merge', bank=path, other=fitted, out=tmp_path / 'both')
+    self._run('shrink', bank=path, share=0.05)
+    assert 'calibration' not in memory_bank.restore(path).description
+    self._run('calibrate', bank=path, images=good, false_alarm_rate=0.2)
+    self._run('info', bank=path)
+    told = capsys.readouterr().out
+    for said in ('appended 3 images', 'dropped', 'merged with', 'shrunk from', 'Its thresholds are gone',
+                 '11 images have the name of a training image', 'patches of ', 'new2.png', 'held out'):
+      assert said in told, said
+    assert memory_bank.restore(tmp_path / 'both').description['num_images'] == 25
+
+  def test_errors(self, fitted):
+    with pytest.raises(ValueError, match='--images is missing for append'):
+      self._run('append', bank=fitted)
+    with pytest.raises(ValueError, match='--share is not for info'):
+      self._run('info', bank=fitted, share=0.1)
+    with pytest.raises(ValueError, match='Expected one of info, append'):
+      self._run('explode', bank=fitted)
+
+
+class TestSurvey:
+
+  def test_counts(self, tmp_path):
+    for i in range(30):
+      Image.new('RGB', (40, 30), (i, 0, 0)).save(tmp_path / f'{i:02}.png')
+    Image.new('L', (40, 30)).save(tmp_path / 'gray.png')
+    Image.new('RGB', (41, 30)).save(tmp_path / 'wide.png')
+    (tmp_path / 'bad.png').write_bytes(b'?')
+    shutil.copy(tmp_path / '03.png', tmp_path / 'twin.png')
+    found = survey.survey(folder.find_images(tmp_path))
+    assert found.sizes == {(40, 30): 32, (41, 30): 1} and found.modes == {'RGB': 32, 'L': 1}
+    assert [(os.path.basename(p), why) for p, why in found.odd] == [
+        ('gray.png', 'mode L'), ('wide.png', '41 x 30 pixels')]
+    assert [[os.path.basename(p) for p in g] for g in found.duplicates] == [['03.png', 'twin.png']]
+    assert [os.path.basename(p) for p, _ in found.unreadable] == ['bad.png']
+
+
+class TestFindImages:
+
+  def test_where_they_are_looked_for(self, tmp_path):
+    for name in ('a/train/good/1.png', 'b/good/2.jpg', 'c/3.bmp', 'c/train/good/4.png'):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / name).touch()
+    names = {k: [os.path.basename(p) for p in folder.find_images(tmp_path / k)] for k in 'abc'}
+    assert names == {'a': ['1.png'], 'b': ['2.jpg'], 'c': ['3.bmp']}
+    assert len(folder.find_images(str(tmp_path / '**/*.png'))) == 2
+    assert folder.find_images(tmp_path / 'c/3.bmp') == [str(tmp_path / 'c/3.bmp')]
