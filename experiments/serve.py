@@ -16,33 +16,30 @@ from absl import flags
 from experiments import cli
 from patchcore_jax import inspection
 
-_BANK = flags.DEFINE_string('bank', None, 'The bank, as experiments.fit writes it.')
+cli.key_flags('bank', 'batch_size', 'backbone_weights')
 _HOST = flags.DEFINE_string(
     'host', '127.0.0.1', 'Address to listen on. 0.0.0.0 lets other machines in: think of a token then.')
 _PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 takes a free one.', 0, 65535)
 _TOKEN_FILE = flags.DEFINE_string(
     'token_file', None, 'File with a token that requests must bring. Without it, that of the environment '
     'variable PATCHCORE_TOKEN, if it is set.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'The most images that are scored at once.', 1)
 _WAIT_MS = flags.DEFINE_float('wait_ms', 2.0, 'How long an incomplete batch waits for more images.', 0)
 _QUEUE = flags.DEFINE_integer('queue', 64, 'Requests at a time; more are sent away with 503.', 1)
 _MAX_MB = flags.DEFINE_float('max_mb', 32.0, 'The most MiB of a request.', 0)
 _MAX_MEGAPIXELS = flags.DEFINE_float('max_megapixels', 25.0, 'The most million pixels of an image.', 0)
 _TIMEOUT = flags.DEFINE_float('timeout', 15.0, 'Seconds in which a request must have come.', 0)
 _THREADS = flags.DEFINE_integer('threads', 2, 'Threads that decode images and draw heatmaps.', 1)
-_WEIGHTS = flags.DEFINE_string(
-    'backbone_weights', '', 'File of the weights, where it lies elsewhere than when the bank was made.')
 
 
 def main(_) -> None:
   app, server = parts()
   options = app.Options(
-      batch_size=_BATCH_SIZE.value, wait_seconds=_WAIT_MS.value / 1000, threads=_THREADS.value,
+      batch_size=cli.BATCH_SIZE.value, wait_seconds=_WAIT_MS.value / 1000, threads=_THREADS.value,
       queue=_QUEUE.value, max_bytes=int(_MAX_MB.value * 2**20),
       max_pixels=int(_MAX_MEGAPIXELS.value * 1e6), seconds=_TIMEOUT.value)
   token = read_token(_TOKEN_FILE.value, os.environ.get('PATCHCORE_TOKEN'))
   listener = server.listen(_HOST.value, _PORT.value)  # before the long work: a taken port is told at once
-  inspector = inspection.load(_BANK.value, weights=_WEIGHTS.value)
+  inspector = inspection.load(cli.BANK.value, weights=cli.WEIGHTS.value)
   failure, bars = None, contextlib.ExitStack()
 
   def on_ready(error):
@@ -52,11 +49,11 @@ def main(_) -> None:
       failure, running.should_exit = error, True
       return
     cli.console.print(
-        f'Ready at {server.address(listener)}: bank {_BANK.value}, {inspector.backbone.name}, '
+        f'Ready at {server.address(listener)}: bank {cli.BANK.value}, {inspector.backbone.name}, '
         f'{"a token is needed" if token else "no token"}. Ctrl-C ends it.', markup=False)
 
   service = app.create_app(
-      inspector, name=Path(_BANK.value).name, options=options, token=token,
+      inspector, name=Path(cli.BANK.value).name, options=options, token=token,
       progress=bars.enter_context(cli.progress_bar('serve')), on_ready=on_ready)
   running = server.make_server(service, seconds=options.seconds)
   with bars:
@@ -98,5 +95,6 @@ def read_token(path: str | None, variable: str | None) -> str | None:
 
 
 if __name__ == '__main__':
+  flags.set_default(cli.BATCH_SIZE, 8)
   flags.mark_flag_as_required('bank')
   cli.run(main)

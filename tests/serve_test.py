@@ -259,8 +259,8 @@ class TestInspect:
     image = _file(_images(1)[0])
     form = b'\r\n'.join((
         b'--x', b'Content-Disposition: form-data; name="comment"', b'', b'new',
-        b'--x', b'Content-Disposition: form-data; name="file"; filename="a.png"', b'Content-Type: image/png', b'',
-        image, b'--x--', b''))
+        b'--x', b'Content-Disposition: form-data; name="file"; filename="a.png"', b'Content-Type: image/png',
+        b'', image, b'--x--', b''))
     status, _, answer = ask(address, body=form, **{'Content-Type': 'multipart/form-data; boundary=x'})
     assert status == 200
     assert answer['score'] == pytest.approx(ask(address, body=image)[2]['score'], abs=1e-4)
@@ -496,8 +496,8 @@ class TestFileOfForm:
       (b'', 'multipart/form-data; boundary=x', 'has 0 files'),
       (b'abc', 'multipart/form-data; boundary=x', 'cannot be read'),
       (b'--x--', 'multipart/form-data', 'cannot be read'),
-      (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--', 'multipart/form-data; boundary=x',
-       'has 0 files'),
+      (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--',
+       'multipart/form-data; boundary=x', 'has 0 files'),
       (b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nb\r\n' * 2 + b'--x--',
        'multipart/form-data; boundary=x', 'has 2 files')])
   def test_other_forms(self, body, kind, words):
