@@ -40,6 +40,10 @@ class Images:
     """Files of training images, by their `index` in batches."""
     return [self._train[i].image_path for i in index]
 
+  def train_example(self, name: str) -> Example | None:
+    """The training image of that file, if there is one."""
+    return next((e for e in self._train if e.image_path == name), None)
+
   def train(self) -> Iterator[Batch]:
     return self._batches(self._train)
 

@@ -133,8 +133,9 @@ class Experiment:
         self._write_errors(images.name, examples, labels, scores, masks, maps, ratio)
       if ratio == max(sizes):
         shown = run_report.category(
-            images.name, examples, labels, scores, masks=masks, maps=maps,
+            images.name, examples, scores, masks, maps,
             thresholds=run_report.thresholds(description, self.rows[-1]),
+            why=run_report.reasons(model, images, test, i, self.settings.preprocessing),
             preprocessing=self.settings.preprocessing, most=config.report.gallery)
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
     run_report.keep(self._workdir, shown)

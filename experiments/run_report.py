@@ -1,8 +1,9 @@
 """report.html of a workdir. What a page shows of a category is kept in WORKDIR/report/<category>.json, so
 that a run which goes on later makes the page of all categories."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import wiring
-from patchcore_jax import memory_bank
+from experiments.images import Images
+from patchcore_jax import memory_bank, provenance
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.detectors.base import Prediction
 from patchcore_jax.report import page, results, runs
 
 _COLUMNS = {
@@ -22,37 +26,74 @@ _COLUMNS = {
     'aupro': page.Column('AUPRO', 'percent'), 'false_positives': page.Column('False alarms', 'count'),
     'false_negatives': page.Column('Missed', 'count'), 'num_train': page.Column('Trained on', 'count'),
     'num_test': page.Column('Tested on', 'count'), 'num_skipped': page.Column('Skipped', 'count'),
-    'bank_size': page.Column('Patches in bank', 'count'), 'fit_seconds': page.Column('Fit, s', 'number'),
+    'bank_size': page.Column('Bank', 'count'), 'fit_seconds': page.Column('Fit s', 'number'),
     'ms_per_image': page.Column('ms per image', 'number')}
 _MEANS = ('image_auroc', 'image_ap', 'image_f1', 'pixel_auroc', 'aupro', 'fit_seconds', 'ms_per_image')
 
 
 def category(
-    name: str, examples: Sequence[Example], labels: np.ndarray, scores: np.ndarray, *,
-    masks: np.ndarray | None, maps: np.ndarray | None, thresholds: Sequence[page.Threshold],
-    preprocessing: preprocess.Preprocessing, most: int) -> page.Category:
+    name: str, examples: Sequence[Example], scores: np.ndarray, masks: np.ndarray | None,
+    maps: np.ndarray | None, *, thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
+    preprocessing: Preprocessing, most: int) -> page.Category:
   """What the page shows of a category. The images to show are read once more: they were not kept.
 
   Args:
     name: of the category.
-    examples, labels, scores: [n].
+    examples, scores: [n].
     masks, maps: [n, h, w], or None.
     thresholds: the first one decides which images are errors.
+    why: of an image, 'patch' and 'nearest' of its `page.Picture`: see `reasons`.
     preprocessing: the images are shown as the network saw them.
     most: images to show.
   """
-  decides = thresholds[0].value if thresholds else None
-  low, high = _heat_scale(labels, maps)
+  labels = np.array([e.label for e in examples])
+  heat, low, high = heat_scale(labels, maps)
   pictures = []
-  for i in page.telling(scores, labels, decides, most):
+  for i in page.telling(scores, labels, thresholds[0].value if thresholds else None, most):
     image, _ = preprocess.load(examples[i], preprocessing)
     pictures.append(page.picture(
         _short(examples[i].image_path, name), float(scores[i]), image,
-        anomaly_map=None if maps is None else maps[i], low=low, high=high,
+        anomaly_map=None if maps is None else heat(maps[i]), low=low, high=high,
         mask=None if masks is None else masks[i], label=int(labels[i]),
-        defect=examples[i].defect if labels[i] else ''))
+        defect=examples[i].defect if labels[i] else '', **why(i)))
   return page.Category(
-      name, scores.astype(float).tolist(), labels.astype(int).tolist(), tuple(thresholds), tuple(pictures))
+      name, scores.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
+
+
+def reasons(
+    model: Any, images: Images, predictions: Sequence[Prediction], size: int, preprocessing: Preprocessing,
+) -> Callable[[int], dict[str, Any]]:
+  """`why` of `category`; it knows nothing where there is no bank that names its training images.
+
+  Args:
+    model: a bank, or what another detector has.
+    images: whose training images are read when they are first asked for.
+    predictions: of all test images.
+    size: which of the bank's sizes.
+  """
+  if predictions[0].nearest is None or not model.description.get('images'):
+    return lambda i: {}
+  patches = np.concatenate([p.patches[size] for p in predictions])
+  nearest = np.concatenate([p.nearest[size] for p in predictions])
+  grid = tuple(model.description['grid'])
+
+  @functools.cache
+  def read(name):
+    example = images.train_example(name)
+    try:
+      return example and page.encode(preprocess.load(example, preprocessing)[0])
+    except ImageError:  # a bank outlives its training images
+      return None
+
+  def why(i):
+    origin = provenance.origin(model, int(nearest[i]))
+    image = read(origin.name)
+    return {} if image is None else {
+        'patch': page.cell(*divmod(int(patches[i]), grid[1]), grid),
+        'nearest': page.Patch(
+            _short(origin.name, images.name), image, page.cell(origin.row, origin.column, grid))}
+
+  return why
 
 
 def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Threshold]:
@@ -64,6 +105,24 @@ def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Th
   if row['image_threshold'] is not None:
     found.append(page.Threshold('best F1', row['image_threshold'], needs_labels=True))
   return found
+
+
+def heat_scale(
+    labels: np.ndarray, maps: np.ndarray | None) -> tuple[Callable[[np.ndarray], np.ndarray], float, float]:
+  """What is done to a map for the page, and the values that are then shown as nothing and as strongest:
+  what pixels of good images hardly reach, and what most of the other images do.
+
+  Distances are shown by their logarithm: among those of plain defects, one at the threshold is next to 0.
+  """
+  if maps is None:
+    return np.asarray, 0.0, 1.0
+  usual = maps[labels == 0] if (labels == 0).any() else maps
+  low = float(np.quantile(usual[:, ::4, ::4], 0.99))
+  high = float(np.quantile(maps.max((1, 2)), 0.95))
+  if low <= 0:
+    return np.asarray, low, max(high, low + 1e-9)
+  start, end = float(np.log(low)), float(np.log(high))
+  return lambda m: np.log(np.maximum(m, low)), start, max(end, start + 1e-3)
 
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
@@ -105,9 +164,9 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
 def _facts(config, ratios, banks):
   size = ' then '.join(
       f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
-  facts = [('Backbone', config.backbone.name),
-           ('Layers', _text(config.backbone.layers) or "the backbone's own"),
-           ('Images', size or 'as they are')]
+  facts = [('Backbone', config.backbone.name), ('Images', size or 'as they are')]
+  if config.backbone.layers:
+    facts.append(('Layers', _text(config.backbone.layers)))
   if banks:
     facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {config.coreset.method}'),
               ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]
@@ -118,16 +177,6 @@ def _facts(config, ratios, banks):
 
 def _data_name(config):
   return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
-
-
-def _heat_scale(labels, maps):
-  """Values shown as nothing and as strongest: what good images hardly reach, what most defects do."""
-  if maps is None:
-    return 0.0, 1.0
-  usual = maps[labels == 0] if (labels == 0).any() else maps
-  low = float(np.quantile(usual[:, ::4, ::4], 0.99))
-  high = float(np.quantile(maps.max((1, 2)), 0.95))
-  return low, max(high, low + 1e-6 * abs(low) + 1e-12)
 
 
 def _short(path, name):

@@ -46,7 +46,7 @@ class TestResults:
       assert float(row['image_auroc']) > 0.9 and float(row['pixel_auroc']) > 0.9
       assert 0.3 < float(row['aupro']) <= 1
     assert {p.name for p in (tmp_path / 'run').iterdir()} == {
-        'results.csv', 'config.json', 'banks', 'scores', 'errors'}
+        'results.csv', 'config.json', 'banks', 'scores', 'errors', 'report', 'report.html'}
     assert {p.name for p in (tmp_path / 'run/banks').iterdir()} == {'bolt', 'nut'}
 
   def test_same_seed_same_results_and_another_seed_another_bank(self, data, tmp_path):

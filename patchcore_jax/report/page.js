@@ -100,7 +100,7 @@
   }
 
   const outlined = (shape, attributes, kind) =>
-    [drawing(shape, {...attributes, class: `halo ${kind}-halo`}), drawing(shape, {...attributes, class: kind})];
+    [drawing(shape, {...attributes, class: 'halo'}), drawing(shape, {...attributes, class: kind})];
 
   const square = box => ({
     x: 1000 * box[0], y: 1000 * box[1], width: 1000 * (box[2] - box[0]), height: 1000 * (box[3] - box[1])});
@@ -133,7 +133,7 @@
 
   const kinds = [
     ['heat', 'Heat map', 'h', p => p.heat !== null], ['mask', 'Mask', 'm', p => p.outline],
-    ['region', 'Region', 'r', p => p.region || p.patch],
+    ['boxes', 'Boxes', 'b', p => p.region || p.patch],
   ].filter(([, , , has]) => data.pictures.some(has));
 
   function toggle(kind) {
@@ -149,7 +149,7 @@
       group.append(button);
     }
   }
-  if (kinds.length > 2) toggle('region');  // too much at once
+  if (kinds.length > 2) toggle('boxes');  // too much at once
 
   // -- Filters.
 
@@ -171,7 +171,8 @@
     ...labels.filter(l => l !== 'good' && l !== 'anomalous').map(l => [`=${l}`, `anomalous: ${l}`])]);
   fill(field.threshold, [...thresholds.values()].map(
     t => [t.name, t.needs_labels ? `${t.name} (needs labels)` : t.name]));
-  $('by-category').hidden = field.category.length < 3;
+  const several = field.category.length > 2;  // 'all' is one
+  $('by-category').hidden = !several;
   $('by-label').hidden = !labels.length;
   $('by-threshold').hidden = thresholds.size < 2;
   field.decision.parentElement.hidden = !thresholds.size;
@@ -235,7 +236,9 @@
       element('span', {className: 'caption'},
         element('span', {className: 'first'},
           element('span', {className: 'score'}, number(picture.score)), ...badge(decision)),
-        element('span', {className: 'second'}, title || '\u00a0'),
+        element('span', {className: 'second'},
+          [title, ...several ? [data.categories[picture.category].name] : []].filter(Boolean).join(' · ') ||
+          '\u00a0'),
         element('span', {className: 'second'}, picture.name)));
     button.addEventListener('click', () => open(at));
     return element('li', {}, button);
@@ -250,7 +253,8 @@
     $('more').hidden = gallery.childElementCount >= shown.length;
   }
 
-  form.addEventListener('input', refresh);
+  for (const select of form.querySelectorAll('select')) select.addEventListener('change', refresh);
+  field.name.addEventListener('input', refresh);
   form.addEventListener('submit', event => event.preventDefault());
   form.addEventListener('reset', () => setTimeout(refresh));
   $('empty').querySelector('button').addEventListener('click', () => form.reset());
@@ -316,7 +320,7 @@
       fact('Score', number(picture.score)),
       ...title ? [fact('Label', title)] : [],
       fact('Category', data.categories[picture.category].name),
-      ...used ? [fact('Threshold', `${number(used.value)} (${used.name})`, true)] : [],
+      ...used ? [fact('Threshold', `${number(used.value)} (${used.name}${used.needs_labels ? ', needs labels' : ''})`, true)] : [],
       ...picture.facts.map(([name, value]) => fact(name, value)));
     viewer.querySelector('[data-step="-1"]').disabled = at === 0;
     viewer.querySelector('[data-step="1"]').disabled = at === shown.length - 1;

@@ -193,6 +193,16 @@ def picture(
       outline='' if mask is None else outline(mask), **fields)
 
 
+def cell(row: int, column: int, grid: tuple[int, int]) -> Box:
+  """Where a patch lies: cell (row, column) of a grid of (rows, columns).
+
+  >>> cell(1, 3, (2, 4))
+  (0.75, 0.5, 1.0, 1.0)
+  """
+  rows, columns = grid
+  return column / columns, row / rows, (column + 1) / columns, (row + 1) / rows
+
+
 def outline(mask: np.ndarray) -> str:
   """The outline of a mask as an SVG path over a square of 1000 x 1000; '' for an empty one.
 
