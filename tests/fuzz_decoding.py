@@ -100,6 +100,14 @@ def seeds() -> list[bytes]:
   return files
 
 
+def _form(image):
+  """A multipart form with one image and another field."""
+  return b'\r\n'.join((
+      b'--x', b'Content-Disposition: form-data; name="a"', b'', b'b',
+      b'--x', b'Content-Disposition: form-data; name="file"; filename="c.png"', b'Content-Type: image/png', b'',
+      image, b'--x--', b''))
+
+
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
   """One to four changes of a file; checksums of a PNG are mostly made right again."""
   data = bytearray(data)
@@ -357,7 +365,7 @@ def bombs() -> dict[str, bytes]:
 class Checker:
   """Applies the rules to one file after another."""
 
-  def __init__(self, spec: Preprocessing, call: Callable[[bytes], tuple[int, bytes]]):
+  def __init__(self, spec: Preprocessing, call: Callable[..., tuple[int, bytes]]):
     self._spec, self._call = spec, call
     self.counts: dict[str, int] = {}
 
@@ -387,8 +395,12 @@ class Checker:
       return f'took {peak:.0f} MB'
     return self._answer_problem(data, outcome)
 
-  def _answer_problem(self, data, outcome):
-    status, body = self._call(data)
+  def form_problem(self, data: bytes) -> str | None:
+    """`problem` of a multipart form with an image, which the service alone reads."""
+    return self._answer_problem(data, None, b'multipart/form-data; boundary=x')
+
+  def _answer_problem(self, data, outcome, content_type=b''):
+    status, body = self._call(data, content_type)
     self.counts[str(status)] = self.counts.get(str(status), 0) + 1
     try:
       answer = json.loads(body)
@@ -396,7 +408,7 @@ class Checker:
       return f'status {status}, and no JSON: {body[:80]!r}'
     if status not in ALLOWED:
       return f'status {status}: {answer}'
-    if (status == 200) != (outcome == 'read'):
+    if outcome and (status == 200) != (outcome == 'read'):
       return f'status {status}, where reading ends with: {outcome}'
     return None
 
@@ -436,10 +448,11 @@ def main():
     end, cases, current = time.monotonic() + args.seconds, 0, args.keep / 'current'
     pool, said = list(originals), time.monotonic()
     while time.monotonic() < end:
-      data = mutate(rng.choice(pool), originals, rng)
+      form = rng.random() < 0.05
+      data = mutate(_form(rng.choice(originals)) if form else rng.choice(pool), originals, rng)
       current.write_bytes(data)
       faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-      problem = checker.problem(data)
+      problem = checker.form_problem(data) if form else checker.problem(data)
       faulthandler.cancel_dump_traceback_later()
       cases += 1
       if problem and problem[:60] not in found:
@@ -448,7 +461,7 @@ def main():
         path.write_bytes(data)
         print(f'{path} ({len(data)} bytes): {problem}', flush=True)
       # What still can be read is a starting point for more.
-      elif problem is None and rng.random() < 0.02 and len(data) < 20_000:
+      elif problem is None and not form and rng.random() < 0.02 and len(data) < 20_000:
         pool.append(data)
         if len(pool) > 4000:
           pool[rng.randrange(len(originals), len(pool))] = pool.pop()
@@ -465,7 +478,7 @@ def service(inspector):
   loop = asyncio.new_event_loop()
   app = create_app(inspector, name='fuzz', options=Options(max_pixels=MAX_PIXELS, wait_seconds=0))
 
-  async def call(body):
+  async def call(body, content_type=b''):
     answer, sent = {'body': b''}, False
 
     async def receive():
@@ -481,7 +494,8 @@ def service(inspector):
 
     await app(
         {'type': 'http', 'method': 'POST', 'path': '/inspect', 'query_string': b'map=png&why=png',
-         'headers': [(b'content-length', str(len(body)).encode())]}, receive, send)
+         'headers': [(b'content-length', str(len(body)).encode()), (b'content-type', content_type)]},
+        receive, send)
     return answer['status'], answer['body']
 
   async def started():
@@ -492,7 +506,7 @@ def service(inspector):
   context = app.router.lifespan_context(app)
   loop.run_until_complete(started())
   try:
-    yield lambda body: loop.run_until_complete(call(body))
+    yield lambda *args: loop.run_until_complete(call(*args))
   finally:
     loop.run_until_complete(context.__aexit__(None, None, None))
     loop.close()
