@@ -36,11 +36,11 @@ from patchcore_jax.data import folder, preprocess
 
 cli.key_flags('bank', 'images')
 _SECONDS = flags.DEFINE_float('seconds', 120, 'How long.', 1)
-_CLIENTS = flags.DEFINE_integer('clients', 16, 'That send at the same time, each one request after another.', 1)
+_CLIENTS = flags.DEFINE_integer('clients', 16, 'That send at the same time, one request after another.', 1)
 _MALFORMED = flags.DEFINE_float('malformed', 0.1, 'Share of broken requests.', 0, 1)
 
 _TOLERANCE = 1e-4
-_PREDICTED = 2000  # images of the run of predict
+_PREDICTED = 1000  # images of the run of predict
 
 
 class Sent(NamedTuple):
@@ -144,7 +144,7 @@ def _problem(connection, sent):
     answer = json.loads(response.read())
   except (OSError, http.client.HTTPException, ValueError) as e:
     connection.close()
-    # Refused while 33 MiB were under way: where the client is too slow, the answer is lost with the connection.
+    # Refused while 33 MiB were under way: a client that is too slow loses the answer with the connection.
     return None if sent.status == 413 and isinstance(e, ConnectionError) else f'{type(e).__name__}: {e}'
   if response.status != sent.status:
     return f'status {response.status} in place of {sent.status}: {answer}'
@@ -180,7 +180,7 @@ def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
   """Markdown."""
   seconds = np.array([s for s, good, _ in results if good])
   rate = len(seconds) / _SECONDS.value
-  settled = memory[len(memory) // 6:]  # the first requests fill caches and the threads' heaps
+  settled = memory[len(memory) // 6]  # the first requests fill caches and the threads' heaps
   yield f'#### serve: {_CLIENTS.value} clients for {_SECONDS.value:g} s on loopback\n'
   yield '| what | |\n|---|---|'
   yield f'| requests | {len(results)}, {len(results) - len(seconds)} of them broken |'
@@ -188,9 +188,8 @@ def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
   yield (f'| latency of an image | {1000 * np.median(seconds):.0f} ms in the middle, '
          f'{1000 * np.quantile(seconds, 0.99):.0f} ms at 99 %, {1000 * seconds.max():.0f} ms at the most |')
   yield f'| images of a batch | {batch:.1f} |'
-  yield (f'| memory of the service | {memory[0] / 1e6:.0f} MB before, then {min(settled) / 1e6:.0f} to '
-         f'{max(settled) / 1e6:.0f} MB; {settled[0] / 1e6:.0f} after a sixth of the time, {memory[-1] / 1e6:.0f} '
-         'at the end |')
+  yield (f'| memory of the service | {memory[0] / 1e6:.0f} MB before, {settled / 1e6:.0f} after a sixth of the '
+         f'time, {memory[-1] / 1e6:.0f} at the end; at the most {max(memory) / 1e6:.0f} |')
   yield f'| images a second | {rate:.1f} |'
   yield f'| `predict`, the same images | {predicted:.1f} |'
   yield f'| ratio | {rate / predicted:.2f} |'

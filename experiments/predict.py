@@ -349,17 +349,16 @@ def _options(values):
     scale = tuple(map(float, values.scale))
   except ValueError as e:
     raise ValueError(f'--scale={",".join(values.scale)}: expected two numbers, as 1.5,6.') from e
+  # Without the flag 8, or 1 with --watch, not the default of binaries that write no pictures.
+  batch_size = values.batch_size if values['batch_size'].present else 0
   return Options(
-      values.bank, values.images, values.out, values.batch_size, values.overlays, values.maps, values.why,
+      values.bank, values.images, values.out, batch_size, values.overlays, values.maps, values.why,
       values.threshold, scale, values.watch, values.watch_seconds, values.backbone, values.backbone_weights)
 
 
 def _define_flags():
   """Not where the module is imported: other binaries have flags of the same names."""
-  flags.DEFINE_string('bank', None, 'The bank, a folder that experiments.fit made.')
-  flags.DEFINE_string('images', None, "A folder, a file, or a pattern such as 'parts/**/*.png'.")
-  flags.DEFINE_string('out', None, 'Folder to write to; an earlier run in it is replaced.')
-  flags.DEFINE_integer('batch_size', 0, 'Images at once; 0: 8, or 1 with --watch.', lower_bound=0)
+  cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
   flags.DEFINE_bool('overlays', True, 'Write heatmaps.')
   flags.DEFINE_enum('maps', 'npy', MAPS, 'Write anomaly maps: NumPy arrays, 32-bit TIFF, or none.')
   flags.DEFINE_bool(
@@ -371,7 +370,6 @@ def _define_flags():
   flags.DEFINE_bool('watch', False, 'Take images as they arrive, each when its size has stood still.')
   flags.DEFINE_float('watch_seconds', 0, 'End --watch after so long; 0: with Ctrl-C.', lower_bound=0)
   flags.DEFINE_string('backbone', '', 'Name of the backbone, where it is called otherwise.')
-  flags.DEFINE_string('backbone_weights', '', 'File of its weights, where it lies elsewhere.')
   flags.mark_flags_as_required(['bank', 'images', 'out'])
 
 

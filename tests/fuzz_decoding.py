@@ -104,8 +104,8 @@ def _form(image):
   """A multipart form with one image and another field."""
   return b'\r\n'.join((
       b'--x', b'Content-Disposition: form-data; name="a"', b'', b'b',
-      b'--x', b'Content-Disposition: form-data; name="file"; filename="c.png"', b'Content-Type: image/png', b'',
-      image, b'--x--', b''))
+      b'--x', b'Content-Disposition: form-data; name="file"; filename="c.png"', b'Content-Type: image/png',
+      b'', image, b'--x--', b''))
 
 
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:

@@ -1,5 +1,6 @@
 """Listens for an app, with limits on what a connection may hold up, until it is told to end."""
 
+import logging
 import signal
 import socket
 import warnings
@@ -59,6 +60,8 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
   """Serves until SIGTERM or SIGINT, then finishes what has been taken on. A second SIGINT ends at once."""
   # What Pillow warns of in damaged files is answered; it would keep each text for ever, to warn but once.
   warnings.filterwarnings('ignore', module='PIL')
+  for name in ('PIL', 'python_multipart'):  # nor is there a line of the log for each
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   # uvicorn raises the signal again when it is done, for these handlers.
   before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
   try:
