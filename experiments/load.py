@@ -188,8 +188,8 @@ def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
   yield (f'| latency of an image | {1000 * np.median(seconds):.0f} ms in the middle, '
          f'{1000 * np.quantile(seconds, 0.99):.0f} ms at 99 %, {1000 * seconds.max():.0f} ms at the most |')
   yield f'| images of a batch | {batch:.1f} |'
-  yield (f'| memory of the service | {memory[0] / 1e6:.0f} MB before, {settled / 1e6:.0f} after a sixth of the '
-         f'time, {memory[-1] / 1e6:.0f} at the end; at the most {max(memory) / 1e6:.0f} |')
+  yield (f'| memory of the service | {memory[0] / 1e6:.0f} MB before, {settled / 1e6:.0f} after a sixth of '
+         f'the time, {memory[-1] / 1e6:.0f} at the end; at the most {max(memory) / 1e6:.0f} |')
   yield f'| images a second | {rate:.1f} |'
   yield f'| `predict`, the same images | {predicted:.1f} |'
   yield f'| ratio | {rate / predicted:.2f} |'

@@ -116,7 +116,7 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
       break
     rng.choice(_CHANGES)(data, others, rng)
   if data[:4] == b'\x89PNG' and rng.random() < 0.9:
-    data = _png(_png_chunks(data))
+    data = png(_png_chunks(data))
   return bytes(data)
 
 
@@ -188,7 +188,7 @@ def _png_chunks(data):
   return chunks
 
 
-def _png(chunks):
+def png(chunks):
   parts = [b'\x89PNG\r\n\x1a\n']
   for kind, body, *size in chunks:
     parts.append(struct.pack('>I', size[0] if size else len(body)) + kind + body)
@@ -231,7 +231,7 @@ def _change_png(data, rng):
     changed = bytearray(body)
     _number(changed, None, rng)
     chunks[i] = [kind, bytes(changed), size]
-  data[:] = _png(chunks)
+  data[:] = png(chunks)
 
 
 def _change_jpeg(data, rng):
@@ -349,13 +349,13 @@ def bombs() -> dict[str, bytes]:
   header = struct.pack('>IIBBBBB', 8, 8, 8, 2, 0, 0, 0)
   rest, large = [[b'IDAT', zlib.compress(bytes(8 * 25))], [b'IEND', b'']], zlib.compress(bytes(2**28), 9)
   for kind, head in ((b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0\0\0'), (b'iCCP', b'a\0\0')):
-    files[f'png {kind.decode()}'] = _png([[b'IHDR', header], [kind, head + large], *rest])
+    files[f'png {kind.decode()}'] = png([[b'IHDR', header], [kind, head + large], *rest])
   many = [[b'zTXt', b'a%d\0\0' % i + zlib.compress(bytes(2**20), 9)] for i in range(200)]
-  files['png many zTXt'] = _png([[b'IHDR', header], *many, *rest])
-  files['png IDAT'] = _png([[b'IHDR', header], [b'IDAT', zlib.compress(bytes(2**29), 9)], [b'IEND', b'']])
+  files['png many zTXt'] = png([[b'IHDR', header], *many, *rest])
+  files['png IDAT'] = png([[b'IHDR', header], [b'IDAT', zlib.compress(bytes(2**29), 9)], [b'IEND', b'']])
   for width, height in ((60000, 60000), (13000, 13000), (2**31 - 1, 1), (1, 2**31 - 1), (25_000_000, 1)):
     lie = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    files[f'png {width} x {height}'] = _png([[b'IHDR', lie], [b'IDAT', b''], [b'IEND', b'']])
+    files[f'png {width} x {height}'] = png([[b'IHDR', lie], [b'IDAT', b''], [b'IEND', b'']])
   add('thin', Image.new('L', (20_000_000, 1)), 'PNG')
   add('1 x 1', Image.new('L', (1, 1)), 'PNG')
   add('20,000 x 20', Image.new('L', (20_000, 20)), 'PNG')

@@ -38,7 +38,7 @@ def _file(pixels, kind='PNG', **kwargs):
   return file.getvalue()
 
 
-def _images(n, seed=5):
+def parts(n, seed=5):
   """[n, 50, 40, 3] uint8, each of another strength of noise."""
   rng = np.random.default_rng(seed)
   noise = rng.normal(128, np.linspace(5, 70, n)[:, None, None, None], (n, 50, 40, 3))
@@ -203,7 +203,7 @@ class TestBatcher:
 class TestInspect:
 
   def test_concurrent_requests_get_their_own_scores(self, address, inspector):
-    images = _images(24)
+    images = parts(24)
     expected = _expected(inspector, images)
     with concurrent.futures.ThreadPoolExecutor(12) as threads:
       answers = list(threads.map(lambda i: ask(address, body=_file(i)), images))
@@ -218,12 +218,13 @@ class TestInspect:
       assert answer['centroid'] == pytest.approx(finding.centroid, abs=0.01)
       assert answer['image_size'] == [40, 50]
       assert answer['threshold'] == inspector.calibration.image_threshold
+    assert {answer['decision'] for _, _, answer in answers} == {'good', 'anomalous'}
     # The scores differ, or the test could not see them mixed up.
     assert np.diff(sorted(f.score for f in expected)).min() > 2e-4
 
   def test_the_nearest_patch_is_named(self, address, inspector):
-    _, _, answer = ask(address, body=_file(_images(1)[0]))
-    (finding,) = _expected(inspector, _images(1))
+    _, _, answer = ask(address, body=_file(parts(1)[0]))
+    (finding,) = _expected(inspector, parts(1))
     rows, columns = inspector.bank.description['grid']
     image, patch = divmod(int(inspector.bank.indices[finding.nearest]), rows * columns)
     assert answer['nearest'] == {
@@ -231,7 +232,7 @@ class TestInspect:
     assert tuple(answer['patch']) == finding.patch
 
   def test_raw_map(self, address, inspector):
-    image = _images(3)[2]
+    image = parts(3)[2]
     _, _, answer = ask(address, '/inspect?map=npy', _file(image))
     anomaly_map = np.load(io.BytesIO(base64.b64decode(answer['map']['data'])))
     np.testing.assert_allclose(anomaly_map, _expected(inspector, [image])[0].anomaly_map, atol=1e-4)
@@ -251,12 +252,12 @@ class TestInspect:
     assert answer['image_size'] == [2000, 500]
 
   def test_pictures_of_why(self, address):
-    _, _, answer = ask(address, '/inspect?why=png', _file(_images(1)[0]))
+    _, _, answer = ask(address, '/inspect?why=png', _file(parts(1)[0]))
     for name in ('patch', 'nearest'):
       assert Image.open(io.BytesIO(base64.b64decode(answer['why'][name]))).size == (24, 24)
 
   def test_forms(self, address):
-    image = _file(_images(1)[0])
+    image = _file(parts(1)[0])
     form = b'\r\n'.join((
         b'--x', b'Content-Disposition: form-data; name="comment"', b'', b'new',
         b'--x', b'Content-Disposition: form-data; name="file"; filename="a.png"', b'Content-Type: image/png',
@@ -269,7 +270,7 @@ class TestInspect:
       ('JPEG', {}), ('BMP', {}), ('TIFF', {}), ('WEBP', {}), ('GIF', {}),
       ('PNG', {'save_all': True, 'append_images': [Image.new('RGB', (40, 50))]})])
   def test_formats(self, address, kind, kwargs):
-    assert ask(address, body=_file(_images(1)[0], kind, **kwargs))[0] == 200
+    assert ask(address, body=_file(parts(1)[0], kind, **kwargs))[0] == 200
 
   @pytest.mark.parametrize('pixels', [
       np.zeros((50, 40), np.uint16), np.zeros((1, 1, 3), np.uint8), np.zeros((20, 20_000, 3), np.uint8)])
@@ -279,7 +280,7 @@ class TestInspect:
   @pytest.mark.parametrize('body, status, code, words', [
       (b'', 400, 'empty', 'expected the bytes of one'),
       (b'a text file that is named .png', 415, 'unknown_format', 'expected PNG, JPEG'),
-      (_file(_images(1)[0])[:-2000], 422, 'unreadable', 'damaged or truncated'),
+      (_file(parts(1)[0])[:-2000], 422, 'unreadable', 'damaged or truncated'),
       (_file(np.zeros((1001, 1000), np.uint8)), 413, 'too_many_pixels', '1000 x 1001 pixels, allowed are 1'),
       (_file(np.zeros((1, 900_000), np.uint8)), 422, 'wrong_size', 'more than'),
       (_file(np.zeros((5, 5), np.float32), 'TIFF'), 422, 'unreadable', 'floats'),
@@ -288,12 +289,12 @@ class TestInspect:
     got, _, answer = ask(address, body=body)
     assert (got, answer['error']) == (status, code)
     assert words in answer['message']
-    assert ask(address, body=_file(_images(1)[0]))[0] == 200  # it goes on
+    assert ask(address, body=_file(parts(1)[0]))[0] == 200  # it goes on
 
   @pytest.mark.parametrize('query, words', [
       ('map=jpg', "map='jpg': expected one of none, png, npy"), ('amp=png', "no parameter 'amp'")])
   def test_bad_parameters(self, address, query, words):
-    status, _, answer = ask(address, f'/inspect?{query}', _file(_images(1)[0]))
+    status, _, answer = ask(address, f'/inspect?{query}', _file(parts(1)[0]))
     assert status == 400 and words in answer['message']
 
   def test_shapes_that_the_bank_was_not_made_of(self, inspector):
@@ -306,7 +307,7 @@ class TestInspect:
   def test_banks_without_thresholds(self, inspector):
     bare = inspector._replace(calibration=None)
     with running(bare, Options(batch_size=1)) as where:
-      _, _, answer = ask(where, '/inspect?map=png', _file(_images(1)[0]))
+      _, _, answer = ask(where, '/inspect?map=png', _file(parts(1)[0]))
       assert ask(where, '/bank')[2]['threshold'] is None
     assert answer['score'] > 0
     assert [answer[k] for k in ('decision', 'p_value', 'calibrated_score', 'threshold')] == [None] * 4
@@ -336,7 +337,7 @@ class TestInspect:
   def test_a_full_queue(self, inspector, monkeypatch):
     _patch_scorer(monkeypatch, lambda images: time.sleep(0.3))
     options = Options(queue=2, batch_size=1)
-    body = _file(_images(1)[0])
+    body = _file(parts(1)[0])
     with running(inspector, options) as where, concurrent.futures.ThreadPoolExecutor(8) as threads:
       answers = list(threads.map(lambda _: ask(where, body=body), range(8)))
       assert ask(where, body=body)[0] == 200
@@ -355,13 +356,13 @@ class TestInspect:
     with running(inspector, Options(batch_size=1)) as where:
       status, _, answer = ask(where, body=bad)
       assert (status, answer['error']) == (500, 'scoring_failed')
-      assert ask(where, body=_file(_images(1)[0]))[0] == 200
+      assert ask(where, body=_file(parts(1)[0]))[0] == 200
       metrics = ask(where, '/metrics')[2].decode()
     assert 'patchcore_failed_batches_total 1.0' in metrics
 
   def test_ending_finishes_what_was_taken_on(self, inspector, monkeypatch):
     _patch_scorer(monkeypatch, lambda images: time.sleep(0.2))
-    body = _file(_images(1)[0])
+    body = _file(parts(1)[0])
     with concurrent.futures.ThreadPoolExecutor(6) as threads:
       with running(inspector, Options(batch_size=1)) as where:
         asked = [threads.submit(ask, where, body=body) for _ in range(6)]
@@ -442,7 +443,7 @@ class TestOtherAddresses:
     assert (status, json.loads(answer)) == (503, {'status': 'failed'})
 
   def test_metrics(self, address):
-    ask(address, body=_file(_images(1)[0]))
+    ask(address, body=_file(parts(1)[0]))
     status, headers, text = ask(address, '/metrics')
     assert status == 200 and headers['content-type'].startswith('text/plain')
     lines = dict(line.rsplit(' ', 1) for line in text.decode().splitlines() if line[0] != '#')
@@ -479,7 +480,7 @@ async def _call(service, path, method):
 class TestToken:
 
   def test_all_but_the_page_and_health_need_it(self, inspector):
-    body = _file(_images(1)[0])
+    body = _file(parts(1)[0])
     with running(inspector, Options(batch_size=1), token='secret') as where:
       assert [ask(where, p)[0] for p in ('/', '/health', '/bank', '/metrics')] == [200, 200, 401, 401]
       status, headers, answer = ask(where, body=body)
@@ -561,12 +562,12 @@ class TestBinary:
         found = re.match(r'Ready at http://127\.0\.0\.1:(\d+): bank .*noise, small, a token is needed', line)
         assert found, line
         status, _, answer = ask(
-            ('127.0.0.1', int(found[1])), body=_file(_images(1)[0]), Authorization='Bearer ab')
+            ('127.0.0.1', int(found[1])), body=_file(parts(1)[0]), Authorization='Bearer ab')
       finally:
         process.send_signal(signal.SIGTERM)
       rest = process.stdout.read()
     assert status == 200
-    assert answer['score'] == pytest.approx(_expected(inspector, _images(1))[0].score, abs=1e-4)
+    assert answer['score'] == pytest.approx(_expected(inspector, parts(1))[0].score, abs=1e-4)
     assert (process.returncode, rest.splitlines()) == (0, ['Ended.'])
 
   def test_the_extra_is_named_when_it_is_absent(self, monkeypatch):

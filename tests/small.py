@@ -99,5 +99,5 @@ def inspector(**fields) -> inspection.Inspector:
   result = inspection.Inspector(
       network, bank, Preprocessing(resize=(40,), crop=(32, 24)), EmbeddingSpec('mean'), ScoringSpec(),
       SearchSpec(), calibration.calibrate(
-          np.linspace(1, 2, 20), np.linspace(1, 2, 20), false_alarm_rate=0.1))
+          np.linspace(0.03, 0.3, 20), np.linspace(0.02, 0.2, 20), false_alarm_rate=0.1))
   return result._replace(**fields)
