@@ -62,7 +62,7 @@ def test_images_are_answered(browser, address, files):
   assert _text(browser, 'verdict') == 'Good'
   _send(browser, files[1], 2)
   assert _text(browser, 'verdict') == 'Anomalous'
-  assert _NASTY in _text(browser, 'numbers') and browser.title == 'noise'
+  assert _text(browser, 'name') == _NASTY and browser.title == 'noise'
   _wait(browser, lambda b: all(_loaded(b, name) for name in ('image', 'heat', 'patch', 'nearest')))
   assert 'most similar normal place' in _text(browser, 'origin')
   # The heatmap lies on the image, and the box in it.
