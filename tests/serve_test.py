@@ -500,7 +500,8 @@ class TestFileOfForm:
       (b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\nb\r\n--x--',
        'multipart/form-data; boundary=x', 'has 0 files'),
       (b'--x\r\nContent-Disposition: form-data; name="a"; filename="b"\r\n\r\nb\r\n' * 2 + b'--x--',
-       'multipart/form-data; boundary=x', 'has 2 files')])
+       'multipart/form-data; boundary=x', 'has 2 files'),
+      (b'--x\r\na: b\r\n\r\n\r\n' * 21 + b'--x--', 'multipart/form-data; boundary=x', 'more than 20 parts')])
   def test_other_forms(self, body, kind, words):
     with pytest.raises(edge.RequestError, match=words) as error:
       edge.file_of_form(body, kind)

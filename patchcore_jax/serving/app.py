@@ -267,18 +267,15 @@ class _Service:
 
   async def _body(self, request: Request) -> bytes:
     most = self._options.max_bytes
-    too_large = RequestError(
-        413, 'too_many_bytes', f'The request is larger than {most / 2**20:g} MiB, the most that is allowed: '
-        'send a smaller image, or start the service with a larger --max_mb.')
     if int(request.headers.get('content-length', 0)) > most:
-      raise too_large
+      raise _too_many_bytes(most)
     parts, size = [], 0
     try:
       async with asyncio.timeout(self._options.seconds):
         async for part in request.stream():
           size += len(part)
           if size > most:
-            raise too_large
+            raise _too_many_bytes(most)
           parts.append(part)
     except TimeoutError as e:
       raise RequestError(
@@ -351,6 +348,12 @@ def _wanted(request: Request) -> dict[str, str]:
           400, 'bad_parameter', f'{key}={value!r}: expected one of {", ".join(known[key])}.')
     wanted[key] = value
   return wanted
+
+
+def _too_many_bytes(most: int) -> RequestError:
+  return RequestError(
+      413, 'too_many_bytes', f'The request is larger than {most / 2**20:g} MiB, the most that is allowed: '
+      'send a smaller image, or start the service with a larger --max_mb.')
 
 
 def _float(value) -> float | None:

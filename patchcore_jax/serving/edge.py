@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from patchcore_jax.serving.meters import Meters
 
 _LINGER_SECONDS = 1.0
+_MOST_PARTS = 20
 
 
 class RequestError(Exception):
@@ -28,7 +29,7 @@ def file_of_form(body: bytes, content_type: str) -> bytes:
   """The one file of a multipart form.
 
   Raises:
-    RequestError: 400, not a form, or not one file.
+    RequestError: 400, not a form, one of many parts, or not one file.
   """
   boundary = parse_options_header(content_type)[1].get(b'boundary')
   parts: list[tuple[dict[bytes, bytes], bytearray]] = []
@@ -43,8 +44,14 @@ def file_of_form(body: bytes, content_type: str) -> bytes:
     parts[-1][0][header[0].lower()] = header[1]
     header[:] = [b'', b'']
 
+  def begin_part():
+    if len(parts) == _MOST_PARTS:  # each takes far more memory than its few bytes
+      raise RequestError(
+          400, 'bad_form', f'The form has more than {_MOST_PARTS} parts: expected one file.')
+    parts.append(({}, bytearray()))
+
   callbacks = {
-      'on_part_begin': lambda: parts.append(({}, bytearray())),
+      'on_part_begin': begin_part,
       'on_header_field': named(0), 'on_header_value': named(1), 'on_header_end': end_header,
       'on_part_data': lambda data, start, end: parts[-1][1].extend(memoryview(data)[start:end])}
   try:
