@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
   config.report = ConfigDict()
   config.report.errors = False  # keep wrongly classified images, for figures S1 and S2
   # Images of each category in report.html: errors first, then the highest-scoring and borderline ones;
-  # 60 take about 1 MB. 0 for none.
+  # 60 take 1 to 2 MB. 0 for none.
   config.report.gallery = 60
 
   # For experiments.sweep: each point is written as on the command line, 'data.shots=5 data.draw=2'.

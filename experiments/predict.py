@@ -7,7 +7,8 @@ predictions.jsonl (a row for each image), overlays/ (heatmaps), maps/ (anomaly m
 --why) and report.html. Pictures and positions are in the pixels of the original images; what was cropped away
 before the network saw it is dark in overlays, and NaN in maps. An earlier run in DIR is replaced.
 
-With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them.
+With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them. Without --batch_size, 8
+images go through the network at once, and with --watch each one when it comes.
 
 Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
 """
@@ -40,6 +41,19 @@ from patchcore_jax.report.predictions import Answer
 
 MAPS = ('npy', 'tif', 'none')
 
+cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
+_OVERLAYS = flags.DEFINE_bool('overlays', True, 'Write heatmaps.')
+_MAPS = flags.DEFINE_enum('maps', 'npy', MAPS, 'Write anomaly maps: NumPy arrays, 32-bit TIFF, or none.')
+_WHY = flags.DEFINE_bool(
+    'why', False, 'Draw the most anomalous patch of each image beside the nearest normal one of the bank.')
+_THRESHOLD = flags.DEFINE_float(
+    'threshold', None, "Scores from here on are anomalous; by default the bank's threshold.")
+_SCALE = flags.DEFINE_list(
+    'scale', [], 'Values of the map where colour begins and where it is red, as 1.5,6. By default half of '
+    "the bank's pixel threshold and twice that: the same for all images, so that they compare.")
+_WATCH = flags.DEFINE_bool('watch', False, 'Take images as they arrive, each when its size has stood still.')
+_WATCH_SECONDS = flags.DEFINE_float('watch_seconds', 0, 'End --watch after so long; 0: with Ctrl-C.')
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -58,7 +72,7 @@ class Options:
     scale: values of the map where colour begins and where it is red; () for those of the bank.
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
-    backbone, weights: see `inspection.load`.
+    weights: see `inspection.load`.
 
   Raises:
     ValueError: values out of range.
@@ -75,7 +89,6 @@ class Options:
   scale: tuple[float, ...] = ()
   watch: bool = False
   watch_seconds: float = 0.0
-  backbone: str = ''
   weights: str = ''
 
   def __post_init__(self):
@@ -118,7 +131,14 @@ class Loaded(NamedTuple):
 
 
 def main(_) -> int:
-  summary = run(_options(flags.FLAGS))
+  try:
+    scale = tuple(map(float, _SCALE.value))
+  except ValueError as e:
+    raise ValueError(f'--scale={",".join(_SCALE.value)}: expected two numbers, as 1.5,6.') from e
+  summary = run(Options(
+      cli.BANK.value, cli.IMAGES.value, cli.OUT.value, cli.BATCH_SIZE.value if cli.BATCH_SIZE.present else 0,
+      _OVERLAYS.value, _MAPS.value, _WHY.value, _THRESHOLD.value, scale, _WATCH.value, _WATCH_SECONDS.value,
+      cli.WEIGHTS.value))
   return 130 if summary.stopped else 2 if summary.failed else 0
 
 
@@ -134,8 +154,12 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
     OSError: the answers cannot be written. What was done until then is kept in a folder inside of `out`,
       as it is when the run is stopped.
   """
-  paths, denied = ((), ()) if options.watch else _listed(options)
-  out = Path(options.out)
+  out, stop, denied = Path(options.out), stop or threading.Event(), ()
+  if options.watch:
+    paths = _outside(options.out, arrivals.arriving(
+        options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=_say))
+  else:
+    paths, denied = _listed(options)
   with answers.writing_to(out):
     unfinished = predictions.unfinished(out)
   try:
@@ -151,11 +175,9 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
     raise
   for folder_name in denied:
     writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
-  with _stopping(stop or threading.Event()) as stop:
+  with _stopping(stop):
     if options.watch:
       _say(f'waiting for images in {options.images}; Ctrl-C ends it')
-      paths = _outside(options.out, arrivals.arriving(
-          options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=_say))
     try:
       summary = _predict(inspector, score, paths, writer, options, stop)
     except OSError as e:
@@ -241,7 +263,7 @@ def _outside(out, paths):
 def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Prediction]]:
   """The bank and its network, compiled."""
   began = time.monotonic()
-  inspector = inspection.load(options.bank, name=options.backbone, weights=options.weights)
+  inspector = inspection.load(options.bank, weights=options.weights)
   if options.threshold is not None and inspector.calibration:
     inspector = inspector._replace(calibration=dataclasses.replace(
         inspector.calibration, image_threshold=options.threshold, guaranteed_rate=math.nan))
@@ -277,10 +299,11 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
     finding = inspection.finding(inspector, prediction, i, loaded.image.size[::-1])
     return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
 
-  pool = concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)))
+  threads = max(2, min(8, os.cpu_count() or 1))
+  pool = concurrent.futures.ThreadPoolExecutor(threads)
   try:
-    items = read_ahead(
-        clock.waiting_for(paths), lambda path: read(path, inspector), pool, _batch_size(options))
+    # Originals are large: no more of them wait than threads can read at a time.
+    items = read_ahead(clock.waiting_for(paths), lambda path: read(path, inspector), pool, threads)
     for batch in batched(items, _batch_size(options)):
       good = [loaded for loaded in batch if not loaded.error]
       prediction = score(np.stack([loaded.pixels for loaded in good])) if good else None
@@ -325,7 +348,7 @@ class _Clock:
 def _stopping(stop: threading.Event):
   """Ctrl-C, and a service manager's request, set `stop`; a second Ctrl-C interrupts at once."""
   if threading.current_thread() is not threading.main_thread():
-    yield stop
+    yield
     return
 
   def handle(number, frame):
@@ -334,7 +357,7 @@ def _stopping(stop: threading.Event):
 
   before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    yield stop
+    yield
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
@@ -344,35 +367,6 @@ def _say(text):
   cli.console.print(answers.shown(text), markup=False)
 
 
-def _options(values):
-  try:
-    scale = tuple(map(float, values.scale))
-  except ValueError as e:
-    raise ValueError(f'--scale={",".join(values.scale)}: expected two numbers, as 1.5,6.') from e
-  # Without the flag 8, or 1 with --watch, not the default of binaries that write no pictures.
-  batch_size = values.batch_size if values['batch_size'].present else 0
-  return Options(
-      values.bank, values.images, values.out, batch_size, values.overlays, values.maps, values.why,
-      values.threshold, scale, values.watch, values.watch_seconds, values.backbone, values.backbone_weights)
-
-
-def _define_flags():
-  """Not where the module is imported: other binaries have flags of the same names."""
-  cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
-  flags.DEFINE_bool('overlays', True, 'Write heatmaps.')
-  flags.DEFINE_enum('maps', 'npy', MAPS, 'Write anomaly maps: NumPy arrays, 32-bit TIFF, or none.')
-  flags.DEFINE_bool(
-      'why', False, 'Draw the most anomalous patch of each image beside the nearest normal one of the bank.')
-  flags.DEFINE_float('threshold', None, "Scores from here on are anomalous; by default the bank's threshold.")
-  flags.DEFINE_list(
-      'scale', [], 'Values of the map where colour begins and where it is red, as 1.5,6. By default half of '
-      "the bank's pixel threshold and twice that: the same for all images, so that they compare.")
-  flags.DEFINE_bool('watch', False, 'Take images as they arrive, each when its size has stood still.')
-  flags.DEFINE_float('watch_seconds', 0, 'End --watch after so long; 0: with Ctrl-C.', lower_bound=0)
-  flags.DEFINE_string('backbone', '', 'Name of the backbone, where it is called otherwise.')
-  flags.mark_flags_as_required(['bank', 'images', 'out'])
-
-
 if __name__ == '__main__':
-  _define_flags()
+  flags.mark_flags_as_required(['bank', 'images', 'out'])
   cli.run(main)

@@ -89,9 +89,9 @@ def reasons(
     origin = provenance.origin(model, int(nearest[i]))
     image = read(origin.name)
     return {} if image is None else {
-        'patch': page.cell(*divmod(int(patches[i]), grid[1]), grid),
+        'patch': page.grid_cell(*divmod(int(patches[i]), grid[1]), grid),
         'nearest': page.Patch(
-            _short(origin.name, images.name), image, page.cell(origin.row, origin.column, grid))}
+            _short(origin.name, images.name), image, page.grid_cell(origin.row, origin.column, grid))}
 
   return why
 
@@ -158,7 +158,9 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
       columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
       totals=[[row.get(k) for k in columns] for row in totals],
       categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
-      settings=tuple((k, _text(v)) for k, v in memory_bank.flat(wiring.to_json(config)).items())))
+      settings=tuple(
+          (k, _text(v)) for k, v in memory_bank.flat(wiring.to_json(config)).items()
+          if k != 'data.root')))  # of this machine; the page is passed on
 
 
 def _facts(config, ratios, banks):

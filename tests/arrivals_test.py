@@ -103,4 +103,4 @@ class TestArriving:
 
   def test_no_folder(self, tmp_path):
     with pytest.raises(ValueError, match='is no folder'):
-      next(_start(tmp_path / 'none')[0])
+      _start(tmp_path / 'none')

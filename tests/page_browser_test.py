@@ -90,7 +90,7 @@ def _shown(browser, selector):
 class TestLoading:
 
   def test_no_network_no_errors_and_nothing_injected(self, opened):
-    WebDriverWait(opened, 5).until(lambda b: b.execute_script(
+    WebDriverWait(opened, 20).until(lambda b: b.execute_script(
         'return [...document.images].every(i => i.complete && i.naturalWidth)'))
     assert opened.get_log('browser') == []
     log = ' '.join(entry['message'] for entry in opened.get_log('performance'))
@@ -119,7 +119,7 @@ class TestLoading:
 
   def test_heat_is_clear_yellow_and_red(self, opened):
     opened.find_element(By.NAME, 'name').send_keys('bent/2')
-    WebDriverWait(opened, 5).until(lambda b: b.execute_script(
+    WebDriverWait(opened, 20).until(lambda b: b.execute_script(
         'return document.querySelector(".tile canvas").width > 1 && document.querySelector(".tile canvas").'
         'getContext("2d").getImageData(30, 20, 1, 1).data[3] > 0'))
     outside, inside = opened.execute_script(
@@ -151,7 +151,7 @@ class TestTable:
 
   def test_a_category_leads_to_its_images(self, opened):
     opened.find_element(By.LINK_TEXT, 'nut').click()
-    WebDriverWait(opened, 5).until(lambda b: len(_names(b)) == 7)
+    WebDriverWait(opened, 20).until(lambda b: len(_names(b)) == 7)
     assert _field(opened, 'category').first_selected_option.text == 'nut'
     assert not opened.find_elements(By.LINK_TEXT, 'unscored')
 
@@ -171,7 +171,7 @@ class TestFilters:
     _field(opened, 'decision').select_by_visible_text('false alarms')
     assert _names(opened) == [] and _shown(opened, '#empty')
     opened.find_element(By.CSS_SELECTOR, '#empty button').click()
-    WebDriverWait(opened, 5).until(lambda b: len(_names(b)) >= 48)
+    WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
     assert not _shown(opened, '#empty')
 
   def test_order(self, opened):
@@ -198,7 +198,7 @@ class TestFilters:
     assert _field(opened, 'decision').first_selected_option.text == 'alarms'
     assert _names(opened) == ['bent/2.png', 'bent/1.png', 'good/1.png']
     opened.find_element(By.CSS_SELECTOR, '#filters button[type=reset]').send_keys(Keys.ENTER)
-    WebDriverWait(opened, 5).until(lambda b: len(_names(b)) >= 48)
+    WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
 
   def test_layers_can_be_hidden(self, opened):
     opened.find_element(By.NAME, 'name').send_keys('bent/2')
@@ -254,7 +254,7 @@ class TestViewer:
 
   def test_says_all_there_is(self, opened):
     self.open(opened)
-    WebDriverWait(opened, 5).until(lambda b: _shown(b, '#viewer-nearest'))
+    WebDriverWait(opened, 20).until(lambda b: _shown(b, '#viewer-nearest'))
     text = opened.find_element(By.ID, 'viewer').text
     for words in ('Alarm', '0.9', 'bent', 'nut', '0.5 (5 % false alarms)', 'p-value', '0.03',
                   'training image train/good/7.png'):

@@ -433,6 +433,12 @@ class TestWatch:
     assert (out / 'report.html').exists() and (out / rows['2.png']['overlay']).exists()
     assert not (out / 'predictions.unfinished').exists()
 
+  def test_a_folder_that_is_not_there_costs_nothing(self, bank, parts, tmp_path):
+    _run(bank, parts / 'a', tmp_path / 'out')
+    with pytest.raises(ValueError, match='none is no folder'):
+      _run(bank, tmp_path / 'none', tmp_path / 'out', watch=True)
+    assert len(_rows(tmp_path / 'out')) == 1
+
   def test_ends_by_itself(self, bank, tmp_path):
     (tmp_path / 'in').mkdir()
     began = time.monotonic()

@@ -41,7 +41,8 @@ class TestRuns:
       (threshold,) = data['categories'][category]['thresholds']
       assert threshold['needs_labels'] and threshold['value'] == next(
           r['image_threshold'] for r in rows if r['category'] == name and r['coreset_ratio'] == 0.2)
-    assert 'random weights' in text
+    assert 'random weights' in text and 'coreset.projection_dim' in text
+    assert str(workdir.parent) not in text  # the page is passed on
 
   def test_pictures(self, run):
     _, workdir, _ = run

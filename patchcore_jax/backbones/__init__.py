@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from patchcore_jax.backbones import checkpoints, port, resnet
+from patchcore_jax.backbones import checkpoints, local_colour, port, resnet
 
 RANDOM = 'random'
 AUTO = 'auto'
@@ -169,12 +169,15 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
     raise ValueError(
         f'Unknown backbone {name!r}. There are {", ".join(resnet.ARCHITECTURES)}, each with a '
         "checkpoint tag such as '.tv_in1k'; a network of your own is 'module:factory'.")
+  there = (*resnet.layers_of(architecture), local_colour.NAME)
   for layer in layers:
-    if layer not in resnet.layers_of(architecture):
-      raise ValueError(
-          f'{name} has no layer {layer!r}. It has: {", ".join(resnet.layers_of(architecture))}.')
+    if layer not in there:
+      raise ValueError(f'{name} has no layer {layer!r}. It has: {", ".join(there)}.')
   layers = tuple(layers) or resnet.ARCHITECTURES[architecture].layers
-  apply = resnet.apply_fn(architecture, layers, precision)
+  learnt = tuple(layer for layer in layers if layer != local_colour.NAME)
+  if not learnt:
+    raise ValueError(f'backbone.layers={layers}: expected a layer of the network too.')
+  apply = resnet.apply_fn(architecture, learnt, precision)
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
   if weights == RANDOM:
     logging.warning(
@@ -187,8 +190,20 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
     path = weights or checkpoints.fetch(record)
     variables = port.port(port.read_state_dict(path), resnet.init_shapes(architecture), source=path)
     label = name
-  variables = resnet.truncate(variables, layers)
-  return Backbone(apply, variables, layers, mean, std, label, precision)
+  if learnt != layers:
+    apply = _with_colour(apply, mean, std)
+  return Backbone(apply, resnet.truncate(variables, learnt), layers, mean, std, label, precision)
+
+
+@functools.cache
+def _with_colour(apply, mean, std):
+  """Cached, because jit recompiles for every new function object."""
+
+  def both(variables, images):
+    pixels = images * jnp.asarray(std, jnp.float32) + jnp.asarray(mean, jnp.float32)
+    return {**apply(variables, images), local_colour.NAME: local_colour.local_colour(pixels)}
+
+  return both
 
 
 def _from_factory(name) -> Backbone:

@@ -40,7 +40,7 @@ class Architecture:
     groups: groups of the 3x3 convolution.
     group_width: channels of each group in layer1, for a width of 64; doubles with every layer.
     width: base channels of the stem and layer1; doubles with every further layer.
-    layers: used when none are asked for.
+    layers: used when none are asked for; 'colour' is that of `local_colour`.
   """
 
   depths: tuple[int, ...]
@@ -62,7 +62,8 @@ ARCHITECTURES = {
     'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
     'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
     # Its own layers by measurement: docs/pretrained.md.
-    'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32, layers=('layer1', 'layer2')),
+    'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32,
+                                  layers=('layer1', 'layer2', 'colour')),
 }
 
 

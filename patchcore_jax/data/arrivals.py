@@ -18,7 +18,7 @@ def arriving(
     where: str | os.PathLike, *, stop: threading.Event, seconds: float = math.inf,
     settle: float = _SETTLE, settle_empty: float = _SETTLE_EMPTY,
     notify: Callable[[str], None] | None = None) -> Iterator[str | None]:
-  """Yields paths of images that are there or come, each when its size and time have stood still.
+  """Paths of images that are there or come, each when its size and time have stood still.
 
   Nothing tells that a writer is done but that it writes no more. Should a file change after it was taken,
   because its writer paused for long, it is taken again.
@@ -31,8 +31,8 @@ def arriving(
     settle_empty: the same of a file that is empty.
     notify: called with a sentence when the folder cannot be read, once until it can be again.
 
-  Yields:
-    Paths; None when there is nothing more for now: time to finish what was begun.
+  Returns:
+    An iterator of paths, with a None where there is nothing more for now: time to finish what was begun.
 
   Raises:
     ValueError: a file, or a folder that does not exist.
@@ -41,6 +41,10 @@ def arriving(
   is_folder = Path(where).is_dir()
   if not (is_folder or folder.is_pattern(where)):
     raise ValueError(f'{where} is no folder: expected one in which images arrive, or a pattern.')
+  return _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify)
+
+
+def _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify):
   end, trouble = time.monotonic() + seconds, ''
   standing: dict[str, tuple] = {}  # path -> (state, since when)
   taken: dict[str, tuple] = {}  # path -> state

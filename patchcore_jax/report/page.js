@@ -236,9 +236,9 @@
       element('span', {className: 'caption'},
         element('span', {className: 'first'},
           element('span', {className: 'score'}, number(picture.score)), ...badge(decision)),
-        element('span', {className: 'second'},
-          [title, ...several ? [data.categories[picture.category].name] : []].filter(Boolean).join(' · ') ||
-          '\u00a0'),
+        ...labels.length || several ? [element('span', {className: 'second'},
+          [title, several && data.categories[picture.category].name].filter(Boolean).join(' · ') ||
+          '\u00a0')] : [],
         element('span', {className: 'second'}, picture.name)));
     button.addEventListener('click', () => open(at));
     return element('li', {}, button);

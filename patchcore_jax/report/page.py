@@ -141,7 +141,7 @@ class Page(NamedTuple):
 
 _THUMBNAIL = 256  # pixels of the longer side
 _HEAT = 96  # maps are smooth
-_OUTLINE = 256
+_OUTLINE = 256  # pixels of a mask whose outline is drawn
 
 
 def encode(image: np.ndarray | Image.Image, longest: int = _THUMBNAIL) -> bytes:
@@ -176,7 +176,7 @@ def picture(
     **fields: the other fields of `Picture`.
 
   Raises:
-    ValueError: high is not above low, a score or map values that are not finite.
+    ValueError: high is not above low, or a score that is not finite.
 
   >>> small = picture('a.png', 0.7, np.zeros((6, 8, 3), np.uint8), anomaly_map=np.eye(3), label=1)
   >>> small.size, small.label, small.heat[8:12], small.outline
@@ -193,10 +193,10 @@ def picture(
       outline='' if mask is None else outline(mask), **fields)
 
 
-def cell(row: int, column: int, grid: tuple[int, int]) -> Box:
+def grid_cell(row: int, column: int, grid: tuple[int, int]) -> Box:
   """Where a patch lies: cell (row, column) of a grid of (rows, columns).
 
-  >>> cell(1, 3, (2, 4))
+  >>> grid_cell(1, 3, (2, 4))
   (0.75, 0.5, 1.0, 1.0)
   """
   rows, columns = grid
