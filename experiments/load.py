@@ -135,10 +135,8 @@ def _client(address, good, bad, seed, end):
 
 
 def _problem(connection, sent):
-  try:
+  with contextlib.suppress(ConnectionError):  # the body was refused on the way; the answer is there
     connection.request('POST', '/inspect', sent.body, sent.headers)
-  except ConnectionError:
-    pass  # the body was refused on the way; the answer is there
   try:
     response = connection.getresponse()
     answer = json.loads(response.read())

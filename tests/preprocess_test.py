@@ -127,10 +127,9 @@ class TestReadImage:
     with pytest.raises(UnknownFormatError, match='not a known image format .PNG, JPEG'):
       preprocess.read_image(path)
 
-  @pytest.mark.parametrize('number', range(len(fuzz_decoding.seeds())))
-  def test_every_format_and_mode(self, number):
+  @pytest.mark.parametrize('data', fuzz_decoding.seeds(), ids=lambda data: str(data[:4]))
+  def test_every_format_and_mode(self, data):
     """Found by fuzzing: with a wrong name among the formats, Pillow failed at all but the first two."""
-    data = fuzz_decoding.seeds()[number]
     with Image.open(io.BytesIO(data)) as original:
       original.load()
     if original.mode == 'F':

@@ -200,6 +200,21 @@ class TestBatcher:
       Batcher(list, batch_size=0, wait_seconds=0)
 
 
+class TestScorer:
+
+  def test_sizes_do_not_change_the_scores(self, inspector):
+    images = small.images(5)
+    predicted = next(inspection.predict(inspector, small.batches(images, 5)))
+    score = inspection.scorer(inspector, 5, 1, 2)
+    for n in (1, 2, 3, 5):
+      found = score(images[:n])
+      np.testing.assert_array_equal(found.index, np.arange(n))
+      for got, expected in zip(found[1:], predicted[1:], strict=True):
+        np.testing.assert_allclose(got, expected[:, :n], atol=1e-5)
+    with pytest.raises(ValueError, match='6 images for a scorer of batches of at most 5'):
+      score(small.images(6))
+
+
 class TestInspect:
 
   def test_concurrent_requests_get_their_own_scores(self, address, inspector):
