@@ -157,8 +157,9 @@ class Answers:
     if self._why:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
       normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
+      captions = name, f'nearest: {"/".join(Path(origin.name).parts[-2:])}'
       predictions.write_png(self._out / answer.why, overlay.comparison(
-          pixels, patch, normal, nearest_box if file else None, (name, f'nearest: {origin.name}')))
+          pixels, patch, normal, nearest_box if file else None, captions))
     facts = () if finding.p_value is None else (
         ('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}'))
     picture = page.picture(

@@ -142,25 +142,31 @@ def predict(inspector: Inspector, batches: Iterable[Batch]) -> Iterator[Predicti
       scoring_spec=inspector.scoring, search=inspector.search)
 
 
-def scorer(inspector: Inspector, batch_size: int) -> Callable[[np.ndarray], Prediction]:
-  """A function of images [n, h, w, 3] uint8, n <= batch_size, that returns when they are scored.
+def scorer(inspector: Inspector, *batch_sizes: int) -> Callable[[np.ndarray], Prediction]:
+  """A function of images [n, h, w, 3] uint8 that returns when they are scored.
 
-  It gives what `predict` gives. The network and the bank are put on the devices now; it is compiled at the
-  first call.
+  It gives what `predict` gives. The network and the bank are put on the devices now.
+
+  Args:
+    batch_sizes: images are padded to the smallest of these that holds them, so that few of them do not wait
+      for the time of many. Each is compiled when it is first needed.
 
   Raises:
     ImageError: (the function) images of another size than the bank's.
+    ValueError: (the function) more images than the largest batch.
   """
   fn, parameters = patchcore.prediction(
       inspector.backbone, inspector.bank, embedding=inspector.embedding, scoring_spec=inspector.scoring,
       search=inspector.search)
   run = parallel.data_parallel(fn)
-  batch_size = parallel.divisible_batch_size(batch_size)
+  sizes = sorted(map(parallel.divisible_batch_size, batch_sizes))
 
   def score(images: np.ndarray) -> Prediction:
     check_size(inspector, images.shape[1:3])
     n = len(images)
-    padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+    if n > sizes[-1]:
+      raise ValueError(f'{n} images for a scorer of batches of at most {sizes[-1]}.')
+    padded = np.zeros((next(size for size in sizes if size >= n), *images.shape[1:]), np.uint8)
     padded[:n] = images
     results = parallel.gather(run(parameters, padded))
     return Prediction(np.arange(n, dtype=np.int32), *(r[:n].swapaxes(0, 1) for r in results))

@@ -46,10 +46,11 @@ def thumbnail(bank: MemoryBank, image: int) -> np.ndarray | None:
   """[h, w, 3] uint8 of training image number `image`, as the network saw it, but for JPEG's losses; None if
   the bank has no pictures.
   """
-  files = thumbnails(bank)
-  if not files:
+  if not has_thumbnails(bank):
     return None
-  return np.asarray(Image.open(io.BytesIO(files[image])).convert('RGB'))
+  begin, end = np.asarray(bank.extras[_OFFSETS])[image:image + 2]
+  file = np.asarray(bank.extras[_FILES])[begin:end].tobytes()
+  return np.asarray(Image.open(io.BytesIO(file)).convert('RGB'))
 
 
 def encode(image: np.ndarray) -> bytes:

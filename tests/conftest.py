@@ -1,5 +1,6 @@
 """Fixtures. Reference arrays of the originals lie beside the project, in ../shared, and may be absent."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -41,3 +42,22 @@ def pristine(tmp_path_factory):
 def data(pristine, tmp_path):
   """A copy that a test may damage."""
   return shutil.copytree(pristine, tmp_path / 'data')
+
+
+@pytest.fixture(scope='session')
+def browser():
+  """Headless Chromium."""
+  from selenium import webdriver  # which few tests need
+
+  chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+  driver = shutil.which('chromedriver')
+  if not chromium or not driver:
+    pytest.skip('NO BROWSER: pages are not tested. apt-get install chromium chromium-driver')
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for argument in ('--headless=new', '--disable-gpu', '--disable-dev-shm-usage', '--hide-scrollbars',
+                   *(['--no-sandbox'] if os.geteuid() == 0 else [])):  # root has none
+    options.add_argument(argument)
+  options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+  with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
+    yield opened

@@ -163,6 +163,30 @@ class TestPrepare:
     precision.assert_highest(neighbors.nearest_neighbors, queries, neighbors.prepare(bank, shortlist))
 
 
+class TestInOnePass:
+
+  def test_the_nearest_without_a_loop(self):
+    rng = np.random.default_rng(3)
+    bank = rng.standard_normal((700, 40)).astype(np.float32)
+    queries = np.concatenate([bank[5:9], rng.standard_normal((50, 40)).astype(np.float32)])
+
+    def search(queries):
+      return neighbors.nested_nearest_neighbors(queries, neighbors.in_one_pass(bank), (700, 90), k=3)
+
+    for got, size in zip(search(queries), (700, 90)):
+      want = neighbors.nearest_neighbors(queries, bank[:size], k=3)
+      np.testing.assert_array_equal(got[0], want[0])
+      np.testing.assert_array_equal(got[1], want[1])
+    jaxpr = str(jax.make_jaxpr(search)(queries))
+    assert 'while' not in jaxpr and 'scan' not in jaxpr
+
+  def test_a_bank_smaller_than_the_shortlist(self):
+    bank = np.eye(3, dtype=np.float32)
+    distances_sq, indices = neighbors.nearest_neighbors(bank[::-1], neighbors.in_one_pass(bank), k=2)
+    np.testing.assert_array_equal(indices, [[2, 0], [1, 0], [0, 1]])
+    np.testing.assert_array_equal(distances_sq, [[0, 2]] * 3)
+
+
 class TestSearchSpec:
 
   def test_errors(self):

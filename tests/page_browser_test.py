@@ -4,9 +4,6 @@ Debian and Ubuntu: `apt-get install chromium chromium-driver`. Elsewhere: Chrome
 version on the PATH. Without them these tests are skipped.
 """
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 from selenium import webdriver
@@ -18,22 +15,6 @@ from selenium.webdriver.support.wait import WebDriverWait
 from patchcore_jax.report import page
 
 _NASTY = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">'
-
-
-@pytest.fixture(scope='module')
-def browser():
-  chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-  driver = shutil.which('chromedriver')
-  if not chromium or not driver:
-    pytest.skip('NO BROWSER: the report page is not tested. apt-get install chromium chromium-driver')
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for argument in ('--headless=new', '--disable-gpu', '--disable-dev-shm-usage', '--hide-scrollbars',
-                   *(['--no-sandbox'] if os.geteuid() == 0 else [])):  # root has none
-    options.add_argument(argument)
-  options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-  with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
-    yield opened
 
 
 @pytest.fixture(scope='module')

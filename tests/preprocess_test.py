@@ -11,7 +11,8 @@ from PIL import Image
 from experiments import reference
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.data.preprocess import ImageError, Preprocessing, TooManyPixelsError, UnknownFormatError
+from tests import fuzz_decoding
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -99,6 +100,58 @@ class TestReadImage:
                      + chunk(b'IEND', b''))
     with pytest.raises(ImageError, match='bomb.png is refused'):
       preprocess.read_image(path)
+
+  def test_a_limit_of_pixels_is_seen_in_the_header(self, tmp_path):
+    with Image.open(_save(tmp_path / 'i.png', RGB)) as whole:
+      assert preprocess.read_image(tmp_path / 'i.png', max_pixels=40 * 60).size == whole.size
+    # The rest of the file is gone, which decoding would tell.
+    (tmp_path / 'i.png').write_bytes((tmp_path / 'i.png').read_bytes()[:100])
+    with pytest.raises(TooManyPixelsError, match='60 x 40 pixels, allowed are 0.0023 megapixels'):
+      preprocess.read_image(tmp_path / 'i.png', max_pixels=2300)
+
+  def test_between_once_and_twice_pillows_limit(self, tmp_path, monkeypatch, recwarn):
+    """Pillow warns there, and goes on: so do we, without the warning, unless told otherwise."""
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2 + 1)
+    path = _save(tmp_path / 'i.png', RGB)
+    assert preprocess.read_image(path).size == (60, 40)
+    assert not recwarn.list
+    with pytest.raises(TooManyPixelsError):
+      preprocess.read_image(path, max_pixels=2399)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2 - 1)
+    with pytest.raises(TooManyPixelsError, match='is refused'):
+      preprocess.read_image(path)
+
+  @pytest.mark.parametrize('suffix', ['eps', 'pcx', 'tga'])
+  def test_formats_that_are_not_meant(self, suffix, tmp_path):
+    path = _save(tmp_path / f'i.{suffix}', RGB)
+    with pytest.raises(UnknownFormatError, match='not a known image format .PNG, JPEG'):
+      preprocess.read_image(path)
+
+  @pytest.mark.parametrize('data', fuzz_decoding.seeds(), ids=lambda data: str(data[:4]))
+  def test_every_format_and_mode(self, data):
+    """Found by fuzzing: with a wrong name among the formats, Pillow failed at all but the first two."""
+    with Image.open(io.BytesIO(data)) as original:
+      original.load()
+    if original.mode == 'F':
+      with pytest.raises(ImageError, match='range is not known'):
+        preprocess.read_image('i', lambda _: data)
+      return
+    image = preprocess.read_image('i', lambda _: data)
+    assert image.mode == 'RGB' and sorted(image.size) == sorted(original.size)
+
+  @pytest.mark.parametrize('kind, head', [(b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0\0\0')])
+  def test_text_that_unpacks_to_a_lot(self, kind, head):
+    header = struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)
+    data = fuzz_decoding.png([
+        [b'IHDR', header], [kind, head + zlib.compress(bytes(2**24))], [b'IDAT', zlib.compress(bytes(2))],
+        [b'IEND', b'']])
+    with pytest.raises(ImageError, match='too large'):
+      preprocess.read_image('i', lambda _: data)
+
+  def test_large_16_bit_images(self):
+    values = np.random.default_rng(0).integers(0, 65536, (1100, 1000), np.uint16)  # more than a block
+    np.testing.assert_array_equal(
+        np.asarray(preprocess._from_16_bit(values)), (values.astype(np.uint32) + 128) // 257)
 
   def test_floats_are_refused(self, tmp_path):
     path = _save(tmp_path / 'i.tif', RGB[..., 0].astype(np.float32))

@@ -36,9 +36,9 @@ def test_first_two_commands_are_whole():
   run, test = [line for line in block.splitlines() if line and not line.startswith('#')]
   for command in (run, test):
     assert command.startswith('python3 -m venv .venv && .venv/bin/pip install -e ')
-  assert test.endswith("'.[test]' && .venv/bin/python -m pytest")
+  assert test.endswith("'.[test]' && .venv/bin/python -m pytest -n 2 --dist loadfile")
   ci = (conftest.ROOT / '.ci' / 'run').read_text()
-  assert "-e '.[test]'" in ci and '-m pytest\n' in ci
+  assert "-e '.[test]'" in ci and '-m pytest -n 2 --dist loadfile\n' in ci
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A network and images small enough for tests of whole detectors; the network in NumPy too."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,8 +9,14 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
+from patchcore_jax import calibration, inspection, provenance
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.neighbors import SearchSpec
+from patchcore_jax.scoring import ScoringSpec
 
 LAYERS = ('a', 'b', 'c')
 _STRIDES = {'a': 4, 'b': 8, 'c': 8}
@@ -78,3 +85,19 @@ def on_devices(count: int, module: str, expression: str):
   found, value = json.loads(result.stdout)
   assert found == count
   return value
+
+
+def inspector(**fields) -> inspection.Inspector:
+  """Of a bank of noise, calibrated, with pictures; its images are cut to 32 x 24 pixels."""
+  good, network = images(8), backbone()
+  bank = patchcore.fit(
+      network, batches(good, 8), 8, embedding=EmbeddingSpec('mean'),
+      coreset_spec=patchcore.CoresetSpec(ratio=0.5, projection_dim=4))
+  bank = dataclasses.replace(
+      bank, description=bank.description | {'images': [f'/line/good/{i}.png' for i in range(8)]},
+      extras=provenance.pack([provenance.encode(image) for image in good]))
+  result = inspection.Inspector(
+      network, bank, Preprocessing(resize=(40,), crop=(32, 24)), EmbeddingSpec('mean'), ScoringSpec(),
+      SearchSpec(), calibration.calibrate(
+          np.linspace(0.03, 0.3, 20), np.linspace(0.02, 0.2, 20), false_alarm_rate=0.1))
+  return result._replace(**fields)

@@ -19,6 +19,8 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
 
+# What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
+FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
 # An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
 _MOST_PIXELS = 10**8
 
@@ -31,6 +33,14 @@ DECODING_ERRORS = (
 
 class ImageError(ValueError):
   """An image or mask file that cannot be used; the message names the file and the remedy."""
+
+
+class UnknownFormatError(ImageError):
+  """The content is of none of `FORMATS`."""
+
+
+class TooManyPixelsError(ImageError):
+  """The header tells of more pixels than are allowed; none was decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +139,9 @@ def load(
 
 
 def read_image(
-    path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
+    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *,
+    max_pixels: int | None = None,
+) -> Image.Image:
   """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
 
   16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
@@ -138,13 +150,16 @@ def read_image(
   Args:
     path: the file, as messages name it.
     read: gives its bytes, where it is no file on disk.
+    max_pixels: refuse images of more before they are decoded; None for Pillow's limit against
+      decompression bombs alone (twice `Image.MAX_IMAGE_PIXELS`, 179 million).
 
   Raises:
-    ImageError: the file is missing, truncated, not an image, too large to be plausible (Pillow's
-      limit against decompression bombs), or holds 32-bit integers or floats, whose range is not
-      known.
+    UnknownFormatError: the content is no image of a known format.
+    TooManyPixelsError: the image is larger than allowed.
+    ImageError: (of which those are kinds) the file is missing, truncated, damaged, or holds 32-bit
+      integers or floats, whose range is not known.
   """
-  return _to_rgb(_open(path, read), path)
+  return _to_rgb(_open(path, read, max_pixels), path)
 
 
 def read_mask(
@@ -169,6 +184,9 @@ def transform(
     image: what `read_image` or `read_mask` returns.
     preprocessing: sizes.
     nearest: resize without interpolation, taking pixel floor(i * old / new).
+
+  Raises:
+    ValueError: the image is smaller than the crop, or so thin that resizing makes it enormous.
 
   >>> transform(Image.new('RGB', (700, 500)), Preprocessing()).size
   (224, 224)
@@ -260,20 +278,27 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def _open(path, read) -> Image.Image:
+def _open(path, read, max_pixels=None) -> Image.Image:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      with Image.open(io.BytesIO(read(path)) if read else path) as image:
+      with Image.open(io.BytesIO(read(path)) if read else path, formats=FORMATS) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+          raise TooManyPixelsError(
+              f'{path} is refused: it is {image.width} x {image.height} pixels, allowed are '
+              f'{max_pixels / 1e6:g} megapixels. Make it smaller.')
         image.load()
         return ImageOps.exif_transpose(image)
   except FileNotFoundError as e:
     raise ImageError(f'No such image file: {path}.') from e
+  except ImageError:
+    raise
   except Image.DecompressionBombError as e:
-    raise ImageError(f'{path} is refused: {e} Make it smaller.') from e
+    raise TooManyPixelsError(f'{path} is refused: {e} Make it smaller.') from e
   except UnidentifiedImageError as e:
-    raise ImageError(
-        f'Cannot read {path}: its content is not a known image format. Replace or remove it.') from e
+    raise UnknownFormatError(
+        f'Cannot read {path}: its content is not a known image format ({", ".join(FORMATS)}). Replace or '
+        'remove it.') from e
   except DECODING_ERRORS as e:
     raise ImageError(
         f'Cannot read {path}: {e or type(e).__name__}. The file is damaged or truncated; replace or '
@@ -298,7 +323,11 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
   """Full range to full range: 257 * v -> v, rounded."""
-  return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+  result = np.empty(values.shape, np.uint8)
+  rows = max(1, 2**20 // values.shape[1])  # at a time: what is between takes several times an image's memory
+  for i in range(0, len(values), rows):
+    result[i:i + rows] = (values[i:i + rows].astype(np.uint32) + 128) // 257
+  return Image.fromarray(result)
 
 
 def _pair(size: tuple[int, ...]) -> tuple[int, int]:

@@ -41,7 +41,7 @@ def survey(paths: Sequence[str]) -> Survey:
   found, unreadable, contents = {}, [], collections.defaultdict(list)
   for path in paths:
     try:
-      with Image.open(path) as image:
+      with Image.open(path, formats=preprocess.FORMATS) as image:
         found[path] = image.size, image.mode
       contents[hashlib.sha256(Path(path).read_bytes()).digest()].append(path)
     # A header can break Pillow in the ways that a body can.

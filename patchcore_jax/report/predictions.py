@@ -106,11 +106,10 @@ def unfinished(out: str | os.PathLike) -> Path:
   out = Path(out)
   if out.exists() and not out.is_dir():
     raise ValueError(f'{out} is a file: expected a folder, or a name for a new one.')
-  others = [name for name in _ENTRIES if (out / name).exists()]
-  if others and JSONL not in others:
+  others, folder = [name for name in _ENTRIES if (out / name).exists()], out / _UNFINISHED
+  if others and JSONL not in others and not folder.exists():  # a run may have been killed in `publish`
     raise ValueError(
         f'{out} holds {", ".join(others)}, and no prediction run wrote that: choose another folder.')
-  folder = out / _UNFINISHED
   out.mkdir(parents=True, exist_ok=True)
   if folder.exists():
     shutil.rmtree(folder)
