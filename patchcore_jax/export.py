@@ -125,13 +125,13 @@ def write(
   if path.exists():
     raise ValueError(f'{path} exists: an export is not overwritten. Remove it or choose another folder.')
   platforms = _checked(platforms)
+  _check_bytes(inspector)
   if onnx:
     export_onnx.check_installed()
   height, width = camera or inspector.image_size
   progress = progress or (lambda stage, done, total: None)
   shortlist = 'float32' if 'cpu' in platforms else 'bfloat16'
   fn = program(inspector, camera=camera, at_once=at_once, shortlist=shortlist)
-  _check_bytes(inspector)
   exported = serialize(fn, (height, width, 3), platforms)
   progress('build', 1, 1)
   path.parent.mkdir(parents=True, exist_ok=True)
