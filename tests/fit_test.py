@@ -99,7 +99,7 @@ class TestFit:
   def test_a_defect_among_the_good_is_named(self, good, pristine, tmp_path, capsys):
     root = tmp_path / 'mixed'
     shutil.copytree(good, root)
-    shutil.copy(pristine / 'bolt/test/spot/000.png', root / 'zz.png')
+    shutil.copy(pristine / 'bolt/test/hole/001.png', root / 'zz.png')
     fit.run(_config(root, calibration__folds=13), str(tmp_path / 'b'))
     told = capsys.readouterr().out
     assert '1 training image looks unlike the others' in told and 'zz.png (score' in told
