@@ -283,6 +283,7 @@ def losses_of_three_steps():
 
 class TestStep:
 
+  @pytest.mark.slow
   def test_number_of_devices_has_no_influence(self):
     # Sums over the batch are taken in another order.
     np.testing.assert_allclose(
