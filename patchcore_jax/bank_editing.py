@@ -205,8 +205,9 @@ def calibrate(
 
 def _uncovered(points, rows, radius, most) -> np.ndarray:
   """Positions of at most `most` points, each farther than `radius` from all rows and those before it."""
+  prepared = neighbors.prepare(rows)
   distances_sq = np.concatenate([
-      np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], rows)[0])[:, 0]
+      np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared)[0])[:, 0]
       for i in range(0, len(points), 8 * _BLOCK)])
   outside = np.flatnonzero(distances_sq > radius**2)
   if not len(outside):
@@ -223,7 +224,8 @@ def _uncovered(points, rows, radius, most) -> np.ndarray:
 def _to_earlier_sq(points) -> np.ndarray:
   """[n] squared distance of every point to the nearest of those before it; infinite for the first."""
   result = np.full(len(points), np.inf, np.float32)
-  squares = (points.astype(np.float64) ** 2).sum(axis=1)
+  points = points.astype(np.float64)  # near points are a small difference of large squares
+  squares = (points**2).sum(axis=1)
   for i in range(0, len(points), _BLOCK):
     block, earlier = points[i:i + _BLOCK], points[:i + _BLOCK]
     found = squares[i:i + len(block), None] + squares[None, :len(earlier)] - 2 * (block @ earlier.T)

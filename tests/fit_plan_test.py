@@ -23,6 +23,12 @@ class TestPlan:
     if not on_disk:
       assert plan.memory_bytes > embeddings
 
+  def test_folds_take_more_and_stay_within_the_memory(self):
+    plain, folds = (
+        fit_plan.plan(*LARGE, memory_gb=64, folds=folds).memory_bytes for folds in (False, True))
+    assert folds - plain >= 4 * LARGE[1] * LARGE[2]  # another bank
+    assert fit_plan.plan(*LARGE, memory_gb=8, folds=True).memory_bytes <= 8e9
+
   def test_points_that_devices_cannot_hold_are_streamed(self):
     large, small = 80 * 10**9, 4 * 10**9
     assert not fit_plan.plan(*LARGE, memory_gb=64, device_bytes=large).stream

@@ -171,6 +171,49 @@ class TestFit:
       _fit(memory_gb=0.01)
 
 
+class TestFitAndCrossScore:
+
+  def _run(self, **kwargs):
+    return patchcore.fit_and_cross_score(
+        _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING, coreset_spec=SPEC,
+        scoring_spec=ScoringSpec(), folds=3, **kwargs)
+
+  def test_each_part_as_new_images_of_a_bank_fitted_on_the_others(self):
+    bank, scores = self._run()
+    np.testing.assert_array_equal(bank.embeddings, _fit().embeddings)
+    images = _images(10)
+    fold_of = np.random.default_rng(SPEC.seed).permutation(np.arange(10) % 3)
+    for fold in range(3):
+      others, part = images[fold_of != fold], images[fold_of == fold]
+      other_bank = patchcore.fit(
+          _backbone(), _batches(others, 4), len(others), embedding=EMBEDDING, coreset_spec=SPEC)
+      predictions = list(patchcore.predict(
+          _backbone(), other_bank, _batches(part, 4), embedding=EMBEDDING, scoring_spec=ScoringSpec()))
+      found = np.concatenate([p.image_scores[0] for p in predictions])
+      maxima = np.concatenate([p.anomaly_maps[0].max((1, 2)) for p in predictions])
+      np.testing.assert_allclose(scores.image_scores[fold_of == fold], found, rtol=1e-5)
+      np.testing.assert_allclose(scores.map_maxima[fold_of == fold], maxima, rtol=1e-5)
+
+  @pytest.mark.parametrize('where', [(True, False, True), (True, True, True), (False, False, True)])
+  def test_where_the_arrays_lie_does_not_matter(self, where, tmp_path, monkeypatch):
+    expected = self._run()[1]
+    monkeypatch.setattr(fit_plan, 'plan', lambda *args, **kwargs: FitPlan(480, 96, *where, 0, 0))
+    found = self._run(scratch=tmp_path)[1]
+    np.testing.assert_allclose(found.image_scores, expected.image_scores, rtol=1e-5)
+    assert not list(tmp_path.iterdir())
+
+  def test_errors(self):
+    for spec, folds in (SPEC, 1), (dataclasses.replace(SPEC, method='kmeans'), 3):
+      with pytest.raises(ValueError, match='expected at least 2, and a method that selects patches'):
+        patchcore.fit_and_cross_score(
+            _backbone(), _batches(_images(4), 4), 4, embedding=EMBEDDING, coreset_spec=spec,
+            scoring_spec=ScoringSpec(), folds=folds)
+    with pytest.raises(ValueError, match='One image'):
+      patchcore.fit_and_cross_score(
+          _backbone(), _batches(_images(1), 1), 1, embedding=EMBEDDING, coreset_spec=SPEC,
+          scoring_spec=ScoringSpec(), folds=2)
+
+
 class TestPredict:
 
   @pytest.mark.parametrize('spec', [

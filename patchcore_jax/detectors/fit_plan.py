@@ -52,6 +52,7 @@ def plan(
     batch_bytes: int = 0,
     device_bytes: int | None = None,
     num_devices: int = 1,
+    folds: bool = False,
 ) -> FitPlan:
   """Of all ways to fit, the fastest that keeps within the memory.
 
@@ -63,6 +64,7 @@ def plan(
     batch_bytes: what embedding a batch takes on the host.
     device_bytes: memory of each device; None where it is the host's.
     num_devices: over which points are split unless they are streamed.
+    folds: whether parts of the points are selected from too, while the whole is kept.
 
   Raises:
     ValueError: no way keeps within the memory; the message says how much is needed, and for what.
@@ -85,7 +87,10 @@ def plan(
     elif device / num_devices + 2 * centers > 0.8 * device_bytes:
       continue
     kept = 0 if on_disk else embeddings
-    fit = kept + max(batch_bytes, host_points + min(block, 3 * embeddings), bank)
+    if folds:  # the whole bank, that of a fold and its copy for the search; and points, twice if not streamed
+      kept += bank
+      host_points += 0 if stream else 2 * points
+    fit = kept + max(batch_bytes, host_points + min(block, 3 * embeddings), 2 * bank if folds else bank)
     memory = base_bytes + max(fit, 2 * bank)  # Orbax copies what it saves
     disk = on_disk * embeddings + points_on_disk * points
     tried.append(FitPlan(num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk))

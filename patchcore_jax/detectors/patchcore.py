@@ -210,17 +210,18 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, memory_gb, s
   first, batches = base.first_of(batches)
   *grid, dim = _shape(backbone, first, embedding)
   patches = math.prod(grid)
-  plan = _plan(backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb)
+  plan = _plan(
+      backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb, folds=bool(cross))
   if notify:
     notify(plan)
   allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
   embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
   num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
   points = spool.view(embeddings, (num_images * patches, dim))
-  projected = None
-  if coreset_spec.method == 'greedy':
-    projected = _project(points, coreset_spec, plan, allocate, progress)
-  rows, indices = _select(points, projected, coreset_spec, plan, progress)
+  project = functools.partial(_project, points, coreset_spec, plan, allocate, progress)
+  if cross and coreset_spec.method == 'greedy':
+    project = functools.partial(_given, project())  # the folds select in the same points
+  rows, indices = _select(points, project, coreset_spec, plan, progress)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
       'num_images': num_images,
@@ -232,27 +233,29 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, memory_gb, s
   scores = None
   if cross:
     scores = cross(
-        embeddings, points, projected, coreset_spec, plan, num_images=num_images,
+        embeddings, points, project, coreset_spec, plan, num_images=num_images,
         image_size=first.image.shape[1:3], batch_size=len(first.image), progress=progress)
   return MemoryBank(rows, indices, description), scores
 
 
 def _cross_score(
-    embeddings, points, projected, spec, plan, *, num_images, image_size, batch_size, progress,
+    embeddings, points, project, spec, plan, *, num_images, image_size, batch_size, progress,
     scoring_spec, folds, search):
   if num_images < 2:
     raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
   folds = min(folds, num_images)
   patches = len(points) // num_images
-  if isinstance(projected, jax.Array):
-    projected = np.asarray(projected)
+  if spec.method == 'greedy':
+    projected = project() if plan.stream else np.asarray(project())
   fold_of = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
   found = CrossScores(*np.zeros((2, num_images), np.float32))
   for fold in range(folds):
     # Rows of the other images; `_select` sees them as if there were no more.
     others = np.flatnonzero(np.repeat(fold_of != fold, patches))
-    part = None if projected is None else spool.take(projected, others)
-    rows, _ = _select(_Rows(points, others), part, spec, plan, None)
+    if spec.method == 'greedy':  # what is streamed may be larger than the memory
+      part = _Rows(projected, others) if plan.stream else spool.take(projected, others)
+      project = functools.partial(_given, part)
+    rows, _ = _select(_Rows(points, others), project, spec, plan, None)
     images = np.flatnonzero(fold_of == fold)
     scores = score_embeddings(
         embeddings, rows, image_size, images=images, batch_size=batch_size, scoring_spec=scoring_spec,
@@ -301,6 +304,7 @@ class _Rows:
 
   array: Any
   rows: np.ndarray
+  ndim = 2
 
   @property
   def shape(self):
@@ -480,7 +484,7 @@ def _embed_into(embeddings, backbone, batches, embedding, progress):
   return done
 
 
-def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb):
+def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb, *, folds):
   device = jax.local_devices()[0]
   memory = device.memory_stats() if device.platform != 'cpu' else None
   batch_bytes = parallel.working_bytes(
@@ -490,21 +494,29 @@ def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb):
       memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
       batch_bytes=batch_bytes if device.platform == 'cpu' else 0,
       device_bytes=memory.get('bytes_limit') if memory else None,
-      num_devices=jax.local_device_count())
+      num_devices=jax.local_device_count(), folds=folds)
 
 
 def _projection_dim(spec, num_points):
   return spec.projection_dim or coreset.johnson_lindenstrauss_dim(num_points)
 
 
-def _select(points, projected, spec, plan, progress):
-  """(embeddings [m, d], indices [m]) of the bank; `projected` is read by 'greedy' only."""
+def _given(value):
+  return value
+
+
+def _select(points, project, spec, plan, progress):
+  """(embeddings [m, d], indices [m]) of the bank.
+
+  `project` makes the points in which 'greedy' selects, and is called for that only: unless its caller keeps
+  them, they are gone before the embeddings are read.
+  """
   n = len(points)
   size = coreset.coreset_size(n, spec.ratio)
   if spec.method == 'kmeans':
     return _cluster_centers(points, size, spec.seed)
   if spec.method == 'greedy':
-    indices = _greedy(projected, size, spec, plan, progress)
+    indices = _greedy(project(), size, spec, plan, progress)
   elif spec.method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(spec.seed), n)[:size])
   else:
