@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from patchcore_jax import whole_file
 from patchcore_jax.report import figures, runs
 
 cli.key_flags('workdir')
@@ -33,12 +34,10 @@ def run(workdir: str | os.PathLike, name: str) -> None:
   """
   figure = figures.make(name, runs.find(workdir))
   folder = Path(workdir) / 'figures'
-  folder.mkdir(exist_ok=True)
   for suffix in ('png', 'pdf'):
     path = folder / f'figure_{name.lower()}.{suffix}'
-    temporary = folder / f'{path.name}.tmp'
-    figure.savefig(temporary, format=suffix, dpi=150)
-    os.replace(temporary, path)
+    with whole_file.written(path) as aside:
+      figure.savefig(aside, format=suffix, dpi=150)
     cli.console.print(f'written: {path}')
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, methods, run_report, wiring
 from experiments.images import Images
-from patchcore_jax import memory_bank, metrics, parallel
+from patchcore_jax import memory_bank, metrics, parallel, whole_file
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
@@ -196,10 +196,8 @@ def _check_same_config(config, workdir) -> None:
 
 
 def _claim(config, workdir) -> None:
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary = workdir / 'config.json.tmp'
-  temporary.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
-  os.replace(temporary, workdir / 'config.json')
+  with whole_file.written(workdir / 'config.json') as aside:
+    aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
-from patchcore_jax import memory_bank
+from patchcore_jax import memory_bank, whole_file
 from patchcore_jax.data import procedural
 from patchcore_jax.pretraining import pool, training, views
 
@@ -127,10 +127,8 @@ class _Log:
 
   def __init__(self, workdir, step, config):
     """Lines behind `step` are dropped: those steps are made again."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    aside = workdir / 'config.json.tmp'
-    aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
-    os.replace(aside, workdir / 'config.json')
+    with whole_file.written(workdir / 'config.json') as aside:
+      aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []
     if self._path.exists():
       with self._path.open(newline='') as f:
@@ -142,12 +140,10 @@ class _Log:
     cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')
     self._rows.append({'step': step, **{k: f'{v:.6f}' for k, v in mean.items()},
                        'images_per_second': f'{rate:.1f}'})
-    aside = self._path.with_suffix('.tmp')
-    with aside.open('w', newline='') as f:
+    with whole_file.written(self._path) as aside, aside.open('w', newline='') as f:
       writer = csv.DictWriter(f, self._rows[-1])
       writer.writeheader()
       writer.writerows(self._rows)
-    os.replace(aside, self._path)
 
 
 if __name__ == '__main__':

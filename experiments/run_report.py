@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.images import Images
-from patchcore_jax import memory_bank, provenance
+from patchcore_jax import memory_bank, provenance, whole_file
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
@@ -127,11 +127,8 @@ def heat_scale(
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
   """Writes the category's file, in one step."""
-  path = Path(workdir) / 'report' / f'{shown.name}.json'
-  path.parent.mkdir(exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(page.to_json(shown))
-  os.replace(temporary, path)
+  with whole_file.written(Path(workdir) / 'report' / f'{shown.name}.json') as aside:
+    aside.write_text(page.to_json(shown))
 
 
 def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results.Row]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
+from patchcore_jax import whole_file
 from patchcore_jax.report import runs, tables
 
 cli.key_flags('workdir')
@@ -33,14 +34,12 @@ def run(workdir: str | os.PathLike, names: tuple[str, ...]) -> None:
   """
   measured = runs.find(workdir)
   folder = Path(workdir) / 'tables'
-  folder.mkdir(exist_ok=True)
   for name in names:
     table = tables.make(name, measured)
     for suffix, write in _WRITERS.items():
       path = folder / f'table_{name.lower()}.{suffix}'
-      temporary = path.with_suffix('.tmp')
-      temporary.write_text(write(table), encoding='utf-8')
-      os.replace(temporary, path)
+      with whole_file.written(path) as aside:
+        aside.write_text(write(table), encoding='utf-8')
     print(tables.to_markdown(table))
   cli.console.print(f'written to {folder}')
 

@@ -115,18 +115,3 @@ class TestWriteMap:
     back = np.load(path) if suffix == '.npy' else np.asarray(Image.open(path))
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, values)
-
-
-class TestWhole:
-
-  def test_nothing_half_written_is_left(self, tmp_path):
-    path = tmp_path / 'a' / 'b.png'
-    predictions.whole(path, lambda f: f.write(b'first'))
-
-    def fails(f):
-      f.write(b'sec')
-      raise OSError(28, 'No space left on device')
-
-    with pytest.raises(OSError, match='No space'):
-      predictions.whole(path, fails)
-    assert [p.name for p in path.parent.iterdir()] == ['b.png'] and path.read_bytes() == b'first'

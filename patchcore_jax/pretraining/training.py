@@ -22,7 +22,7 @@ import optax
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import memory_bank
+from patchcore_jax import memory_bank, whole_file
 from patchcore_jax.backbones import checkpoints, resnet
 from patchcore_jax.pretraining import network, objectives
 from patchcore_jax.pretraining import views as views_lib
@@ -189,10 +189,8 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
   scales = {
       layer: float(1 / jnp.sqrt(jnp.square(values).sum(-1).mean())) for layer, values in maps.items()}
   named = network.rescaled(network.state_dict(trunk, gray_free=recipe.gray_free), scales)
-  path = Path(path)
-  aside = path.with_suffix('.tmp')
-  safetensors.numpy.save_file({k: v.astype(np.float16) for k, v in named.items()}, aside)
-  os.replace(aside, path)
+  with whole_file.written(path) as aside:
+    safetensors.numpy.save_file({k: v.astype(np.float16) for k, v in named.items()}, aside)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from patchcore_jax import whole_file
 from patchcore_jax.report import charts
 
 Box = tuple[float, float, float, float]
@@ -282,10 +283,9 @@ def write(path: str | os.PathLike, page: Page) -> None:
     ValueError: as `render`.
     OSError: the file cannot be written.
   """
-  path = Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(render(page), encoding='utf-8')
-  os.replace(temporary, path)
+  text = render(page)
+  with whole_file.written(path) as aside:
+    aside.write_text(text, encoding='utf-8')
 
 
 def render(page: Page) -> str:

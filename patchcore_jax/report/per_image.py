@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from patchcore_jax import whole_file
+
 COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score')
 
 
@@ -47,12 +49,10 @@ class Errors(NamedTuple):
 
 def write_scores(path: str | os.PathLike, scores: Sequence[Score]) -> None:
   """Writes a CSV file with the columns above; replaces an older one in one step."""
-  path, temporary = _make_way(path)
-  with temporary.open('w', newline='') as f:
+  with whole_file.written(path) as aside, aside.open('w', newline='') as f:
     writer = csv.writer(f, lineterminator='\n')
     writer.writerow(COLUMNS)
     writer.writerows(scores)
-  os.replace(temporary, path)
 
 
 def read_scores(path: str | os.PathLike) -> list[Score]:
@@ -73,10 +73,8 @@ def read_scores(path: str | os.PathLike) -> list[Score]:
 
 def write_errors(path: str | os.PathLike, errors: Errors) -> None:
   """Writes a compressed .npz file; replaces an older one in one step."""
-  path, temporary = _make_way(path)
-  with temporary.open('wb') as f:
+  with whole_file.written(path) as aside, aside.open('wb') as f:
     np.savez_compressed(f, **errors._asdict())
-  os.replace(temporary, path)
 
 
 def read_errors(path: str | os.PathLike) -> Errors:
@@ -84,9 +82,3 @@ def read_errors(path: str | os.PathLike) -> Errors:
   with np.load(path, allow_pickle=False) as arrays:
     values = {name: arrays[name] for name in Errors._fields}
   return Errors(**values | {k: float(values[k]) for k in ('threshold', 'coreset_ratio')})
-
-
-def _make_way(path):
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  return path, path.with_name(path.name + '.tmp')

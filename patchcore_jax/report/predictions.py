@@ -10,12 +10,13 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from patchcore_jax import whole_file
 
 CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
 OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
@@ -163,28 +164,17 @@ def file_for(kind: str, name: str, suffix: str) -> str:
 
 def write_png(path: Path, image: np.ndarray) -> None:
   """An image [h, w, 3] uint8."""
-  whole(path, lambda f: Image.fromarray(image).save(f, 'PNG', compress_level=_QUICK))
+  with whole_file.written(path) as aside:
+    Image.fromarray(image).save(aside, 'PNG', compress_level=_QUICK)
 
 
 def write_map(path: Path, values: np.ndarray) -> None:
   """A map [h, w] float32; the suffix of `path` says how: .npy for NumPy, .tif for a 32-bit TIFF."""
-  if path.suffix == '.npy':
-    whole(path, lambda f: np.save(f, values, allow_pickle=False))
-  else:
-    whole(path, lambda f: Image.fromarray(values).save(f, 'TIFF'))
-
-
-def whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-  """Writes a file, and the folders above it, so that it appears when it is complete."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + '.tmp')
-  try:
-    with temporary.open('wb') as f:
-      write(f)
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+  with whole_file.written(path) as aside, aside.open('wb') as f:
+    if path.suffix == '.npy':
+      np.save(f, values, allow_pickle=False)
+    else:
+      Image.fromarray(values).save(f, 'TIFF')
 
 
 def _csv(cells):

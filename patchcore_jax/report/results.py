@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from patchcore_jax import whole_file
+
 COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
 METRICS = (
     'image_auroc', 'image_ap', 'image_f1', 'image_threshold', 'false_positives', 'false_negatives',
@@ -27,15 +29,12 @@ Row = Mapping[str, Any]
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
   """Writes all rows; the file is replaced in one step, so a reader never sees half of it."""
-  path = Path(path)
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('w', newline='') as f:
+  with whole_file.written(path) as aside, aside.open('w', newline='') as f:
     writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in rows)
     f.flush()
     os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def read_csv(path: str | os.PathLike) -> list[Row]:
