@@ -7,6 +7,8 @@ import itertools
 _STATE_BYTES = 40
 # Embeddings and points that a projection handles at once.
 _BLOCK = 65536
+# Programs that select and score parts of the images, and batches of embeddings under way: 0.3 GB were seen.
+_FOLDS_BYTES = 400_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ def plan(
       continue
     kept = 0 if on_disk else embeddings
     if folds:  # the whole bank, that of a fold and its copy for the search; and points, twice if not streamed
-      kept += bank
+      kept += bank + _FOLDS_BYTES
       host_points += 0 if stream else 2 * points
     fit = kept + max(batch_bytes, host_points + min(block, 3 * embeddings), 2 * bank if folds else bank)
     memory = base_bytes + max(fit, 2 * bank)  # Orbax copies what it saves
