@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from patchcore_jax import backbones
+from patchcore_jax import backbones, processes
 from patchcore_jax.backbones import checkpoints
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -26,9 +26,17 @@ BATCH_SIZE = flags.DEFINE_integer('batch_size', 32, 'Images at once.', lower_bou
 WEIGHTS = flags.DEFINE_string(
     'backbone_weights', '', "The file of the network's weights, where it lies elsewhere than at the fit.")
 flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
+flags.DEFINE_bool(
+    'distributed', False, 'This is one of several processes, on several machines: Slurm, Open MPI or the TPU '
+    'pod tells which. Elsewhere the next three flags do.')
+flags.DEFINE_string('coordinator_address', None, 'Of the first process, as 10.0.0.1:1234.')
+flags.DEFINE_integer('num_processes', None, 'Of all machines.', lower_bound=1)
+flags.DEFINE_integer('process_id', None, 'From 0, which is the one at the address.', lower_bound=0)
+OF_SEVERAL_PROCESSES = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 flags.disclaim_key_flags()  # `key_flags` is for the module that calls it
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True)  # of several processes, of the first
+notices = Console(highlight=False, soft_wrap=True)  # of all
 
 
 def key_flags(*names: str) -> None:
@@ -37,14 +45,15 @@ def key_flags(*names: str) -> None:
     flags.declare_key_flag(name)
 
 
-def run(main, *, arguments: bool = False) -> None:
+def run(main, *, arguments: bool = False, distributed: bool = False) -> None:
   """Runs `main(argv)` under absl. A mistake of the user is one line and exit code 1.
 
   Args:
     main: the binary.
     arguments: whether it takes any besides flags.
+    distributed: whether it can be one of several processes.
   """
-  app.run(lambda argv: _guarded(main, argv, arguments), flags_parser=_parse_flags)
+  app.run(lambda argv: _guarded(main, argv, arguments, distributed), flags_parser=_parse_flags)
 
 
 @contextlib.contextmanager
@@ -94,12 +103,28 @@ def say_which(backbone_name: str) -> None:
         f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
 
 
-def _guarded(main, argv, arguments):
+def _join_processes(distributed):
+  """Before anything else that asks JAX."""
+  wanted, *named = (flags.FLAGS[name].value for name in OF_SEVERAL_PROCESSES)
+  if not wanted and named == [None, None, None]:
+    return
+  if not distributed:
+    raise ValueError(
+        'This binary runs on one machine: leave out --distributed, --coordinator_address, --num_processes '
+        'and --process_id. experiments.mvtec and experiments.fit take them.')
+  if not wanted and None in named:
+    raise ValueError('Expected --coordinator_address, --num_processes and --process_id together.')
+  jax.distributed.initialize(*named)
+  console.quiet = not processes.is_first()
+
+
+def _guarded(main, argv, arguments, distributed):
   if not flags.FLAGS['verbosity'].present:  # Orbax tells every step at the default level
     logging.set_verbosity(logging.WARNING)
   if len(argv) > 1 and not arguments:
     _fail(f'Unexpected arguments {argv[1:]}: fields are set as --config.data.root=PATH.')
   try:
+    _join_processes(distributed)
     return main(argv)
   except KeyboardInterrupt:
     _fail('interrupted. Start the same command again to go on.', code=130)
@@ -130,5 +155,11 @@ def _parse_flags(argv):
 
 
 def _fail(message, code=1):
-  print(f'error: {message}', file=sys.stderr)
+  several = jax.distributed.is_initialized()
+  who = f'process {jax.process_index()}: ' if several else ''
+  if several and 'closed by peer' in message:
+    message = f'another process ended, and has said why. ({message})'
+  print(f'error: {who}{message}', file=sys.stderr, flush=True)
+  if several:
+    os._exit(code)  # an orderly exit would wait for the others, and they for this one
   sys.exit(code)

@@ -4,26 +4,29 @@
 
 FOLDER holds images of good parts; nothing else is needed, no defects and no masks. A pattern such as
 'parts/**/*.png' takes images from several folders. The bank, a folder, is all that experiments.predict,
-experiments.serve and experiments.export need.
+experiments.serve and experiments.export need. Several machines fit together as those of experiments.mvtec do.
 """
 
 import collections
 import datetime
+import json
+import os
 import time
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
 from experiments.images import drawn
-from patchcore_jax import calibration, inspection, memory_bank, provenance
+from patchcore_jax import calibration, inspection, memory_bank, processes, provenance
 from patchcore_jax.data import folder, survey
 from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.memory_bank import MemoryBank
 
-cli.key_flags('config', 'out')
+cli.key_flags('config', 'out', *cli.OF_SEVERAL_PROCESSES)
 _SHOWN = 5  # names in a message
 
 
@@ -53,25 +56,28 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
   (backbone,) = wiring.create_backbones(config)
   cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
   cli.say_which(backbone.name)
+  _check_same_everywhere(config, paths)
   skipped, began = [], time.monotonic()
+  part = processes.part(len(examples))
   recorder = provenance.Recorder(
-      wiring.batches(config, examples, settings.preprocessing, skipped), config.fit.keep_images)
+      wiring.batches(config, examples[part], settings.preprocessing, skipped), config.fit.keep_images)
   arguments = {
-      'embedding': settings.embedding, 'coreset_spec': settings.coreset, 'memory_gb': config.fit.memory_gb,
-      'scratch': Path(out).absolute().parent, 'notify': lambda plan: cli.console.print(f'bank: {plan}')}
+      'embedding': settings.embedding, 'coreset_spec': settings.coreset, 'joint': True,
+      'memory_gb': config.fit.memory_gb, 'scratch': Path(out).absolute().parent,
+      'notify': lambda plan: cli.console.print(f'bank: {plan}')}
   Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
   with cli.progress_bar(name) as progress:
     arguments['progress'] = _with_estimate(progress, config.data.batch_size)
     if config.calibration.folds:
       bank, scores = patchcore.fit_and_cross_score(
-          backbone, recorder, len(examples), scoring_spec=settings.scoring, folds=config.calibration.folds,
-          search=settings.search, **arguments)
+          backbone, recorder, part.stop - part.start, scoring_spec=settings.scoring,
+          folds=config.calibration.folds, search=settings.search, **arguments)
     else:
-      bank, scores = patchcore.fit(backbone, recorder, len(examples), **arguments), None
+      bank, scores = patchcore.fit(backbone, recorder, part.stop - part.start, **arguments), None
   for message in sorted({str(error) for error in skipped}):
-    cli.console.print(f'skipped: {message}', markup=False)
-  names = [examples[i].image_path for i in recorder.index]
-  bank.extras.update(provenance.pack(recorder.files))
+    cli.notices.print(f'skipped: {message}', markup=False)
+  names = [examples[i].image_path for i in processes.joined(np.array(recorder.index, np.int32) + part.start)]
+  bank.extras.update(provenance.pack(processes.joined_files(recorder.files)))
   bank.description.update(
       inspection.described(
           preprocessing=settings.preprocessing, scoring=settings.scoring,
@@ -86,7 +92,9 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
     for line in verdict(found, names):
       cli.console.print(line, markup=False)
   provenance.record(bank.description, f'fitted on {len(names)} images of {config.data.root}')
-  memory_bank.save(out, bank)
+  if processes.is_first():
+    memory_bank.save(out, bank)
+  processes.wait()
   cli.console.print(
       f'{len(bank.embeddings)} patches in {out}. Next: python -m experiments.predict --bank={out} '
       '--images=FOLDER --out=DIR', markup=False)
@@ -129,6 +137,14 @@ def verdict(found: calibration.Calibration, names: list[str]) -> list[str]:
         'good, or of a rare kind. Look, remove what is defective, and fit again:')
     lines += [f'  {names[i]} (score {found.image_scores[i]:.4g})' for i in odd]
   return lines
+
+
+def _check_same_everywhere(config, paths):
+  settings = memory_bank.flat(wiring.to_json(config)) | {'data.root': ''}  # of each machine
+  if not processes.agree(json.dumps([settings, list(map(os.path.basename, paths))])):
+    raise ValueError(
+        'The processes differ in their settings or in the images they see: expected the same command and the '
+        'same images on all machines.')
 
 
 def _check(config, out):
@@ -178,4 +194,4 @@ def _with_estimate(progress, batch_size):
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'out'])
-  cli.run(main)
+  cli.run(main, distributed=True)

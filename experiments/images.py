@@ -44,11 +44,12 @@ class Images:
     """The training image of that file, if there is one."""
     return next((e for e in self._train if e.image_path == name), None)
 
-  def train(self) -> Iterator[Batch]:
-    return self._batches(self._train)
+  def train(self, part: slice = slice(None)) -> Iterator[Batch]:
+    """The training images, or a part of them; `index` counts in that."""
+    return self._batches(self._train[part])
 
-  def test(self) -> Iterator[Batch]:
-    return self._batches(self.test_examples, with_masks=self.has_masks)
+  def test(self, part: slice = slice(None)) -> Iterator[Batch]:
+    return self._batches(self.test_examples[part], with_masks=self.has_masks)
 
   def _batches(self, examples, with_masks=False):
     return wiring.batches(

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.images import Images
 from experiments.wiring import Settings
-from patchcore_jax import inspection, memory_bank, provenance
+from patchcore_jax import inspection, memory_bank, processes, provenance
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.detectors import ensemble, mahalanobis_ad, ocsvm, padim, patchcore, spade
 from patchcore_jax.detectors.base import Prediction, Progress
@@ -62,17 +63,20 @@ class PatchCore:
       return memory_bank.restore(path, expected=expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    recorder = provenance.Recorder(images.train(), keep_images=False)
+    part = processes.part(images.num_train)
+    recorder = provenance.Recorder(images.train(part), keep_images=False)
     bank = patchcore.fit(
-        self.backbone, recorder, images.num_train, embedding=settings.embedding,
-        coreset_spec=settings.coreset, memory_gb=self._memory_gb, scratch=path.parent, notify=notify,
-        progress=progress)
+        self.backbone, recorder, part.stop - part.start, embedding=settings.embedding,
+        coreset_spec=settings.coreset, joint=True, memory_gb=self._memory_gb, scratch=path.parent,
+        notify=notify, progress=progress)
+    index = processes.joined(np.array(recorder.index, np.int32) + part.start)
     bank.description.update(
         expected, scoring=vars(settings.scoring), source=self._source,
-        images=images.train_names(recorder.index), category=images.name,
+        images=images.train_names(index), category=images.name,
         num_skipped=images.num_train - bank.description['num_images'],
         fit_seconds=time.monotonic() - began)
-    memory_bank.save(path, bank)
+    if processes.is_first():
+      memory_bank.save(path, bank)
     return bank
 
   def sizes(self, bank: MemoryBank) -> dict[float, int]:

@@ -6,6 +6,13 @@
 Writes results.csv (a row per category and coreset ratio), config.json, banks/<category>/,
 scores/<category>.csv and report.html, a page with tables, curves and images, to WORKDIR. A run that was
 stopped goes on after its last finished category when the same command is given again.
+
+On several machines, which see the same data and the same WORKDIR, each runs the command with --distributed
+(under Slurm, Open MPI or on a TPU pod), or with the address of the first one, as in
+
+    --coordinator_address=10.0.0.1:1234 --num_processes=2 --process_id=0    # 1 on the second
+
+Each reads its share of the images and keeps their embeddings; the results are those of one machine.
 """
 
 import json
@@ -13,17 +20,18 @@ import os
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, methods, run_report, wiring
 from experiments.images import Images
-from patchcore_jax import memory_bank, metrics, parallel, whole_file
+from patchcore_jax import memory_bank, metrics, parallel, processes, whole_file
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
-cli.key_flags('config', 'workdir')
+cli.key_flags('config', 'workdir', *cli.OF_SEVERAL_PROCESSES)
 
 # On results: a run may go on with others.
 _NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
@@ -41,7 +49,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
     workdir: made if absent; one that holds results of the same config is continued.
 
   Returns:
-    One row per category and ratio.
+    One row per category and ratio. Of several processes, the first measures, and the others return only what
+    was measured in an earlier run.
 
   Raises:
     ValueError: bad config, bad data, or a workdir that holds a run with another config.
@@ -57,15 +66,18 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
     cli.say_which(backbone.name)
   cli.console.print(f'{len(categories)} categories; results in {workdir}')
   experiment.claim()
+  _check_same_everywhere(config, experiment, categories)
   method = methods.create(config, experiment.settings, backbones)
   for category in categories:
     if experiment.has(category.name):
       cli.console.print(f'{category.name}: finished before')
     else:
       experiment.evaluate(method, Images(config, experiment.settings, category))
-  run_report.write(workdir, config, experiment.rows)
-  results.print_table(experiment.rows, published=published)
-  cli.console.print(f'Curves, scores and images: {Path(workdir) / "report.html"}')
+  if processes.is_first():
+    run_report.write(workdir, config, experiment.rows)
+    results.print_table(experiment.rows, published=published)
+    cli.console.print(f'Curves, scores and images: {Path(workdir) / "report.html"}')
+  processes.wait()
   return experiment.rows
 
 
@@ -86,7 +98,8 @@ class Experiment:
 
   def claim(self) -> None:
     """Makes the workdir and writes config.json."""
-    _claim(self._config, self._workdir)
+    if processes.is_first():
+      _claim(self._config, self._workdir)
 
   def has(self, category: str) -> bool:
     """Whether its rows are there."""
@@ -94,7 +107,10 @@ class Experiment:
     return finished >= set(self.settings.ratios if self._config.detector == 'patchcore' else (1.0,))
 
   def evaluate(self, method, images: Images) -> None:
-    """Fits (or restores), predicts and measures one category: adds a row per ratio."""
+    """Fits (or restores), predicts and measures one category: adds a row per ratio.
+
+    Of several processes each predicts a part of the test images; the first puts them together and measures.
+    """
     config = self._config
     with cli.progress_bar(images.name) as progress:
       model = method.obtain(
@@ -102,23 +118,25 @@ class Experiment:
           lambda plan: cli.console.print(f'{images.name}: {plan}'), progress)
       description, sizes = method.describe(model), method.sizes(model)
       test, masks, times = [], [], [time.monotonic()]
-      for prediction in method.predict(model, _keep_masks(images.test(), masks)):
+      part = processes.part(len(images.test_examples))
+      for prediction in method.predict(model, _keep_masks(images.test(part), masks)):
         test.append(prediction)
         times.append(time.monotonic())
-        progress('predict', sum(len(p.index) for p in test), len(images.test_examples))
+        progress('predict', sum(len(p.index) for p in test), part.stop - part.start)
     if not test:
       raise ValueError(f'{images.name}: no test image could be read.')
     for message in sorted({str(error) for error in images.skipped}):
-      cli.console.print(f'skipped: {message}', markup=False)
-    index = np.concatenate([p.index for p in test])
+      cli.notices.print(f'skipped: {message}', markup=False)
+    index = processes.joined(np.concatenate([p.index for p in test]) + np.int32(part.start))
+    masks = masks if test[0].anomaly_maps is not None else []
+    masks = processes.joined(np.concatenate(masks)) if masks else None
     examples = [images.test_examples[i] for i in index]
     labels = np.array([e.label for e in examples])
-    with_maps = test[0].anomaly_maps is not None
-    masks = np.concatenate(masks) if masks and with_maps else None
     scores_of_images = []
     for i, (ratio, size) in enumerate(sizes.items()):
-      scores = np.concatenate([p.image_scores[i] for p in test])
-      maps = np.concatenate([p.anomaly_maps[i] for p in test]) if with_maps else None
+      scores, maps, patches, nearest = _of_all(test, i)
+      if not processes.is_first():
+        continue
       measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
       self.rows.append({
           'category': images.name, 'coreset_ratio': ratio, 'num_train': description['num_images'],
@@ -135,8 +153,10 @@ class Experiment:
         shown = run_report.category(
             images.name, examples, scores, masks, maps,
             thresholds=run_report.thresholds(description, self.rows[-1]),
-            why=run_report.reasons(model, images, test, i, self.settings.preprocessing),
+            why=run_report.reasons(model, images, patches, nearest, self.settings.preprocessing),
             preprocessing=self.settings.preprocessing, most=config.report.gallery)
+    if not processes.is_first():
+      return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
     run_report.keep(self._workdir, shown)
     results.write_csv(self._workdir / 'results.csv', self.rows)
@@ -155,11 +175,30 @@ class Experiment:
         np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
 
 
+def _of_all(predictions, i):
+  """Of all batches of all processes, at bank size i: scores [n], maps [n, h, w], patches and nearest [n]."""
+  fields = zip(*(p[1:] for p in predictions))
+  return [None if batches[0] is None else processes.joined(np.concatenate([b[i] for b in batches]))
+          for batches in fields]
+
+
+def _check_same_everywhere(config, experiment, categories):
+  """Processes that differ in what there is to do would wait for each other forever."""
+  todo = [c.name for c in categories if not experiment.has(c.name)]
+  images = [len(c.train) + len(c.test) for c in categories]
+  settings = memory_bank.flat(wiring.to_json(config)) | {'data.root': ''}  # of each machine
+  if not processes.agree(json.dumps([settings, todo, images])):
+    raise ValueError(
+        'The processes differ in their settings, in the images they see, or in the results that are in the '
+        'workdir already: expected the same command, data and --workdir on all machines.')
+
+
 def _ms_per_image(times, config):
   """Of a full batch, the median; the first, which compiles, counts only where there is no other."""
   seconds = np.diff(times)
   batch_size = parallel.divisible_batch_size(config.data.batch_size)
-  return 1000 * float(np.median(seconds[1:] if len(seconds) > 1 else seconds)) / batch_size
+  seconds = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+  return 1000 * seconds / (batch_size * jax.process_count())
 
 
 def _keep_masks(batches, masks):
@@ -202,4 +241,4 @@ def _claim(config, workdir) -> None:
 
 if __name__ == '__main__':
   flags.mark_flags_as_required(['config', 'workdir'])
-  cli.run(main)
+  cli.run(main, distributed=True)

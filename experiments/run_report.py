@@ -16,7 +16,6 @@ from patchcore_jax import memory_bank, provenance, whole_file
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
-from patchcore_jax.detectors.base import Prediction
 from patchcore_jax.report import page, results, runs
 
 _COLUMNS = {
@@ -61,20 +60,19 @@ def category(
 
 
 def reasons(
-    model: Any, images: Images, predictions: Sequence[Prediction], size: int, preprocessing: Preprocessing,
+    model: Any, images: Images, patches: np.ndarray | None, nearest: np.ndarray | None,
+    preprocessing: Preprocessing,
 ) -> Callable[[int], dict[str, Any]]:
   """`why` of `category`; it knows nothing where there is no bank that names its training images.
 
   Args:
     model: a bank, or what another detector has.
     images: whose training images are read when they are first asked for.
-    predictions: of all test images.
-    size: which of the bank's sizes.
+    patches, nearest: [n] of all test images, as in `Prediction`.
+    preprocessing: the images are shown as the network saw them.
   """
-  if predictions[0].nearest is None or not model.description.get('images'):
+  if nearest is None or not model.description.get('images'):
     return lambda i: {}
-  patches = np.concatenate([p.patches[size] for p in predictions])
-  nearest = np.concatenate([p.nearest[size] for p in predictions])
   grid = tuple(model.description['grid'])
 
   @functools.cache

@@ -133,6 +133,7 @@ def greedy_k_center(
     start,
     select_start: bool = False,
     mesh: Mesh | None = None,
+    valid: np.ndarray | None = None,
     stream: bool = False,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Callable[[k_center.State], None] | None = None,
@@ -149,12 +150,14 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `spool.DiskArray`.
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `spool.DiskArray`. With
+      a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.
     select_start: the (single) starting point is the first selected, as in anomalib.
     mesh: of one axis called `k_center.AXIS`, over which the points are split; it may span processes,
       which then all call this with the same arguments. None for the first local device.
+    valid: [n] bool, on the host; rows that are not are no points, and are never selected. None for all.
     stream: leave the points on the host; one device then holds 12 bytes for each, and the selected.
     progress: called with (selected so far, num_selected) after every round, some tens to hundreds
       of times.
@@ -179,7 +182,7 @@ def greedy_k_center(
     raise ValueError(
         f'resume: the state is of {len(resume.distances_sq)} points and {len(resume.indices)} '
         f'selected, expected {n} and {num_selected}.')
-  plain = mesh is None and not stream and checkpoint is None and resume is None
+  plain = mesh is None and valid is None and not stream and checkpoint is None and resume is None
   if plain and n * num_selected * dim < _DENSE_BELOW:
     indices = dense_greedy_k_center(points, num_selected, start=start, select_start=select_start)
     if progress:
@@ -189,13 +192,14 @@ def greedy_k_center(
     mesh = Mesh(np.array(jax.local_devices()[:1]), (k_center.AXIS,))
   if stream and mesh.size > 1:
     raise ValueError(f'stream uses one device, got a mesh of {mesh.size}.')
-  rows = points if stream else k_center.put(_float32(points), mesh)
+  rows = points if stream or _in_pieces(points) else k_center.put(_float32(points), mesh)
   # Any place near the middle does: it only keeps the error of products small.
-  mean = np.asarray(points[::max(1, n // 4096)], np.float32).mean(axis=0)
+  mean = _rows_of(points, np.arange(0, n, max(1, n // 4096))).mean(axis=0)
   centers = np.zeros((num_selected + k_center.PADDING, dim), np.float32)
   if resume is None:
     state = k_center.initial_state(
-        _start_distances_sq(rows, n, np.asarray(points[start], np.float32)), num_selected)
+        _start_distances_sq(rows, np.ones(n, bool) if valid is None else valid, _rows_of(points, start)),
+        num_selected)
     if select_start:  # farther than any other, so that it is picked first
       state = state._replace(distances_sq=state.distances_sq.at[start[0]].set(jnp.inf))
   else:
@@ -228,7 +232,7 @@ def dense_greedy_k_center(
   """
   start = _checked(points, num_selected, start, select_start)
   points = jnp.asarray(points, jnp.float32)
-  distances_sq = _start_distances_sq(points, len(points), points[start])
+  distances_sq = _start_distances_sq(points, np.ones(len(points), bool), points[start])
   if select_start:
     distances_sq = distances_sq.at[start[0]].set(jnp.inf)
   state = k_center.initial_state(distances_sq, num_selected)
@@ -249,16 +253,28 @@ def _checked(points, num_selected, start, select_start):
   return start
 
 
-def _start_distances_sq(rows, n, starts):
-  """Of all rows, -2 for those from n on, which are padding."""
+def _in_pieces(points):
+  return isinstance(points, jax.Array) and not points.is_fully_addressable
+
+
+def _rows_of(points, indices):
+  """Some rows, on the host of every process."""
+  if _in_pieces(points):
+    everywhere = NamedSharding(points.sharding.mesh, PartitionSpec())
+    return np.asarray(jax.jit(jnp.take, static_argnums=2, out_shardings=everywhere)(points, indices, 0))
+  return np.asarray(points[indices], np.float32)
+
+
+def _start_distances_sq(rows, valid, starts):
+  """Of all rows; -2 for those that are not valid, or behind the end of that."""
   if isinstance(rows, jax.Array):
     distances_sq, finite = _start(rows, starts)
   else:
-    blocks = [_start(np.asarray(rows[i:i + _BLOCK]), starts) for i in range(0, n, _BLOCK)]
+    blocks = [_start(np.asarray(rows[i:i + _BLOCK]), starts) for i in range(0, len(rows), _BLOCK)]
     distances_sq, finite = jnp.concatenate([b[0] for b in blocks]), all(b[1] for b in blocks)
   if not finite:
     raise ValueError('points hold NaN or infinity: check the backbone and its input.')
-  return distances_sq.at[n:].set(-2.0)
+  return jnp.where(np.pad(valid, (0, len(rows) - len(valid))), distances_sq, -2.0)
 
 
 @jax.jit

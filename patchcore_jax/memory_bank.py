@@ -286,4 +286,10 @@ def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpointer(**handlers):
-  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
+  # Whoever calls reads or writes alone: of several processes, Orbax would have each wait for the others.
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()})
+  return ocp.Checkpointer(
+      ocp.CompositeCheckpointHandler(
+          **handlers, composite_options=ocp.CompositeOptions(multiprocessing_options=alone)),
+      multiprocessing_options=alone)

@@ -55,6 +55,7 @@ def plan(
     device_bytes: int | None = None,
     num_devices: int = 1,
     folds: bool = False,
+    may_stream: bool = True,
 ) -> FitPlan:
   """Of all ways to fit, the fastest that keeps within the memory.
 
@@ -67,6 +68,7 @@ def plan(
     device_bytes: memory of each device; None where it is the host's.
     num_devices: over which points are split unless they are streamed.
     folds: whether parts of the points are selected from too, while the whole is kept.
+    may_stream: whether the points may stay on the host.
 
   Raises:
     ValueError: no way keeps within the memory; the message says how much is needed, and for what.
@@ -80,7 +82,7 @@ def plan(
   centers = 4 * num_selected * projection_dim
   tried = []
   for on_disk, points_on_disk, stream in itertools.product((False, True), repeat=3):
-    if points_on_disk and not (stream and on_disk):
+    if points_on_disk and not (stream and on_disk) or stream and not may_stream:
       continue
     device = (0 if stream else 2 * points) + state  # twice: while they are put in place
     host_points = points if stream and not points_on_disk else 0

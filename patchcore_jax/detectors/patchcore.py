@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from sklearn.cluster import MiniBatchKMeans
 
 import patchcore_jax
-from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, scoring, spool
+from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, processes, scoring, spool
 from patchcore_jax.backbones import Backbone, FeatureMaps
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base, fit_plan
@@ -118,6 +118,7 @@ def fit(
     *,
     embedding: EmbeddingSpec,
     coreset_spec: CoresetSpec,
+    joint: bool = False,
     memory_gb: float = math.inf,
     scratch: str | os.PathLike | None = None,
     notify: Callable[[FitPlan], None] | None = None,
@@ -128,6 +129,9 @@ def fit(
   Args:
     backbone, batches, num_images, embedding: as in `embed`; good images only.
     coreset_spec: how many patches are kept and how they are chosen.
+    joint: the images are this process's part of all (`processes.part`). All processes of
+      `jax.distributed` call this, and each gets the bank of all images; embeddings stay where they are
+      made, and the selection runs over all devices.
     memory_gb: the most that the process may take on the host, in 10^9 bytes. Arrays for which that
       is not enough lie in files without a name, which vanish with the process. No influence on the
       result.
@@ -139,12 +143,13 @@ def fit(
     A `MemoryBank` of NumPy arrays, in order of selection.
 
   Raises:
-    ValueError: no images, a ratio that keeps no patch, or too little memory for any way to fit.
+    ValueError: no images, a ratio that keeps no patch, too little memory for any way to fit, or a joint fit
+      with method 'kmeans'.
     OSError: too little disk.
   """
   bank, _ = _fit(
-      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, memory_gb=memory_gb,
-      scratch=scratch, notify=notify, progress=progress)
+      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, joint=joint,
+      memory_gb=memory_gb, scratch=scratch, notify=notify, progress=progress)
   return bank
 
 
@@ -170,6 +175,7 @@ def fit_and_cross_score(
     scoring_spec: ScoringSpec,
     folds: int,
     search: SearchSpec | None = None,
+    joint: bool = False,
     memory_gb: float = math.inf,
     scratch: str | os.PathLike | None = None,
     notify: Callable[[FitPlan], None] | None = None,
@@ -198,34 +204,37 @@ def fit_and_cross_score(
         f"folds={folds}, coreset.method={coreset_spec.method!r}: expected at least 2, and a method that "
         "selects patches of images ('greedy', 'random' or 'identity').")
   return _fit(
-      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, memory_gb=memory_gb,
-      scratch=scratch, notify=notify, progress=progress,
+      backbone, batches, num_images, embedding=embedding, coreset_spec=coreset_spec, joint=joint,
+      memory_gb=memory_gb, scratch=scratch, notify=notify, progress=progress,
       cross=functools.partial(
           _cross_score, scoring_spec=scoring_spec, folds=folds, search=search or SearchSpec()))
 
 
-def _fit(backbone, batches, num_images, *, embedding, coreset_spec, memory_gb, scratch, notify, progress,
-         cross=None):
+def _fit(backbone, batches, num_images, *, embedding, coreset_spec, joint, memory_gb, scratch, notify,
+         progress, cross=None):
   """(bank, what `cross` makes of the embeddings, or None)."""
   first, batches = base.first_of(batches)
   *grid, dim = _shape(backbone, first, embedding)
   patches = math.prod(grid)
   plan = _plan(
-      backbone, first, num_images * patches, dim, embedding, coreset_spec, memory_gb, folds=bool(cross))
+      backbone, first, patches * _counts(num_images, joint), dim, embedding, coreset_spec, memory_gb,
+      folds=bool(cross))
   if notify:
     notify(plan)
   allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
   embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
   num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
+  images = _counts(num_images, joint)
   points = spool.view(embeddings, (num_images * patches, dim))
-  project = functools.partial(_project, points, coreset_spec, plan, allocate, progress)
+  points_dim = _projection_dim(coreset_spec, patches * images)
+  project = functools.partial(_project, points, points_dim, coreset_spec, plan, allocate, progress)
   if cross and coreset_spec.method == 'greedy':
     project = functools.partial(_given, project())  # the folds select in the same points
-  rows, indices = _select(points, project, coreset_spec, plan, progress)
+  rows, indices = _select(points, patches * images, project, coreset_spec, plan, progress)
   description = describe(backbone, embedding) | {
       'coreset': dataclasses.asdict(coreset_spec),
-      'num_images': num_images,
-      'num_patches': len(points),
+      'num_images': int(images.sum()),
+      'num_patches': patches * int(images.sum()),
       'grid': list(grid),
       'image_size': list(first.image.shape[1:3]),
       'versions': {'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__},
@@ -233,38 +242,42 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, memory_gb, s
   scores = None
   if cross:
     scores = cross(
-        embeddings, points, project, coreset_spec, plan, num_images=num_images,
+        embeddings, points, project, coreset_spec, plan, images=images,
         image_size=first.image.shape[1:3], batch_size=len(first.image), progress=progress)
   return MemoryBank(rows, indices, description), scores
 
 
 def _cross_score(
-    embeddings, points, project, spec, plan, *, num_images, image_size, batch_size, progress,
-    scoring_spec, folds, search):
+    embeddings, points, project, spec, plan, *, images, image_size, batch_size, progress, scoring_spec,
+    folds, search):
+  num_images, joint = int(images.sum()), len(images) > 1
   if num_images < 2:
     raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
   folds = min(folds, num_images)
-  patches = len(points) // num_images
+  own = _own(images)
+  patches = len(points) // (own.stop - own.start)
   if spec.method == 'greedy':
     projected = project() if plan.stream else np.asarray(project())
-  fold_of = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
-  found = CrossScores(*np.zeros((2, num_images), np.float32))
+  fold_of_all = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
+  fold_of = fold_of_all[own]
+  found = CrossScores(*np.zeros((2, len(fold_of)), np.float32))
   for fold in range(folds):
     # Rows of the other images; `_select` sees them as if there were no more.
     others = np.flatnonzero(np.repeat(fold_of != fold, patches))
     if spec.method == 'greedy':  # what is streamed may be larger than the memory
       part = _Rows(projected, others) if plan.stream else spool.take(projected, others)
       project = functools.partial(_given, part)
-    rows, _ = _select(_Rows(points, others), project, spec, plan, None)
-    images = np.flatnonzero(fold_of == fold)
-    scores = score_embeddings(
-        embeddings, rows, image_size, images=images, batch_size=batch_size, scoring_spec=scoring_spec,
-        search=search)
-    for kept, new in zip(found, scores):
-      kept[images] = new
+    rows, _ = _select(_Rows(points, others), _counts(len(others), joint), project, spec, plan, None)
+    scored = np.flatnonzero(fold_of == fold)
+    if len(scored):  # of several processes, one may have none
+      scores = score_embeddings(
+          embeddings, rows, image_size, images=scored, batch_size=batch_size, scoring_spec=scoring_spec,
+          search=search)
+      for kept, new in zip(found, scores):
+        kept[scored] = new
     if progress:
-      progress('calibrate', int((fold_of <= fold).sum()), num_images)
-  return found
+      progress('calibrate', int((fold_of_all <= fold).sum()), num_images)
+  return CrossScores(*map(processes.joined, found)) if joint else found
 
 
 def score_embeddings(
@@ -484,45 +497,71 @@ def _embed_into(embeddings, backbone, batches, embedding, progress):
   return done
 
 
+def _counts(n, joint):
+  """[p] numbers of things of each process, which are together one fit; p is 1 if it is not joint."""
+  return processes.counts(n) if joint else np.array([n])
+
+
+def _own(counts):
+  """Which of all things are this process's."""
+  i = jax.process_index() if len(counts) > 1 else 0
+  return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
+
+
 def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb, *, folds):
+  """Of this process, which has `num_patches.max()` at the most, and the whole bank."""
   device = jax.local_devices()[0]
   memory = device.memory_stats() if device.platform != 'cpu' else None
   batch_bytes = parallel.working_bytes(
       _embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batch.image)
   return fit_plan.plan(
-      num_patches, coreset.coreset_size(num_patches, spec.ratio), dim, _projection_dim(spec, num_patches),
-      memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
+      int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), spec.ratio), dim,
+      _projection_dim(spec, num_patches), memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
       batch_bytes=batch_bytes if device.platform == 'cpu' else 0,
       device_bytes=memory.get('bytes_limit') if memory else None,
-      num_devices=jax.local_device_count(), folds=folds)
+      num_devices=jax.local_device_count(), folds=folds, may_stream=len(num_patches) == 1)
 
 
-def _projection_dim(spec, num_points):
-  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(num_points)
+def _projection_dim(spec, counts):
+  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(int(counts.sum()))
 
 
 def _given(value):
   return value
 
 
-def _select(points, project, spec, plan, progress):
-  """(embeddings [m, d], indices [m]) of the bank.
+def _select(points, counts, project, spec, plan, progress):
+  """(embeddings [m, d], indices [m]) of the bank, of the points of all processes, `counts` of each.
 
   `project` makes the points in which 'greedy' selects, and is called for that only: unless its caller keeps
   them, they are gone before the embeddings are read.
   """
-  n = len(points)
+  n = int(counts.sum())
   size = coreset.coreset_size(n, spec.ratio)
   if spec.method == 'kmeans':
+    if len(counts) > 1:
+      raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
     return _cluster_centers(points, size, spec.seed)
   if spec.method == 'greedy':
-    indices = _greedy(project(), size, spec, plan, progress)
+    indices = _greedy(project(), counts, size, spec, plan, progress)
   elif spec.method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(spec.seed), n)[:size])
   else:
     indices = np.arange(n)
   indices = indices.astype(np.int32)
-  return spool.take(points, indices), indices
+  return _rows_at(points, counts, indices), indices
+
+
+def _rows_at(points, counts, indices):
+  """[m, d] in the order of `indices`, each from the process that has it."""
+  own = _own(counts)
+  mine = spool.take(points, indices[(own.start <= indices) & (indices < own.stop)] - own.start)
+  if len(counts) == 1:
+    return mine
+  owner = np.searchsorted(np.cumsum(counts), indices, side='right')
+  rows = np.empty((len(indices), points.shape[1]), np.float32)
+  rows[np.argsort(owner, kind='stable')] = processes.joined(mine)
+  return rows
 
 
 def _cluster_centers(points, size, seed):
@@ -539,25 +578,29 @@ def _cluster_centers(points, size, seed):
   return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
 
 
-def _project(points, spec, plan, allocate, progress):
+def _project(points, dim, spec, plan, allocate, progress):
   """The points in which the selection runs, on the host if the plan says so."""
   key, _ = jax.random.split(jax.random.key(spec.seed))
-  dim = _projection_dim(spec, len(points))
   return coreset.random_projection(
       points, dim, key=key, kind=spec.projection,
       progress=functools.partial(progress, 'project') if progress else None,
       out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.stream else None)
 
 
-def _greedy(projected, size, spec, plan, progress):
-  n = len(projected)
+def _greedy(projected, counts, size, spec, plan, progress):
+  n = int(counts.sum())
   _, key = jax.random.split(jax.random.key(spec.seed))
   num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)
-  start = jax.random.choice(key, n, (num_start,), replace=False)
+  start = np.asarray(jax.random.choice(key, n, (num_start,), replace=False))
+  select = functools.partial(
+      coreset.greedy_k_center, select_start=spec.start == 'point', stream=plan.stream,
+      progress=functools.partial(progress, 'coreset') if progress else None)
+  if len(counts) > 1:
+    mesh = processes.mesh(k_center.AXIS)
+    pieces, valid = processes.spread(np.asarray(projected), mesh)
+    picks = select(pieces, size, start=np.flatnonzero(valid)[start], mesh=mesh, valid=valid)
+    return np.cumsum(valid)[picks] - 1  # as if there were no padding
   devices = jax.local_devices()
   split = len(devices) > 1 and not plan.stream
-  return coreset.greedy_k_center(
-      projected, size, start=start,
-      select_start=spec.start == 'point', stream=plan.stream,
-      mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None,
-      progress=functools.partial(progress, 'coreset') if progress else None)
+  return select(
+      projected, size, start=start, mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None)

@@ -1,0 +1,108 @@
+"""Several processes of one program, by `jax.distributed`: each has a part of the images, and what they find
+is put together. In a program of one process all of this is nothing, and costs nothing.
+"""
+
+import hashlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes files and talks to the user."""
+  return jax.process_index() == 0
+
+
+def part(n: int) -> slice:
+  """Which of n images are this process's own: even shares, in the order of the processes.
+
+  Raises:
+    ValueError: fewer images than processes.
+
+  >>> part(5)
+  slice(0, 5, None)
+  """
+  count, index = jax.process_count(), jax.process_index()
+  if n < count:
+    raise ValueError(f'{n} images for {count} processes: each needs one. Use fewer processes.')
+  return slice(n * index // count, n * (index + 1) // count)
+
+
+def joined(array: np.ndarray) -> np.ndarray:
+  """The arrays [n, ...] of all processes, one after another, in each of them.
+
+  Args:
+    array: n may differ from process to process, the rest of the shape and the dtype may not. Values of at
+      most 32 bits: JAX would cut longer ones.
+
+  >>> joined(np.array([1, 2], np.int32))
+  array([1, 2], dtype=int32)
+  """
+  if jax.process_count() == 1:
+    return array
+  if array.dtype.itemsize > 4:
+    raise ValueError(f'Expected values of at most 32 bits, got {array.dtype}.')
+  counts = multihost_utils.process_allgather(np.int32(len(array)))
+  missing = counts.max() - len(array)
+  padded = np.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)))
+  parts = multihost_utils.process_allgather(padded)
+  return np.concatenate([rows[:count] for rows, count in zip(parts, counts, strict=True)])
+
+
+def joined_files(files: list[bytes]) -> list[bytes]:
+  """`joined` of byte strings.
+
+  >>> joined_files([b'ab', b'c'])
+  [b'ab', b'c']
+  """
+  data = joined(np.frombuffer(b''.join(files), np.uint8))
+  ends = np.cumsum(joined(np.array([len(f) for f in files], np.int32)), dtype=np.int64)
+  return [data[end - n:end].tobytes() for n, end in zip(np.diff(ends, prepend=0), ends)]
+
+
+def counts(n: int) -> np.ndarray:
+  """[number of processes] int64, the `n` of each.
+
+  >>> counts(3)
+  array([3])
+  """
+  return joined(np.array([n], np.int32)).astype(np.int64)
+
+
+def agree(text: str) -> bool:
+  """Whether all processes say the same.
+
+  >>> agree('yes')
+  True
+  """
+  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint32)
+  return bool((joined(digest[None]) == digest).all())
+
+
+def wait() -> None:
+  """Until all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('patchcore_jax')
+
+
+def mesh(axis: str) -> Mesh:
+  """All devices of all processes, in the order of these."""
+  devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(devices), (axis,))
+
+
+def spread(rows: np.ndarray, over: Mesh) -> tuple[jax.Array, np.ndarray]:
+  """The rows [n, d] of all processes as one array over the devices of `mesh`, without any travelling.
+
+  Returns:
+    The array [m, d], of which every device has the same number of rows, filled up with zeros behind the
+    rows of each process; and [m] bool, which of them are not such padding.
+  """
+  numbers, devices = counts(len(rows)), jax.local_device_count()
+  share = -(-int(numbers.max()) // devices) * devices
+  padded = np.pad(rows, ((0, share - len(rows)), (0, 0)))
+  whole = jax.make_array_from_process_local_data(
+      NamedSharding(over, PartitionSpec(over.axis_names)), padded, (share * len(numbers), rows.shape[1]))
+  return whole, (np.arange(share) < numbers[:, None]).reshape(-1)

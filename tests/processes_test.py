@@ -1,0 +1,151 @@
+"""Several processes, as on several machines: the binaries give the results of one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import fit, mvtec
+from patchcore_jax import inspection, memory_bank, provenance
+from tests import conftest, fit_test, plates
+
+COUNT = 3
+NETWORK = {'backbone__name': 'tests.small:backbone', 'backbone__weights': '', 'backbone__layers': ()}
+
+
+def _flags(data, overrides):
+  return [
+      f'--config.{k}={",".join(map(str, v)) if isinstance(v, tuple) else v}'
+      for k, v in plates.fields(data, overrides).items() if v != ()]
+
+
+def _run(*command, count=COUNT, devices=2, each=lambda i: ()):
+  """(exit code, stdout, stderr) of processes that run side by side, of so many devices each."""
+  env = os.environ | {
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-m', *command, f'--coordinator_address={address}', f'--num_processes={count}',
+           f'--process_id={i}', *each(i)],
+          cwd=conftest.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      for i in range(count)]
+  try:
+    outputs = [process.communicate(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def _damage(data):
+  """One image fewer: processes have different numbers."""
+  path = data / 'bolt/train/good/000.png'
+  path.write_bytes(path.read_bytes()[:50])
+
+
+class TestMvtec:
+
+  def test_as_one_process(self, data, tmp_path):
+    _damage(data)
+    overrides = NETWORK | {'data__on_error': 'skip'}
+    mvtec.run(plates.config(data, **overrides), tmp_path / 'one')
+    command = ('experiments.mvtec', '--config=configs/wrn50.py', f'--workdir={tmp_path / "several"}',
+               *_flags(data, overrides))
+    results = _run(*command)
+    assert [code for code, *_ in results] == [0] * COUNT, results
+    (_, first, _), *others = results
+    assert 'Coreset 0.2 of all' in first and all('Coreset' not in out for _, out, _ in others)
+    assert sum(out.count('skipped: ') for _, out, _ in results) == 1
+    for name in ('bolt', 'nut'):
+      one, several = (memory_bank.restore(tmp_path / run / 'banks' / name) for run in ('one', 'several'))
+      np.testing.assert_array_equal(several.indices, one.indices)
+      np.testing.assert_allclose(several.embeddings, one.embeddings, rtol=1e-5, atol=1e-6)
+      different = ('fit_seconds', 'versions')
+      assert ({k: v for k, v in one.description.items() if k not in different}
+              == {k: v for k, v in several.description.items() if k not in different})
+    _same_rows(plates.results(tmp_path / 'one'), plates.results(tmp_path / 'several'))
+    names = [[p.relative_to(tmp_path / run) for p in sorted((tmp_path / run).rglob('*.*'))
+              if 'banks' not in p.parts] for run in ('one', 'several')]
+    assert names[0] == names[1]
+    # And goes on where it was.
+    shutil.rmtree(tmp_path / 'several/banks/nut')
+    again = _run(*command)
+    assert [code for code, *_ in again] == [0] * COUNT and 'finished before' in again[0][1]
+
+  def test_another_detector_and_an_ensemble(self, data, tmp_path):
+    for i, overrides in enumerate((
+        {'detector': 'padim', 'padim__num_dims': 6},
+        {'backbone__name': 'tests.small:backbone+tests.small:backbone'})):
+      overrides = NETWORK | {'data__categories': ('nut',)} | overrides
+      one, several = tmp_path / f'one{i}', tmp_path / f'several{i}'
+      mvtec.run(plates.config(data, **overrides), one)
+      results = _run('experiments.mvtec', '--config=configs/wrn50.py', f'--workdir={several}',
+                     *_flags(data, overrides), count=2, devices=1)
+      assert [code for code, *_ in results] == [0, 0], results
+      _same_rows(plates.results(one), plates.results(several))
+
+  def test_when_one_fails_all_end(self, data, tmp_path):
+    _damage(data)
+    results = _run(
+        'experiments.mvtec', '--config=configs/wrn50.py', f'--workdir={tmp_path / "run"}',
+        *_flags(data, NETWORK), count=2)
+    (code, _, error), (other, *_) = results
+    assert code == 1 and 'error: process 0: Cannot read' in error
+    assert other  # JAX aborts it when the first one is gone, if it has not noticed itself
+    assert not list((tmp_path / 'run').rglob('*bolt*'))
+
+  def test_processes_that_differ_say_so(self, data, tmp_path):
+    results = _run(
+        'experiments.mvtec', '--config=configs/wrn50.py', f'--workdir={tmp_path / "run"}',
+        *_flags(data, NETWORK), count=2, each=lambda i: (f'--config.seed={i}',))
+    assert [code for code, *_ in results] == [1, 1]
+    for i, (_, _, err) in enumerate(results):
+      assert f'error: process {i}: The processes differ in their settings' in err
+
+
+class TestFit:
+
+  def test_as_one_process(self, tmp_path):
+    good = tmp_path / 'plates'
+    rng = np.random.default_rng(0)
+    for i in range(8):
+      plates._draw(good / f'{i:02}.png', rng)
+    fields = NETWORK | {
+        'coreset__ratios': (0.2,), 'calibration__false_alarm_rate': 0.2, 'calibration__folds': 3}
+    config = fit_test._config(good, **fields)
+    one = fit.run(config, str(tmp_path / 'one'))
+    results = _run(
+        'experiments.fit', '--config=configs/own.py', f'--out={tmp_path / "several"}', *_flags(good, fields))
+    assert [code for code, *_ in results] == [0] * COUNT, results
+    several = inspection.load(tmp_path / 'several').bank
+    np.testing.assert_array_equal(several.indices, one.indices)
+    assert several.description['images'] == one.description['images']
+    assert provenance.thumbnails(several) == provenance.thumbnails(one)
+    for field, value in one.description['calibration'].items():
+      found = several.description['calibration'][field]
+      assert found == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
+
+
+def test_other_binaries_say_that_they_run_on_one_machine(tmp_path):
+  result = subprocess.run(
+      [sys.executable, '-m', 'experiments.sweep', '--config=configs/low_shot.py', f'--workdir={tmp_path}',
+       '--distributed'], cwd=conftest.ROOT, capture_output=True, text=True)
+  assert result.returncode == 1 and 'This binary runs on one machine' in result.stderr
+
+
+def _same_rows(one, several):
+  assert len(one) == len(several)
+  for a, b in zip(one, several, strict=True):
+    assert a.keys() == b.keys()
+    for field, value in a.items():
+      try:
+        assert float(b[field]) == pytest.approx(float(value), rel=1e-4), field
+      except ValueError:
+        assert b[field] == value
