@@ -7,7 +7,8 @@ predictions.jsonl (a row for each image), overlays/ (heatmaps), maps/ (anomaly m
 --why) and report.html. Pictures and positions are in the pixels of the original images; what was cropped away
 before the network saw it is dark in overlays, and NaN in maps. An earlier run in DIR is replaced.
 
-With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them. Without --batch_size, 8
+With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them; report.html is made anew
+every ten seconds in which one came. Without --batch_size, 8
 images go through the network at once, and with --watch each one when it comes.
 
 Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
@@ -40,6 +41,7 @@ from patchcore_jax.report import predictions
 from patchcore_jax.report.predictions import Answer
 
 MAPS = ('npy', 'tif', 'none')
+_REPORT_SECONDS = 10.0  # between two reports while images arrive
 
 cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
 _OVERLAYS = flags.DEFINE_bool('overlays', True, 'Write heatmaps.')
@@ -173,22 +175,26 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
   except BaseException:
     predictions.discard(unfinished)
     raise
+
+  def report(speed):
+    writer.report((
+        ('bank', options.bank), ('images', options.images), ('backbone', inspector.backbone.name),
+        ('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits)), ('speed', speed)))
+
   for folder_name in denied:
     writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
   with _stopping(stop):
     if options.watch:
       _say(f'waiting for images in {options.images}; Ctrl-C ends it')
     try:
-      summary = _predict(inspector, score, paths, writer, options, stop)
+      summary = _predict(inspector, score, paths, writer, options, stop, report)
     except OSError as e:
       raise OSError(f'{e} What was done until then lies in {place}.') from e
   if summary.stopped:
     _say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}')
     return summary
-  speed = f'{summary.images / summary.seconds:.1f} images/s' if summary.seconds else ''
-  writer.report((
-      ('bank', options.bank), ('images', options.images), ('backbone', inspector.backbone.name),
-      ('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits)), ('speed', speed)))
+  speed = _speed(summary.images, summary.seconds)
+  report(speed)
   if not options.watch:
     with answers.writing_to(out):
       predictions.publish(unfinished)
@@ -282,9 +288,14 @@ def _batch_size(options):
   return options.batch_size or (1 if options.watch else 8)
 
 
-def _predict(inspector, score, paths, writer, options, stop) -> Summary:
+def _speed(images, seconds):
+  return f'{images / seconds:.1f} images/s' if seconds else ''
+
+
+def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
   """While a batch is scored, the next is read, and the pictures of the one before are drawn."""
   clock, drawing = _Clock(), []
+  reported, when = 0, time.monotonic()
   total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
 
   def finish():
@@ -314,6 +325,10 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
       drawing.extend(jobs)
       if options.watch:
         finish()
+        done = writer.images + writer.failed
+        if done > reported and time.monotonic() - when >= _REPORT_SECONDS:
+          report(_speed(writer.images, clock.worked()))
+          reported, when = done, time.monotonic()
       if stop.is_set():
         break
     finish()

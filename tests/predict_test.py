@@ -406,7 +406,8 @@ class TestBadInput:
 
 class TestWatch:
 
-  def test_images_are_answered_as_they_come(self, bank, tmp_path):
+  def test_images_are_answered_as_they_come(self, bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, '_REPORT_SECONDS', 0.1)
     folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
     folder.mkdir()
     _part(SIZES[0], 1).save(folder / '1.png')
@@ -424,6 +425,7 @@ class TestWatch:
         time.sleep(0.25)
       (folder / '3.png').write_text('text')
       _wait(lambda: len(_rows(out)) == 3)
+      _wait(lambda: (out / 'report.html').exists() and '2.png' in (out / 'report.html').read_text())
     finally:
       stop.set()
       thread.join()
