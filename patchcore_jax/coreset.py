@@ -177,6 +177,8 @@ def greedy_k_center(
   """
   start = _checked(points, num_selected, start, select_start)
   n, dim = points.shape
+  if valid is not None and num_selected > valid.sum():
+    raise ValueError(f'num_selected={num_selected}: only {valid.sum()} of {n} points are valid.')
   if resume is not None and (
       resume.indices.shape != (num_selected,) or len(resume.distances_sq) < n):
     raise ValueError(

@@ -94,7 +94,7 @@ def mesh(axis: str) -> Mesh:
 
 
 def spread(rows: np.ndarray, over: Mesh) -> tuple[jax.Array, np.ndarray]:
-  """The rows [n, d] of all processes as one array over the devices of `mesh`, without any travelling.
+  """The rows [n, d] of all processes as one array over the devices of a mesh, without any travelling.
 
   Returns:
     The array [m, d], of which every device has the same number of rows, filled up with zeros behind the

@@ -147,6 +147,18 @@ class TestLazyEqualsDense:
         coreset.greedy_k_center(points, len(points), start=[3], select_start=True),
         _dense(cloud, select_start=True))
 
+  @pytest.mark.parametrize('stream', [False, True])
+  def test_rows_that_are_no_points(self, small_sizes, stream):
+    points = _points(900)
+    valid = np.random.default_rng(1).random(900) < 0.7
+    rows = np.where(valid[:, None], points, 1e3)  # far from all: they would be picked first
+    place = np.flatnonzero(valid)
+    picks = coreset.greedy_k_center(rows, 200, start=place[[5, 9]], valid=valid, stream=stream)
+    expected = coreset.dense_greedy_k_center(points[valid], 200, start=[5, 9])
+    assert picks.tolist() == place[expected].tolist()
+    with pytest.raises(ValueError, match='only .* of 900 points are valid'):
+      coreset.greedy_k_center(rows, 900, start=place[:1], valid=valid)
+
   def test_goes_on_from_a_state(self):
     points, states = _clustered(), []
     whole = coreset.greedy_k_center(
