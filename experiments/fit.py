@@ -28,6 +28,7 @@ from patchcore_jax.memory_bank import MemoryBank
 
 cli.key_flags('config', 'out', *cli.OF_SEVERAL_PROCESSES)
 _SHOWN = 5  # names in a message
+_LONG = 2.0  # seconds that are worth an estimate
 
 
 def main(_) -> None:
@@ -67,7 +68,8 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
       'notify': lambda plan: cli.console.print(f'bank: {plan}')}
   Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
   with cli.progress_bar(name) as progress:
-    arguments['progress'] = _with_estimate(progress, config.data.batch_size)
+    arguments['progress'] = _with_estimate(
+        progress, config.data.batch_size, config.calibration.folds)
     if config.calibration.folds:
       bank, scores = patchcore.fit_and_cross_score(
           backbone, recorder, part.stop - part.start, scoring_spec=settings.scoring,
@@ -175,21 +177,33 @@ def _some(paths):
   return ', '.join(paths[:_SHOWN]) + more
 
 
-def _with_estimate(progress, batch_size):
-  """Tells once how long the network will take: by the second batch, because the first compiles."""
-  times = []
+def _with_estimate(progress, batch_size, folds):
+  """Tells how long the network will take, by the second batch, because the first compiles; and then the
+  thresholds, for which as many banks are selected again, each from most of the images.
+  """
+  batches, selecting = [], time.monotonic()
 
   def update(stage, done, total):
-    if stage == 'embed' and len(times) < 2:
-      times.append(time.monotonic())
-      if len(times) == 2 and done < total:
-        left = (total - done) * (times[1] - times[0]) / batch_size
-        cli.console.print(
-            f'about {datetime.timedelta(seconds=round(left))} for the network; selection and thresholds '
-            'come after')
+    nonlocal selecting
+    now = time.monotonic()
+    if stage == 'embed' and len(batches) < 2:
+      batches.append(now)
+      if len(batches) == 2 and done < total:
+        _say_time((total - done) * (batches[1] - batches[0]) / batch_size, 'for the network; selection and '
+                  'thresholds come after')
+    if stage in ('embed', 'project'):
+      selecting = now
+    if stage == 'coreset' and done == total and folds:
+      # Of n points it takes about n^1.5 as long.
+      _say_time(folds * (1 - 1 / folds) ** 1.5 * (now - selecting), 'or more for the thresholds')
     progress(stage, done, total)
 
   return update
+
+
+def _say_time(seconds, what):
+  if seconds >= _LONG:
+    cli.console.print(f'about {datetime.timedelta(seconds=round(seconds))} {what}')
 
 
 if __name__ == '__main__':

@@ -105,6 +105,16 @@ class TestFit:
     assert '1 training image looks unlike the others' in told and 'zz.png (score' in told
     assert 'were asked for, which takes 99 images; 13 can vouch for 7.1 %' in told
 
+  def test_times_are_told_beforehand(self, good, tmp_path, capsys, monkeypatch):
+    fit.run(_config(good, calibration__folds=2), str(tmp_path / 'short'))
+    assert 'for the network' not in capsys.readouterr().out
+    monkeypatch.setattr(fit, '_LONG', 0)
+    fit.run(_config(good, calibration__folds=2), str(tmp_path / 'a'))
+    told = capsys.readouterr().out
+    assert told.index('about 0:00:0') < told.index('for the network') < told.index('for the thresholds')
+    fit.run(_config(good, calibration__folds=0), str(tmp_path / 'b'))
+    assert 'for the thresholds' not in capsys.readouterr().out
+
   def test_unreadable_and_odd_files_are_told(self, good, tmp_path, capsys):
     root = tmp_path / 'odd'
     shutil.copytree(good, root)
