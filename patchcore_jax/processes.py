@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from patchcore_jax import spool
+
 
 def is_first() -> bool:
   """Whether this is the process that writes files and talks to the user."""
@@ -69,6 +71,40 @@ def counts(n: int) -> np.ndarray:
   array([3])
   """
   return joined(np.array([n], np.int32)).astype(np.int64)
+
+
+def own(counts: np.ndarray) -> slice:
+  """Which of all things, `counts` of each process, are this one's. Of [1] counts all are.
+
+  >>> own(np.array([4]))
+  slice(0, 4, None)
+  """
+  i = jax.process_index() if len(counts) > 1 else 0
+  return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
+
+
+def take(rows: np.ndarray | spool.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+  """Some of the rows of all processes, in each of them.
+
+  Args:
+    rows: [n, d], this process's own.
+    counts: their number in each process; [1] where there is one, or the rows are not shared.
+    indices: [m], counted over all processes, the same in each.
+
+  Returns:
+    [m, d], in the order of `indices`.
+
+  >>> take(np.array([[0.], [1.], [2.]]), np.array([3]), np.array([2, 0])).tolist()
+  [[2.0], [0.0]]
+  """
+  mine = own(counts)
+  found = spool.take(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
+  if len(counts) == 1:
+    return found
+  owner = np.searchsorted(np.cumsum(counts), indices, side='right')
+  result = np.empty((len(indices), *found.shape[1:]), found.dtype)
+  result[np.argsort(owner, kind='stable')] = joined(found)
+  return result
 
 
 def agree(text: str) -> bool:

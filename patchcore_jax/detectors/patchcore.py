@@ -254,7 +254,7 @@ def _cross_score(
   if num_images < 2:
     raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
   folds = min(folds, num_images)
-  own = _own(images)
+  own = processes.own(images)
   patches = len(points) // (own.stop - own.start)
   if spec.method == 'greedy':
     projected = project() if plan.stream else np.asarray(project())
@@ -502,12 +502,6 @@ def _counts(n, joint):
   return processes.counts(n) if joint else np.array([n])
 
 
-def _own(counts):
-  """Which of all things are this process's."""
-  i = jax.process_index() if len(counts) > 1 else 0
-  return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
-
-
 def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb, *, folds):
   """Of this process, which has `num_patches.max()` at the most, and the whole bank."""
   device = jax.local_devices()[0]
@@ -549,19 +543,7 @@ def _select(points, counts, project, spec, plan, progress):
   else:
     indices = np.arange(n)
   indices = indices.astype(np.int32)
-  return _rows_at(points, counts, indices), indices
-
-
-def _rows_at(points, counts, indices):
-  """[m, d] in the order of `indices`, each from the process that has it."""
-  own = _own(counts)
-  mine = spool.take(points, indices[(own.start <= indices) & (indices < own.stop)] - own.start)
-  if len(counts) == 1:
-    return mine
-  owner = np.searchsorted(np.cumsum(counts), indices, side='right')
-  rows = np.empty((len(indices), points.shape[1]), np.float32)
-  rows[np.argsort(owner, kind='stable')] = processes.joined(mine)
-  return rows
+  return processes.take(points, counts, indices), indices
 
 
 def _cluster_centers(points, size, seed):
