@@ -114,7 +114,12 @@ def _join_processes(distributed):
         'and --process_id. experiments.mvtec and experiments.fit take them.')
   if not wanted and None in named:
     raise ValueError('Expected --coordinator_address, --num_processes and --process_id together.')
-  jax.distributed.initialize(*named)
+  try:
+    jax.distributed.initialize(*named)
+  except ValueError as e:
+    raise ValueError(
+        f'Nothing tells which process this is ({e}) Outside of Slurm, Open MPI and TPU pods give '
+        '--coordinator_address, --num_processes and --process_id.') from e
   console.quiet = not processes.is_first()
 
 

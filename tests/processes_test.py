@@ -133,11 +133,16 @@ class TestFit:
       assert found == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
 
 
-def test_other_binaries_say_that_they_run_on_one_machine(tmp_path):
+@pytest.mark.parametrize('command, words', [
+    (('sweep', '--distributed'), 'This binary runs on one machine'),
+    (('mvtec', '--distributed'), 'Nothing tells which process this is'),
+    (('mvtec', '--process_id=1'), 'Expected --coordinator_address, --num_processes and')])
+def test_mistakes(command, words, tmp_path):
+  binary, flag = command
   result = subprocess.run(
-      [sys.executable, '-m', 'experiments.sweep', '--config=configs/low_shot.py', f'--workdir={tmp_path}',
-       '--distributed'], cwd=conftest.ROOT, capture_output=True, text=True)
-  assert result.returncode == 1 and 'This binary runs on one machine' in result.stderr
+      [sys.executable, '-m', f'experiments.{binary}', '--config=configs/low_shot.py', f'--workdir={tmp_path}',
+       flag], cwd=conftest.ROOT, capture_output=True, text=True)
+  assert result.returncode == 1 and f'error: {words}' in result.stderr
 
 
 def _same_rows(one, several):
