@@ -73,7 +73,8 @@ class SearchBank(NamedTuple):
 
   Attributes:
     rows: [m, d] float32, as given.
-    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest.
+    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest. None:
+      made of the rows as they are needed.
     squares: [m] float32, the columns' squared norms.
     slack: [] float32, how far a column is at most from the ideal reduction of its row.
     center: [d] float32, about which vectors are reduced.
@@ -323,8 +324,8 @@ def _search(queries, bank, sizes, k, blocks):
   def longer(queries):
     return _by_shortlist(queries, bank, sizes, k, k + _MANY_SPARE, blocks)
 
-  def as_they_are(queries):
-    whole = _as_it_is(bank.rows, bank.center, bank.count)
+  def as_they_are(queries):  # whose columns would be as large as the bank: they are made block by block
+    whole = bank._replace(columns=None, basis=None)
     return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
 
   found, doubtful = _repeat(longer, _DOUBTFUL_BLOCK, queries, found, doubtful)
@@ -337,13 +338,30 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
   """Compares each query with the `length` rows of the smallest reduced distances; says whether a nearer
   row may have been missed."""
   query_block, bank_block = blocks
-  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
-  squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
+  dtype = 'float32' if bank.columns is None else bank.columns.dtype.name
+  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, dtype)
+  counts = jnp.arange(len(bank.rows)) < bank.count
+  largest = jnp.sqrt(jnp.where(counts, bank.squares, 0).max())
+  bank_slack = bank.slack
+  if bank.columns is None:  # the squares are of reduced rows
+    largest += bank.slack
+    bank_slack = 1.01 * 2 * UNIT * largest  # as `_reduce` has it without a basis
+
+  def block_of(first, width):
+    """Columns [r, width] and their squares, infinite for padding."""
+    def part(x, axis=0):
+      return lax.dynamic_slice_in_dim(x, first, width, axis)
+
+    if bank.columns is None:
+      vectors, squares, _ = _reduce(part(bank.rows), bank.center, None, dtype)
+      columns = vectors.T
+    else:
+      columns, squares = part(bank.columns, axis=1), part(bank.squares)
+    return columns, jnp.where(part(counts), squares, jnp.inf)
 
   def shorten(first, width, *shortlist):
     """The shortlist, and the smallest score of all rows that are not on it, with a block regarded."""
-    columns, block_squares = (
-        lax.dynamic_slice_in_dim(x, first, width, axis=x.ndim - 1) for x in (bank.columns, squares))
+    columns, block_squares = block_of(first, width)
 
     def block(reduced, scores, indices, outside):
       products = jnp.dot(
@@ -361,14 +379,13 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
 
   # Tensor cores sum less carefully than a CPU: four times the bound, where they are in use.
-  error = product_error(
-      reduced.shape[1], jnp.sqrt(queries_sq), jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max()))
+  error = product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
   error *= 1 if reduced.dtype == jnp.float32 else 4
 
   def in_doubt(nearest, outside):
     """Could a row outside the shortlist be as near as the k-th on it?"""
     reduced = jnp.sqrt(jnp.maximum(outside + queries_sq - error, 0))
-    bound = jnp.square(jnp.maximum(reduced - slack - bank.slack, 0)) * (1 - 2.0**-18)
+    bound = jnp.square(jnp.maximum(reduced - slack - bank_slack, 0)) * (1 - 2.0**-18)
     return (bound <= nearest[:, -1]) & (outside < jnp.inf)
 
   shortlist = (
@@ -417,13 +434,11 @@ def _reduce(vectors, center, basis, dtype):
   return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
 
 
-def _as_it_is(rows, center=None, count=None):
+def _as_it_is(rows):
   """A `SearchBank` that is neither reduced nor rounded."""
-  center = rows.mean(axis=0) if center is None else center
+  center = rows.mean(axis=0)
   columns, squares, slack = _reduce(rows, center, None, 'float32')
-  return SearchBank(
-      rows, columns.T, squares, slack.max(), center, None,
-      jnp.int32(len(rows)) if count is None else count)
+  return SearchBank(rows, columns.T, squares, slack.max(), center, None, jnp.int32(len(rows)))
 
 
 def _repeat(search, size, queries, found, doubtful):

@@ -141,6 +141,14 @@ class TestPrepare:
       assert (reduced <= true + 2 * prepared.slack).all()
       assert np.median(reduced[true > 0] / true[true > 0]) > 0.95  # or else it would be of no use
 
+  def test_a_search_takes_little_beside_the_bank(self):
+    queries, rows = _low_rank(m=100_000)
+    bank = neighbors.prepare(rows)
+    assert bank.basis is not None  # there are queries in doubt, for which the rows themselves are searched
+    search = jax.jit(functools.partial(neighbors.nearest_neighbors, k=3))
+    memory = search.lower(queries, bank).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.5 * bank.rows.nbytes
+
   def test_what_has_no_main_axes_is_not_reduced(self):
     assert neighbors.prepare(_data()[1]).basis is None
 
