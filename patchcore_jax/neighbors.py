@@ -41,6 +41,7 @@ _VARIANCE, _WORTHWHILE = 0.985, 0.6
 _DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
 _SAMPLE = 8192  # rows that show the bank's principal axes
 _PREPARED_BLOCK = 65536
+_ALL_BLOCK = 256  # rows that a query is compared with at once when no bound settles it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -459,7 +460,15 @@ def _repeat(search, size, queries, found, doubtful):
 
 def _by_all(queries, bank, sizes, k):
   """Every distance by the definition: for the queries that no bound settles."""
-  exact = lax.map(lambda row: distances_sq(row, queries, axis=-1), bank.rows, batch_size=256).T
+  m = len(bank.rows)
+  width = min(m, _ALL_BLOCK)
+
+  def part(i, exact):
+    first = jnp.minimum(i * width, m - width)  # the last block reaches back: a copy cut to size is a bank
+    rows = lax.dynamic_slice_in_dim(bank.rows, first, width)
+    return lax.dynamic_update_slice(exact, distances_sq(rows[None], queries[:, None], axis=-1), (0, first))
+
+  exact = lax.fori_loop(0, -(-m // width), part, jnp.zeros((len(queries), m)))
   exact = jnp.where(jnp.arange(len(bank.rows)) < bank.count, exact, jnp.inf)
   found = []
   for size in sizes:

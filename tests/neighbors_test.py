@@ -142,12 +142,14 @@ class TestPrepare:
       assert np.median(reduced[true > 0] / true[true > 0]) > 0.95  # or else it would be of no use
 
   def test_a_search_takes_little_beside_the_bank(self):
-    queries, rows = _low_rank(m=100_000)
-    bank = neighbors.prepare(rows)
-    assert bank.basis is not None  # there are queries in doubt, for which the rows themselves are searched
-    search = jax.jit(functools.partial(neighbors.nearest_neighbors, k=3))
-    memory = search.lower(queries, bank).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 0.5 * bank.rows.nbytes
+    m, dim, reduced = 500_000, 256, 64  # reduced: queries in doubt are compared with the rows themselves
+    shapes = neighbors.SearchBank(
+        (m, dim), (reduced, m), (m,), (), (dim,), (dim, reduced - 1), ())
+    bank = neighbors.SearchBank(*(jax.ShapeDtypeStruct(s, np.float32) for s in shapes))
+    bank = bank._replace(count=jax.ShapeDtypeStruct((), np.int32))
+    queries = jax.ShapeDtypeStruct((64, dim), np.float32)
+    memory = jax.jit(neighbors.nearest_neighbors).lower(queries, bank).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.3 * 4 * m * dim
 
   def test_what_has_no_main_axes_is_not_reduced(self):
     assert neighbors.prepare(_data()[1]).basis is None
