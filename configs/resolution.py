@@ -8,7 +8,7 @@ with size. Measured: not yet with the paper's weights and data.
 
 The images are enlarged to 8/7 of the size and cropped, as 256 to 224. The four neighbourhoods of a size
 share one pass of the network. Reduced: `--only='crop=(224|288) '`. Hardware: any; at 448 a category has up
-to 1.2 million patches, of which 1 % are selected in some 10 s on two CPU cores. On one category with
+to 1.2 million patches, of which 1 % are selected in some 10 s on two CPU cores. On two categories with
 another network: docs/results/README.md.
 """
 

@@ -7,7 +7,7 @@ The figure has no numbers; the paper's text says that greedy selection retains p
 and random selection does not. Measured: not yet with the paper's weights and data. One fit serves all
 ratios of 'greedy' and 'random'; k-means, which stands for the learned subsets of the paper, makes another
 bank for each, and only up to 1 %: it is slow beyond. All points share one pass of the network. Hardware:
-any. Time: most goes to 'identity', which searches all patches. On one category with another network:
+any. Time: most goes to 'identity', which searches all patches. On two categories with another network:
 docs/results/README.md.
 """
 

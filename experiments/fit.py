@@ -185,6 +185,7 @@ def _with_estimate(progress, batch_size, folds):
 
   def update(stage, done, total):
     nonlocal selecting
+    progress(stage, done, total)
     now = time.monotonic()
     if stage == 'embed' and len(batches) < 2:
       batches.append(now)
@@ -196,7 +197,6 @@ def _with_estimate(progress, batch_size, folds):
     if stage == 'coreset' and done == total and folds:
       # Of n points it takes about n^1.5 as long.
       _say_time(folds * (1 - 1 / folds) ** 1.5 * (now - selecting), 'or more for the thresholds')
-    progress(stage, done, total)
 
   return update
 
