@@ -130,7 +130,11 @@ def mesh(axis: str) -> Mesh:
 
 
 def spread(rows: np.ndarray, over: Mesh) -> tuple[jax.Array, np.ndarray]:
-  """The rows [n, d] of all processes as one array over the devices of a mesh, without any travelling.
+  """The rows of all processes as one array over all devices; no row leaves its process.
+
+  Args:
+    rows: [n, d], this process's own.
+    over: from `mesh`; each process has as many devices as the others.
 
   Returns:
     The array [m, d], of which every device has the same number of rows, filled up with zeros behind the
