@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.backbones import resnet, winograd
+from patchcore_jax.backbones import cpu_convolutions, resnet
 from tests import precision
 
 
@@ -95,7 +95,7 @@ class TestWinograd:
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
     expected = np.einsum('bhwcij,ijcf->bhwf', windows, kernel)
-    found = jax.jit(winograd.convolve_3x3)(x, kernel)
+    found = jax.jit(cpu_convolutions.convolve_3x3)(x, kernel)
     assert found.dtype == jnp.float32 and found.shape == expected.shape
     assert _relative(found, expected) < 5e-6
 
@@ -103,7 +103,7 @@ class TestWinograd:
     kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1)
     x = np.zeros((1, 9, 9, 1), np.float32)
     x[0, 4, 3] = 1
-    found = np.asarray(winograd.convolve_3x3(x, kernel))[0, :, :, 0]
+    found = np.asarray(cpu_convolutions.convolve_3x3(x, kernel))[0, :, :, 0]
     expected = np.zeros((9, 9))
     expected[3:6, 2:5] = [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -4,7 +4,7 @@ He et al. 2016; Zagoruyko and Komodakis 2016; Xie et al. 2017; the stride sits o
 of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer is a
 convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
 
-On a CPU most 3x3 convolutions run as `winograd.convolve_3x3` and a few images at a time, which is
+On a CPU some convolutions run as `cpu_convolutions` has them, and a few images at a time, which is
 faster; GPUs and TPUs have their library's convolutions.
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax.backbones import winograd
+from patchcore_jax.backbones import cpu_convolutions
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
@@ -73,11 +73,11 @@ class Arithmetic:
 
   Attributes:
     precision: one of `PRECISIONS`; see `apply_fn`.
-    fast_3x3: 3x3 convolutions of stride 1 by Winograd's algorithm.
+    for_cpu: convolutions of `cpu_convolutions` where they pay.
   """
 
   precision: str = 'float32'
-  fast_3x3: bool = False
+  for_cpu: bool = False
 
 
 class Conv(nn.Module):
@@ -99,9 +99,13 @@ class Conv(nn.Module):
     return self._convolve(x, kernel) + bias
 
   def _convolve(self, x, kernel):
-    if self.arithmetic.fast_3x3 and (self.size, self.stride, self.groups) == (3, 1, 1):
-      # In float32 always: its sums of operands would lose most of bfloat16's 8 bits.
-      return winograd.convolve_3x3(x, kernel)
+    if self.arithmetic.for_cpu and self.groups == 1:
+      # In float32 always: Winograd's sums of operands would lose most of bfloat16's 8 bits.
+      _, *extent, _ = x.shape
+      if (self.size, self.stride) == (3, 1) and cpu_convolutions.pays_3x3(*extent):
+        return cpu_convolutions.convolve_3x3(x, kernel)
+      if (self.size, self.stride) == (7, 2) and cpu_convolutions.pays_7x7(*extent, self.features):
+        return cpu_convolutions.convolve_7x7(x, kernel)
     precision = self.arithmetic.precision
     if precision == 'bfloat16':
       x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
@@ -177,7 +181,7 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
     layers: some of `layers_of(architecture)`.
     precision: of products and convolutions, whose sums are float32 always: 'float32';
       'tensorfloat32', faster on GPUs that have it, three bfloat16 products on TPUs, float32 on CPUs;
-      or 'bfloat16', operands rounded to 8 bits (on CPUs not those of 3x3 convolutions of stride 1).
+      or 'bfloat16', operands rounded to 8 bits (on CPUs not those of `cpu_convolutions`).
 
   Raises:
     ValueError: another precision.
@@ -186,8 +190,8 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
     raise ValueError(
         f'backbone.precision={precision!r}: expected one of {", ".join(map(repr, PRECISIONS))}.')
   library, on_cpu = (
-      ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, fast_3x3))
-      for fast_3x3 in (False, True))
+      ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, for_cpu))
+      for for_cpu in (False, True))
 
   def apply(variables: Any, images: jax.Array) -> Mapping[str, jax.Array]:
     return lax.platform_dependent(
