@@ -12,7 +12,7 @@ Mean over the 15 categories, in percent:
 | all  | measured  | not measured yet: needs the weights and the full data set |
 
 Hardware: any, with 8 GB of memory. Time: expected an hour for all categories on two CPU cores, of which
-the network has 8 minutes (93 ms an image, measured); docs/benchmarks.md has the parts. Not measured yet
+the network has 4 minutes (41 ms an image, measured); docs/benchmarks.md has the parts. Not measured yet
 on a GPU.
 
 On two categories with another network: docs/results/README.md.
