@@ -3,6 +3,7 @@ is put together. In a program of one process all of this is nothing, and costs n
 """
 
 import hashlib
+import math
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax import spool
+
+_BLOCK = 2**28  # bytes of each process that every device holds at once while they travel
 
 
 def is_first() -> bool:
@@ -47,10 +50,16 @@ def joined(array: np.ndarray) -> np.ndarray:
   if array.dtype.itemsize > 4:
     raise ValueError(f'Expected values of at most 32 bits, got {array.dtype}.')
   counts = multihost_utils.process_allgather(np.int32(len(array)))
-  missing = counts.max() - len(array)
-  padded = np.pad(array, ((0, missing), *[(0, 0)] * (array.ndim - 1)))
-  parts = multihost_utils.process_allgather(padded)
-  return np.concatenate([rows[:count] for rows, count in zip(parts, counts, strict=True)])
+  longest, row = int(counts.max()), math.prod(array.shape[1:]) * array.itemsize
+  step = max(1, _BLOCK // max(1, row))
+  parts = [[array[:0]] for _ in counts]
+  for begin in range(0, longest, step):
+    block = array[begin:begin + step]
+    missing = min(step, longest - begin) - len(block)
+    block = np.pad(block, ((0, missing), *[(0, 0)] * (array.ndim - 1)))
+    for part, rows, count in zip(parts, multihost_utils.process_allgather(block), counts, strict=True):
+      part.append(rows[:max(0, count - begin)])
+  return np.concatenate([rows for part in parts for rows in part])
 
 
 def joined_files(files: list[bytes]) -> list[bytes]:

@@ -23,10 +23,11 @@ def _flags(data, overrides):
       for k, v in plates.fields(data, overrides).items() if v != ()]
 
 
-def _run(*command, count=COUNT, devices=2, each=lambda i: ()):
+def _run(*command, count=COUNT, devices=2, each=lambda i: (), path=''):
   """(exit code, stdout, stderr) of processes that run side by side, of so many devices each."""
   env = os.environ | {
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': os.pathsep.join(filter(None, [str(path), os.environ.get('PYTHONPATH')]))}
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
@@ -48,6 +49,29 @@ def _damage(data):
   """One image fewer: processes have different numbers."""
   path = data / 'bolt/train/good/000.png'
   path.write_bytes(path.read_bytes()[:50])
+
+
+def test_rows_of_all_processes(tmp_path):
+  script = '''
+import sys, jax, numpy as np
+from patchcore_jax import processes
+address, count, i = [flag.partition('=')[2] for flag in sys.argv[1:]]
+jax.distributed.initialize(address, int(count), int(i))
+processes._BLOCK = 24  # three rows at a time
+n = 5 * int(i)  # none, five and ten
+rows = np.arange(2 * n, dtype=np.float32).reshape(n, 2) + 100 * int(i)
+whole = np.concatenate([np.arange(4 * k * 2.5).reshape(-1, 2) + 100 * k for k in range(3)])
+np.testing.assert_array_equal(processes.joined(rows), whole)
+np.testing.assert_array_equal(processes.joined(rows[:0]), whole[:0])
+indices = np.array([14, 0, 5, 4])
+np.testing.assert_array_equal(processes.take(rows, processes.counts(n), indices), whole[indices])
+assert processes.joined_files([b'a' * int(i)] * 2) == [b'', b'', b'a', b'a', b'aa', b'aa']
+assert processes.agree('same') and not processes.agree(str(i))
+print('all equal')
+'''
+  (tmp_path / 'script.py').write_text(script)
+  results = _run('script', path=tmp_path)
+  assert all('all equal' in out for _, out, _ in results), results
 
 
 class TestMvtec:
