@@ -9,8 +9,6 @@ experiments.serve and experiments.export need. Several machines fit together as 
 
 import collections
 import datetime
-import json
-import os
 import time
 from pathlib import Path
 
@@ -57,7 +55,7 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
   (backbone,) = wiring.create_backbones(config)
   cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
   cli.say_which(backbone.name)
-  _check_same_everywhere(config, paths)
+  wiring.check_same_everywhere(config, [Path(path).name for path in paths])
   skipped, began = [], time.monotonic()
   part = processes.part(len(examples))
   recorder = provenance.Recorder(
@@ -139,14 +137,6 @@ def verdict(found: calibration.Calibration, names: list[str]) -> list[str]:
         'good, or of a rare kind. Look, remove what is defective, and fit again:')
     lines += [f'  {names[i]} (score {found.image_scores[i]:.4g})' for i in odd]
   return lines
-
-
-def _check_same_everywhere(config, paths):
-  settings = memory_bank.flat(wiring.to_json(config)) | {'data.root': ''}  # of each machine
-  if not processes.agree(json.dumps([settings, list(map(os.path.basename, paths))])):
-    raise ValueError(
-        'The processes differ in their settings or in the images they see: expected the same command and the '
-        'same images on all machines.')
 
 
 def _check(config, out):

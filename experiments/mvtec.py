@@ -66,7 +66,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
     cli.say_which(backbone.name)
   cli.console.print(f'{len(categories)} categories; results in {workdir}')
   experiment.claim()
-  _check_same_everywhere(config, workdir, experiment, categories)
+  wiring.check_same_everywhere(config, _still_to_do(workdir, experiment, categories))
   method = methods.create(config, experiment.settings, backbones)
   for category in categories:
     if experiment.has(category.name):
@@ -182,16 +182,10 @@ def _of_all(predictions, i):
           for batches in fields]
 
 
-def _check_same_everywhere(config, workdir, experiment, categories):
-  """Processes that differ in what there is to do would wait for each other forever."""
-  todo = [(c.name, (Path(workdir) / 'banks' / c.name).exists())
+def _still_to_do(workdir, experiment, categories):
+  """Categories, how many images they have, and whether there is a bank."""
+  return [(c.name, len(c.train), len(c.test), (Path(workdir) / 'banks' / c.name).exists())
           for c in categories if not experiment.has(c.name)]
-  images = [len(c.train) + len(c.test) for c in categories]
-  settings = memory_bank.flat(wiring.to_json(config)) | {'data.root': ''}  # of each machine
-  if not processes.agree(json.dumps([settings, todo, images])):
-    raise ValueError(
-        'The processes differ in their settings, in the images they see, or in the results that are in the '
-        'workdir already: expected the same command, data and --workdir on all machines.')
 
 
 def _ms_per_image(times, config):

@@ -8,8 +8,8 @@ predictions.jsonl (a row for each image), overlays/ (heatmaps), maps/ (anomaly m
 before the network saw it is dark in overlays, and NaN in maps. An earlier run in DIR is replaced.
 
 With --watch images are taken as they arrive, until Ctrl-C, and DIR grows with them; report.html is made anew
-every ten seconds in which one came. Without --batch_size, 8
-images go through the network at once, and with --watch each one when it comes.
+every ten seconds in which one came. Without --batch_size, 8 images go through the network at once, and with
+--watch each one when it comes.
 
 Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
 """

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from patchcore_jax import backbones, coreset, parallel
+from patchcore_jax import backbones, coreset, memory_bank, parallel, processes
 from patchcore_jax.backbones import checkpoints
 from patchcore_jax.data import folder, layouts, pipeline, synthetic
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
@@ -158,6 +159,23 @@ def batches(
       batch_size=parallel.divisible_batch_size(config.data.batch_size),
       num_workers=config.data.num_workers, with_masks=with_masks,
       on_error=skipped.append if config.data.on_error == 'skip' else None)
+
+
+def check_same_everywhere(config: ConfigDict, work: Any) -> None:
+  """Of several processes: those that differ in what there is to do would wait for each other forever.
+
+  Args:
+    config: may differ in `data.root`.
+    work: JSON-able; what is about to be done.
+
+  Raises:
+    ValueError: the processes differ.
+  """
+  settings = memory_bank.flat(to_json(config)) | {'data.root': ''}
+  if not processes.agree(json.dumps([settings, work])):
+    raise ValueError(
+        'The processes differ in their settings, in the images they see, or in what is done already: '
+        'expected the same command, data, and folder to write to on all machines.')
 
 
 def names_of(value: Sequence[str]) -> tuple[str, ...]:
