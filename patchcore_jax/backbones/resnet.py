@@ -5,7 +5,7 @@ of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, 
 convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
 
 On a CPU some convolutions run as `cpu_convolutions` has them, and a few images at a time, which is
-faster; GPUs and TPUs have their library's convolutions.
+faster; GPUs and TPUs have their library's convolutions. `docs/precision.md` says what the precisions are.
 """
 
 import dataclasses
@@ -73,11 +73,34 @@ class Arithmetic:
 
   Attributes:
     precision: one of `PRECISIONS`; see `apply_fn`.
-    for_cpu: convolutions of `cpu_convolutions` where they pay.
+    for_cpu: convolutions of `cpu_convolutions` where they pay, and float32 units for values of any precision.
+    products: 1x1 convolutions as matrix products: the same sums, much faster on CPUs, slower on GPUs.
   """
 
   precision: str = 'float32'
   for_cpu: bool = False
+  products: bool = True
+
+  def rounded(self, x: jax.Array) -> jax.Array:
+    """`x` as it is kept between two convolutions, and as it enters one."""
+    if self.precision != 'bfloat16':
+      return x
+    if self.for_cpu:
+      # The values of bfloat16 in float32, for which every CPU has fast products. A pair of casts would
+      # say the same, but XLA takes those out.
+      return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+    return x.astype(jnp.bfloat16)
+
+  @property
+  def accuracy(self) -> dict[str, Any]:
+    """Arguments of a product or convolution of `rounded` operands."""
+    if self.precision == 'bfloat16' and not self.for_cpu:
+      # The result is bfloat16 too: libraries have fast convolutions of bfloat16 to bfloat16 only, and sum in
+      # float32 within them.
+      return {'precision': lax.Precision.DEFAULT}
+    return {
+        'precision': lax.Precision.HIGH if self.precision == 'tensorfloat32' else lax.Precision.HIGHEST,
+        'preferred_element_type': jnp.float32}
 
 
 class Conv(nn.Module):
@@ -96,24 +119,18 @@ class Conv(nn.Module):
     zeros = nn.initializers.zeros_init()
     kernel = self.param('kernel', zeros, shape, jnp.float32)
     bias = self.param('bias', zeros, (self.features,), jnp.float32)
-    return self._convolve(x, kernel) + bias
+    rounded = self.arithmetic.rounded
+    return rounded(self._convolve(x, rounded(kernel)) + rounded(bias))
 
   def _convolve(self, x, kernel):
     if self.arithmetic.for_cpu and self.groups == 1:
-      # In float32 always: Winograd's sums of operands would lose most of bfloat16's 8 bits.
       _, *extent, _ = x.shape
       if (self.size, self.stride) == (3, 1) and cpu_convolutions.pays_3x3(*extent):
         return cpu_convolutions.convolve_3x3(x, kernel)
       if (self.size, self.stride) == (7, 2) and cpu_convolutions.pays_7x7(*extent, self.features):
         return cpu_convolutions.convolve_7x7(x, kernel)
-    precision = self.arithmetic.precision
-    if precision == 'bfloat16':
-      x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    accuracy = {
-        'precision': lax.Precision.HIGH if precision == 'tensorfloat32' else lax.Precision.HIGHEST,
-        'preferred_element_type': jnp.float32}
-    if self.size == 1:
-      # A product instead of a convolution: the same sums, and much faster on CPUs.
+    accuracy = self.arithmetic.accuracy
+    if self.size == 1 and self.arithmetic.products:
       return jnp.dot(x[:, ::self.stride, ::self.stride], kernel[0, 0], **accuracy)
     pad = (self.size - 1) // 2
     return lax.conv_general_dilated(
@@ -145,7 +162,7 @@ class Block(nn.Module):
       y = conv(features, 3, name='conv2')(y)
     if self.stride != 1 or x.shape[-1] != features:
       x = conv(features, 1, self.stride, name='downsample')(x)
-    return nn.relu(x + y)
+    return nn.relu(self.arithmetic.rounded(x + y))
 
 
 class ResNet(nn.Module):
@@ -157,7 +174,8 @@ class ResNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    x = nn.relu(Conv(self.architecture.width, 7, 2, arithmetic=self.arithmetic, name='conv1')(images))
+    x = self.arithmetic.rounded(images)
+    x = nn.relu(Conv(self.architecture.width, 7, 2, arithmetic=self.arithmetic, name='conv1')(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     maps = {'stem': x}
     for stage in range(1, 1 + max(LAYERS.index(name) for name in self.layers)):
@@ -167,7 +185,7 @@ class ResNet(nn.Module):
         planes = self.architecture.width * 2 ** (stage - 1)
         x = Block(self.architecture, planes, stride, self.arithmetic, name=name)(x)
       maps[f'layer{stage}'] = x
-    return {name: maps[name] for name in self.layers}
+    return {name: maps[name].astype(jnp.float32) for name in self.layers}
 
 
 @functools.cache
@@ -180,8 +198,8 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
     architecture: one of `ARCHITECTURES`.
     layers: some of `layers_of(architecture)`.
     precision: of products and convolutions, whose sums are float32 always: 'float32';
-      'tensorfloat32', faster on GPUs that have it, three bfloat16 products on TPUs, float32 on CPUs;
-      or 'bfloat16', operands rounded to 8 bits (on CPUs not those of `cpu_convolutions`).
+      'tensorfloat32', operands of 11 significant bits on GPUs that have it, three bfloat16 products on
+      TPUs, float32 on CPUs; or 'bfloat16', operands, results and residuals of 8 significant bits everywhere.
 
   Raises:
     ValueError: another precision.
@@ -189,13 +207,18 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
   if precision not in PRECISIONS:
     raise ValueError(
         f'backbone.precision={precision!r}: expected one of {", ".join(map(repr, PRECISIONS))}.')
-  library, on_cpu = (
-      ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, for_cpu))
-      for for_cpu in (False, True))
+
+  def network(**kwargs):
+    return ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, **kwargs)).apply
+
+  branches = {
+      'cpu': functools.partial(_in_parts, network(for_cpu=True)),
+      'default': network(products=precision != 'bfloat16')}
+  if precision == 'tensorfloat32':
+    branches['cuda'] = network(products=False)
 
   def apply(variables: Any, images: jax.Array) -> Mapping[str, jax.Array]:
-    return lax.platform_dependent(
-        variables, images, cpu=functools.partial(_in_parts, on_cpu.apply), default=library.apply)
+    return lax.platform_dependent(variables, images, **branches)
 
   return apply
 
