@@ -1,9 +1,11 @@
 """The plain ways to do what this package does, for `experiments.benchmark` to measure against.
 
 Written from their descriptions. torch, faiss and scikit-learn are asked for only when they are used;
-`available` says which of them are there.
+`available` says which of them are there. torch runs on the device that JAX runs on; every function waits
+for its results.
 """
 
+import contextlib
 import importlib.util
 import os
 
@@ -25,6 +27,45 @@ def torch_on_all_cores():
   return torch
 
 
+def torch_device() -> str:
+  """'cuda' if JAX runs on a GPU and torch can too, else 'cpu'."""
+  on_gpu = jax.default_backend() not in ('cpu', 'tpu')
+  return 'cuda' if on_gpu and torch_on_all_cores().cuda.is_available() else 'cpu'
+
+
+def torch_wait() -> None:
+  """Waits for all that torch has sent to the card."""
+  if torch_device() == 'cuda':
+    torch_on_all_cores().cuda.synchronize()
+
+
+def torch_release() -> None:
+  """Gives the memory that torch keeps on the card back."""
+  if available('torch') and torch_device() == 'cuda':
+    torch_on_all_cores().cuda.empty_cache()
+
+
+def torch_tensor(values):
+  """An array or tensor, on the device that torch uses."""
+  torch = torch_on_all_cores()
+  if not isinstance(values, torch.Tensor):
+    values = torch.from_numpy(np.require(values, requirements='W'))
+  return values.to(torch_device())
+
+
+@contextlib.contextmanager
+def torch_precision(precision: str):
+  """The arithmetic of a block: 'float32', 'tensorfloat32', or 'bfloat16', torch's automatic casts.
+
+  The fastest of cuDNN's convolutions are chosen by trying, as anyone does who wants speed.
+  """
+  torch = torch_on_all_cores()
+  torch.backends.cudnn.benchmark = True
+  torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != 'float32'
+  with torch.autocast(torch_device(), torch.bfloat16, enabled=precision == 'bfloat16'):
+    yield
+
+
 # Greedy k-center: `num_selected` steps from the mean distance to `start`.
 
 
@@ -40,14 +81,28 @@ def numpy_k_center(points, num_selected, start):
 
 def torch_k_center(points, num_selected, start):
   """One norm for each step, as the PyTorch versions have it."""
-  torch = torch_on_all_cores()
-  points = torch.from_numpy(np.asarray(points))
+  torch, points = torch_on_all_cores(), torch_tensor(points)
   distance = torch.stack([torch.linalg.norm(points - points[s], dim=1) for s in start]).mean(0)
   picks = []
   for _ in range(num_selected):
     picks.append(int(distance.argmax()))
     distance = torch.minimum(distance, torch.linalg.norm(points - points[picks[-1]], dim=1))
   return np.array(picks)
+
+
+def torch_anomalib_k_center(points, num_selected, first=0):
+  """anomalib's loop: from one point, without a copy to the host in a step."""
+  torch, points = torch_on_all_cores(), torch_tensor(points)
+  pick = torch.tensor(first, device=points.device)
+  distance = torch.linalg.norm(points - points[first], dim=1, keepdim=True)
+  picks = []
+  for _ in range(num_selected):
+    center = points[pick].reshape(1, -1)
+    distance = torch.minimum(distance, torch.linalg.norm(points - center, ord=2, dim=1, keepdim=True))
+    pick = torch.argmax(distance)
+    distance[pick] = 0
+    picks.append(pick)
+  return torch.stack(picks).cpu().numpy()
 
 
 # Nearest neighbours, k = 1: indices.
@@ -70,9 +125,21 @@ def sklearn_nearest(queries, bank):
   return search.kneighbors(queries, return_distance=False)[:, 0]
 
 
-def torch_nearest(queries, bank):
-  torch = torch_on_all_cores()
-  return torch.cdist(torch.from_numpy(queries), torch.from_numpy(bank)).min(dim=1).indices.numpy()
+# Rows of the matrix of distances that a card holds at once: 4 GB for a bank of 250,000.
+_CARD_ROWS = 4096
+
+
+def torch_nearest(queries, bank, how='cdist', precision='float32'):
+  """By torch's own distances, or by 'product' and minimum; on a card some rows of the matrix at a time."""
+  torch, queries, bank = torch_on_all_cores(), torch_tensor(queries), torch_tensor(bank)
+  rows = len(queries) if torch_device() == 'cpu' else _CARD_ROWS
+  found = []
+  with torch_precision(precision):
+    squares = (bank * bank).sum(1)
+    for part in torch.split(queries, rows):
+      distances = torch.cdist(part, bank) if how == 'cdist' else squares - 2 * (part @ bank.T)
+      found.append(distances.min(dim=1).indices)
+  return torch.cat(found).cpu().numpy()
 
 
 def torch_search(bank):
@@ -83,10 +150,12 @@ def torch_search(bank):
 
 
 def faiss_index(bank):
-  """Exact, as the paper's code uses it."""
+  """Exact, as the paper's code uses it; on the card where faiss was built for it."""
   import faiss
   faiss.omp_set_num_threads(os.cpu_count() or 1)
   index = faiss.IndexFlatL2(bank.shape[1])
+  if jax.default_backend() == 'gpu' and hasattr(faiss, 'StandardGpuResources') and faiss.get_num_gpus():
+    index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
   index.add(bank)
   return index
 
@@ -140,6 +209,56 @@ def torch_wide_resnet():
       return middle, self.layer3(middle)
 
   return Network().eval()
+
+
+def torch_network(precision='float32', *, whole=False, compiled=False):
+  """images [b, 3, h, w] float32 -> (layer2, layer3), on torch's device and channels last.
+
+  Args:
+    precision: see `torch_precision`.
+    whole: bfloat16 throughout, weights too, in place of automatic casts.
+    compiled: by torch.compile.
+  """
+  torch = torch_on_all_cores()
+  network = torch_wide_resnet().to(torch_device(), memory_format=torch.channels_last)
+  network = network.to(torch.bfloat16) if whole else network
+  forward = torch.compile(network) if compiled else network
+
+  def run(images):
+    with torch_precision('tensorfloat32' if whole else precision):
+      images = images.to(memory_format=torch.channels_last)
+      return forward(images.to(torch.bfloat16) if whole else images)
+
+  return run
+
+
+def torch_predict_on_device(network, bank, images, precision='float32'):
+  """anomalib's steps on torch's device: image scores and anomaly maps, on the host.
+
+  Args:
+    network: of `torch_network`.
+    bank: [m, 1024] tensor on the device.
+    images: [b, h, w, 3] uint8, on the host.
+    precision: of all products but those of the network.
+  """
+  torch = torch_on_all_cores()
+  functional = torch.nn.functional
+  b, height, width, _ = images.shape
+  layer2, layer3 = (x.float() for x in network(torch_tensor(images).permute(0, 3, 1, 2).float() / 255))
+  grid = layer2.shape[-2:]
+  with torch_precision('float32' if precision == 'float32' else 'tensorfloat32'):
+    middle = functional.avg_pool2d(layer2, 3, 1, 1)
+    deep = functional.interpolate(functional.avg_pool2d(layer3, 3, 1, 1), grid, mode='bilinear')
+    embeddings = torch.cat([middle, deep], 1).permute(0, 2, 3, 1).reshape(-1, 1, 1536)
+    embeddings = functional.adaptive_avg_pool1d(embeddings, bank.shape[1])[:, 0]
+    parts = [torch.cdist(part, bank).min(1).values for part in torch.split(embeddings, 8192)]
+    patches = torch.cat(parts).reshape(b, 1, *grid)
+    maps = functional.interpolate(patches, (height, width), mode='bilinear')
+    bell = torch.exp(-torch.arange(-16, 17, device=maps.device).float() ** 2 / 32)
+    bell = (bell / bell.sum()).reshape(1, 1, 1, -1)
+    padded = functional.pad(maps, (16, 16, 16, 16), mode='reflect')
+    maps = functional.conv2d(functional.conv2d(padded, bell), bell.transpose(2, 3))
+  return patches.amax((1, 2, 3)).cpu().numpy(), maps[:, 0].cpu().numpy()
 
 
 def torch_embed(network, images):

@@ -1,0 +1,345 @@
+"""What is raced: the same piece of work by this package and by torch, on the device that JAX runs on.
+
+`experiments.benchmark` and `experiments.gpu_check` share these. Detectors are imported where they are
+used: without Grain the rest still runs.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import alternatives
+from experiments.timing import Entry
+from patchcore_jax import backbones, coreset, neighbors, parallel
+
+WIDE_RESNET = 'wide_resnet50_2'
+BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
+
+Entries = dict[str, Entry]
+
+
+# Inputs.
+
+
+def clustered(n: int, dim: int = 128) -> np.ndarray:
+  """[n, dim] float32 around 300 centres, tighter around some than around others."""
+  rng = np.random.default_rng(0)
+  centers = 3 * rng.standard_normal((300, dim), np.float32)
+  which = rng.integers(300, size=n)
+  width = np.exp(rng.standard_normal(300)).astype(np.float32) / 2
+  return centers[which] + width[which, None] * rng.standard_normal((n, dim), np.float32)
+
+
+def start_of(n: int) -> np.ndarray:
+  """The ten points that selections of n points start from."""
+  return np.arange(10) * 997 % n
+
+
+def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+  """(queries, bank), float32, normal; with a rank below `dim` within so many dimensions."""
+  key = jax.random.key(0)
+
+  @jax.jit
+  def make():
+    values = jax.random.normal(key, (num_queries + num_rows, min(rank, dim)))
+    if rank < dim:
+      axes = jax.random.normal(jax.random.fold_in(key, 1), (rank, dim)) / rank**0.5
+      values = jnp.dot(values, axes, precision=jax.lax.Precision.HIGHEST)
+    return values
+
+  made = np.asarray(make())
+  return made[:num_queries], made[num_queries:]
+
+
+def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
+  """[n, size, size, 3] uint8: smooth shapes and a little noise, another for every seed."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:size, :size] / size
+  phase = rng.uniform(0, 2 * np.pi, (n, 4, 3))
+  waves = rng.uniform(2, 30, (n, 4, 2))
+  angle = 2 * np.pi * (
+      waves[:, :, 0, None, None] * y + waves[:, :, 1, None, None] * x).astype(np.float32)
+  pattern = np.sin(angle[..., None] + phase[:, :, None, None]).astype(np.float32).sum(1)
+  noise = rng.integers(0, 24, (n, size, size, 3))
+  return np.clip(128 + 25 * pattern + noise - 12, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def network(precision: str = 'float32', architecture: str = WIDE_RESNET, layers: tuple[str, ...] = ()):
+  """A backbone with random weights."""
+  return backbones.create(architecture, weights='random', layers=layers, precision=precision)
+
+
+def network_flops(backbone: backbones.Backbone, size: int) -> float:
+  """Operations of one image, with direct convolutions, as a GPU has them."""
+  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  lowered = jax.jit(backbone.apply).trace(backbone.variables, image).lower(lowering_platforms=('cuda',))
+  return (lowered.cost_analysis() or {}).get('flops', 0.0)
+
+
+# Selection.
+
+
+def selection_entries(
+    points: np.ndarray, size: int, *, steps: int, dense_steps: int, streamed: bool = False,
+    anomalib: bool = False,
+) -> tuple[Entries, dict[str, np.ndarray]]:
+  """Greedy selections of `size` points.
+
+  Args:
+    points: [n, d] float32.
+    size: how many are selected.
+    steps: that the alternatives run; scaled up, because every step costs the same.
+    dense_steps: likewise of the package's own definition.
+    streamed: with the points on the host too.
+    anomalib: with its loop too, where torch is.
+
+  Returns:
+    The entries, ours first, and a dict into which they put their picks.
+  """
+  picks, entries = {}, {}
+  on_device, start = jnp.asarray(points), start_of(len(points))
+
+  def add(name, function, *args, part=size, **kwargs):
+    def run():
+      picks[name] = np.asarray(function(*args, **kwargs))
+    each = points.nbytes if part < size or name == 'our dense loop' else 0.0  # a step reads all points
+    entries[name] = Entry(run, size / part, traffic=each * size)
+
+  add('lazy', coreset.greedy_k_center, on_device, size, start=start)
+  if streamed:
+    add('lazy, points on the host', coreset.greedy_k_center, points, size, start=start, stream=True)
+  add('our dense loop', coreset.dense_greedy_k_center, on_device, dense_steps, start=start, part=dense_steps)
+  if jax.default_backend() == 'cpu':
+    add('NumPy, a norm per step', alternatives.numpy_k_center, points, steps, start, part=steps)
+  if alternatives.available('torch'):
+    there = alternatives.torch_tensor(points)
+    add('torch, a norm per step', alternatives.torch_k_center, there, steps, start, part=steps)
+    if anomalib:
+      add("torch, anomalib's loop", alternatives.torch_anomalib_k_center, there, steps, part=steps)
+  return entries, picks
+
+
+def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str]:
+  """How many picks of each differ from ours, which are the first; anomalib's start elsewhere."""
+  ours, *others = picks
+  notes = {}
+  for name in others:
+    different = int((picks[name] != picks[ours][:len(picks[name])]).sum())
+    notes[name] = f'{different} of {len(picks[name])} picks differ' if 'anomalib' not in name else ''
+    if entries[name].scale > 1:
+      notes[name] = '; '.join(filter(None, [notes[name], f'scaled up from {len(picks[name])} steps']))
+  return notes
+
+
+# Search.
+
+
+def search_entries(
+    queries: np.ndarray, bank: np.ndarray, *, plain: bool = True,
+) -> tuple[Entries, dict[str, np.ndarray], dict[str, str]]:
+  """The nearest row of each query.
+
+  Args:
+    queries, bank: [q, d] and [m, d] float32, on the host.
+    plain: with those that write the whole matrix of distances, or run on the host.
+
+  Returns:
+    The entries, ours first; a dict into which they put the indices; and notes on ours.
+  """
+  search, on_device = jax.jit(neighbors.nearest_neighbors), jnp.asarray(queries)
+  found, entries, notes = {}, {}, {}
+  products = 2.0 * len(queries) * len(bank)
+
+  def add(name, function, *args, prepare=None, flops=None):
+    def run():
+      found[name] = np.asarray(function(*args))
+    entries[name] = Entry(run, prepare=prepare, flops=flops or {'float32': products * bank.shape[1]})
+
+  for shortlist in ('float32', 'bfloat16'):
+    prepared = jax.block_until_ready(jax.device_put(neighbors.prepare(bank, shortlist)))
+    name, dim = f'{shortlist} shortlist', prepared.columns.shape[0]
+    notes[name] = f'{dim} of {bank.shape[1]} dimensions'
+    add(name, lambda p: search(on_device, p)[1][:, 0], prepared, flops={shortlist: products * dim},
+        prepare=functools.partial(_compile, search, on_device, prepared))
+  on_cpu = jax.default_backend() == 'cpu'
+  if plain:
+    add('one matrix in JAX', alternatives.jax_nearest, on_device, jnp.asarray(bank))
+  if plain and on_cpu:
+    add('NumPy', alternatives.numpy_nearest, queries, bank)
+    add('scikit-learn, brute', alternatives.sklearn_nearest, queries, bank)
+  if alternatives.available('torch'):
+    there = [alternatives.torch_tensor(x) for x in (queries, bank)]
+    if on_cpu:
+      add('torch cdist, min', alternatives.torch_nearest, *there)
+    else:
+      for precision in ('float32', 'tensorfloat32'):
+        for how in ('cdist', 'product'):
+          add(f'torch {how}, min, {precision}', alternatives.torch_nearest, *there, how, precision,
+              flops={precision: products * bank.shape[1]})
+  if alternatives.available('faiss'):
+    index = alternatives.faiss_index(bank)
+    add('faiss flat', lambda: index.search(queries, 1)[1][:, 0])
+  return entries, found, notes
+
+
+def _compile(jitted, *args):
+  """Where it runs next, it finds this program."""
+  jitted.lower(*args).compile()
+
+
+# Network.
+
+
+def network_entries(
+    images: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
+    torch_compile: bool = False,
+) -> tuple[Entries, dict[str, Any]]:
+  """Feature maps up to layer3; the times are those of one image.
+
+  Args:
+    images: [b, h, w, 3] uint8.
+    precisions: ours and, on a GPU, torch's.
+    architecture: ours; torch's is WideResNet-50-2.
+    torch_compile: with torch.compile too.
+
+  Returns:
+    The entries, and our maps by precision, on the device.
+  """
+  entries, maps, b = {}, {}, len(images)
+  flops = network_flops(network(architecture=architecture), images.shape[1])
+  pixels = jax.device_put(images)
+  for precision in precisions:
+    ours = network(precision, architecture)
+    run = jax.jit(lambda v, x, n=ours: n.apply(v, backbones.normalize(x, n.mean, n.std)))
+    variables = jax.device_put(ours.variables)
+
+    def keep(precision=precision, run=run, variables=variables):
+      maps[precision] = jax.block_until_ready(run(variables, pixels))
+
+    entries[f'JAX {precision}'] = Entry(
+        keep, 1 / b, {precision: flops}, prepare=functools.partial(_compile, run, variables, pixels))
+  if alternatives.available('torch'):
+    entries |= _torch_network_entries(images, precisions, flops, torch_compile)
+  return entries, maps
+
+
+def _torch_network_entries(images, precisions, flops, torch_compile):
+  torch, b = alternatives.torch_on_all_cores(), len(images)
+  x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
+  if jax.default_backend() == 'cpu':
+    plain = alternatives.torch_wide_resnet()
+    last = alternatives.torch_network()
+    return {'torch': Entry(lambda: plain(x), 1 / b, {'float32': flops}),
+            'torch, channels last': Entry(lambda: last(x), 1 / b, {'float32': flops})}
+  x = (x / 255).to(memory_format=torch.channels_last)
+  entries = {}
+
+  def add(name, precision, **how):
+    forward = alternatives.torch_network(precision, **how)
+
+    def run():
+      forward(x)
+      alternatives.torch_wait()
+    entries[name] = Entry(run, 1 / b, {precision: flops})
+
+  for precision in precisions:
+    add(f'torch {precision}', precision)
+    if torch_compile:
+      add(f'torch {precision}, torch.compile', precision, compiled=True)
+  if 'bfloat16' in precisions:
+    add('torch bfloat16, weights too', 'bfloat16', whole=True)
+  return entries
+
+
+# Prediction.
+
+
+def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = WIDE_RESNET):
+  """(compiled function, parameters on the devices) from pixels to scores and maps, against `rows`."""
+  from patchcore_jax.detectors import patchcore
+  from patchcore_jax.embedding import EmbeddingSpec
+  from patchcore_jax.memory_bank import MemoryBank
+  from patchcore_jax.scoring import ScoringSpec
+  backbone, spec = network(precision, architecture), EmbeddingSpec()
+  description = patchcore.describe(backbone, spec) | {'image_size': [size, size]}
+  bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
+  fn, parameters = patchcore.prediction(backbone, bank, embedding=spec, scoring_spec=ScoringSpec())
+  return fn, parameters
+
+
+def prediction_entries(
+    images: np.ndarray, rows: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
+    stream: int = 0,
+) -> tuple[Entries, dict[str, Any]]:
+  """From pixels on the host to scores and maps on the host; the times are those of one image.
+
+  Args:
+    images: [b, h, w, 3] uint8.
+    rows: [m, 1024] float32, the bank.
+    precisions: of ours and, on a GPU, of torch's network.
+    architecture: ours; torch's is WideResNet-50-2.
+    stream: also so many batches one after the other, as `patchcore.predict` runs them.
+
+  Returns:
+    The entries, and by precision a function without arguments that predicts one batch and leaves the
+    results on the device.
+  """
+  entries, runs, b = {}, {}, len(images)
+  size = images.shape[1]
+  flops = network_flops(network(architecture=architecture), size)
+  search = 2.0 * (size // 8) ** 2 * len(rows) * rows.shape[1]
+  on_cpu = jax.default_backend() == 'cpu'
+  for precision in precisions:
+    fn, parameters = prediction(precision, rows, size, architecture)
+    run = functools.partial(parallel.data_parallel(fn), parameters, images)
+    work = _sum({precision: flops}, {'float32' if on_cpu else 'bfloat16': search})
+    runs[precision] = run
+    name = f'JAX {precision}'
+    prepare = functools.partial(parallel.working_bytes, fn, parameters, images)
+    entries[name] = Entry(lambda run=run: parallel.gather(run()), 1 / b, work, prepare=prepare)
+    if stream:
+      entries[f'{name}, {stream} batches in a row'] = Entry(
+          functools.partial(_predict_all, fn, parameters, images, stream), 1 / (b * stream), work)
+  if alternatives.available('torch'):
+    entries |= _torch_prediction_entries(images, rows, precisions, flops, search)
+  return entries, runs
+
+
+def _predict_all(fn, parameters, images, number):
+  from patchcore_jax.data.pipeline import Batch
+  from patchcore_jax.detectors import base
+  batch = Batch(images, None, np.arange(len(images), dtype=np.int32))
+  for _ in base.stream(fn, parameters, [batch] * number):
+    pass
+
+
+def _torch_prediction_entries(images, rows, precisions, flops, search):
+  entries, b = {}, len(images)
+  if jax.default_backend() == 'cpu':
+    if not alternatives.available('scipy'):
+      return {}
+    work, searches = {'float32': flops + search}, {'torch, cdist': alternatives.torch_search}
+    if alternatives.available('faiss'):
+      searches['torch, faiss flat'] = alternatives.faiss_search
+    for name, searched in searches.items():
+      entries[name] = Entry(functools.partial(
+          alternatives.torch_predict, alternatives.torch_wide_resnet(), searched(rows), images), 1 / b, work)
+    return entries
+  bank = alternatives.torch_tensor(rows)
+  for precision in precisions:
+    entries[f'torch {precision}'] = Entry(functools.partial(
+        alternatives.torch_predict_on_device, alternatives.torch_network(precision), bank, images,
+        precision), 1 / b, _sum({precision: flops}, {'tensorfloat32': search}))
+  return entries
+
+
+def _sum(*flops):
+  together = {}
+  for part in flops:
+    for precision, value in part.items():
+      together[precision] = together.get(precision, 0.0) + value
+  return together

@@ -1,0 +1,126 @@
+"""Checks and measures the package on this machine's accelerator, torch beside it, in one command.
+
+    python -m experiments.gpu_check --out=runs/gpu
+    python -m experiments.gpu_check --out=runs/gpu --points=screw128.npy --parts=selection,search
+
+Prints Markdown and writes it to OUT/gpu_check.md as it goes, so that a run that is stopped keeps what it
+had; OUT/measured.json holds the figures. The parts, the most important first:
+
+    selection    greedy selections, ours and torch's: time, and whether the picks are the same
+    network      WideResNet-50-2 to layer3, images a second
+    search       exact nearest neighbours
+    predict      from pixels to maps on the host; launches of a batch
+    equality     the same picks, neighbours and scores as on this machine's CPU
+    parity       the reference arrays of the two PyTorch originals (experiments.parity)
+    demo         the demo config, twice, with a compilation cache
+    resolution   fits and predictions at 448 and 768 px
+
+The parts run in another process, `experiments.gpu_parts`, which is started anew when one of them fails
+hard or takes too long. Without a GPU they run on the CPU; torch is left out where it is not installed.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import app, flags
+
+from experiments import gpu_report
+
+_OUT = flags.DEFINE_string('out', None, 'Folder for gpu_check.md and measured.json.', required=True)
+_POINTS = flags.DEFINE_string(
+    'points', '', 'Points of the selection, [n, 128] float32 .npy; else they are made.')
+_SECONDS = flags.DEFINE_float('seconds', 350, 'The most that all parts may take.')
+_SMALL = flags.DEFINE_bool('small', False, 'Tiny sizes, for trying it out: the figures mean nothing.')
+_GOLDEN = flags.DEFINE_string('golden', 'tests/testdata', 'Folder with reference arrays, for `parity`.')
+_TORCH_COMPILE = flags.DEFINE_bool('torch_compile', False, 'torch.compile too; it takes long.')
+
+
+class Limit(NamedTuple):
+  """Seconds: what a part needs to be begun at all, and after how many it is stopped."""
+
+  least: float
+  most: float
+
+
+PARTS = {
+    'selection': Limit(15, 100), 'network': Limit(20, 150), 'search': Limit(20, 100),
+    'predict': Limit(30, 150), 'equality': Limit(30, 100), 'parity': Limit(15, 100),
+    'demo': Limit(40, 200), 'resolution': Limit(30, 150)}
+_PARTS = flags.DEFINE_list('parts', list(PARTS), 'Which parts, in this order.')
+
+
+def main(_) -> None:
+  folder = Path(_OUT.value)
+  folder.mkdir(parents=True, exist_ok=True)
+  if unknown := set(_PARTS.value) - set(PARTS):
+    raise app.UsageError(f'--parts: unknown {sorted(unknown)}; there are {", ".join(PARTS)}.')
+  for name in (gpu_report.REPORT, gpu_report.MEASURED):
+    (folder / name).unlink(missing_ok=True)
+  run_parts(folder, list(_PARTS.value), time.time() + _SECONDS.value)
+  gpu_report.say(folder, *gpu_report.table(gpu_report.measured(folder)))
+
+
+def run_parts(folder: Path, parts: list[str], until: float) -> None:
+  """Runs the parts in another process, in a new one after each that ends it.
+
+  Args:
+    folder: for the report and the figures.
+    parts: some of `PARTS`.
+    until: the time at which all must have ended, as `time.time` tells it.
+  """
+  while parts and time.time() < until:
+    with tempfile.TemporaryDirectory() as scratch:
+      settings = {
+          'parts': parts, 'until': until, 'points': _POINTS.value, 'small': _SMALL.value,
+          'golden': _GOLDEN.value, 'torch_compile': _TORCH_COMPILE.value, 'scratch': scratch,
+          'limits': PARTS}
+      process = subprocess.Popen(
+          [sys.executable, '-m', 'experiments.gpu_parts', str(folder), json.dumps(settings)],
+          env=_environment(), start_new_session=True)
+      try:
+        why = _watch(process, folder, until)
+      finally:
+        if process.poll() is None:
+          os.killpg(process.pid, signal.SIGKILL)
+          process.wait()
+    begun = gpu_report.measured(folder).get('begun', [])
+    if why:
+      gpu_report.say(folder, f'**{begun[-1] if begun else "The start"}: {why}.**\n')
+    if not begun:
+      return
+    parts = [part for part in parts if part not in begun]
+
+
+def _watch(process, folder, until):
+  """Waits for the process; why it did not end well, or ''."""
+  current, began = None, time.time()
+  while process.poll() is None:
+    time.sleep(0.1)
+    begun = gpu_report.measured(folder).get('begun', [])
+    if begun and begun[-1] != current:
+      current, began = begun[-1], time.time()
+    most = PARTS[current].most if current else 120
+    if time.time() - began > most:
+      return f'stopped after {most:.0f} s'
+    if time.time() > until + 5:
+      return 'stopped, because the time is over'
+  return f'ended the process with exit code {process.returncode}' if process.returncode else ''
+
+
+def _environment():
+  """JAX leaves torch some of the card, and compiles what it has compiled before from its cache."""
+  cache = Path(tempfile.gettempdir()) / 'patchcore_gpu_check_cache'
+  defaults = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.6', 'JAX_COMPILATION_CACHE_DIR': str(cache),
+              'TF_CPP_MIN_LOG_LEVEL': '2', 'PYTHONUNBUFFERED': '1'}
+  return defaults | os.environ
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,308 @@
+"""Times pieces of work in turn, and sees them against what the machine can do.
+
+An `Entry` is one line of a race; `limits` measures how fast products and copies can be at all; and
+`kernels` asks the profiler what a call launches on the device. Nothing here needs a config or a flag.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import os
+import platform
+import re
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+NOT_COUNTED = 'not counted'
+
+
+class Entry(NamedTuple):
+  """One line of a race.
+
+  Attributes:
+    run: () -> result; it returns when the result is there.
+    scale: by which its time is multiplied, where only a part is run, or the time of one of many is told.
+    flops: operations in the products of the scaled run, by their precision.
+    traffic: bytes that the scaled run reads and writes at the least.
+    prepare: compiles what `run` runs, without running it. On an accelerator all entries of a race are
+      compiled side by side.
+  """
+
+  run: Callable[[], Any]
+  scale: float = 1.0
+  flops: Mapping[str, float] = MappingProxyType({})
+  traffic: float = 0.0
+  prepare: Callable[[], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What the machine can do, measured.
+
+  Attributes:
+    products: operations a second in large matrix products, by precision.
+    copies: bytes a second, read and written.
+  """
+
+  products: Mapping[str, float]
+  copies: float
+
+  def least_seconds(self, entry: Entry) -> float:
+    """The time in which the machine could do the products and the traffic of an entry, one after the other.
+
+    >>> Limits({'float32': 2e9}, 1e9).least_seconds(Entry(print, flops={'float32': 1e9}, traffic=1e9))
+    1.5
+    """
+    products = sum(flops / self.products[precision] for precision, flops in entry.flops.items())
+    return products + entry.traffic / self.copies
+
+  def __str__(self) -> str:
+    rates = ', '.join(f'{rate / 1e12:.3g} in {name}' for name, rate in self.products.items())
+    return f'Products, TFLOP/s: {rates}; memory {self.copies / 1e9:.0f} GB/s'
+
+
+def limits(small: bool = False) -> Limits:
+  """Measures the limits. On an accelerator several products are in flight, so that no launch is seen.
+
+  Args:
+    small: for trying out; the figures mean nothing.
+  """
+  on_cpu = jax.default_backend() == 'cpu'
+  size = 256 if small else 4096 if on_cpu else 8192
+  in_flight = 1 if on_cpu else 8
+  values = jax.random.normal(jax.random.key(0), (size, size))
+  rates = {}
+  for precision in PRECISIONS:
+    if on_cpu and precision == 'tensorfloat32':
+      rates[precision] = rates['float32']  # a CPU has none
+      continue
+    x, product = values.astype(_dtype(precision)), _product(precision)
+    seconds = _median_of(lambda x=x, f=product: jax.block_until_ready([f(x) for _ in range(in_flight)]), 3)
+    rates[precision] = in_flight * 2 * size**3 / seconds
+  x = [jnp.zeros(2**18 if small else 2**27 if on_cpu else 2**28)]
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+  def copy():
+    for _ in range(in_flight):
+      x.append(add(x.pop()))
+    jax.block_until_ready(x)
+
+  seconds = _median_of(copy, 5)
+  return Limits(rates, in_flight * 2 * x[0].nbytes / seconds)
+
+
+def _dtype(precision):
+  return jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
+
+
+def _product(precision):
+  """The product of a matrix with itself, its sums in float32."""
+  accuracy = lax.Precision.HIGH if precision == 'tensorfloat32' else lax.Precision.HIGHEST
+  result = jnp.float32 if jax.default_backend() == 'cpu' else _dtype(precision)
+  return jax.jit(lambda x: jnp.dot(x, x, precision=accuracy, preferred_element_type=result))
+
+
+def machine(measured: Limits | None = None) -> str:
+  """Date, machine, and what it can do: the limits to see the figures against."""
+  measured = measured or limits()
+  device = jax.devices()[0]
+  kind = _processor() if device.platform == 'cpu' else device.device_kind
+  return (
+      f'{datetime.date.today()}, {kind} ({jax.device_count()} device, {os.cpu_count()} cores), '
+      f'Python {platform.python_version()}, JAX {jax.__version__}. {measured}.\n')
+
+
+def _processor():
+  try:
+    with open('/proc/cpuinfo') as f:
+      return next(line.partition(':')[2].strip() for line in f if line.startswith('model name'))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()
+
+
+# Races.
+
+
+def race(
+    entries: Mapping[str, Entry], repeats: int, failures: dict[str, str] | None = None,
+) -> dict[str, list[float]]:
+  """Seconds of each, run in turn; before that all run once, which compiles.
+
+  Args:
+    entries: by name.
+    repeats: runs of each that count.
+    failures: where given, an entry that fails is left out, and its error is put here.
+  """
+  compile_side_by_side(entries.values())
+  seconds = {}
+  for name, entry in entries.items():
+    try:
+      entry.run()
+      seconds[name] = []
+    except Exception as e:
+      if failures is None:
+        raise
+      failures[name] = first_line(e)
+  for _ in range(repeats):
+    for name, values in seconds.items():
+      began = time.perf_counter()
+      entries[name].run()
+      values.append((time.perf_counter() - began) * entries[name].scale)
+  return seconds
+
+
+def compile_side_by_side(entries) -> None:
+  """Compiles all that can say how; on a CPU, whose cores are few, they are compiled when they first run."""
+  if jax.default_backend() == 'cpu':
+    return
+  with ThreadPoolExecutor(8) as pool:
+    for future in [pool.submit(entry.prepare) for entry in entries if entry.prepare]:
+      future.exception()  # told when the entry runs
+
+
+def table(
+    title: str, entries: Mapping[str, Entry], seconds: Mapping[str, list[float]],
+    notes: Mapping[str, str], measured: Limits | None = None,
+) -> Iterator[str]:
+  """Markdown; the first entry is ours, to which the others are compared."""
+  ours = median(next(iter(seconds.values())))
+  yield f'### {title}\n'
+  yield '| what | median | range | times ours | of the limit | |'
+  yield '|---|---|---|---|---|---|'
+  for name, values in seconds.items():
+    middle, share = median(values), ''
+    if measured and (least := measured.least_seconds(entries[name])):
+      share = f'{100 * least / middle:.0f} %'
+    yield (f'| {name} | {duration(middle)} | {duration(min(values))} to {duration(max(values))} | '
+           f'{middle / ours:.2f} | {share} | {notes.get(name, "")} |')
+  yield ''
+
+
+def median(values) -> float:
+  return float(np.median(values))
+
+
+def _median_of(run, repeats):
+  return median(race({'': Entry(run)}, repeats)[''])
+
+
+def duration(seconds: float) -> str:
+  """Three digits in the unit that suits.
+
+  >>> duration(0.01234), duration(1.5)
+  ('12.3 ms', '1.5 s')
+  """
+  return f'{seconds:.3g} s' if seconds >= 0.1 else f'{1000 * seconds:.3g} ms'
+
+
+def first_line(error: BaseException) -> str:
+  """What went wrong, short enough for a table."""
+  lines = str(error).strip().splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0][:200]}'.replace('|', '/')
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+  """Raises TimeoutError in a block that takes longer; in the main thread, between two steps of Python."""
+
+  def stop(*_):
+    raise TimeoutError(f'not done in {seconds:.0f} s')
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# Launches.
+
+
+class Kernel(NamedTuple):
+  """What the profiler saw of all launches of one kernel."""
+
+  launches: int
+  seconds: float
+
+
+_COPY = re.compile(r'mem(cpy|set)', re.IGNORECASE)
+
+
+def kernels(fn: Callable, *args) -> dict[str, Kernel]:
+  """Runs `fn(*args)` under the profiler: what ran on the accelerators, by name, copies included.
+
+  It is empty where the profiler tells nothing, as on a CPU. Compile before.
+  """
+  if jax.default_backend() == 'cpu':
+    return {}
+  found = collections.defaultdict(lambda: Kernel(0, 0.0))
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      jax.profiler.start_trace(folder)
+      try:
+        jax.block_until_ready(fn(*args))
+      finally:
+        jax.profiler.stop_trace()
+      for path in Path(folder).glob('**/*.xplane.pb'):
+        for name, seconds in _device_events(jax.profiler.ProfileData.from_file(str(path))):
+          launches, sum_ = found[name]
+          found[name] = Kernel(launches + 1, sum_ + seconds)
+    except Exception as e:  # a measurement goes on without its profile
+      print(f'No profile: {first_line(e)}', flush=True)
+      return {}
+  return dict(found)
+
+
+def _device_events(profile) -> Iterator[tuple[str, float]]:
+  """(name, seconds) of all that ran on streams; the other lines of a device's plane are derived of them."""
+  for plane in profile.planes:
+    if not plane.name.startswith('/device:GPU'):
+      continue
+    for line in plane.lines:
+      if line.name.startswith('Stream'):
+        for event in line.events:
+          yield event.name, event.duration_ns / 1e9
+
+
+def count_launches(fn: Callable, *args) -> tuple[int, int] | str:
+  """(kernels, copies) that `fn(*args)` launches on the accelerators, or `NOT_COUNTED`.
+
+  Copies are memory copies and fills.
+  """
+  return count(kernels(fn, *args))
+
+
+def count(seen: Mapping[str, Kernel]) -> tuple[int, int] | str:
+  """(kernels, copies) of what `kernels` saw, or `NOT_COUNTED`.
+
+  >>> count({'gemm': Kernel(3, 0.1), 'MemcpyD2H': Kernel(2, 0.1)}), count({})
+  ((3, 2), 'not counted')
+  """
+  if not seen:
+    return NOT_COUNTED
+  copies = sum(kernel.launches for name, kernel in seen.items() if _COPY.search(name))
+  return sum(kernel.launches for kernel in seen.values()) - copies, copies
+
+
+def kernel_table(seen: Mapping[str, Kernel], most: int = 20) -> Iterator[str]:
+  """Markdown: the kernels that take the most time."""
+  yield '| kernel | launches | ms together |'
+  yield '|---|---|---|'
+  for name, kernel in sorted(seen.items(), key=lambda item: -item[1].seconds)[:most]:
+    yield f'| {name[:90].replace("|", "/")} | {kernel.launches} | {1000 * kernel.seconds:.3f} |'
+  yield ''
