@@ -265,9 +265,10 @@ def torch_embed(network, images):
   """Images [b, h, w, 3] uint8 -> embeddings [b * rows * columns, 1024], in the paper's code's steps."""
   torch = torch_on_all_cores()
   functional = torch.nn.functional
-  x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-  x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
-      [0.229, 0.224, 0.225]).view(3, 1, 1)
+  x = torch_tensor(images).permute(0, 3, 1, 2).float() / 255
+  mean, std = (torch_tensor(np.float32(v)).view(3, 1, 1) for v in (
+      [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+  x = (x - mean) / std
   layers, grid = [], None
   for maps in network(x):
     b, c, *size = maps.shape

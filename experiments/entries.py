@@ -5,13 +5,14 @@ used: without Grain the rest still runs.
 """
 
 import functools
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import alternatives
+from experiments import alternatives, timing
 from experiments.timing import Entry
 from patchcore_jax import backbones, coreset, neighbors, parallel
 
@@ -150,7 +151,8 @@ def search_entries(
   Returns:
     The entries, ours first; a dict into which they put the indices; and notes on ours.
   """
-  search, on_device = jax.jit(neighbors.nearest_neighbors), jnp.asarray(queries)
+  search = jax.jit(lambda queries, bank: neighbors.nearest_neighbors(queries, bank)[1][:, 0])
+  on_device = jnp.asarray(queries)
   found, entries, notes = {}, {}, {}
   products = 2.0 * len(queries) * len(bank)
 
@@ -160,10 +162,12 @@ def search_entries(
     entries[name] = Entry(run, prepare=prepare, flops=flops or {'float32': products * bank.shape[1]})
 
   for shortlist in ('float32', 'bfloat16'):
+    began = time.perf_counter()
     prepared = jax.block_until_ready(jax.device_put(neighbors.prepare(bank, shortlist)))
     name, dim = f'{shortlist} shortlist', prepared.columns.shape[0]
-    notes[name] = f'{dim} of {bank.shape[1]} dimensions'
-    add(name, lambda p: search(on_device, p)[1][:, 0], prepared, flops={shortlist: products * dim},
+    notes[name] = (
+        f'{dim} of {bank.shape[1]} dimensions; prepared once in {time.perf_counter() - began:.2f} s')
+    add(name, search, on_device, prepared, flops={shortlist: products * dim},
         prepare=functools.partial(_compile, search, on_device, prepared))
   on_cpu = jax.default_backend() == 'cpu'
   if plain:
@@ -227,6 +231,27 @@ def network_entries(
   return entries, maps
 
 
+def rate_notes(
+    entries: Entries, seconds: dict[str, list[float]], maps: dict[str, Any] | None = None,
+) -> dict[str, str]:
+  """Images and operations a second; and how far our maps are from those of the first precision."""
+  notes = {}
+  for name, values in seconds.items():
+    notes[name] = f'{1 / timing.median(values):,.1f} images/s'
+    if flops := sum(entries[name].flops.values()):
+      notes[name] += f', {flops / timing.median(values) / 1e9:,.0f} GFLOP/s'
+  exact, *others = (maps or {'': {}}).items()
+  for precision, values in others:
+    off = ', '.join(f'{layer} off by {_relative(values[layer], x):.1e}' for layer, x in exact[1].items())
+    notes[f'JAX {precision}'] += f'; from {exact[0]}: {off}'
+  return notes
+
+
+def _relative(a, b):
+  a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
 def _torch_network_entries(images, precisions, flops, torch_compile):
   torch, b = alternatives.torch_on_all_cores(), len(images)
   x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
@@ -259,7 +284,7 @@ def _torch_network_entries(images, precisions, flops, torch_compile):
 
 
 def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = WIDE_RESNET):
-  """(compiled function, parameters on the devices) from pixels to scores and maps, against `rows`."""
+  """(function, parameters on the devices) from pixels to scores and maps, against `rows`."""
   from patchcore_jax.detectors import patchcore
   from patchcore_jax.embedding import EmbeddingSpec
   from patchcore_jax.memory_bank import MemoryBank
@@ -267,8 +292,7 @@ def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = 
   backbone, spec = network(precision, architecture), EmbeddingSpec()
   description = patchcore.describe(backbone, spec) | {'image_size': [size, size]}
   bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
-  fn, parameters = patchcore.prediction(backbone, bank, embedding=spec, scoring_spec=ScoringSpec())
-  return fn, parameters
+  return patchcore.prediction(backbone, bank, embedding=spec, scoring_spec=ScoringSpec())
 
 
 def prediction_entries(

@@ -139,28 +139,14 @@ def network(run: Run) -> None:
     images = entries.pictures(batch, size)
     work, maps = entries.network_entries(
         images, _HALF, architecture=architecture, torch_compile=run.settings['torch_compile'])
-    notes = functools.partial(_rates, maps=maps)
-    medians = run.race(f'{architecture} to layer3, {size} px, one of {batch} images', work, 5, notes)
+    medians = run.race(
+        f'{architecture} to layer3, {size} px, one of {batch} images', work, 5,
+        lambda seconds, work=work, maps=maps: entries.rate_notes(work, seconds, maps))
     _keep_rates(run, f'network_{size}', medians)
 
 
 def _sizes(run):
   return ((64, 2),) if run.small else ((224, 64), (448, 16))
-
-
-def _rates(seconds, maps=None):
-  notes = {name: f'{1 / timing.median(values):,.0f} images/s' for name, values in seconds.items()}
-  exact = (maps or {}).get('tensorfloat32')
-  for precision, values in (maps or {}).items():
-    if precision != 'tensorfloat32':
-      off = ', '.join(f'{layer} {_relative(values[layer], x):.1e}' for layer, x in exact.items())
-      notes[f'JAX {precision}'] += f'; from tensorfloat32 off by {off}'
-  return notes
-
-
-def _relative(a, b):
-  a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def _keep_rates(run, name, medians):
@@ -227,7 +213,7 @@ def predict(run: Run) -> None:
         entries.pictures(batch, size), rows, _HALF, architecture=architecture, stream=8)
     medians = run.race(
         f'predict: {architecture}, {size} px, one of {batch} images, bank of {len(rows)} made rows', work, 5,
-        _rates)
+        functools.partial(entries.rate_notes, work))
     _keep_rates(run, f'predict_{size}', medians)
     for precision, one in batches.items():
       seen = timing.kernels(one)

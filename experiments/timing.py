@@ -253,7 +253,7 @@ def kernels(fn: Callable, *args) -> dict[str, Kernel]:
   found = collections.defaultdict(lambda: Kernel(0, 0.0))
   with tempfile.TemporaryDirectory() as folder:
     try:
-      jax.profiler.start_trace(folder)
+      jax.profiler.start_trace(folder, profiler_options=_options())
       try:
         jax.block_until_ready(fn(*args))
       finally:
@@ -266,6 +266,14 @@ def kernels(fn: Callable, *args) -> dict[str, Kernel]:
       print(f'No profile: {first_line(e)}', flush=True)
       return {}
   return dict(found)
+
+
+def _options():
+  """Without the Python of the host, which is much, and slows what is measured."""
+  options = jax.profiler.ProfileOptions()
+  options.python_tracer_level = 0
+  options.host_tracer_level = 1
+  return options
 
 
 def _device_events(profile) -> Iterator[tuple[str, float]]:
