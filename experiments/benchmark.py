@@ -87,12 +87,12 @@ def measure_coreset(limits: timing.Limits) -> Iterator[str]:
 def _coreset_table(title, points, ratio, limits):
   n, dim = points.shape
   size = coreset.coreset_size(n, ratio)
-  first = _FIRST_STEPS if jax.default_backend() == 'cpu' else 15 * _FIRST_STEPS
+  first = _FIRST_STEPS if entries.on_cpu() else 15 * _FIRST_STEPS
   steps, dense_steps = (
       size if _WHOLE.value else min(size, number) for number in (first, max(first, 5 * _FIRST_STEPS)))
   work, picks = entries.selection_entries(
       points, size, steps=steps, dense_steps=dense_steps, streamed=True,
-      anomalib=jax.default_backend() != 'cpu')
+      anomalib=not entries.on_cpu())
   yield from _not_installed('torch')
   seconds = timing.race(work, 1 if _WHOLE.value else _REPEATS.value)
   notes = entries.picks_notes(work, picks)
@@ -138,7 +138,7 @@ def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
     return
   queries, bank = entries.of_rank(6272, 25_000, 1024, 1024)
   yield from _neighbors_table('made, the same in every direction', queries, bank, limits)
-  if jax.default_backend() != 'cpu':
+  if not entries.on_cpu():
     queries, bank = entries.of_rank(50_176, 250_000, 1024, 64)
     yield from _neighbors_table('made, of rank 64', queries, bank, limits, plain=False)
 
@@ -176,19 +176,17 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
 
 def measure_predict(limits: timing.Limits) -> Iterator[str]:
   """From pixels to scores and maps, against a bank of 16,384 patches of the network's own features."""
-  on_cpu, images = jax.default_backend() == 'cpu', entries.pictures(_BATCH.value, _SIZE.value)
+  images = entries.pictures(_BATCH.value, _SIZE.value)
+  precisions, stream = (('float32',), 0) if entries.on_cpu() else (('tensorfloat32', 'bfloat16'), 8)
   rows = _own_features(images)
   made = np.random.default_rng(1).standard_normal(rows.shape, np.float32) * rows.std()
   for title, values in (('its own features', rows), ('made rows, the same in every direction', made)):
-    work, batches = entries.prediction_entries(
-        images, values, ('float32',) if on_cpu else ('tensorfloat32', 'bfloat16'), stream=0 if on_cpu else 8)
+    work, batches = entries.prediction_entries(images, values, precisions, stream=stream)
     yield from _not_installed('torch')
     seconds = timing.race(work, _REPEATS.value)
     notes = entries.rate_notes(work, seconds)
     for precision, batch in batches.items():
-      launches = timing.count_launches(batch)
-      if launches != timing.NOT_COUNTED:
-        notes[f'JAX {precision}'] += '; {} kernels and {} copies a batch'.format(*launches)
+      notes[f'JAX {precision}'] += f'; launches of a batch: {timing.profile(batch)}'
     yield from timing.table(
         f'predict: {entries.network().name}, {_SIZE.value} px, one of {len(images)} images, bank of '
         f'{len(values)} ({title})', work, seconds, notes, limits)
@@ -208,7 +206,7 @@ def _own_features(images):
 
 def measure_fit(limits: timing.Limits) -> Iterator[str]:
   """From pixels to a bank of 10 %, 64 images."""
-  precision = 'float32' if jax.default_backend() == 'cpu' else 'tensorfloat32'
+  precision = 'float32' if entries.on_cpu() else 'tensorfloat32'
   backbone, spec, number = entries.network(precision), EmbeddingSpec(), 64
   index = np.arange(_BATCH.value, dtype=np.int32)
   batches = [

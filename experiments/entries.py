@@ -22,6 +22,11 @@ BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
 Entries = dict[str, Entry]
 
 
+def on_cpu() -> bool:
+  """Whether JAX runs on the CPU, where the alternatives are other ones."""
+  return jax.default_backend() == 'cpu'
+
+
 # Inputs.
 
 
@@ -75,10 +80,10 @@ def network(precision: str = 'float32', architecture: str = WIDE_RESNET, layers:
 
 
 def network_flops(backbone: backbones.Backbone, size: int) -> float:
-  """Operations of one image, with direct convolutions, as a GPU has them."""
+  """Operations of one image, with direct convolutions, as a GPU has them; 0 where JAX does not tell."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  lowered = jax.jit(backbone.apply).trace(backbone.variables, image).lower(lowering_platforms=('cuda',))
-  return (lowered.cost_analysis() or {}).get('flops', 0.0)
+  traced = jax.jit(backbone.apply).trace(backbone.variables, image)
+  return (traced.lower(lowering_platforms=('cuda',)).cost_analysis() or {}).get('flops', 0.0)
 
 
 # Selection.
@@ -114,7 +119,7 @@ def selection_entries(
   if streamed:
     add('lazy, points on the host', coreset.greedy_k_center, points, size, start=start, stream=True)
   add('our dense loop', coreset.dense_greedy_k_center, on_device, dense_steps, start=start, part=dense_steps)
-  if jax.default_backend() == 'cpu':
+  if on_cpu():
     add('NumPy, a norm per step', alternatives.numpy_k_center, points, steps, start, part=steps)
   if alternatives.available('torch'):
     there = alternatives.torch_tensor(points)
@@ -169,15 +174,14 @@ def search_entries(
         f'{dim} of {bank.shape[1]} dimensions; prepared once in {time.perf_counter() - began:.2f} s')
     add(name, search, on_device, prepared, flops={shortlist: products * dim},
         prepare=functools.partial(_compile, search, on_device, prepared))
-  on_cpu = jax.default_backend() == 'cpu'
   if plain:
     add('one matrix in JAX', alternatives.jax_nearest, on_device, jnp.asarray(bank))
-  if plain and on_cpu:
+  if plain and on_cpu():
     add('NumPy', alternatives.numpy_nearest, queries, bank)
     add('scikit-learn, brute', alternatives.sklearn_nearest, queries, bank)
   if alternatives.available('torch'):
     there = [alternatives.torch_tensor(x) for x in (queries, bank)]
-    if on_cpu:
+    if on_cpu():
       add('torch cdist, min', alternatives.torch_nearest, *there)
     else:
       for precision in ('float32', 'tensorfloat32'):
@@ -255,7 +259,7 @@ def _relative(a, b):
 def _torch_network_entries(images, precisions, flops, torch_compile):
   torch, b = alternatives.torch_on_all_cores(), len(images)
   x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
-  if jax.default_backend() == 'cpu':
+  if on_cpu():
     plain = alternatives.torch_wide_resnet()
     last = alternatives.torch_network()
     return {'torch': Entry(lambda: plain(x), 1 / b, {'float32': flops}),
@@ -316,11 +320,10 @@ def prediction_entries(
   size = images.shape[1]
   flops = network_flops(network(architecture=architecture), size)
   search = 2.0 * (size // 8) ** 2 * len(rows) * rows.shape[1]
-  on_cpu = jax.default_backend() == 'cpu'
   for precision in precisions:
     fn, parameters = prediction(precision, rows, size, architecture)
     run = functools.partial(parallel.data_parallel(fn), parameters, images)
-    work = _sum({precision: flops}, {'float32' if on_cpu else 'bfloat16': search})
+    work = _sum({precision: flops}, {'float32' if on_cpu() else 'bfloat16': search})
     runs[precision] = run
     name = f'JAX {precision}'
     prepare = functools.partial(parallel.working_bytes, fn, parameters, images)
@@ -343,7 +346,7 @@ def _predict_all(fn, parameters, images, number):
 
 def _torch_prediction_entries(images, rows, precisions, flops, search):
   entries, b = {}, len(images)
-  if jax.default_backend() == 'cpu':
+  if on_cpu():
     if not alternatives.available('scipy'):
       return {}
     work, searches = {'float32': flops + search}, {'torch, cdist': alternatives.torch_search}

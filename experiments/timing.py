@@ -14,7 +14,8 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -37,8 +38,7 @@ class Entry(NamedTuple):
     scale: by which its time is multiplied, where only a part is run, or the time of one of many is told.
     flops: operations in the products of the scaled run, by their precision.
     traffic: bytes that the scaled run reads and writes at the least.
-    prepare: compiles what `run` runs, without running it. On an accelerator all entries of a race are
-      compiled side by side.
+    prepare: compiles what `run` runs, without running it; see `compile_side_by_side`.
   """
 
   run: Callable[[], Any]
@@ -110,7 +110,7 @@ def _dtype(precision):
 
 def _product(precision):
   """The product of a matrix with itself, its sums in float32."""
-  accuracy = lax.Precision.HIGH if precision == 'tensorfloat32' else lax.Precision.HIGHEST
+  accuracy = {'float32': lax.Precision.HIGHEST, 'tensorfloat32': lax.Precision.HIGH}.get(precision)
   result = jnp.float32 if jax.default_backend() == 'cpu' else _dtype(precision)
   return jax.jit(lambda x: jnp.dot(x, x, precision=accuracy, preferred_element_type=result))
 
@@ -146,7 +146,6 @@ def race(
     repeats: runs of each that count.
     failures: where given, an entry that fails is left out, and its error is put here.
   """
-  compile_side_by_side(entries.values())
   seconds = {}
   for name, entry in entries.items():
     try:
@@ -156,6 +155,7 @@ def race(
       if failures is None:
         raise
       failures[name] = first_line(e)
+      traceback.print_exc()
   for _ in range(repeats):
     for name, values in seconds.items():
       began = time.perf_counter()
@@ -164,8 +164,11 @@ def race(
   return seconds
 
 
-def compile_side_by_side(entries) -> None:
-  """Compiles all that can say how; on a CPU, whose cores are few, they are compiled when they first run."""
+def compile_side_by_side(entries: Iterable[Entry]) -> None:
+  """Compiles all that can say how, before their races; on a CPU they are compiled when they first run.
+
+  For an accelerator it takes long, most of it on one core of the host.
+  """
   if jax.default_backend() == 'cpu':
     return
   with ThreadPoolExecutor(8) as pool:
@@ -234,23 +237,60 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 class Kernel(NamedTuple):
-  """What the profiler saw of all launches of one kernel."""
+  """What the profiler saw of all launches of one kernel, or of one kind of copy."""
 
   launches: int
   seconds: float
 
 
-_COPY = re.compile(r'mem(cpy|set)', re.IGNORECASE)
+class Profile(NamedTuple):
+  """What ran on the accelerators. Both are empty where the profiler tells nothing, as on a CPU.
 
-
-def kernels(fn: Callable, *args) -> dict[str, Kernel]:
-  """Runs `fn(*args)` under the profiler: what ran on the accelerators, by name, copies included.
-
-  It is empty where the profiler tells nothing, as on a CPU. Compile before.
+  Attributes:
+    kernels: by name, copies included.
+    calls: launches by the host, by the name of the call; a graph of many kernels is one.
   """
+
+  kernels: Mapping[str, Kernel]
+  calls: Mapping[str, int]
+
+  @property
+  def launches(self) -> tuple[int, int] | str:
+    """(kernels, memory copies and fills), or `NOT_COUNTED`.
+
+    >>> Profile({'gemm': Kernel(3, 0.1), 'MemcpyD2H': Kernel(2, 0.1)}, {}).launches
+    (3, 2)
+    """
+    if not self.kernels:
+      return NOT_COUNTED
+    copies = sum(kernel.launches for name, kernel in self.kernels.items() if _COPY.search(name))
+    return sum(kernel.launches for kernel in self.kernels.values()) - copies, copies
+
+  def __str__(self) -> str:
+    if not self.kernels:
+      return NOT_COUNTED
+    busy = sum(kernel.seconds for kernel in self.kernels.values())
+    calls = ', '.join(f'{number} {name}' for name, number in self.calls.items())
+    return '{} kernels, {} copies'.format(*self.launches) + f', {duration(busy)} together' + (
+        f' ({calls})' if calls else '')
+
+  def table(self, most: int = 60) -> Iterator[str]:
+    """Markdown: what takes the most time."""
+    yield '| kernel | launches | ms together |'
+    yield '|---|---|---|'
+    for name, kernel in sorted(self.kernels.items(), key=lambda item: -item[1].seconds)[:most]:
+      yield f'| {name[:90].replace("|", "/")} | {kernel.launches} | {1000 * kernel.seconds:.3f} |'
+    yield ''
+
+
+_COPY = re.compile(r'mem(cpy|set)', re.IGNORECASE)
+_LAUNCH = re.compile(r'^cu(da)?(LaunchKernel|GraphLaunch)')
+
+
+def profile(fn: Callable, *args) -> Profile:
+  """Runs `fn(*args)` under the profiler. Compile before."""
   if jax.default_backend() == 'cpu':
-    return {}
-  found = collections.defaultdict(lambda: Kernel(0, 0.0))
+    return Profile({}, {})
   with tempfile.TemporaryDirectory() as folder:
     try:
       jax.profiler.start_trace(folder, profiler_options=_options())
@@ -258,14 +298,11 @@ def kernels(fn: Callable, *args) -> dict[str, Kernel]:
         jax.block_until_ready(fn(*args))
       finally:
         jax.profiler.stop_trace()
-      for path in Path(folder).glob('**/*.xplane.pb'):
-        for name, seconds in _device_events(jax.profiler.ProfileData.from_file(str(path))):
-          launches, sum_ = found[name]
-          found[name] = Kernel(launches + 1, sum_ + seconds)
+      return read_profile([
+          jax.profiler.ProfileData.from_file(str(path)) for path in Path(folder).glob('**/*.xplane.pb')])
     except Exception as e:  # a measurement goes on without its profile
       print(f'No profile: {first_line(e)}', flush=True)
-      return {}
-  return dict(found)
+      return Profile({}, {})
 
 
 def _options():
@@ -276,41 +313,22 @@ def _options():
   return options
 
 
-def _device_events(profile) -> Iterator[tuple[str, float]]:
-  """(name, seconds) of all that ran on streams; the other lines of a device's plane are derived of them."""
-  for plane in profile.planes:
-    if not plane.name.startswith('/device:GPU'):
-      continue
-    for line in plane.lines:
-      if line.name.startswith('Stream'):
-        for event in line.events:
-          yield event.name, event.duration_ns / 1e9
+def read_profile(traces: Iterable[jax.profiler.ProfileData]) -> Profile:
+  """What ran on streams, and what the host launched; the other lines of a device are derived from these."""
+  kernels, calls = {}, collections.Counter()
+  for trace in traces:
+    for plane in trace.planes:
+      on_device = plane.name.startswith('/device:GPU')
+      for line in plane.lines:
+        if on_device and line.name.startswith('Stream'):
+          for event in line.events:
+            launches, seconds = kernels.get(event.name, (0, 0.0))
+            kernels[event.name] = Kernel(launches + 1, seconds + event.duration_ns / 1e9)
+        elif plane.name.startswith('/host'):
+          calls.update(event.name for event in line.events if _LAUNCH.match(event.name))
+  return Profile(kernels, calls)
 
 
 def count_launches(fn: Callable, *args) -> tuple[int, int] | str:
-  """(kernels, copies) that `fn(*args)` launches on the accelerators, or `NOT_COUNTED`.
-
-  Copies are memory copies and fills.
-  """
-  return count(kernels(fn, *args))
-
-
-def count(seen: Mapping[str, Kernel]) -> tuple[int, int] | str:
-  """(kernels, copies) of what `kernels` saw, or `NOT_COUNTED`.
-
-  >>> count({'gemm': Kernel(3, 0.1), 'MemcpyD2H': Kernel(2, 0.1)}), count({})
-  ((3, 2), 'not counted')
-  """
-  if not seen:
-    return NOT_COUNTED
-  copies = sum(kernel.launches for name, kernel in seen.items() if _COPY.search(name))
-  return sum(kernel.launches for kernel in seen.values()) - copies, copies
-
-
-def kernel_table(seen: Mapping[str, Kernel], most: int = 20) -> Iterator[str]:
-  """Markdown: the kernels that take the most time."""
-  yield '| kernel | launches | ms together |'
-  yield '|---|---|---|'
-  for name, kernel in sorted(seen.items(), key=lambda item: -item[1].seconds)[:most]:
-    yield f'| {name[:90].replace("|", "/")} | {kernel.launches} | {1000 * kernel.seconds:.3f} |'
-  yield ''
+  """(kernels, copies) that `fn(*args)` launches on the accelerators, or `NOT_COUNTED`."""
+  return profile(fn, *args).launches
