@@ -167,7 +167,9 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
   work[f'{built_in.name} to {built_in.layers[-1]}'] = Entry(
       lambda: jax.block_until_ready(small(weights, pixels)), 1 / len(images))
   yield from _not_installed('torch')
-  seconds = timing.race(work, _REPEATS.value)
+  failures = {} if _TORCH_COMPILE.value else None  # it does not work everywhere
+  seconds = timing.race(work, _REPEATS.value, failures)
+  yield from (f'{name} failed: {error}\n' for name, error in (failures or {}).items())
   notes = entries.rate_notes(work, seconds, maps)
   yield from timing.table(
       f'{entries.network().name} to layer3, {_SIZE.value} px, one of {len(images)} images', work, seconds,

@@ -4,7 +4,7 @@
     python -m experiments.gpu_check --out=runs/gpu --points=screw128.npy --parts=selection,search
 
 Prints Markdown and writes it to OUT/gpu_check.md as it goes, so that a run that is stopped keeps what it
-had; OUT/measured.json holds the figures. The parts, the most important first:
+had; OUT/measured.json holds the figures, OUT/kernels.md what ran on the card. The parts, most important first:
 
     selection    greedy selections, ours and torch's: time, and whether the picks are the same
     network      WideResNet-50-2 to layer3, images a second
@@ -61,7 +61,7 @@ def main(_) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   if unknown := set(_PARTS.value) - set(PARTS):
     raise app.UsageError(f'--parts: unknown {sorted(unknown)}; there are {", ".join(PARTS)}.')
-  for name in (gpu_report.REPORT, gpu_report.MEASURED):
+  for name in (gpu_report.REPORT, gpu_report.MEASURED, gpu_report.KERNELS):
     (folder / name).unlink(missing_ok=True)
   run_parts(folder, list(_PARTS.value), time.time() + _SECONDS.value)
   gpu_report.say(folder, *gpu_report.table(gpu_report.measured(folder)))

@@ -66,6 +66,16 @@ class Run:
     return {name: timing.median(values) for name, values in seconds.items()}
 
 
+  def tell_launches(self, name: str, fn: Callable) -> timing.Profile:
+    """Tells what a call launches; its kernels go into kernels.md."""
+    seen = timing.profile(fn)
+    self.say(f'Launches of {name}: {seen}\n')
+    if seen.kernels:
+      with open(self.folder / gpu_report.KERNELS, 'a') as f:
+        f.write('\n'.join((f'## {name}: {seen}\n', *seen.table(), '')))
+    return seen
+
+
 def main(argv: list[str]) -> None:
   settings = json.loads(argv[1])
   run = Run(Path(argv[0]), settings, timing.limits(settings['small']), settings['until'])
@@ -113,6 +123,7 @@ def selection(run: Run) -> None:
     run.keep(selection__ours=medians['lazy'], selection__but='' if same else ', but other picks')
   if 'torch, a norm per step' in medians:
     run.keep(selection__torch=medians['torch, a norm per step'])
+  run.tell_launches('selection', work['lazy'].run)
   _large_selection(run)
 
 
@@ -180,6 +191,7 @@ def search(run: Run) -> None:
         lambda _, search=(found, notes, queries, bank): _search_notes(*search))
     alternatives.torch_release()
     if i == 0:
+      run.tell_launches('search', work['bfloat16 shortlist'].run)
       ours = min(medians[name] for name in medians if 'shortlist' in name)
       run.keep(search__ours=ours)
       if theirs := [value for name, value in medians.items() if name.startswith('torch cdist')]:
@@ -226,15 +238,10 @@ def predict(run: Run) -> None:
         functools.partial(entries.rate_notes, work))
     _keep_rates(run, f'predict_{size}', medians)
     for precision, one in batches.items():
-      _tell_launches(run, size, precision, one)
-
-
-def _tell_launches(run, size, precision, batch):
-  seen = timing.profile(batch)
-  run.say(f'A batch at {size} px in {precision}: {seen}\n')
-  if seen.kernels:
-    run.keep(launches__ours=max(seen.launches[0], gpu_report.measured(run.folder).get('launches/ours', 0)))
-    (run.folder / f'kernels_{size}_{precision}.md').write_text('\n'.join(seen.table()))
+      seen = run.tell_launches(f'predict_{size}_{precision}', one)
+      if seen.kernels:
+        most = gpu_report.measured(run.folder).get('launches/ours', 0)
+        run.keep(launches__ours=max(seen.launches[0], most))
 
 
 def same_as_cpu(run: Run) -> None:

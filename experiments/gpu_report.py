@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-REPORT, MEASURED = 'gpu_check.md', 'measured.json'
+REPORT, MEASURED, KERNELS = 'gpu_check.md', 'measured.json', 'kernels.md'
 
 
 def measured(folder: Path) -> dict:
