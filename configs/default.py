@@ -38,7 +38,8 @@ def get_config() -> ConfigDict:
   config.backbone.name = 'wide_resnet50_2.tv_in1k'
   config.backbone.weights = ''  # '' for the tag's checkpoint, a file, or 'random'
   config.backbone.layers = ()  # () for the backbone's own, layer2 and layer3 for ResNets
-  config.backbone.precision = 'float32'  # or 'tensorfloat32' or 'bfloat16': docs/precision.md
+  # 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough: docs/precision.md
+  config.backbone.precision = 'auto'
 
   config.embedding = ConfigDict()
   config.embedding.kind = 'adaptive'  # or 'mean', or 'auto': 'mean' for networks that are no usual ResNets

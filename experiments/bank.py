@@ -71,7 +71,8 @@ def info(bank: MemoryBank) -> list[str]:
       f'{len(bank.embeddings)} patches of {bank.embeddings.shape[1]} values, '
       f'{bank.embeddings.nbytes / 1e6:.1f} MB, from {d["num_patches"]} patches of {d["num_images"]} images',
       f'backbone {d["backbone"]["name"]}, layers {", ".join(d["backbone"]["layers"])}, weights '
-      f'{d["backbone"]["weights"]}',
+      f'{d["backbone"]["weights"]}, precision {d["backbone"]["precision"]}, made on '
+      f'{d.get("device", "an unknown device")}',
       f'images of {size} pixels (width x height) after {d.get("preprocess", "unknown preprocessing")}']
   if found:
     lines.append(
@@ -122,16 +123,18 @@ def _calibrate(bank):
   scores = patchcore.score_embeddings(
       embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
       batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
-  return bank_editing.calibrate(bank, *scores, false_alarm_rate=_RATE.value)
+  found = inspection.score_differences(
+      inspector.backbone, bank, lambda: _batches(inspector, _examples()[:inspection.SAMPLE], []),
+      embedding=inspector.embedding, scoring=inspector.scoring, search=inspector.search)
+  return bank_editing.calibrate(
+      bank, *scores, false_alarm_rate=_RATE.value,
+      allowances=tuple(float(values.max(initial=0)) for values in found))
 
 
 def _embedded(inspector: Inspector, keep_images: bool) -> tuple[np.ndarray, list[str], list[bytes]]:
   """(embeddings, names, pictures) of --images; unreadable files are told and left out."""
-  examples = [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
-  skipped = []
-  recorder = provenance.Recorder(_of_one_size(inspector, pipeline.batches(
-      examples, inspector.preprocessing, batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value),
-      on_error=skipped.append)), keep_images)
+  examples, skipped = _examples(), []
+  recorder = provenance.Recorder(_batches(inspector, examples, skipped), keep_images)
   with cli.progress_bar('images') as progress:
     embeddings = patchcore.embed(
         inspector.backbone, recorder, len(examples), embedding=inspector.embedding, progress=progress)
@@ -140,8 +143,14 @@ def _embedded(inspector: Inspector, keep_images: bool) -> tuple[np.ndarray, list
   return embeddings, [examples[i].image_path for i in recorder.index], recorder.files
 
 
-def _of_one_size(inspector, batches) -> Iterator[pipeline.Batch]:
-  for batch in batches:
+def _examples() -> list[Example]:
+  return [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
+
+
+def _batches(inspector: Inspector, examples: list[Example], skipped: list) -> Iterator[pipeline.Batch]:
+  for batch in pipeline.batches(
+      examples, inspector.preprocessing, batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value),
+      on_error=skipped.append):
     inspection.check_size(inspector, batch.image.shape[1:3])
     yield batch
 

@@ -53,7 +53,8 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
   examples = [Example(path, (), 0, name, 'good') for path in paths]
   examples = drawn(examples, config.data.shots, config.seed, config.data.draw)
   (backbone,) = wiring.create_backbones(config)
-  cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
+  cli.console.print(
+      f'backbone {backbone.name}, layers {", ".join(backbone.layers)}, precision {backbone.precision}')
   cli.say_which(backbone.name)
   wiring.check_same_everywhere(config, [Path(path).name for path in paths])
   skipped, began = [], time.monotonic()
@@ -87,7 +88,7 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
   if scores:
     found = calibration.calibrate(
         scores.image_scores, scores.map_maxima, false_alarm_rate=config.calibration.false_alarm_rate,
-        method='cross')
+        method='cross', allowances=_allowances(config, settings, backbone, bank, names))
     bank.description['calibration'] = calibration.to_json(found)
     for line in verdict(found, names):
       cli.console.print(line, markup=False)
@@ -130,6 +131,14 @@ def verdict(found: calibration.Calibration, names: list[str]) -> list[str]:
     lines.append(
         f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
         f'{100 * found.guaranteed_rate:.2g} %. Give more good images for a smaller rate.')
+  if found.image_allowance or found.pixel_allowance:
+    lines.append(
+        f'on another kind of device scores are off by up to {found.image_allowance:.2g}, which is '
+        f'{100 * found.image_allowance / found.image_threshold:.2g} % of the threshold, and in it already')
+  if found.allows_much:
+    lines.append(
+        'That is more than a tenth of the way from a usual good image to the threshold. If the bank is for '
+        'another kind of device, fit it there, or with --config.backbone.precision=float32.')
   odd = calibration.suspicious(found.image_scores)
   if odd:
     lines.append(
@@ -137,6 +146,19 @@ def verdict(found: calibration.Calibration, names: list[str]) -> list[str]:
         'good, or of a rare kind. Look, remove what is defective, and fit again:')
     lines += [f'  {names[i]} (score {found.image_scores[i]:.4g})' for i in odd]
   return lines
+
+
+def _allowances(config, settings, backbone, bank, names):
+  """How much further the thresholds are for devices that compute the network otherwise: (images, pixels)."""
+  if backbone.elsewhere is None:
+    return 0.0, 0.0
+  sample, others = inspection.sample_of(bank, settings.scoring, config.seed)
+  own = sample[processes.part(len(sample))]
+  found = inspection.score_differences(
+      backbone, others, lambda: wiring.batches(
+          config, [Example(names[i], (), 0, '', 'good') for i in own], settings.preprocessing, []),
+      embedding=settings.embedding, scoring=settings.scoring, search=settings.search)
+  return tuple(float(processes.joined(values).max(initial=0)) for values in found)
 
 
 def _check(config, out):

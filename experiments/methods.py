@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -71,7 +72,7 @@ class PatchCore:
         notify=notify, progress=progress)
     index = processes.joined(np.array(recorder.index, np.int32) + part.start)
     bank.description.update(
-        expected, scoring=vars(settings.scoring), source=self._source,
+        expected, scoring=vars(settings.scoring), source=self._source, device=jax.default_backend(),
         images=images.train_names(index), category=images.name,
         num_skipped=images.num_train - bank.description['num_images'],
         fit_seconds=time.monotonic() - began)

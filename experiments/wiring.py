@@ -115,11 +115,15 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
 
 def with_named_backbone(config: ConfigDict) -> ConfigDict:
   """The config with what 'auto' stands for on this machine, now: a run that goes on later must not go on
-  with another network. The paper's embedding is for ResNets of the usual width, and 'mean' for others.
+  with another network, or another precision. The paper's embedding is for ResNets of the usual width, and
+  'mean' for others.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.name == backbones.AUTO:
     config.backbone.name = backbones.best_available()
+  precisions = {backbones.resolve_precision(config.backbone.precision, name) for name in _names(config)}
+  if len(precisions) == 1:  # not of an ensemble in which one brings its own
+    (config.backbone.precision,) = precisions
   if config.embedding.kind == 'auto':
     other = ':' in config.backbone.name or config.backbone.name == checkpoints.BUILT_IN
     config.embedding.kind = 'mean' if other else 'adaptive'
@@ -133,14 +137,18 @@ def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
     ValueError: several with a file of weights, which can be of one only, besides what
       `backbones.create` raises.
   """
-  names, weights = config.backbone.name.split('+'), config.backbone.weights
+  names, weights = _names(config), config.backbone.weights
   if len(names) > 1 and weights not in ('', backbones.RANDOM):
     raise ValueError(f'backbone.weights={weights!r} is one file, for {len(names)} backbones.')
   return tuple(
       _create_backbone(
-          name.strip(), weights, names_of(config.backbone.layers), config.seed,
+          name, weights, names_of(config.backbone.layers), config.seed,
           config.backbone.precision)
       for name in names)
+
+
+def _names(config):
+  return [name.strip() for name in config.backbone.name.split('+')]
 
 
 @functools.lru_cache(maxsize=4)

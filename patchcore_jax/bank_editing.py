@@ -5,7 +5,7 @@ to the thresholds is said at each.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -107,7 +107,7 @@ def merge(bank: MemoryBank, other: MemoryBank) -> MemoryBank:
   result = _extended(
       bank, np.asarray(other.embeddings)[chosen], first + np.asarray(other.indices)[chosen], radius,
       names=other.description.get('images', ()), files=provenance.thumbnails(other),
-      image_scores=found['image_scores'], map_maxima=found['map_maxima'],
+      image_scores=found['image_scores'], map_maxima=found['map_maxima'], allowances=_allowances(found),
       num_images=other.description['num_images'],
       what=f'merged with a bank of {len(other.embeddings)} patches, {len(chosen)} of them added')
   if not other.description.get('calibration'):
@@ -190,14 +190,16 @@ def shrink(bank: MemoryBank, ratio: float) -> MemoryBank:
 
 def calibrate(
     bank: MemoryBank, image_scores: Sequence[float], map_maxima: Sequence[float], *,
-    false_alarm_rate: float) -> MemoryBank:
+    false_alarm_rate: float, allowances: tuple[float, float] = (0.0, 0.0)) -> MemoryBank:
   """The bank with thresholds from good images that are not in it; the guarantee is then exact.
 
   Args:
     image_scores, map_maxima: [n], of those images against `bank`.
     false_alarm_rate: of good images, in (0, 1).
+    allowances: for other kinds of devices, see `calibration.Calibration`.
   """
-  found = calibration.calibrate(image_scores, map_maxima, false_alarm_rate=false_alarm_rate)
+  found = calibration.calibrate(
+      image_scores, map_maxima, false_alarm_rate=false_alarm_rate, allowances=allowances)
   description = bank.description | {'calibration': calibration.to_json(found)}
   provenance.record(description, f'thresholds from {len(image_scores)} images that are not in the bank')
   return MemoryBank(bank.embeddings, bank.indices, description, bank.extras)
@@ -235,7 +237,8 @@ def _to_earlier_sq(points) -> np.ndarray:
 
 
 def _extended(
-    bank, rows, indices, radius, *, names, files, image_scores, map_maxima, what, num_images=None):
+    bank, rows, indices, radius, *, names, files, image_scores, map_maxima, what, num_images=None,
+    allowances=(0.0, 0.0)):
   num_images = len(names) if num_images is None else num_images
   grid = bank.description['grid']
   description = bank.description | {
@@ -245,7 +248,8 @@ def _extended(
       _RADIUS: radius, _ORDERED: False}
   if found := description.get('calibration'):
     description['calibration'] = _recalibrated(
-        found, [*found['image_scores'], *image_scores], [*found['map_maxima'], *map_maxima])
+        found, [*found['image_scores'], *image_scores], [*found['map_maxima'], *map_maxima],
+        tuple(map(max, _allowances(found), allowances)))
   provenance.record(description, what)
   return MemoryBank(
       np.concatenate([bank.embeddings, rows]),
@@ -253,9 +257,15 @@ def _extended(
       provenance.pack([*provenance.thumbnails(bank), *files]))
 
 
-def _recalibrated(found: dict[str, Any], image_scores, map_maxima):
+def _recalibrated(found: dict[str, Any], image_scores, map_maxima, allowances=None):
   return calibration.to_json(calibration.calibrate(
-      image_scores, map_maxima, false_alarm_rate=found['false_alarm_rate'], method=found['method']))
+      image_scores, map_maxima, false_alarm_rate=found['false_alarm_rate'], method=found['method'],
+      allowances=allowances or _allowances(found)))
+
+
+def _allowances(found: Mapping[str, Any]) -> tuple[float, float]:
+  """Those of a calibration, which has none if it was made by an older version."""
+  return found.get('image_allowance', 0.0), found.get('pixel_allowance', 0.0)
 
 
 def _position(name, images):

@@ -15,6 +15,9 @@ Tibshirani, "Predictive inference with the jackknife+", 2021).
 
 Neither holds if images to come differ from these: another lamp, another batch of material, or, for
 cross-fitting, bursts of nearly equal images, which vouch for each other.
+
+A bank may be made on one kind of device and used on another that rounds otherwise. As far as scores of good
+images are off there, thresholds are larger: the allowances.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ import numpy as np
 _FAR = 4.5
 _LEAST = 8  # fewer scores have no spread worth the name
 _TINY = 1e-30  # in place of 0, which has no logarithm
+_MUCH = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,8 @@ class Calibration:
     image_threshold: an image whose score reaches it alarms.
     pixel_threshold: pixels whose value reaches it are marked; as few good images have any as alarm.
     method: how the scores came about: 'cross' or 'held out'.
+    image_allowance, pixel_allowance: how far a good image's score, and the largest value of its map, may be
+      off on another kind of device. The thresholds have them in; the scores are as they were made.
   """
 
   false_alarm_rate: float
@@ -53,20 +59,36 @@ class Calibration:
   image_threshold: float
   pixel_threshold: float
   method: str
+  image_allowance: float = 0.0
+  pixel_allowance: float = 0.0
+
+  @property
+  def allows_much(self) -> bool:
+    """Whether the allowance takes more than a tenth of the room between a usual good image and the threshold.
+
+    A defect that a threshold without it would just have found is then lost too often for comfort.
+    """
+    room = self.image_threshold - self.image_allowance - float(np.median(self.image_scores))
+    return self.image_allowance > _MUCH * max(room, 0)
 
 
 def calibrate(
     image_scores: Sequence[float], map_maxima: Sequence[float], *, false_alarm_rate: float,
-    method: str = 'held out') -> Calibration:
+    method: str = 'held out', allowances: tuple[float, float] = (0.0, 0.0)) -> Calibration:
   """Thresholds from scores of good images.
 
   Args:
     image_scores, map_maxima: [n], see `Calibration`.
     false_alarm_rate: in (0, 1).
     method: for the record.
+    allowances: for images and pixels, see `Calibration`; `inspection.score_differences` measures them.
 
   Raises:
     ValueError: no images, scores that are not finite, lengths that differ, or a rate out of range.
+
+  >>> found = calibrate([1, 2, 3, 4], [5, 6, 7, 8], false_alarm_rate=0.4, allowances=(0.25, 0.5))
+  >>> round(found.image_threshold, 5), round(found.pixel_threshold, 5)
+  (3.25, 7.5)
   """
   if len(image_scores) != len(map_maxima):
     raise ValueError(f'Got {len(image_scores)} image scores and {len(map_maxima)} maxima of maps.')
@@ -74,7 +96,7 @@ def calibrate(
   pixel_threshold, _ = threshold(map_maxima, false_alarm_rate)
   return Calibration(
       float(false_alarm_rate), rate, tuple(map(float, image_scores)), tuple(map(float, map_maxima)),
-      image_threshold, pixel_threshold, method)
+      image_threshold + allowances[0], pixel_threshold + allowances[1], method, *map(float, allowances))
 
 
 def to_json(calibration: Calibration) -> dict[str, Any]:
@@ -124,7 +146,7 @@ def p_value(calibration: Calibration, score: float) -> float:
   >>> p_value(calibrate([1, 2, 3, 4], [1, 1, 1, 1], false_alarm_rate=0.4), 3.5)
   0.4
   """
-  reached = sum(s >= score for s in calibration.image_scores)
+  reached = sum(s + calibration.image_allowance >= score for s in calibration.image_scores)
   return (1 + reached) / (1 + len(calibration.image_scores))
 
 

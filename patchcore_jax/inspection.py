@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from patchcore_jax import backbones, calibration, memory_bank, parallel, regions
@@ -26,6 +27,8 @@ from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.memory_bank import BankError, MemoryBank
 from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+
+SAMPLE = 32  # images that tell how far scores are off elsewhere
 
 
 class Inspector(NamedTuple):
@@ -84,7 +87,8 @@ def described(
     source: 'name', 'weights' and 'seed', arguments of `backbones.create`.
   """
   return {
-      'preprocess': geometry(preprocessing), 'scoring': dataclasses.asdict(scoring), 'source': dict(source)}
+      'preprocess': geometry(preprocessing), 'scoring': dataclasses.asdict(scoring), 'source': dict(source),
+      'device': jax.default_backend()}
 
 
 def geometry(preprocessing: Preprocessing) -> dict[str, Any]:
@@ -117,9 +121,11 @@ def of_bank(bank: MemoryBank, *, name: str = '', weights: str = '', path: Any = 
         f'The bank {path} does not say how it is to be used: {", ".join(missing)} missing from its '
         'description. It was made by an older version, or from Python; fit it again with experiments.fit.')
   made, source = description['backbone'], description['source']
+  name, weights = name or source['name'], weights or ('' if name else source['weights'])
   backbone = backbones.create(
-      name or source['name'], weights=weights or ('' if name else source['weights']),
-      layers=tuple(made['layers']), seed=source['seed'], precision=made['precision'])
+      name, weights=weights, layers=tuple(made['layers']), seed=source['seed'],
+      # A factory's is its own affair; that it is the bank's is checked with all else when the two meet.
+      precision=backbones.AUTO if ':' in name else made['precision'])
   found = base.describe(backbone)
   if found['weights'] != made['weights']:
     raise BankError(
@@ -140,6 +146,50 @@ def predict(inspector: Inspector, batches: Iterable[Batch]) -> Iterator[Predicti
   return patchcore.predict(
       inspector.backbone, inspector.bank, batches, embedding=inspector.embedding,
       scoring_spec=inspector.scoring, search=inspector.search)
+
+
+def sample_of(bank: MemoryBank, scoring: ScoringSpec, seed: int = 0) -> tuple[np.ndarray, MemoryBank]:
+  """Some of a bank's training images, and the bank without their patches: they are then as good as new to it.
+
+  Args:
+    scoring: what scores need patches for; where the others are too few for that, the bank stays whole.
+
+  Returns:
+    The positions of at most 32 images and of at most half of them, ascending, and a bank of the patches of
+    the others.
+  """
+  n, patches = bank.description['num_images'], np.prod(bank.description['grid'])
+  sample = np.sort(np.random.default_rng(seed).permutation(n)[:min(SAMPLE, n // 2)])
+  others = ~np.isin(np.asarray(bank.indices) // patches, sample)
+  if others.sum() < max(scoring.num_neighbors, scoring.support_neighbors):
+    return sample, bank
+  return sample, MemoryBank(
+      np.asarray(bank.embeddings)[others], np.asarray(bank.indices)[others], bank.description)
+
+
+def score_differences(
+    backbone: Backbone, bank: MemoryBank, batches: Callable[[], Iterable[Batch]], *, embedding: EmbeddingSpec,
+    scoring: ScoringSpec, search: SearchSpec | None = None) -> tuple[np.ndarray, np.ndarray]:
+  """How far scores of good images are off where another kind of device computes the network.
+
+  Args:
+    backbone: with `elsewhere`; else nothing is computed.
+    bank: without patches of these images.
+    batches: makes the same batches of good images, twice.
+
+  Returns:
+    [n] of the images' scores, and [n] of the largest values of their maps; [0] each where nothing differs.
+  """
+  if backbone.elsewhere is None:
+    return np.zeros(0, np.float32), np.zeros(0, np.float32)
+  found = []
+  for network in (backbone, backbones.computed_elsewhere(backbone)):
+    predictions = list(patchcore.predict(
+        network, bank, batches(), embedding=embedding, scoring_spec=scoring, search=search))
+    scores = [p.image_scores[0] for p in predictions]
+    maxima = [p.anomaly_maps[0].max(axis=(1, 2)) for p in predictions]
+    found.append([np.concatenate([np.zeros(0, np.float32), *values]) for values in (scores, maxima)])
+  return tuple(np.abs(there - here) for here, there in zip(*found))
 
 
 def scorer(inspector: Inspector, *batch_sizes: int) -> Callable[[np.ndarray], Prediction]:

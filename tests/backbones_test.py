@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import default
+from configs.parity import anomalib, paper
+from experiments import wiring
 from patchcore_jax import backbones, memory_bank
-from patchcore_jax.backbones import checkpoints
-from patchcore_jax.detectors import patchcore
+from patchcore_jax.backbones import checkpoints, resnet, simulation
+from patchcore_jax.detectors import base, patchcore
 from patchcore_jax.embedding import EmbeddingSpec
+from tests import precision
 
 _FACTORY = '''
 import jax.numpy as jnp
@@ -22,6 +26,10 @@ def apply(variables, images):
 
 def create():
   return Backbone(apply, jnp.ones(()), ('a', 'b'), (0., 0., 0.), (1., 1., 1.))
+
+def product():
+  return Backbone(
+      lambda variables, images: {'a': images @ variables}, jnp.ones((3, 4)), ('a',), (0.,) * 3, (1.,) * 3)
 
 def wrong():
   return 3
@@ -101,6 +109,116 @@ class TestCreate:
     monkeypatch.syspath_prepend(realdata / 'mobilenet_v2')
     backbone = backbones.create('mobilenet_v2:create')
     assert backbone.layers == ('block_6_expand', 'block_13_expand')
+
+
+class TestPrecision:
+
+  @pytest.mark.parametrize('precision_name, name, platform, expected', [
+      ('auto', 'resnet18.tv_in1k', 'cpu', 'float32'),
+      ('auto', 'resnet18.tv_in1k', 'gpu', resnet.AUTO_PRECISIONS['gpu']),
+      ('auto', 'resnet18.tv_in1k', 'tpu', resnet.AUTO_PRECISIONS['tpu']),
+      ('auto', 'resnet18.tv_in1k', 'another', 'float32'), ('auto', 'module:factory', 'gpu', 'float32'),
+      ('bfloat16', 'resnet18.tv_in1k', 'cpu', 'bfloat16')])
+  def test_what_auto_stands_for(self, precision_name, name, platform, expected):
+    assert backbones.resolve_precision(precision_name, name, platform) == expected
+
+  def test_a_network_has_a_mode_and_never_auto(self, own, monkeypatch):
+    made = backbones.create('resnet18', weights='random')
+    expected = backbones.resolve_precision('auto', 'resnet18')
+    assert made.precision == base.describe(made)['precision'] == expected
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    assert backbones.create('resnet18', weights='random').precision == resnet.AUTO_PRECISIONS['gpu']
+    for name in ('auto', 'float32'):
+      assert backbones.create(f'{own}:create', precision=name).precision == 'float32'
+
+  def test_configs(self, own, monkeypatch):
+    """What is run and written down is the mode, of the machine that began."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+
+    def resolved(name, config=default):
+      config = config.get_config()
+      config.backbone.name = name
+      return wiring.with_named_backbone(config).backbone.precision
+
+    assert default.get_config().backbone.precision == 'auto'
+    assert resolved('resnet18.tv_in1k') == resolved('resnet18.tv_in1k + resnet50.tv_in1k') == (
+        resnet.AUTO_PRECISIONS['gpu'])
+    assert resolved(f'{own}:create') == 'float32'
+    assert resolved('resnet18.tv_in1k', paper) == resolved('resnet18.tv_in1k', anomalib) == 'float32'
+    # Of networks that differ in it, each finds its own.
+    assert resolved(f'resnet18.tv_in1k+{own}:create') == 'auto'
+
+  def test_elsewhere(self, own, monkeypatch):
+    def made(name, precision, **kwargs):
+      backbone = backbones.create(name, precision=precision, **kwargs)
+      return backbone, backbones.computed_elsewhere(backbone)
+
+    for device, others in (('cpu', 'tensorfloat32'), ('gpu', 'float32')):
+      monkeypatch.setattr(jax, 'default_backend', lambda device=device: device)
+      for mode in resnet.PRECISIONS:
+        here, there = made(checkpoints.BUILT_IN, mode)
+        images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+        run = {k: jax.jit(lambda x, b=b: b.apply(b.variables, backbones.normalize(x, b.mean, b.std)))
+               for k, b in (('here', here), ('there', there))}
+        assert here.precision == there.precision == mode and here.layers == there.layers
+        assert (here.elsewhere is None) == (mode == 'float32')
+        found = {k: f(images) for k, f in run.items()}
+        same = all((found['here'][k] == found['there'][k]).all() for k in here.layers)
+        # This is a CPU, on which tensorfloat32 is float32 whatever it is told.
+        assert same == (mode == 'float32' or (mode, others) == ('tensorfloat32', 'float32'))
+        np.testing.assert_array_equal(found['here']['colour'], found['there']['colour'])
+
+  def test_elsewhere_of_a_factory(self, own, monkeypatch):
+    """JAX gives it float32 on a CPU and less on others, if it does not ask for more itself."""
+    assert backbones.create(f'{own}:create').elsewhere is None
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    backbone = backbones.create(f'{own}:product')
+    images = jnp.ones((1, 8, 8, 3))
+    here, there = (
+        precision.lowered(f, backbone.variables, images, platform='cuda')
+        for f in (backbone.apply, backbone.elsewhere))
+    assert [o.precision for o in here] == ['DEFAULT'] and [o.precision for o in there] == ['HIGHEST']
+    first, again = (backbones.create(f'{own}:create').elsewhere for _ in range(2))
+    assert first is again is not None  # so that it is compiled once
+
+
+class TestSimulation:
+
+  def test_equals_rounded_operands(self):
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((3, 40), (40, 5)))
+
+    def bits(values, n):
+      shifted = values.astype(np.float64) * (1 + 2.0**(52 - n))  # Veltkamp: to the nearest
+      return shifted - (shifted - values)
+
+    def apply(variables, images):
+      return jax.nn.relu(images @ variables), jnp.dot(images, variables, precision='highest')
+
+    rounded, exact = jax.jit(simulation.on_gpu(apply))(w, x)
+    np.testing.assert_allclose(rounded, np.maximum(bits(x, 10) @ bits(w, 10), 0), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(exact, x.astype(np.float64) @ w, rtol=0, atol=1e-5)
+    assert np.abs(np.maximum(exact, 0) - rounded).max() > 1e-4
+    both = jax.jit(simulation.in_bfloat16(apply))(w, x)
+    for found in both:
+      np.testing.assert_array_equal(found, found.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_allclose(both[1], bits(x, 7) @ bits(w, 7), rtol=2.0**-8, atol=1e-5)
+
+  @pytest.mark.parametrize('mode, most', [('float32', 2e-6), ('tensorfloat32', 2e-3), ('bfloat16', 2e-2)])
+  def test_a_network_as_on_a_gpu(self, mode, most):
+    """What is for CUDA only is taken: bfloat16 arrays, 1x1 convolutions as such."""
+    layers = ('layer1', 'layer2')
+    variables = resnet.truncate(resnet.init('resnet18_slim'), layers)
+    images = np.random.default_rng(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    apply = resnet.apply_fn('resnet18_slim', layers, mode)
+    exact = resnet.apply_fn('resnet18_slim', layers)(variables, images)
+    found = jax.jit(simulation.on_gpu(apply))(variables, images)
+    for layer in layers:
+      off = np.linalg.norm(found[layer] - exact[layer]) / np.linalg.norm(exact[layer])
+      assert most / 30 < off < most
+    program = str(jax.make_jaxpr(simulation.on_gpu(apply))(variables, images))
+    assert ('bf16' in program) == (mode == 'bfloat16')
+    assert program.count('dot_general') == (1 if mode == 'float32' else 0)
 
 
 class TestBestAvailable:

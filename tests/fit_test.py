@@ -13,9 +13,11 @@ from PIL import Image
 from configs import own
 from experiments import bank as bank_binary
 from experiments import fit
-from patchcore_jax import inspection, memory_bank, provenance
+from patchcore_jax import backbones, bank_editing, calibration, inspection, memory_bank, provenance
+from patchcore_jax.backbones import simulation
 from patchcore_jax.data import folder, pipeline, survey
 from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.detectors import patchcore
 from patchcore_jax.memory_bank import BankError
 from tests import plates, small
 
@@ -49,6 +51,15 @@ def fitted(good, tmp_path_factory):
   out = tmp_path_factory.mktemp('banks') / 'plates'
   fit.run(_config(good, calibration__false_alarm_rate=0.1, calibration__folds=3), str(out))
   return out
+
+
+@pytest.fixture(scope='module', params=['tensorfloat32', 'bfloat16'])
+def made(request, good, tmp_path_factory):
+  config = _config(good, backbone__name='resnet18_slim.procedural', backbone__precision=request.param,
+                   calibration__folds=3, calibration__false_alarm_rate=0.1)
+  out = tmp_path_factory.mktemp('rounded') / 'plates'
+  fit.run(config, str(out))
+  return inspection.load(out)
 
 
 class TestFit:
@@ -148,6 +159,90 @@ class TestFit:
       fit.run(_config(tmp_path / 'none'), str(tmp_path / 'b'))
     with pytest.raises(ValueError, match='matches no image'):
       fit.run(_config(tmp_path / '*.png'), str(tmp_path / 'b'))
+
+
+class TestOtherDevices:
+  """A bank that is used where the network is computed otherwise."""
+
+  def test_the_thresholds_carry_the_difference(self, made):
+    found = made.calibration
+    plain = calibration.calibrate(found.image_scores, found.map_maxima, false_alarm_rate=0.1)
+    assert found.image_allowance > 0 and found.pixel_allowance > 0
+    assert found.image_threshold == plain.image_threshold + found.image_allowance
+    assert found.pixel_threshold == plain.pixel_threshold + found.pixel_allowance
+    # bfloat16's 8 bits; tensorfloat32 has 11.
+    most = {'tensorfloat32': 0.01, 'bfloat16': 0.08}[made.backbone.precision]
+    assert most / 1000 < found.image_allowance / plain.image_threshold < most
+
+  def test_it_is_the_difference_of_a_sample(self, made):
+    sample, others = inspection.sample_of(made.bank, made.scoring)
+    assert len(sample) == 6 and len(others.embeddings) > 0
+    origins = {provenance.origin(made.bank, i).image for i in range(len(made.bank.embeddings))}
+    assert {int(i) // 196 for i in others.indices} == origins - set(sample.tolist())
+    examples = [folder.Example(made.bank.description['images'][i], (), 0, '', 'good') for i in sample]
+
+    def batches():
+      return pipeline.batches(examples, made.preprocessing, batch_size=4)
+
+    def scores(network):
+      return np.concatenate([p.image_scores[0] for p in patchcore.predict(
+          network, others, batches(), embedding=made.embedding, scoring_spec=made.scoring)])
+
+    float32 = backbones.create('resnet18_slim.procedural', precision='float32')
+    simulated = {
+        'tensorfloat32': simulation.on_gpu(made.backbone.apply), 'bfloat16': float32.apply}[
+            made.backbone.precision]
+    assert made.backbone.elsewhere is not None
+    off = np.abs(scores(dataclasses.replace(made.backbone, apply=simulated)) - scores(made.backbone))
+    images, maxima = inspection.score_differences(
+        made.backbone, others, batches, embedding=made.embedding, scoring=made.scoring)
+    np.testing.assert_allclose(images, off, rtol=1e-3)
+    assert images.max() == pytest.approx(made.calibration.image_allowance, rel=1e-3)
+    assert maxima.max() == pytest.approx(made.calibration.pixel_allowance, rel=1e-3)
+
+  def test_what_a_bank_says(self, made):
+    description = made.bank.description
+    assert description['device'] == 'cpu' and description['backbone']['precision'] == made.backbone.precision
+
+  def test_in_float32_nothing_is_computed(self, good, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inspection, 'sample_of', None)
+    config = _config(good, backbone__name='resnet18_slim.procedural', calibration__folds=2)
+    bank = fit.run(config, str(tmp_path / 'b'))
+    assert bank.description['backbone']['precision'] == 'float32'
+    assert bank.description['calibration']['image_allowance'] == 0
+    told = capsys.readouterr().out
+    assert 'precision float32' in told and 'another kind of device' not in told
+
+  def test_it_is_said_and_so_is_that_it_is_much(self):
+    scores = [1.0, 1.1, 1.2, 2.0]
+    few, many = (calibration.calibrate(scores, scores, false_alarm_rate=0.2, allowances=(a, a))
+                 for a in (0.05, 0.1))
+    assert not few.allows_much and many.allows_much
+    told, more = (' '.join(fit.verdict(c, list('abcd'))) for c in (few, many))
+    assert 'off by up to 0.05, which is 2.4 % of the threshold' in told and 'precision=float32' not in told
+    assert 'off by up to 0.1' in more and '--config.backbone.precision=float32' in more
+
+  def test_a_bank_of_the_format_before(self, made, tmp_path):
+    """It knows neither of devices nor of allowances."""
+    old = json.loads(json.dumps(made.bank.description))
+    del old['device'], old['calibration']['image_allowance'], old['calibration']['pixel_allowance']
+    path = tmp_path / 'old'
+    memory_bank.save(path, dataclasses.replace(made.bank, description=old))
+    inspector = inspection.load(path)
+    assert inspector.calibration.image_allowance == 0
+    assert inspector.calibration.image_threshold == made.calibration.image_threshold
+    assert 'made on an unknown device' in ' '.join(bank_binary.info(inspector.bank))
+    again = bank_editing.drop(inspector.bank, [inspector.bank.description['images'][0]])
+    assert inspection.of_bank(again).calibration.image_allowance == 0
+
+  def test_changes_of_the_bank_keep_it(self, made):
+    less = bank_editing.drop(made.bank, [made.bank.description['images'][0]])
+    found = inspection.of_bank(less).calibration
+    assert found.image_allowance == made.calibration.image_allowance
+    assert found.image_threshold - found.image_allowance < max(found.image_scores) * 1.001
+    other = dataclasses.replace(made.bank, description=json.loads(json.dumps(made.bank.description)))
+    other.description['calibration']['image_allowance'] = 7.0
+    assert bank_editing.merge(made.bank, other).description['calibration']['image_allowance'] == 7
 
 
 class TestInspection:

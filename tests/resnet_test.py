@@ -85,9 +85,11 @@ class TestResNet:
   @pytest.mark.parametrize('net', ['resnet50', 'resnext50_32x4d', 'resnet18_slim'])
   def test_bfloat16_on_a_cpu_is_that_of_accelerators(self, net):
     """The library's network in bfloat16 arrays: the same roundings, but for that before the bias."""
-    layers = ('layer1', 'layer2')
-    variables = resnet.truncate(resnet.init(net), layers)
-    images = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    layers, rng = ('layer1', 'layer2'), np.random.default_rng(0)
+    images = rng.standard_normal((2, 64, 64, 3)).astype(np.float32)
+    variables = jax.tree.map(  # biases too, which are rounded as well
+        lambda x: x if x.any() else rng.standard_normal(x.shape).astype(np.float32) / 10,
+        resnet.truncate(resnet.init(net), layers))
     exact, on_cpu = (
         jax.jit(resnet.apply_fn(net, layers, p))(variables, images) for p in ('float32', 'bfloat16'))
     network = resnet.ResNet(

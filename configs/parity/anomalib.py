@@ -19,6 +19,7 @@ def get_config():
   config.preprocess.crop = (224,)
   config.preprocess.mask_resize = 'nearest'
   config.backbone.name = 'wide_resnet50_2.racm_in1k'
+  config.backbone.precision = 'float32'
   config.embedding.kind = 'mean'
   config.coreset.ratios = (0.10,)
   config.coreset.projection = 'sparse'

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from patchcore_jax.backbones import checkpoints, local_colour, port, resnet
+from patchcore_jax.backbones import checkpoints, local_colour, port, resnet, simulation
 
 RANDOM = 'random'
 AUTO = 'auto'
@@ -33,6 +33,8 @@ class Backbone:
     mean, std: three floats each; images reach `apply` as (rgb / 255 - mean) / std.
     name: what made it, for logs and for the description of a memory bank.
     precision: of its products, also for the description.
+    elsewhere: `apply` as devices of another kind than this one compute it, or None where that is no other:
+      see `computed_elsewhere`.
   """
 
   apply: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
@@ -42,11 +44,12 @@ class Backbone:
   std: tuple[float, float, float]
   name: str = ''
   precision: str = 'float32'
+  elsewhere: Callable[[Any, jax.Array], Mapping[str, jax.Array]] | None = None
 
 
 def create(
     name: str, *, weights: str = '', layers: Sequence[str] = (), seed: int = 0,
-    precision: str = 'float32',
+    precision: str = AUTO,
 ) -> Backbone:
   """The backbone called `name`.
 
@@ -59,7 +62,7 @@ def create(
     layers: layers to return; () for the backbone's own choice.
     seed: of random weights.
     precision: of the products and convolutions, 'float32', 'tensorfloat32' or 'bfloat16', as in
-      `resnet.apply_fn`.
+      `resnet.apply_fn`; or 'auto', see `resolve_precision`.
 
   Returns:
     A `Backbone` whose `layers` are those asked for.
@@ -80,13 +83,13 @@ def create(
       raise ValueError(
           f'backbone.weights={weights!r} has no effect on {name!r}: a factory brings its own '
           'weights. Leave backbone.weights empty.')
-    if precision != 'float32':
+    if precision not in (AUTO, 'float32'):
       raise ValueError(
           f'backbone.precision={precision!r} has no effect on {name!r}: a factory brings its own '
-          "arithmetic. Leave backbone.precision at 'float32'.")
+          "arithmetic. Leave backbone.precision at 'auto'.")
     backbone = _from_factory(name)
   else:
-    backbone = _from_family(name, weights, layers, seed, precision)
+    backbone = _from_family(name, weights, layers, seed, resolve_precision(precision, name))
   return _with_layers(backbone, tuple(layers))
 
 
@@ -104,6 +107,37 @@ def best_available() -> str:
         'be had: %s', checkpoints.BUILT_IN, checkpoints.PREFERRED, e)
     return checkpoints.BUILT_IN
   return checkpoints.PREFERRED
+
+
+def resolve_precision(precision: str, name: str, platform: str = '') -> str:
+  """The precision that 'auto' stands for; any other is returned as it is.
+
+  On an accelerator that is the fastest of those that change no result by more than docs/precision.md says;
+  on a CPU, and for a 'module:factory', which brings its own arithmetic, float32.
+
+  Args:
+    precision: `backbone.precision`.
+    name: of the backbone.
+    platform: 'cpu', 'gpu' or 'tpu'; '' for that of this process.
+
+  >>> [resolve_precision('auto', 'resnet50.tv_in1k', p) for p in ('cpu', 'gpu')]
+  ['float32', 'tensorfloat32']
+  """
+  if precision != AUTO:
+    return precision
+  if ':' in name:
+    return 'float32'
+  return resnet.AUTO_PRECISIONS.get(platform or jax.default_backend(), 'float32')
+
+
+def computed_elsewhere(backbone: Backbone) -> Backbone:
+  """The network as other kinds of devices compute it: for what a bank that is made here must allow for there.
+
+  A GPU's or TPU's own arithmetic is compared with float32, and on a CPU tensorfloat32, which it computes as
+  float32, with what a GPU makes of it. In float32 all devices compute the same, and on a CPU nothing is said
+  of a network from a factory: then this is the backbone itself.
+  """
+  return dataclasses.replace(backbone, apply=backbone.elsewhere or backbone.apply)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['maps'], meta_fields=['image_size'])
@@ -178,6 +212,11 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
   if not learnt:
     raise ValueError(f'backbone.layers={layers}: expected a layer of the network too.')
   apply = resnet.apply_fn(architecture, learnt, precision)
+  elsewhere = None
+  if precision == 'tensorfloat32' and jax.default_backend() == 'cpu':
+    elsewhere = simulation.on_gpu(apply)
+  elif precision != 'float32':
+    elsewhere = resnet.apply_fn(architecture, learnt, 'float32')
   mean, std = checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD
   if weights == RANDOM:
     logging.warning(
@@ -192,7 +231,9 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
     label = name
   if learnt != layers:
     apply = _with_colour(apply, mean, std)
-  return Backbone(apply, resnet.truncate(variables, learnt), layers, mean, std, label, precision)
+    elsewhere = elsewhere and _with_colour(elsewhere, mean, std)
+  return Backbone(
+      apply, resnet.truncate(variables, learnt), layers, mean, std, label, precision, elsewhere)
 
 
 @functools.cache
@@ -228,7 +269,20 @@ def _from_factory(name) -> Backbone:
     raise ValueError(
         f'Backbone {name!r}: the factory returned {type(backbone).__name__}, expected a '
         'patchcore_jax.backbones.Backbone.')
+  if jax.default_backend() != 'cpu' and backbone.elsewhere is None:
+    backbone = dataclasses.replace(backbone, elsewhere=_in_highest_precision(backbone.apply))
   return dataclasses.replace(backbone, name=name)
+
+
+@functools.cache
+def _in_highest_precision(apply):
+  """For a network that leaves the precision to JAX, which takes another for each kind of device."""
+
+  def highest(variables, images):
+    with jax.default_matmul_precision('highest'):
+      return apply(variables, images)
+
+  return highest
 
 
 def _with_layers(backbone: Backbone, layers: tuple[str, ...]) -> Backbone:

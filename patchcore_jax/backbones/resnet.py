@@ -25,6 +25,8 @@ from patchcore_jax.backbones import cpu_convolutions
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
 PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+# What 'auto' stands for on each kind of device, by measurement: docs/precision.md.
+AUTO_PRECISIONS = {'cpu': 'float32', 'gpu': 'tensorfloat32', 'tpu': 'tensorfloat32'}
 # On a CPU so many pixels at a time, four images of 224 x 224: what lies between two layers stays in
 # the cache, and the products are still large.
 _CPU_PIXELS = 4 * 224 * 224

@@ -1,0 +1,175 @@
+r"""What the precisions of a network change in results: a table of the differences.
+
+    python -m experiments.precision --config=configs/demo.py --workdir=runs/precision
+    python -m experiments.precision --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/precision
+
+For every category, coreset ratio and precision: image AUROC, pixel AUROC and AUPRO, less those in float32,
+with the patches that float32 selects, and with those that the precision selects itself. Tiny differences of
+features select other patches, which changes results as another seed does; so there is a row for that too. The
+last columns are about a bank made in the precision and served in float32: how far the scores of good images
+are off there. Rows are added to WORKDIR/precision.csv; what it has already is not done again.
+
+On a CPU the precisions of a GPU are simulated (`backbones.simulation`).
+"""
+
+import csv
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, wiring
+from experiments.images import Features, Images, SharedImages
+from experiments.wiring import Settings
+from patchcore_jax import backbones, metrics
+from patchcore_jax.backbones import Backbone, resnet, simulation
+from patchcore_jax.data.folder import Category
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.detectors.base import Progress
+
+cli.key_flags('config', 'workdir')
+
+METRICS = ('image_auroc', 'pixel_auroc', 'aupro')
+COLUMNS = (
+    'network', 'category', 'coreset_ratio', 'precision', 'selection', *METRICS, 'scores_off', 'most_off')
+FLOAT32 = 'float32'
+
+
+def main(_) -> None:
+  run(cli.CONFIG.value, Path(cli.WORKDIR.value))
+
+
+def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+  """The whole study of one network; returns the rows, which are in WORKDIR/precision.csv too."""
+  config = wiring.with_named_backbone(config)
+  settings = wiring.settings(config)
+  workdir.mkdir(parents=True, exist_ok=True)
+  path = workdir / 'precision.csv'
+  rows = list(csv.DictReader(path.open())) if path.exists() else []
+  with cli.progress_bar('built-in data') as progress:
+    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
+  networks = {p: network(config, p) for p in resnet.PRECISIONS}
+  name = networks[FLOAT32].name
+  for category in categories:
+    if any(r['network'] == name and r['category'] == category.name for r in rows):
+      cli.console.print(f'{name}, {category.name}: measured before')
+      continue
+    with cli.progress_bar(category.name) as progress:
+      rows += [{'network': name, 'category': category.name} | row
+               for row in compare(networks, category, settings, config, workdir, progress)]
+    with path.open('w', newline='') as file:
+      writer = csv.DictWriter(file, COLUMNS, restval='')
+      writer.writeheader()
+      writer.writerows(rows)
+  for line in table(rows):
+    cli.console.print(line, markup=False)
+  return rows
+
+
+def network(config: ConfigDict, precision: str) -> Backbone:
+  """The config's network as an accelerator computes it in that precision, simulated if this is a CPU."""
+  config = config.copy_and_resolve_references()
+  own = ':' in config.backbone.name
+  config.backbone.precision = FLOAT32 if own else precision
+  (backbone,) = wiring.create_backbones(config)
+  apply = backbone.apply
+  if precision == 'tensorfloat32' and jax.default_backend() == 'cpu':
+    apply = simulation.on_gpu(apply)
+  elif own and precision == FLOAT32:
+    apply = _highest(apply)
+  elif own and precision == 'bfloat16':
+    apply = simulation.in_bfloat16(apply) if jax.default_backend() == 'cpu' else _all_in_bfloat16(apply)
+  return dataclasses.replace(backbone, apply=apply)
+
+
+def compare(
+    networks: dict[str, Backbone], category: Category, settings: Settings, config: ConfigDict, scratch: Path,
+    progress: Progress) -> Iterator[dict[str, Any]]:
+  """The rows of one category, without its name. The images pass through each network once."""
+
+  def computed(backbone):
+    maps = Features(backbone, Images(config, settings, category), scratch, progress)
+    return SharedImages(config, settings, category, maps)
+
+  def fit(images, seed=config.seed):
+    return patchcore.fit(
+        without, images.train(), images.num_train, embedding=settings.embedding,
+        coreset_spec=dataclasses.replace(settings.coreset, seed=seed), progress=progress)
+
+  def predict(images, bank):
+    """Image scores [s, n] and the metrics of each of the s sizes, of the test images."""
+    found = patchcore.predict(
+        without, bank, images.test(), embedding=settings.embedding, scoring_spec=settings.scoring,
+        search=settings.search, sizes=sizes)
+    scores, maps = (
+        np.concatenate(x, axis=1) for x in zip(*((p.image_scores, p.anomaly_maps) for p in found)))
+    measured = [metrics.evaluate(labels, s, masks, m, **config.metrics) for s, m in zip(scores, maps)]
+    return scores, [np.array([m[name] for name in METRICS]) for m in measured]
+
+  # One record for all: only the feature maps tell the precisions apart.
+  without = backbones.without_network(networks[FLOAT32])
+  exact = computed(networks[FLOAT32])
+  labels = np.array([e.label for e in category.test])
+  masks = np.concatenate([b.mask[b.valid] for b in exact.test()])
+  reference = fit(exact)
+  sizes = reference.sizes(settings.ratios)
+  _, before = predict(exact, reference)
+  for ratio, values in zip(settings.ratios, before):
+    yield _row(ratio, FLOAT32, 'its own', values)
+  _, seeded = predict(exact, fit(exact, config.seed + 1))
+  for ratio, values, other in zip(settings.ratios, before, seeded):
+    yield _row(ratio, FLOAT32, 'another seed', other - values)
+  for precision, backbone in networks.items():
+    if precision == FLOAT32:
+      continue
+    images = computed(backbone)
+    everything = patchcore.embed(without, images.train(), images.num_train, embedding=settings.embedding)
+    rows = everything.reshape(-1, everything.shape[-1])[np.asarray(reference.indices)]
+    del everything
+    for bank, selection in (
+        (dataclasses.replace(reference, embeddings=rows), "float32's"), (fit(images), 'its own')):
+      here, measured = predict(images, bank)
+      there, _ = predict(exact, bank)
+      for i, ratio in enumerate(settings.ratios):
+        off = np.abs(there[i] / here[i] - 1)[labels == 0]
+        yield _row(ratio, precision, selection, measured[i] - before[i]) | {
+            'scores_off': f'{np.median(off):.1e}', 'most_off': f'{off.max():.1e}'}
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+  """Markdown."""
+  yield '| ' + ' | '.join(c.replace('_', ' ') for c in COLUMNS) + ' |'
+  yield '|---' * len(COLUMNS) + '|'
+  for row in rows:
+    yield '| ' + ' | '.join(str(row.get(c, '')) for c in COLUMNS) + ' |'
+
+
+def _row(ratio, precision, selection, values):
+  form = '.4f' if (precision, selection) == (FLOAT32, 'its own') else '+.5f'
+  return {'coreset_ratio': ratio, 'precision': precision, 'selection': selection} | {
+      m: format(v, form) for m, v in zip(METRICS, values)}
+
+
+def _highest(apply: Callable) -> Callable:
+  def highest(variables, images):
+    with jax.default_matmul_precision('highest'):
+      return apply(variables, images)
+  return highest
+
+
+def _all_in_bfloat16(apply: Callable) -> Callable:
+  def rounded(variables, images):
+    variables, images = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (variables, images))
+    return jax.tree.map(lambda x: x.astype(jnp.float32), apply(variables, images))
+  return rounded
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'workdir'])
+  cli.run(main)
