@@ -4,7 +4,8 @@
     python -m experiments.gpu_check --out=runs/gpu --points=screw128.npy --parts=selection,search
 
 Prints Markdown and writes it to OUT/gpu_check.md as it goes, so that a run that is stopped keeps what it
-had; OUT/measured.json holds the figures, OUT/kernels.md what ran on the card. The parts, most important first:
+had; OUT/measured.json holds the figures, OUT/kernels.md what ran on the card. The parts, the most
+important first:
 
     selection    greedy selections, ours and torch's: time, and whether the picks are the same
     network      WideResNet-50-2 to layer3, images a second
