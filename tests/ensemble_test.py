@@ -136,7 +136,7 @@ class TestCombine:
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random')
+  backbone = backbones.create('resnet18', weights='random', precision='float32')
   fn = ensemble._scores_fn(
       patchcore._embed_fn_of(backbone, EmbeddingSpec()), ScoringSpec(), ((40, 9), (40, 11)))
   bank = np.zeros((40, 1024), np.float32)

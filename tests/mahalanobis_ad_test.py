@@ -97,7 +97,7 @@ class TestFitAndPredict:
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2'))
+  backbone = backbones.create('resnet18', weights='random', precision='float32', layers=('layer1', 'layer2'))
   fn = mahalanobis_ad._predict_fn(
       mahalanobis_ad.models.pooled_fn(base.maps_of(backbone)))
   gaussians = [(np.zeros(c, np.float32), np.zeros((c, c), np.float32)) for c in (64, 128)]

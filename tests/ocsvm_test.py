@@ -79,7 +79,7 @@ class TestFitAndPredict:
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2'))
+  backbone = backbones.create('resnet18', weights='random', precision='float32', layers=('layer1', 'layer2'))
   fn = ocsvm._predict_fn(ocsvm.models.pooled_fn(base.maps_of(backbone)))
   arrays = {
       'support_vectors': np.zeros((5, 192), np.float32), 'weights': np.ones(5, np.float32),

@@ -130,7 +130,8 @@ def test_values_out_of_range(fields, message):
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2', 'layer3'))
+  backbone = backbones.create(
+      'resnet18', weights='random', precision='float32', layers=('layer1', 'layer2', 'layer3'))
   for n, low_rank in ((50, True), (100, False)):
     fn = padim._predict_fn(base.maps_of(backbone), low_rank, SPEC)
     arrays = np.arange(100), np.zeros((256, 100), np.float32), np.zeros((256, n, 100), np.float32)

@@ -165,7 +165,8 @@ class TestNetwork:
     state, _ = _trained()
     images = np.stack([procedural.draw(0, i, 64) for i in range(8)])
     training.export(tmp_path / 'net.safetensors', _recipe(), state, images)
-    found = backbones.create('resnet_tiny', weights=str(tmp_path / 'net.safetensors'), layers=LAYERS)
+    found = backbones.create(
+        'resnet_tiny', weights=str(tmp_path / 'net.safetensors'), layers=LAYERS, precision='float32')
     x = backbones.normalize(images, found.mean, found.std)
     trunk = {'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']}
     trained = network.ResNet(TINY['resnet_tiny'], LAYERS)

@@ -141,7 +141,8 @@ def test_values_out_of_range(fields, message):
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', layers=('layer1', 'layer2', 'layer4'))
+  backbone = backbones.create(
+      'resnet18', weights='random', precision='float32', layers=('layer1', 'layer2', 'layer4'))
   features = spade._features_fn(base.maps_of(backbone))
   known = neighbors.prepare(np.eye(9, 512, dtype=np.float32), 'float32')
   precision.assert_highest(
