@@ -95,7 +95,8 @@ class TestPresets:
         'coreset.projection', 'coreset.projection_dim', 'coreset.start', 'scoring.distance',
         'scoring.image_score', 'scoring.upsampling', 'scoring.blur_edges'}
     defaults = memory_bank.flat(default.get_config().to_dict())  # are the paper's code's
-    assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios'}
+    assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios', 'backbone.precision'}
+    assert ours['backbone.precision'] == theirs['backbone.precision'] == 'float32'
 
   @pytest.mark.parametrize('preset', [paper, anomalib])
   def test_they_run(self, preset, data, tmp_path):

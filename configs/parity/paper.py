@@ -19,7 +19,7 @@ def get_config():
   config.preprocess.mask_resize = 'antialiased'
   config.preprocess.mask_threshold = 1.0  # what its astype(int) keeps
   config.backbone.name = 'wide_resnet50_2.tv_in1k'
-  config.backbone.precision = 'float32'
+  config.backbone.precision = 'float32'  # on every kind of device
   config.embedding.kind = 'adaptive'
   config.coreset.ratios = (0.10,)
   config.coreset.projection = 'dense'
