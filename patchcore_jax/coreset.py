@@ -4,6 +4,7 @@ Greedy selection is incremental: the first m of its picks are what a run for m p
 at the largest ratio therefore serves every smaller one.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -111,7 +112,11 @@ def project(points, matrix, *, out=None, progress=None) -> Any:
   """`random_projection` with a given matrix [d, dim]: for replaying a selection."""
   blocks = []
   for i in range(0, len(points), _BLOCK):
-    block = _product(jnp.asarray(points[i:i + _BLOCK]), matrix)
+    if isinstance(points, jax.Array):
+      # The place is an argument: a program for each would take longer to compile than to run.
+      block = _product_of(points, i, matrix, min(_BLOCK, len(points) - i))
+    else:
+      block = _product(jnp.asarray(points[i:i + _BLOCK]), matrix)
     if out is None:
       blocks.append(block)
     else:
@@ -126,6 +131,11 @@ def _product(points, matrix):
   return jnp.dot(points, matrix, precision=lax.Precision.HIGHEST)
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def _product_of(points, first, matrix, length):
+  return _product(lax.dynamic_slice_in_dim(points, first, length), matrix)
+
+
 def greedy_k_center(
     points,
     num_selected: int,
@@ -138,6 +148,7 @@ def greedy_k_center(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Callable[[k_center.State], None] | None = None,
     resume: k_center.State | None = None,
+    steps: k_center.Steps | None = None,
 ) -> np.ndarray:
   """Selects points one by one, each the farthest from all selected before it.
 
@@ -164,6 +175,8 @@ def greedy_k_center(
     checkpoint: called with the state after every round; copy it (or have Orbax save it) before
       returning, the arrays are used again.
     resume: such a state, of the same points and arguments, to go on from.
+    steps: how a round is computed; None for what is fastest on the mesh's devices. No influence on the
+      result.
 
   Returns:
     [num_selected] int32 indices, in order of selection.
@@ -214,7 +227,9 @@ def greedy_k_center(
   # Placed as a round leaves them, so that there is one program.
   state = jax.tree.map(jax.device_put, state, k_center.state_sharding(mesh))
   centers, mean = jax.device_put((centers, mean), NamedSharding(mesh, PartitionSpec()))
-  step = k_center.streamed_round if stream else k_center.lazy_round(mesh)
+  steps = steps or k_center.steps_for(mesh.local_devices[0], -(-len(rows) // mesh.size), dim)
+  step = functools.partial(k_center.streamed_round, steps=steps) if stream else k_center.lazy_round(
+      mesh, steps)
   while (count := int(state.count)) < num_selected:
     centers, state = step(rows, centers, mean, state)
     if progress and int(state.count) > count:

@@ -11,22 +11,31 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-_LARGEST = np.float32(np.finfo(np.float32).max)
+LARGEST = np.float32(np.finfo(np.float32).max)
 UNIT = 2.0**-24  # half of the distance from 1 to the next float32
 _GROUP = 16
 
 
-def distances_sq(a: jax.Array, b: jax.Array, axis: int = 0) -> jax.Array:
+def distances_sq(a: jax.Array, b: jax.Array, axis: int = 0, *, pause: int = 0) -> jax.Array:
   """Sum over `axis` of (a - b)^2, by halves. Nothing cancels, and a point is at 0 from itself.
+
+  Args:
+    a, b: arrays of shapes that go together.
+    axis: the coordinates.
+    pause: where so many terms or fewer are left of each sum, they are written to memory before the sums go
+      on. On GPUs that keeps threads side by side reading values side by side, where rows are gathered; 0
+      for no pause. No influence on the result.
 
   >>> distances_sq(jnp.array([1., 2., 3.]), jnp.array([0., 2., 5.]))
   Array(5., dtype=float32)
   """
   # Without the minimum, compilers may join the square and the sum in one instruction, which rounds
   # once instead of twice, here but not there.
-  terms = jnp.minimum(jnp.square(a - b), _LARGEST)
+  terms = jnp.minimum(jnp.square(a - b), LARGEST)
   axis %= terms.ndim
   while (length := terms.shape[axis]) > 1:
+    if length <= pause:
+      terms, pause = lax.optimization_barrier(terms), 0
     half = (length + 1) // 2
     second = lax.slice_in_dim(terms, half, length, axis=axis)
     if length % 2:  # adding zero is exact

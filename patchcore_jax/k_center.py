@@ -18,6 +18,7 @@ points are left alone most of the time, and what is done for the others is matri
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,11 +27,14 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from patchcore_jax import k_center_gpu
 from patchcore_jax.distances import distances_sq, product_error, smallest
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
 _WINDOW = 2048
+# The same where `k_center_gpu` selects, of all devices together: one kernel holds them.
+_KERNEL_WINDOW = 2048
 # Of a tile of distances: 2 MB, within the caches of a CPU core.
 _ROWS, _COLUMNS = 1024, 512
 # What the floor is lowered to, as a share of the largest (squared) distance left.
@@ -104,8 +108,29 @@ def state_sharding(mesh: Mesh) -> State:
   return State(split, split, whole, whole, whole, whole)
 
 
+class Steps(NamedTuple):
+  """How a round is computed: `PLAIN`, or by `k_center_gpu`. No influence on the result.
+
+  Attributes:
+    refresh: as `refresh_stale`.
+    select: as `select`.
+    window: of points, of all devices together; None for `_WINDOW` of each.
+  """
+
+  refresh: Callable
+  select: Callable
+  window: int | None = None
+
+
+def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
+  """The fastest steps of a device that holds points [num_points, dim]."""
+  if k_center_gpu.suits(device, num_points, dim):
+    return Steps(k_center_gpu.refresh, k_center_gpu.select, _KERNEL_WINDOW)
+  return PLAIN
+
+
 @functools.cache
-def lazy_round(mesh: Mesh):
+def lazy_round(mesh: Mesh, steps: Steps):
   """The compiled function (points [n, d], centers, mean [d], state) -> (centers, state).
 
   points are split over the mesh as the state is; centers [num_selected + PADDING, d] holds the points
@@ -115,35 +140,40 @@ def lazy_round(mesh: Mesh):
   states = jax.tree.map(lambda s: s.spec, state_sharding(mesh))
   return jax.jit(
       jax.shard_map(
-          _round, mesh=mesh, in_specs=(split, whole, whole, states), out_specs=(whole, states),
-          check_vma=False),
+          functools.partial(_round, steps), mesh=mesh, in_specs=(split, whole, whole, states),
+          out_specs=(whole, states), check_vma=False),
       donate_argnums=(1, 3))
 
 
-def _round(points, centers, mean, state):
+def _round(steps, points, centers, mean, state):
   """One round, on each device: its own points refreshed, the windows of all joined."""
   n = len(points)
   top = lax.pmax(state.distances_sq.max(), AXIS)
   floor, order, num_stale = _stale(state, top)
-
-  def chunk(i, values):
-    at = lax.dynamic_slice_in_dim(order, i * _ROWS, _ROWS)
-    return _refresh_at(points[at], at, i * _ROWS, num_stale, values, centers, mean, state)
-
-  values = lax.fori_loop(0, -(-num_stale // _ROWS), chunk, state.distances_sq)
-
-  threshold, cutoff, at = _window(values, floor)
+  values = steps.refresh(points, order, num_stale, centers, mean, state)
+  window = _WINDOW if steps.window is None else max(1, steps.window // lax.axis_size(AXIS))
+  threshold, cutoff, at = _window(values, floor, window)
   offset = lax.axis_index(AXIS) * n
   threshold, cutoff = _strictest(threshold, jnp.where(cutoff == _NONE, _NONE, cutoff + offset))
   gather = functools.partial(lax.all_gather, axis_name=AXIS, tiled=True)
   kept = jnp.minimum(at, n - 1)
   window = gather(points[kept]), gather(_valued(values, at)), gather(at + offset)
-  window, centers, indices, end, num_covered = select(*window, threshold, cutoff, centers, state)
+  window, centers, indices, end, num_covered = steps.select(*window, threshold, cutoff, centers, state)
   mine = lax.dynamic_slice_in_dim(window, lax.axis_index(AXIS) * len(at), len(at))
   return centers, _after(state, values, floor, at, mine, indices, end, num_covered)
 
 
-def streamed_round(points: np.ndarray, centers, mean, state):
+def refresh_stale(points, order, num_stale, centers, mean, state):
+  """The state's distances, those of the first `num_stale` points in `order` brought up to date."""
+
+  def chunk(i, values):
+    at = lax.dynamic_slice_in_dim(order, i * _ROWS, _ROWS)
+    return _refresh_at(points[at], at, i * _ROWS, num_stale, values, centers, mean, state)
+
+  return lax.fori_loop(0, -(-num_stale // _ROWS), chunk, state.distances_sq)
+
+
+def streamed_round(points: np.ndarray, centers, mean, state, *, steps: Steps):
   """`lazy_round` for points that stay on the host, as an array or a memory map: only those that are
   compared travel."""
   floor, order, num_stale = _plan_streamed(state)
@@ -153,7 +183,7 @@ def streamed_round(points: np.ndarray, centers, mean, state):
     values = _refresh_streamed(points[at], at, begin, num_stale, values, centers, mean, state)
   threshold, cutoff, at = _window_streamed(values, floor)
   rows = points[np.minimum(at, len(points) - 1)]
-  return _select_streamed(rows, threshold, cutoff, at, values, floor, centers, state)
+  return _select_streamed(steps, rows, threshold, cutoff, at, values, floor, centers, state)
 
 
 @jax.jit
@@ -168,12 +198,12 @@ def _refresh_streamed(rows, at, begin, num_stale, values, centers, mean, state):
 
 @jax.jit
 def _window_streamed(values, floor):
-  return _window(values, floor)
+  return _window(values, floor, _WINDOW)
 
 
-@functools.partial(jax.jit, donate_argnums=(4, 6))
-def _select_streamed(rows, threshold, cutoff, at, values, floor, centers, state):
-  window, centers, indices, end, num_covered = select(
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(5, 7))
+def _select_streamed(steps, rows, threshold, cutoff, at, values, floor, centers, state):
+  window, centers, indices, end, num_covered = steps.select(
       rows, _valued(values, at), at, threshold, cutoff, centers, state)
   return centers, _after(state, values, floor, at, window, indices, end, num_covered)
 
@@ -265,8 +295,8 @@ def refresh(rows, values, first, centers, count, mean):
   return lax.while_loop(lambda carry: carry[0].any(), settle, (doubtful, fresh))[1]
 
 
-def _window(values, floor):
-  """Indices of the largest values, at most _WINDOW: (threshold, cutoff, indices [_WINDOW]).
+def _window(values, floor, size):
+  """Indices of the largest values, at most `size`: (threshold, cutoff, indices [size]).
 
   All other values are below the threshold, or equal to it with an index of at least `cutoff`. Indices
   ascend; where there are fewer, len(values) fills up.
@@ -278,7 +308,7 @@ def _window(values, floor):
   def halve(_, bounds):
     low, high = bounds
     middle = low + (high - low) // 2
-    fits = (bits >= middle).sum() <= _WINDOW
+    fits = (bits >= middle).sum() <= size
     return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
 
   low = lax.bitcast_convert_type(floor, jnp.int32)
@@ -286,10 +316,10 @@ def _window(values, floor):
   threshold = jnp.where(threshold > top, jnp.maximum(low, top), threshold)  # more ties than fit
   chosen = bits >= threshold
   place = jnp.cumsum(chosen) - 1
-  at = jnp.full(_WINDOW, len(values), jnp.int32).at[jnp.where(chosen, place, _WINDOW)].set(
+  at = jnp.full(size, len(values), jnp.int32).at[jnp.where(chosen, place, size)].set(
       jnp.arange(len(values), dtype=jnp.int32), mode='drop')
-  omitted = jnp.argmax(chosen & (place == _WINDOW)).astype(jnp.int32)
-  cutoff = jnp.where(chosen.sum() > _WINDOW, omitted, _NONE)
+  omitted = jnp.argmax(chosen & (place == size)).astype(jnp.int32)
+  cutoff = jnp.where(chosen.sum() > size, omitted, _NONE)
   return lax.bitcast_convert_type(threshold, jnp.float32), cutoff, at
 
 
@@ -332,6 +362,9 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
 
   carry = (farthest(values), values, centers, state.indices, state.count, state.num_covered)
   return lax.while_loop(certain, step, carry)[1:]
+
+
+PLAIN = Steps(refresh_stale, select)
 
 
 def put(points, mesh: Mesh) -> jax.Array:

@@ -29,13 +29,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from patchcore_jax import parallel
+from patchcore_jax import neighbors_gpu, parallel
 from patchcore_jax.distances import UNIT, distances_sq, product_error, smallest
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
 # Rows on the shortlist beyond the k asked for: at first, and for queries in doubt, this many at once.
 _SPARE, _MANY_SPARE, _DOUBTFUL_BLOCK = 7, 63, 64
+_WARP = 32  # threads of a GPU that read together
+_DOUBTFUL_KERNEL_BLOCK = 512  # the same where `neighbors_gpu` makes the lists
 # Share of the bank's variance that a reduction keeps, and the share of the dimensions it may take.
 _VARIANCE, _WORTHWHILE = 0.985, 0.6
 _DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
@@ -320,19 +322,81 @@ def _search(queries, bank, sizes, k, blocks):
   if bank.columns is None:  # `in_one_pass`; whole blocks would be a loop, of one step
     blocks = len(queries), len(bank.rows) + 1
     return _by_shortlist(queries, _as_it_is(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
-  found, doubtful = _by_shortlist(queries, bank, sizes, k, k + _SPARE, blocks)
+  plain = functools.partial(_in_stages, sizes=sizes, k=k, blocks=blocks)
+  if k + _SPARE > neighbors_gpu.LONGEST:
+    return plain(queries, bank)
+  return lax.platform_dependent(
+      queries, bank, cuda=functools.partial(plain, kernel=neighbors_gpu.shortlist), default=plain)
 
-  def longer(queries):
-    return _by_shortlist(queries, bank, sizes, k, k + _MANY_SPARE, blocks)
+
+def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
+  """`_search`, of queries in doubt with more and more care.
+
+  Args:
+    kernel: `neighbors_gpu.shortlist`, for the first two stages, or None.
+  """
+  at_once = _DOUBTFUL_BLOCK
+  if kernel is None:
+    by_columns = functools.partial(_by_shortlist, bank=bank, sizes=sizes, k=k, blocks=blocks)
+    lengths = k + _SPARE, k + _MANY_SPARE
+  else:
+    by_columns = functools.partial(_by_kernel, bank=bank, sizes=sizes, k=k, kernel=kernel)
+    lengths, at_once = (k + _SPARE, neighbors_gpu.LONGEST), _DOUBTFUL_KERNEL_BLOCK
+  found, doubtful = by_columns(queries, length=lengths[0])
 
   def as_they_are(queries):  # whose columns would be as large as the bank: they are made block by block
     whole = bank._replace(columns=None, basis=None)
     return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
 
-  found, doubtful = _repeat(longer, _DOUBTFUL_BLOCK, queries, found, doubtful)
+  found, doubtful = _repeat(
+      lambda q: by_columns(q, length=lengths[1]), at_once, queries, found, doubtful)
   if bank.basis is not None or bank.columns.dtype != jnp.float32:
     found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
   return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
+
+
+def _by_kernel(queries, bank, sizes, k, length, kernel):
+  """`_by_shortlist` with the lists of `neighbors_gpu.shortlist`."""
+  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
+  squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
+  largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
+  # Tensor cores sum less carefully: four times the bound.
+  error = 4 * product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
+  scores, indices = jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32)
+  found, doubtful, begin = [], False, 0
+  outside = jnp.full(len(queries), jnp.inf)
+  for end in sizes:
+    lowest, column, rest = kernel(
+        reduced, queries_sq, bank.columns[:, begin:end], squares[begin:end], length)
+    scores, indices = jnp.concatenate([scores, lowest], 1), jnp.concatenate([indices, column + begin], 1)
+    outside = jnp.minimum(outside, rest)
+    if begin:
+      scores, indices = merge_nearest(scores, indices, 2 * length)
+      outside = jnp.minimum(outside, scores[:, length])
+      scores, indices = scores[:, :length], indices[:, :length]
+    found.append(_nearest_of(queries, bank.rows, scores, indices, k, pause=_WARP))
+    doubtful |= _in_doubt(found[-1][0], outside - error, slack + bank.slack, outside)
+    begin = end
+  return found, doubtful
+
+
+def _nearest_of(queries, rows, scores, indices, k, *, pause=0):
+  """The k nearest of each query's shortlist, by exact distances. Infinite scores are of no row."""
+  exact = distances_sq(rows[jnp.minimum(indices, len(rows) - 1)], queries[:, None], axis=-1, pause=pause)
+  return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
+
+
+def _in_doubt(nearest, outside_sq, slack, outside):
+  """Could a row outside the shortlist be as near as the k-th on it?
+
+  Args:
+    nearest: [q, k] exact squared distances.
+    outside_sq: [q], what the squared reduced distance of any such row is at least, but for the slack.
+    slack: [q], of the query and the bank.
+    outside: [q], infinite where there is no such row.
+  """
+  bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
+  return (bound <= nearest[:, -1]) & (outside < jnp.inf)
 
 
 def _by_shortlist(queries, bank, sizes, k, length, blocks):
@@ -376,18 +440,11 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     return _in_blocks(block, query_block, reduced, *shortlist)
 
   def decide(queries, scores, indices):
-    exact = distances_sq(bank.rows[indices], queries[:, None], axis=-1)
-    return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
+    return _nearest_of(queries, bank.rows, scores, indices, k)
 
   # Tensor cores sum less carefully than a CPU: four times the bound, where they are in use.
   error = product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
   error *= 1 if reduced.dtype == jnp.float32 else 4
-
-  def in_doubt(nearest, outside):
-    """Could a row outside the shortlist be as near as the k-th on it?"""
-    reduced = jnp.sqrt(jnp.maximum(outside + queries_sq - error, 0))
-    bound = jnp.square(jnp.maximum(reduced - slack - bank_slack, 0)) * (1 - 2.0**-18)
-    return (bound <= nearest[:, -1]) & (outside < jnp.inf)
 
   shortlist = (
       jnp.full((len(queries), length), jnp.inf), jnp.zeros((len(queries), length), jnp.int32),
@@ -402,7 +459,7 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
       shortlist = shorten(end - rest, rest, *shortlist)
     *listed, outside = shortlist
     found.append(_in_blocks(decide, query_block, queries, *listed))
-    doubtful |= in_doubt(found[-1][0], outside)
+    doubtful |= _in_doubt(found[-1][0], outside + queries_sq - error, slack + bank_slack, outside)
     begin = end
   return found, doubtful
 

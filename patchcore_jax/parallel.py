@@ -87,6 +87,12 @@ def _by_device(batch):
   return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
+def fetch(results: Any) -> None:
+  """Sends results on their way to the host, as soon as they are there; `gather` waits for them."""
+  for x in jax.tree.leaves(results):
+    x.copy_to_host_async()
+
+
 def gather(results: Any) -> Any:
   """Results of `data_parallel` as NumPy arrays with the batch as leading axis."""
   results = jax.device_get(results)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import coreset, k_center
+from patchcore_jax import coreset, k_center, k_center_gpu
 from tests import precision
 
 
@@ -117,6 +117,13 @@ def small_sizes(monkeypatch):
 
 
 @functools.cache
+def _kernels():
+  options = {'sizes': k_center_gpu.Sizes(16, 16, 32, (8, 8)), 'interpret': True}
+  refresh, select = (functools.partial(f, **options) for f in (k_center_gpu.refresh, k_center_gpu.select))
+  return k_center.Steps(refresh, select, 32)
+
+
+@functools.cache
 def _dense(cloud, select_start):
   points = _CLOUDS[cloud]
   return coreset.dense_greedy_k_center(
@@ -179,6 +186,22 @@ class TestLazyEqualsDense:
     np.testing.assert_array_equal(
         coreset.greedy_k_center(mapped, 300, start=[1], stream=True),
         coreset.greedy_k_center(points, 300, start=[1]))
+
+  def test_by_kernels(self):
+    # Interpreted, on a CPU. All of one shape, so that they are compiled once; 11 is no power of two.
+    for cloud in ('normal', 'grid', 'doubled', 'all equal', 'a wide range'):
+      points = np.resize(_CLOUDS[cloud], (300, 11))
+      found = coreset.greedy_k_center(points, 300, start=[0, 5, 77], steps=_kernels())
+      expected = coreset.dense_greedy_k_center(points, 300, start=[0, 5, 77])
+      np.testing.assert_array_equal(found, expected, err_msg=cloud)
+    valid = np.random.default_rng(1).random(300) < 0.8
+    start = [np.flatnonzero(valid)[3]]
+    found, streamed, expected = (
+        coreset.greedy_k_center(
+            points, 200, start=start, select_start=True, valid=valid, stream=stream, steps=steps)
+        for steps, stream in ((_kernels(), False), (_kernels(), True), (k_center.PLAIN, False)))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(streamed, expected)
 
   def test_products_ask_for_the_highest_precision(self):
     precision.assert_highest(

@@ -35,6 +35,17 @@ class TestPlan:
     assert fit_plan.plan(*LARGE, memory_gb=64, device_bytes=small).stream
     assert not fit_plan.plan(*LARGE, memory_gb=64, device_bytes=small, num_devices=8).stream
 
+  def test_embeddings_stay_on_a_device_that_can_hold_them(self):
+    large = fit_plan.plan(*LARGE, memory_gb=8, device_bytes=140 * 10**9)
+    assert large.embeddings_on_device and not large.disk_bytes
+    assert 22.5e9 + 3 * 2.8e9 < large.device_bytes < 35e9
+    assert str(large).endswith(f'none of disk for a time, {large.device_bytes / 1e9:.1f} GB on each device')
+    small = fit_plan.plan(*LARGE, memory_gb=64, device_bytes=24 * 10**9)
+    assert not small.embeddings_on_device and small.device_bytes < 0.85 * 24e9
+    several = fit_plan.plan(*LARGE, memory_gb=64, device_bytes=140 * 10**9, num_devices=4)
+    assert not several.embeddings_on_device
+    assert fit_plan.plan(*LARGE, memory_gb=64).device_bytes == 0  # the host's
+
   def test_too_little_memory(self):
     with pytest.raises(ValueError, match=r'fit.memory_gb=1: the fit takes at least 1.\d GB.*coreset'):
       fit_plan.plan(*LARGE, memory_gb=1, base_bytes=500_000_000)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from patchcore_jax import distances, neighbors
+from patchcore_jax import distances, neighbors, neighbors_gpu
 from tests import precision
 
 
@@ -22,6 +22,15 @@ def _low_rank(q=80, m=500, d=256, rank=20):
   rows = rng.standard_normal((q + m, rank)) @ rng.standard_normal((rank, d)) / 4
   rows = (rows + 0.05 * rng.standard_normal(rows.shape) + 2).astype(np.float32)
   return rows[:q], rows[q:]
+
+
+def _crowded():
+  """The true neighbour is one of 400 that no product can tell apart: every query is in doubt."""
+  queries, bank = _low_rank()
+  rng = np.random.default_rng(2)
+  crowd = bank[:1] + np.float32(1e-5) * rng.standard_normal((400, 256), np.float32)
+  return (np.concatenate([queries[:20], crowd[:20] + np.float32(1e-3)]),
+          rng.permutation(np.concatenate([bank, crowd])))
 
 
 def _oracle(queries, bank, k):
@@ -120,12 +129,7 @@ class TestPrepare:
   @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
   @pytest.mark.parametrize('k', [1, 5])
   def test_rows_closer_than_the_rounding(self, k, shortlist):
-    # The true neighbour is one of 400 that no product can tell apart: every query is in doubt.
-    queries, bank = _low_rank()
-    rng = np.random.default_rng(2)
-    crowd = bank[:1] + np.float32(1e-5) * rng.standard_normal((400, 256), np.float32)
-    bank = rng.permutation(np.concatenate([bank, crowd]))
-    queries = np.concatenate([queries[:20], crowd[:20] + np.float32(1e-3)])
+    queries, bank = _crowded()
     found = neighbors.nearest_neighbors(queries, neighbors.prepare(bank, shortlist), k=k)
     for value, expected in zip(found, _by_definition(queries, bank, k)):
       np.testing.assert_array_equal(value, expected)
@@ -171,6 +175,50 @@ class TestPrepare:
   def test_products_ask_for_the_highest_precision(self, shortlist):
     queries, bank = _low_rank()
     precision.assert_highest(neighbors.nearest_neighbors, queries, neighbors.prepare(bank, shortlist))
+
+
+def _by_kernel(queries, bank, sizes, k):
+  """A search as on an NVIDIA GPU, interpreted."""
+  kernel = functools.partial(neighbors_gpu.shortlist, interpret=True)
+  return jax.jit(functools.partial(
+      neighbors._in_stages, sizes=sizes, k=k, blocks=(64, 128), kernel=kernel))(queries, bank)
+
+
+class TestKernel:
+
+  @pytest.mark.parametrize('data, shortlist, k', [(_data, 'float32', 5), (_low_rank, 'bfloat16', 1)])
+  def test_equals_the_plain_search(self, data, shortlist, k):
+    queries, bank = data()
+    sizes = (90, len(bank))
+    for size, found in zip(sizes, _by_kernel(queries, _on_device(bank, shortlist), sizes, k)):
+      for value, expected in zip(found, neighbors.nearest_neighbors(queries, bank[:size], k=k)):
+        np.testing.assert_array_equal(value, expected)
+
+  def test_queries_that_no_list_settles(self):
+    queries, bank = _crowded()
+    (found,) = _by_kernel(queries, _on_device(bank, 'bfloat16'), (len(bank),), 1)
+    for value, expected in zip(found, _by_definition(queries, bank, 1)):
+      np.testing.assert_array_equal(value, expected)
+
+  @pytest.mark.parametrize('dtype, q, m, length', [('bfloat16', 300, 3000, 8), ('float32', 100, 50, 16)])
+  def test_lists_what_is_near_and_bounds_the_rest(self, dtype, q, m, length):
+    rng = np.random.default_rng(0)
+    queries, columns = (jax.numpy.asarray(rng.standard_normal(shape), dtype) for shape in ((q, 70), (70, m)))
+    a, b = (np.asarray(x, np.float64) for x in (queries, columns))
+    squares = jax.numpy.where(np.arange(m) < m - 7, (b**2).sum(0), np.inf)  # the last ones do not count
+    found, at, outside = neighbors_gpu.shortlist(
+        queries, (a**2).sum(1), columns, squares, length, interpret=True)
+    true = (a**2).sum(1)[:, None] + np.asarray(squares) - 2 * a @ b
+    listed = np.take_along_axis(true, np.asarray(at), 1)
+    np.testing.assert_allclose(found, listed, rtol=1e-3)
+    assert (found <= listed * (1 + 1e-5)).all()  # rounded down
+    np.put_along_axis(true, np.asarray(at), np.inf, 1)
+    assert (outside <= true.min(1) * (1 + 1e-5)).all()
+    assert np.median(outside / true.min(1)) > 0.99  # or else it would be of no use
+
+
+def _on_device(bank, shortlist):
+  return jax.tree.map(jax.numpy.asarray, neighbors.prepare(bank, shortlist))
 
 
 class TestInOnePass:

@@ -21,6 +21,11 @@ from tests import precision
 
 EMBEDDING = EmbeddingSpec('mean', 3)
 SPEC = CoresetSpec(ratio=0.2, projection_dim=8, num_start_points=3)
+ON_DEVICE = (False, False, False, True)
+
+
+def _plan(embeddings_on_disk, points_on_disk, stream, embeddings_on_device=False):
+  return FitPlan(480, 96, embeddings_on_disk, points_on_disk, stream, 0, 0, embeddings_on_device)
 
 
 def _apply(variables, images):
@@ -91,12 +96,12 @@ class TestFit:
       np.testing.assert_allclose(bank.embeddings, expected.embeddings, rtol=0, atol=1e-6)
 
   @pytest.mark.parametrize('where', [(False, False, True), (True, False, False), (True, False, True),
-                                     (True, True, True)])
+                                     (True, True, True), ON_DEVICE])
   def test_where_the_arrays_lie_has_no_influence(self, monkeypatch, tmp_path, where):
     expected = _fit()
     plans = []
     monkeypatch.setattr(
-        fit_plan, 'plan', lambda *args, **kwargs: FitPlan(480, 96, *where, 0, 0))
+        fit_plan, 'plan', lambda *args, **kwargs: _plan(*where))
     bank = _fit(scratch=tmp_path, notify=plans.append)
     assert len(plans) == 1 and not list(tmp_path.iterdir())
     np.testing.assert_array_equal(bank.indices, expected.indices)
@@ -105,9 +110,9 @@ class TestFit:
 
   def test_fewer_images_than_announced(self, monkeypatch, tmp_path):
     expected = _fit()
-    for where in ((False,) * 3, (True,) * 3):
+    for where in ((False,) * 3, (True,) * 3, ON_DEVICE):
       monkeypatch.setattr(
-          fit_plan, 'plan', lambda *args, where=where, **kwargs: FitPlan(480, 96, *where, 0, 0))
+          fit_plan, 'plan', lambda *args, where=where, **kwargs: _plan(*where))
       bank = patchcore.fit(_backbone(), _batches(_images(10), 4), 13, embedding=EMBEDDING,
                            coreset_spec=SPEC, scratch=tmp_path)
       np.testing.assert_array_equal(bank.embeddings, expected.embeddings)
@@ -137,7 +142,8 @@ class TestFit:
         _backbone(), _batches(_images(10), size), 10, embedding=EMBEDDING, coreset_spec=spec)
                    for size in (4, 5))
     assert bank.embeddings.shape == (24, 24) and bank.indices.max() < 480
-    np.testing.assert_array_equal(bank.embeddings, again.embeddings)
+    # The last digits of embeddings depend on the batch size, on some processors.
+    np.testing.assert_allclose(bank.embeddings, again.embeddings, rtol=0, atol=1e-6)
     points = patchcore.embed(
         _backbone(), _batches(_images(10), 4), 10, embedding=EMBEDDING).reshape(480, -1)
 
@@ -194,10 +200,11 @@ class TestFitAndCrossScore:
       np.testing.assert_allclose(scores.image_scores[fold_of == fold], found, rtol=1e-5)
       np.testing.assert_allclose(scores.map_maxima[fold_of == fold], maxima, rtol=1e-5)
 
-  @pytest.mark.parametrize('where', [(True, False, True), (True, True, True), (False, False, True)])
+  @pytest.mark.parametrize('where', [
+      (True, False, True), (True, True, True), (False, False, True), ON_DEVICE])
   def test_where_the_arrays_lie_does_not_matter(self, where, tmp_path, monkeypatch):
     expected = self._run()[1]
-    monkeypatch.setattr(fit_plan, 'plan', lambda *args, **kwargs: FitPlan(480, 96, *where, 0, 0))
+    monkeypatch.setattr(fit_plan, 'plan', lambda *args, **kwargs: _plan(*where))
     found = self._run(scratch=tmp_path)[1]
     np.testing.assert_allclose(found.image_scores, expected.image_scores, rtol=1e-5)
     assert not list(tmp_path.iterdir())

@@ -73,9 +73,10 @@ def first_of(batches: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
 
 
 def stream(
-    fn: Callable, parameters: Any, batches: Iterable[Batch], expected: Mapping[str, Any] | None = None,
+    fn: Callable, parameters: Any, batches: Iterable[Batch], expected: Mapping[str, Any] | None = None, *,
+    to_host: bool = True,
 ) -> Iterator[tuple[Batch, Any]]:
-  """Yields every batch and `fn(parameters, images)` as NumPy arrays, padding included.
+  """Yields every batch and `fn(parameters, images)`, as NumPy arrays by default, padding included.
 
   The next batch is sent off before one is waited for.
 
@@ -84,6 +85,7 @@ def stream(
     parameters: on the devices, by `parallel.replicate` or `parallel.split`.
     batches: the batch size is a multiple of the number of local devices.
     expected: the description of a bank or model, made of images of the same size.
+    to_host: whether results leave the device; else they are as `parallel.data_parallel` leaves them.
 
   Raises:
     BankError: images of another size.
@@ -93,8 +95,10 @@ def stream(
     if expected is not None:
       memory_bank.check(expected, {'image_size': batch.image.shape[1:3]})
     results = run(parameters, batch.image)
+    if to_host:
+      parallel.fetch(results)
     if pending:
-      yield pending[0], parallel.gather(pending[1])
+      yield pending[0], parallel.gather(pending[1]) if to_host else pending[1]
     pending = batch, results
   if pending:
-    yield pending[0], parallel.gather(pending[1])
+    yield pending[0], parallel.gather(pending[1]) if to_host else pending[1]

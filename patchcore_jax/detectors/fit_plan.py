@@ -9,6 +9,7 @@ _STATE_BYTES = 40
 _BLOCK = 65536
 # Programs that select and score parts of the images, and batches of embeddings under way: 0.3 GB were seen.
 _FOLDS_BYTES = 400_000_000
+_DEVICE_SHARE = 0.85  # of a device's memory; the rest is for programs, and for what falls between arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,8 @@ class FitPlan:
     stream: the points stay on the host, and travel to one device when they are compared.
     memory_bytes: the most that the process will take on the host, about.
     disk_bytes: in the scratch folder, until the bank is made.
+    embeddings_on_device: they stay where the network made them; else they go to the host.
+    device_bytes: what each device takes, about, where devices have a memory of their own.
   """
 
   num_patches: int
@@ -31,6 +34,8 @@ class FitPlan:
   stream: bool
   memory_bytes: int
   disk_bytes: int
+  embeddings_on_device: bool = False
+  device_bytes: int = 0
 
   def __str__(self) -> str:
     """One line for the user.
@@ -39,8 +44,9 @@ class FitPlan:
     54880 of 5488000 patches; about 4.7 GB of memory, 22.5 GB of disk for a time
     """
     disk = f'{self.disk_bytes / 1e9:.1f} GB' if self.disk_bytes else 'none'
+    device = f', {self.device_bytes / 1e9:.1f} GB on each device' if self.device_bytes else ''
     return (f'{self.num_selected} of {self.num_patches} patches; about '
-            f'{self.memory_bytes / 1e9:.1f} GB of memory, {disk} of disk for a time')
+            f'{self.memory_bytes / 1e9:.1f} GB of memory, {disk} of disk for a time{device}')
 
 
 def plan(
@@ -64,9 +70,10 @@ def plan(
     dim, projection_dim: values of an embedding and of a projected point.
     memory_gb: the most that the process may take on the host, in 10^9 bytes.
     base_bytes: what it takes already.
-    batch_bytes: what embedding a batch takes on the host.
+    batch_bytes: what embedding a batch takes on all devices together.
     device_bytes: memory of each device; None where it is the host's.
-    num_devices: over which points are split unless they are streamed.
+    num_devices: over which points are split unless they are streamed. Embeddings stay on a device only where
+      there is one.
     folds: whether parts of the points are selected from too, while the whole is kept.
     may_stream: whether the points may stay on the host.
 
@@ -80,34 +87,45 @@ def plan(
   bank, state = 4 * num_selected * dim, _STATE_BYTES * num_patches
   block = 3 * 4 * _BLOCK * (dim + projection_dim)  # read, on the device, and its result
   centers = 4 * num_selected * projection_dim
+  on_host = device_bytes is None
+  host_batch_bytes = batch_bytes if on_host else 0
   tried = []
-  for on_disk, points_on_disk, stream in itertools.product((False, True), repeat=3):
+  for on_device, on_disk, points_on_disk, stream in itertools.product((False, True), repeat=4):
     if points_on_disk and not (stream and on_disk) or stream and not may_stream:
+      continue
+    if on_device and (on_host or num_devices > 1 or on_disk or stream):
       continue
     device = (0 if stream else 2 * points) + state  # twice: while they are put in place
     host_points = points if stream and not points_on_disk else 0
-    if device_bytes is None:
+    if on_host:
       host_points += device + 2 * centers
-    elif device / num_devices + 2 * centers > 0.8 * device_bytes:
-      continue
-    kept = 0 if on_disk else embeddings
+      device = 0
+    else:  # a third time: turned, for the distances to the start
+      device = (device + (0 if stream else points)) // num_devices + 2 * centers + block
+      device = max(device, batch_bytes // num_devices) + on_device * embeddings
+      if device > _DEVICE_SHARE * device_bytes:
+        continue
+    kept = 0 if on_disk or on_device else embeddings
     if folds:  # the whole bank, that of a fold and its copy for the search; and points, twice if not streamed
       kept += bank + _FOLDS_BYTES
-      host_points += 0 if stream else 2 * points
-    fit = kept + max(batch_bytes, host_points + min(block, 3 * embeddings), 2 * bank if folds else bank)
+      host_points += 0 if stream or on_device else 2 * points
+      device += on_device * 2 * points
+    fit = kept + max(
+        host_batch_bytes, host_points + min(block, 3 * embeddings), 2 * bank if folds else bank)
     memory = base_bytes + max(fit, 2 * bank)  # Orbax copies what it saves
     disk = on_disk * embeddings + points_on_disk * points
-    tried.append(FitPlan(num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk))
-  for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream)):
+    tried.append(FitPlan(
+        num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk, on_device, device))
+  for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream, not p.embeddings_on_device)):
     if way.memory_bytes <= memory_gb * 1e9:
       return way
   least = min((way.memory_bytes for way in tried), default=0)
-  if batch_bytes > max(2 * bank, block):
+  if host_batch_bytes > max(2 * bank, block):
     advice = 'lower data.batch_size'
   else:
     advice = 'lower coreset.ratios'
   raise ValueError(
       f'fit.memory_gb={memory_gb:g}: the fit takes at least {least / 1e9:.1f} GB: {base_bytes / 1e9:.1f} '
-      f'that the process has already, and {batch_bytes / 1e9:.1f} for a batch of images, or '
+      f'that the process has already, and {host_batch_bytes / 1e9:.1f} for a batch of images, or '
       f'{2 * bank / 1e9:.1f} for the bank of {num_selected} patches, twice when it is saved. Raise it, or '
       f'{advice}.')

@@ -222,10 +222,15 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, joint, memor
   if notify:
     notify(plan)
   allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
-  embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
-  num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
+  if plan.embeddings_on_device:
+    embeddings, num_images = _embed_on_device(
+        (num_images, *grid, dim), backbone, batches, embedding, progress)
+    points = embeddings.points
+  else:
+    embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
+    num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
+    points = spool.view(embeddings, (num_images * patches, dim))
   images = _counts(num_images, joint)
-  points = spool.view(embeddings, (num_images * patches, dim))
   points_dim = _projection_dim(coreset_spec, patches * images)
   project = functools.partial(_project, points, points_dim, coreset_spec, plan, allocate, progress)
   if cross and coreset_spec.method == 'greedy':
@@ -257,7 +262,9 @@ def _cross_score(
   own = processes.own(images)
   patches = len(points) // (own.stop - own.start)
   if spec.method == 'greedy':
-    projected = project() if plan.stream else np.asarray(project())
+    projected = project()
+    if not (plan.stream or plan.embeddings_on_device):
+      projected = np.asarray(projected)
   fold_of_all = np.random.default_rng(spec.seed).permutation(np.arange(num_images) % folds)
   fold_of = fold_of_all[own]
   found = CrossScores(*np.zeros((2, len(fold_of)), np.float32))
@@ -265,7 +272,10 @@ def _cross_score(
     # Rows of the other images; `_select` sees them as if there were no more.
     others = np.flatnonzero(np.repeat(fold_of != fold, patches))
     if spec.method == 'greedy':  # what is streamed may be larger than the memory
-      part = _Rows(projected, others) if plan.stream else spool.take(projected, others)
+      if plan.stream:
+        part = _Rows(projected, others)
+      else:
+        part = projected[others] if plan.embeddings_on_device else spool.take(projected, others)
       project = functools.partial(_given, part)
     rows, _ = _select(_Rows(points, others), _counts(len(others), joint), project, spec, plan, None)
     scored = np.flatnonzero(fold_of == fold)
@@ -332,6 +342,33 @@ class _Rows:
 
   def __getitem__(self, key):
     return spool.take(self.array, self.rows[key])
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnDevice:
+  """Embeddings of images that stay on the device, in the order of `points` [n * rows * columns, d]."""
+
+  points: jax.Array
+  grid: tuple[int, int]
+
+  def __len__(self):
+    return len(self.points) // math.prod(self.grid)
+
+  def __getitem__(self, images):
+    return _images_of(self.points, images, self.grid)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _images_of(points, images, grid):
+  return points.reshape(-1, *grid, points.shape[1])[images]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_images(points, values, images):
+  """`points` with the embeddings of some images [b, rows, columns, d] in their places; others are none."""
+  b, *_, dim = values.shape
+  values = values.reshape(b, -1, dim)
+  return points.reshape(-1, *values.shape[1:]).at[images].set(values, mode='drop').reshape(points.shape)
 
 
 def _batches_of(embeddings, images, batch_size, image_size):
@@ -497,6 +534,24 @@ def _embed_into(embeddings, backbone, batches, embedding, progress):
   return done
 
 
+def _embed_on_device(shape, backbone, batches, embedding, progress):
+  """The embeddings [n, rows, columns, d] of `shape`, fewer where there are fewer images, and their number."""
+  n, *grid, dim = shape
+  points, done = jnp.zeros((n * math.prod(grid), dim), jnp.float32), 0
+  for batch, values in base.stream(
+      _embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches, to_host=False):
+    place = np.where(batch.valid, done + np.cumsum(batch.valid) - 1, n).astype(np.int32)
+    points = _put_images(points, values, place)
+    done += int(batch.valid.sum())
+    if progress:
+      progress('embed', done, n)
+  if not done:
+    raise ValueError('No images: none were given, or none could be read.')
+  if done < n:
+    points = points[:done * math.prod(grid)]
+  return _OnDevice(points, tuple(grid)), done
+
+
 def _counts(n, joint):
   """[p] numbers of things of each process, which are together one fit; p is 1 if it is not joint."""
   return processes.counts(n) if joint else np.array([n])
@@ -511,8 +566,7 @@ def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb, *, fold
   return fit_plan.plan(
       int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), spec.ratio), dim,
       _projection_dim(spec, num_patches), memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
-      batch_bytes=batch_bytes if device.platform == 'cpu' else 0,
-      device_bytes=memory.get('bytes_limit') if memory else None,
+      batch_bytes=batch_bytes, device_bytes=memory.get('bytes_limit') if memory else None,
       num_devices=jax.local_device_count(), folds=folds, may_stream=len(num_patches) == 1)
 
 
