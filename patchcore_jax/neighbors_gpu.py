@@ -46,10 +46,12 @@ def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False)
     not on the list are at least.
   """
   (q, depth), m = queries.shape, columns.shape[1]
+  half_precision = columns.dtype == jnp.bfloat16
+  wide = 2 if half_precision else 1  # slots' columns at once; the parts of float32 leave no registers for two
   tiles = pl.cdiv(m, _COLUMNS)
   parts = max(
       1, pl.cdiv(tiles, _MOST_TILES), min(_PROGRAMS // pl.cdiv(q, _QUERIES), tiles // _FEWEST_TILES))
-  tiles = pl.cdiv(tiles, parts)
+  tiles = pl.cdiv(tiles, parts * wide) * wide
   parts = pl.cdiv(m, tiles * _COLUMNS)
   # Behind the end: rows and columns that are loaded, so that no load needs a mask.
   queries = jnp.pad(queries, ((0, -q % _QUERIES), (0, -depth % _DEPTH)))
@@ -58,9 +60,9 @@ def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False)
   columns = jnp.pad(columns, ((0, -depth % _DEPTH), (0, missing)))
   squares = jnp.pad(squares, (0, missing), constant_values=jnp.inf)
   kernel = functools.partial(
-      _kernel, tiles=tiles, terms=len(columns), length=length,
+      _kernel, tiles=tiles, wide=wide, terms=len(columns), length=length,
       mask=np.int32((1 << max(1, (tiles - 1).bit_length())) - 1),
-      precision=None if columns.dtype == jnp.bfloat16 else lax.Precision.HIGHEST if interpret else _PRODUCT)
+      precision=None if half_precision else lax.Precision.HIGHEST if interpret else _PRODUCT)
   block = (_QUERIES, None, length)
   found, at, outside = pl.pallas_call(
       kernel, grid=(parts, len(queries) // _QUERIES),
@@ -83,36 +85,48 @@ def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False)
 
 
 def _kernel(
-    queries, queries_sq, columns, squares, found, at, outside, *, tiles, terms, length, mask, precision):
+    queries, queries_sq, columns, squares, found, at, outside, *, tiles, wide, terms, length, mask,
+    precision):
   begin = pl.program_id(0) * tiles * _COLUMNS
   slot = lax.broadcasted_iota(jnp.int32, (_QUERIES, _COLUMNS), 1)
   own_sq = queries_sq[:]
   whole = queries[...] if terms == _DEPTH else None
 
+  width = wide * _COLUMNS
+  part = lax.broadcasted_iota(jnp.int32, (_QUERIES, width), 1) // _COLUMNS
+
   def products(start):
     if whole is not None:
-      return triton.dot(whole, columns[:, pl.ds(start, _COLUMNS)], precision=precision)
+      return triton.dot(whole, columns[:, pl.ds(start, width)], precision=precision)
 
     def add(i, total):
       k = pl.ds(i * _DEPTH, _DEPTH)
-      return total + triton.dot(queries[:, k], columns[k, pl.ds(start, _COLUMNS)], precision=precision)
+      return total + triton.dot(queries[:, k], columns[k, pl.ds(start, width)], precision=precision)
 
-    return lax.fori_loop(0, terms // _DEPTH, add, jnp.zeros((_QUERIES, _COLUMNS), jnp.float32))
+    return lax.fori_loop(0, terms // _DEPTH, add, jnp.zeros((_QUERIES, width), jnp.float32))
 
   def tile(t, carry):
     first, second, third = carry
-    start = begin + t * _COLUMNS
-    distances_sq = (squares[pl.ds(start, _COLUMNS)][None] + own_sq[:, None]) - 2 * products(start)
-    key = lax.bitcast_convert_type(jnp.maximum(distances_sq, 0), jnp.int32) & ~mask | t
-    first, key = jnp.minimum(first, key), jnp.maximum(first, key)
-    second, key = jnp.minimum(second, key), jnp.maximum(second, key)
-    return first, second, jnp.minimum(third, key)
+    start = begin + t * width
+    distances_sq = (squares[pl.ds(start, width)][None] + own_sq[:, None]) - 2 * products(start)
+    keys = lax.bitcast_convert_type(jnp.maximum(distances_sq, 0), jnp.int32) & ~mask | (t * wide + part)
+    near, far = keys, None
+    if wide == 2:
+      both = keys.reshape(_QUERIES, 2, _COLUMNS)
+      near, far = both.min(axis=1), both.max(axis=1)
+    first, near = jnp.minimum(first, near), jnp.maximum(first, near)
+    second, near = jnp.minimum(second, near), jnp.maximum(second, near)
+    third = jnp.minimum(third, near)
+    if far is None:
+      return first, second, third
+    second, far = jnp.minimum(second, far), jnp.maximum(second, far)  # the farther of two is no first
+    return first, second, jnp.minimum(third, far)
 
   def distance(keys):
     return lax.bitcast_convert_type(keys & ~mask, jnp.float32)
 
   none = jnp.full((_QUERIES, _COLUMNS), _INFINITE | mask)
-  first, second, third = lax.fori_loop(0, tiles, tile, (none, none, none))
+  first, second, third = lax.fori_loop(0, tiles // wide, tile, (none, none, none))
 
   def take(i, carry):
     first, second = carry

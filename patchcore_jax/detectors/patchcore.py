@@ -419,7 +419,9 @@ def predict(
   fn, parameters = prediction(
       backbone, bank, embedding=embedding, scoring_spec=scoring_spec, search=search, sizes=sizes)
   for batch, results in base.stream(fn, parameters, batches, expected=bank.description):
-    yield Prediction(batch.index[batch.valid], *(r[batch.valid].swapaxes(0, 1) for r in results))
+    if not batch.valid.all():  # a copy of the maps, which most batches are spared
+      results = [r[batch.valid] for r in results]
+    yield Prediction(batch.index[batch.valid], *(r.swapaxes(0, 1) for r in results))
 
 
 def prediction(
