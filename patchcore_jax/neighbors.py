@@ -207,6 +207,7 @@ def nested_nearest_neighbors(
     axis_name: str | None = None,
     query_block: int = _QUERY_BLOCK,
     bank_block: int = _BANK_BLOCK,
+    kernels: bool = True,
 ) -> list[tuple[jax.Array, jax.Array]]:
   """`nearest_neighbors` in the first m rows of `bank`, for every m in `sizes`.
 
@@ -218,6 +219,8 @@ def nested_nearest_neighbors(
     axis_name: within `jax.pmap` or `jax.shard_map`, for a bank of one shard on each device: every
       device brings its own queries, as many as the others. All search for all, each in its shard, and
       the nearest are joined; prefixes are then searched one by one.
+    kernels: whether `neighbors_gpu` may be used, on its GPUs. Not in programs that are kept: a kernel is
+      tied to the versions that made it.
 
   Returns:
     For each of `sizes` what `nearest_neighbors(queries, bank[:m])` returns.
@@ -238,9 +241,9 @@ def nested_nearest_neighbors(
   queries, blocks = jnp.asarray(queries), (query_block, bank_block)
   if axis_name is not None:
     queries = lax.all_gather(queries, axis_name, tiled=True)
-    return [_search_shards(queries, bank, size, k, blocks, axis_name) for size in sizes]
+    return [_search_shards(queries, bank, size, k, blocks, axis_name, kernels) for size in sizes]
   ordered = tuple(sorted(set(sizes)))
-  by_size = dict(zip(ordered, _search(queries, bank, ordered, k, blocks)))
+  by_size = dict(zip(ordered, _search(queries, bank, ordered, k, blocks, kernels)))
   return [by_size[size] for size in sizes]
 
 
@@ -283,7 +286,7 @@ def take(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None
   return found[shard]
 
 
-def _search_shards(queries, bank, size, k, blocks, axis_name):
+def _search_shards(queries, bank, size, k, blocks, axis_name, kernels):
   """The nearest of this device's share of `queries`, which are those of all devices."""
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
   longest = -(-size // shards)
@@ -291,7 +294,7 @@ def _search_shards(queries, bank, size, k, blocks, axis_name):
   shortened = bank._replace(
       rows=bank.rows[:longest], columns=bank.columns[:, :longest], squares=bank.squares[:longest],
       count=count)
-  nearest, indices = _search(queries, shortened, (longest,), min(k, longest), blocks)[0]
+  nearest, indices = _search(queries, shortened, (longest,), min(k, longest), blocks, kernels)[0]
   indices = jnp.where(nearest < jnp.inf, indices * shards + shard, np.iinfo(np.int32).max)
 
   def share(x):  # [shards * q, k] -> [q, shards * k]
@@ -316,14 +319,14 @@ def _sharded_search(mesh, k):
       search, mesh=mesh, in_specs=(split, split), out_specs=PartitionSpec(), check_vma=False))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _search(queries, bank, sizes, k, blocks):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _search(queries, bank, sizes, k, blocks, kernels):
   """[(distances_sq, indices)] of each size, ascending."""
   if bank.columns is None:  # `in_one_pass`; whole blocks would be a loop, of one step
     blocks = len(queries), len(bank.rows) + 1
     return _by_shortlist(queries, _as_it_is(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
   plain = functools.partial(_in_stages, sizes=sizes, k=k, blocks=blocks)
-  if k + _SPARE > neighbors_gpu.LONGEST:
+  if not kernels or k + _SPARE > neighbors_gpu.LONGEST:
     return plain(queries, bank)
   return lax.platform_dependent(
       queries, bank, cuda=functools.partial(plain, kernel=neighbors_gpu.shortlist), default=plain)

@@ -79,6 +79,7 @@ def reweighted_image_scores(
     *,
     size: int | None = None,
     axis_name: str | None = None,
+    kernels: bool = True,
 ) -> jax.Array:
   """Image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
 
@@ -93,7 +94,7 @@ def reweighted_image_scores(
     bank: [m, d], or what `neighbors.prepare` made of it.
     spec: see `ScoringSpec`.
     size: only the first so many rows of the bank count; None for all.
-    axis_name: see `neighbors.nested_nearest_neighbors`.
+    axis_name, kernels: see `neighbors.nested_nearest_neighbors`.
 
   Returns:
     [b] float32.
@@ -105,7 +106,7 @@ def reweighted_image_scores(
     size = len(bank.rows if isinstance(bank, neighbors.SearchBank) else bank)
   ((_, support),) = neighbors.nested_nearest_neighbors(
       neighbors.take(bank, nearest, axis_name), bank, (size,),
-      k=min(spec.support_neighbors, size), axis_name=axis_name)
+      k=min(spec.support_neighbors, size), axis_name=axis_name, kernels=kernels)
   # m* leads even if the bank holds an equal patch with a lower index.
   others = jnp.where(support == nearest[:, None], -1, support)
   position = jnp.argsort(others >= 0, axis=1, stable=True)

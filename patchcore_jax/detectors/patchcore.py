@@ -467,7 +467,8 @@ def predict_fn(
     BankError: as `predict`.
   """
   memory_bank.check(bank.description, describe(backbone, embedding))
-  return _predict_fn(_embed_fn_of(backbone, embedding), scoring_spec, (len(bank.embeddings),))
+  return _predict_fn(
+      _embed_fn_of(backbone, embedding), scoring_spec, (len(bank.embeddings),), kernels=False)
 
 
 def _embed_fn_of(backbone, embedding):
@@ -485,7 +486,7 @@ def _embed_fn(maps_fn, embedding):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(embed, spec, sizes, axis_name=None):
+def _predict_fn(embed, spec, sizes, axis_name=None, kernels=True):
   """((variables, bank), images) -> what `Prediction` holds, the batch first.
 
   That is image scores [b, s], anomaly maps [b, s, h, w], patches [b, s] and their nearest rows [b, s].
@@ -496,7 +497,8 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
     embeddings = embed(variables, images)
     b, rows, columns, dim = embeddings.shape
     found = neighbors.nested_nearest_neighbors(
-        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name)
+        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name,
+        kernels=kernels)
     scores, maps, worst, nearest = [], [], [], []
     for size, (distances_sq, indices) in zip(sizes, found):
       patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
@@ -506,7 +508,7 @@ def _predict_fn(embed, spec, sizes, axis_name=None):
         scores.append(scoring.reweighted_image_scores(
             embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
             indices.reshape(b, -1, spec.num_neighbors), bank, spec, size=size,
-            axis_name=axis_name))
+            axis_name=axis_name, kernels=kernels))
       maps.append(scoring.anomaly_maps(patches, images.shape[1:3], spec))
       worst.append(jnp.argmax(patches.reshape(b, -1), axis=1).astype(jnp.int32))
       nearest.append(jnp.take_along_axis(

@@ -1,0 +1,105 @@
+"""Programs for accelerators that are not here: made, looked at, and not run.
+
+`jax.export` makes the program of another kind of device on any machine. What is promised of these can be
+seen in their text: which kernels they call, and how precise their products are.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import Mesh
+
+from patchcore_jax import backbones, k_center, neighbors
+from patchcore_jax.detectors import patchcore
+from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.scoring import ScoringSpec
+
+
+def _text(function, platform, *args):
+  """The program as text. A kernel may be in it, which makes it none to keep."""
+  kernels = export.DisabledSafetyCheck.custom_call('__gpu$xla.gpu.triton')
+  return export.export(function, platforms=(platform,), disabled_checks=[kernels])(*args).mlir_module()
+
+
+def _shapes(tree):
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), tree)
+
+
+def _bank(shortlist='bfloat16'):
+  rng = np.random.default_rng(0)
+  rows = rng.standard_normal((3000, 12)) @ rng.standard_normal((12, 256))
+  return _shapes(neighbors.prepare(rows.astype(np.float32), shortlist))
+
+
+def _search(platform, shortlist='bfloat16'):
+  queries = jax.ShapeDtypeStruct((200, 256), jnp.float32)
+  return _text(jax.jit(neighbors.nearest_neighbors), platform, queries, _bank(shortlist))
+
+
+def _prediction(platform):
+  backbone = backbones.create('resnet18', weights='random', precision='float32')
+  fn = patchcore._predict_fn(
+      patchcore._embed_fn_of(backbone, EmbeddingSpec(target_dim=256)), ScoringSpec(), (3000,))
+  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
+  return _text(jax.jit(fn), platform, (_shapes(backbone.variables), _bank()), images)
+
+
+def _round(steps, platform):
+  mesh = Mesh(np.array(jax.devices()[:1]), (k_center.AXIS,))
+  points = np.zeros((5000, 16), np.float32)
+  state = k_center.initial_state(np.zeros(5000, np.float32), 500)
+  args = (points, np.zeros((500 + k_center.PADDING, 16), np.float32), np.zeros(16, np.float32), state)
+  return _text(k_center.lazy_round(mesh, steps), platform, *_shapes(args))
+
+
+def _products(text):
+  return [line for line in text.splitlines() if 'stablehlo.dot_general' in line]
+
+
+class TestTpu:
+
+  @pytest.mark.parametrize('make', [
+      _search, _prediction, lambda platform: _round(k_center.PLAIN, platform)],
+      ids=['search', 'prediction', 'selection'])
+  def test_plain_programs_at_the_highest_precision(self, make):
+    text = make('tpu')
+    assert 'triton' not in text
+    products = _products(text)
+    assert products and all('precision = [HIGHEST, HIGHEST]' in line for line in products)
+
+
+class TestNvidiaGpu:
+
+  @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
+  def test_a_search_calls_its_kernel(self, shortlist):
+    text = _search('cuda', shortlist)
+    assert text.count('name = "shortlist"') == 2  # for all queries, and for those in doubt
+
+  def test_programs_to_keep_call_none(self):
+    bank = _bank()
+    program = export.export(
+        jax.jit(lambda q, bank: neighbors.nested_nearest_neighbors(q, bank, (3000,), kernels=False)),
+        platforms=('cuda',))(jax.ShapeDtypeStruct((200, 256), jnp.float32), bank)
+    assert 'triton' not in program.mlir_module()
+
+  def test_a_round_of_the_selection_is_three_kernels_and_no_loop_that_depends_on_data(self):
+    device = type('Device', (), {
+        'platform': 'gpu', 'compute_capability': '9.0',
+        'client': type('Client', (), {'platform_version': 'cuda 13000'})})
+    text = _round(k_center.steps_for(device, 5000, 16), 'cuda')
+    for name in ('refresh', 'pairwise', 'select'):
+      assert text.count(f'name = "k_center_{name}"') == 1
+    # The halving of the window's threshold has a fixed number of steps; the host waits for no other loop.
+    assert text.count('stablehlo.while') == 1
+
+  @pytest.mark.parametrize('change', [
+      {'platform': 'cpu'}, {'compute_capability': '7.5'},
+      {'client': type('Client', (), {'platform_version': 'rocm 60000'})}])
+  def test_other_devices_take_the_plain_steps(self, change):
+    fields = {'platform': 'gpu', 'compute_capability': '8.0',
+              'client': type('Client', (), {'platform_version': 'cuda 13000'})}
+    assert k_center.steps_for(type('Device', (), fields), 5000, 16) is not k_center.PLAIN
+    assert k_center.steps_for(type('Device', (), fields | change), 5000, 16) is k_center.PLAIN
+    assert k_center.steps_for(type('Device', (), fields), 5000, 1024) is k_center.PLAIN
