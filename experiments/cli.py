@@ -1,7 +1,9 @@
 """What every binary shares: flags, errors as one readable line, progress bars."""
 
 import contextlib
+import hashlib
 import os
+import platform
 import sys
 import time
 
@@ -29,9 +31,13 @@ flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
 flags.DEFINE_bool(
     'distributed', False, 'This is one of several processes, on several machines: Slurm, Open MPI or the TPU '
     'pod tells which. Elsewhere the next three flags do.')
+_COMPILED = flags.DEFINE_string(
+    'compilation_cache', 'auto', 'Folder of compiled programs, which spares the next run compiling them: '
+    "'auto' for one in the user's cache folder (or JAX_COMPILATION_CACHE_DIR), 'off' for none.")
 flags.DEFINE_string('coordinator_address', None, 'Of the first process, as 10.0.0.1:1234.')
 flags.DEFINE_integer('num_processes', None, 'Of all machines.', lower_bound=1)
 flags.DEFINE_integer('process_id', None, 'From 0, which is the one at the address.', lower_bound=0)
+_WORTH_KEEPING = 0.3  # seconds that compiling took; shorter ones would fill the disk with files
 OF_SEVERAL_PROCESSES = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 flags.disclaim_key_flags()  # `key_flags` is for the module that calls it
 
@@ -41,7 +47,7 @@ notices = Console(highlight=False, soft_wrap=True)  # of all
 
 def key_flags(*names: str) -> None:
   """Flags of this module that --help of the calling one explains, besides its own."""
-  for name in (*names, 'debug'):
+  for name in (*names, 'compilation_cache', 'debug'):
     flags.declare_key_flag(name)
 
 
@@ -103,6 +109,33 @@ def say_which(backbone_name: str) -> None:
         f'better choice where they can be had: --config.backbone.name={checkpoints.PREFERRED}')
 
 
+def keep_compiled(folder: str) -> None:
+  """Has JAX keep the programs that it compiles, for this and later processes.
+
+  A damaged entry is compiled anew. Programs for a CPU are for one kind of it, so each kind has a folder of
+  its own.
+
+  Args:
+    folder: as the flag has it.
+  """
+  if folder == 'off' or folder == 'auto' and jax.config.jax_compilation_cache_dir:
+    return
+  if folder == 'auto':
+    base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    folder = os.path.join(base, 'patchcore_jax', 'compiled', f'jax-{jax.__version__}-{_kind_of_cpu()}')
+  jax.config.update('jax_compilation_cache_dir', folder)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
+
+
+def _kind_of_cpu():
+  try:
+    with open('/proc/cpuinfo') as f:
+      abilities = next((line for line in f if line.startswith(('flags', 'Features'))), '')
+  except OSError:
+    abilities = ''
+  return hashlib.sha256((platform.machine() + platform.processor() + abilities).encode()).hexdigest()[:8]
+
+
 def _join_processes(distributed):
   """Before anything else that asks JAX."""
   wanted, *named = (flags.FLAGS[name].value for name in OF_SEVERAL_PROCESSES)
@@ -129,6 +162,7 @@ def _guarded(main, argv, arguments, distributed):
   if len(argv) > 1 and not arguments:
     _fail(f'Unexpected arguments {argv[1:]}: fields are set as --config.data.root=PATH.')
   try:
+    keep_compiled(_COMPILED.value)
     _join_processes(distributed)
     return main(argv)
   except KeyboardInterrupt:

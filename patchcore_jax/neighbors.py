@@ -127,23 +127,24 @@ def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> 
     shortlist = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
   bank = np.asarray(bank, np.float32)
   center, basis = _principal_axes(bank[::max(1, len(bank) // _SAMPLE)])
-  blocks = [
-      jax.device_get(_reduce(bank[i:i + _PREPARED_BLOCK], center, basis, shortlist))
-      for i in range(0, len(bank), _PREPARED_BLOCK)]
-  columns, squares, slack = (np.concatenate(parts) for parts in zip(*blocks))
+  width = bank.shape[1] if basis is None else basis.shape[1] + 1
+  columns, squares = np.empty((width, len(bank)), shortlist), np.empty(len(bank), np.float32)
+  slack = np.float32(0)
+  for i in range(0, len(bank), _PREPARED_BLOCK):
+    block = slice(i, i + _PREPARED_BLOCK)
+    columns[:, block], squares[block], largest = jax.device_get(
+        _reduce_columns(bank[block], center, basis, shortlist))
+    slack = np.maximum(slack, largest)
   if num_shards is None:
-    return SearchBank(
-        bank, np.ascontiguousarray(columns.T), squares, slack.max(), center, basis,
-        np.int32(len(bank)))
+    return SearchBank(bank, columns, squares, slack, center, basis, np.int32(len(bank)))
   missing = -len(bank) % num_shards
-  bank, columns, squares = (
-      np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, num_shards, *x.shape[1:])
-      for x in (bank, columns, squares))
-  same = jax.tree.map(
-      lambda x: np.repeat(x[None], num_shards, axis=0), (slack.max(), center, basis))
+  bank = np.pad(bank, ((0, missing), (0, 0))).reshape(-1, num_shards, bank.shape[1])
+  columns = np.pad(columns, ((0, 0), (0, missing))).reshape(width, -1, num_shards)
+  squares = np.pad(squares, (0, missing)).reshape(-1, num_shards)
+  same = jax.tree.map(lambda x: np.repeat(x[None], num_shards, axis=0), (slack, center, basis))
   counts = len(squares) - (np.arange(num_shards) >= num_shards - missing)
   return SearchBank(
-      bank.swapaxes(0, 1), np.ascontiguousarray(columns.transpose(1, 2, 0)), squares.T, *same,
+      bank.swapaxes(0, 1), np.ascontiguousarray(columns.transpose(2, 0, 1)), squares.T, *same,
       counts.astype(np.int32))
 
 
@@ -493,6 +494,13 @@ def _reduce(vectors, center, basis, dtype):
   slack += jnp.sqrt(jnp.square(vectors - again).sum(axis=1))
   # What the last digits of the norms and roots may miss.
   return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _reduce_columns(rows, center, basis, dtype):
+  """(columns [r, n], squares [n], the largest slack []) of some rows of a bank."""
+  reduced, squares, slack = _reduce(rows, center, basis, dtype)
+  return reduced.T, squares, slack.max()
 
 
 def _as_it_is(rows):

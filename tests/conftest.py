@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests import plates
+# Before JAX and others read it. What tests compile and cache is nobody's, and the next run is quicker by it.
+os.environ['XDG_CACHE_HOME'] = str(Path(tempfile.gettempdir()) / f'patchcore_jax_tests_{os.getuid()}')
+
+from tests import plates  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'

@@ -10,6 +10,8 @@ import pytest
 from patchcore_jax import coreset, k_center, k_center_gpu
 from tests import precision
 
+pytestmark = pytest.mark.accelerator
+
 
 def _points(n=300, d=8, seed=0):  # more than a block of lanes, and not a multiple
   return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)

@@ -7,6 +7,8 @@ import pytest
 
 from patchcore_jax import distances
 
+pytestmark = pytest.mark.accelerator
+
 
 def _points(n, d, seed=0):
   return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)

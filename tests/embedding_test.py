@@ -9,6 +9,8 @@ from patchcore_jax import embedding
 from patchcore_jax.embedding import EmbeddingSpec
 from tests import precision
 
+pytestmark = pytest.mark.accelerator
+
 
 def _maps(*shapes):
   rng = np.random.default_rng(0)

@@ -9,6 +9,8 @@ import pytest
 from patchcore_jax import distances, neighbors, neighbors_gpu
 from tests import precision
 
+pytestmark = pytest.mark.accelerator
+
 
 def _data(q=100, m=300, d=32, offset=0.0):
   rng = np.random.default_rng(0)

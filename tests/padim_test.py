@@ -12,6 +12,8 @@ from patchcore_jax.detectors.model import Model
 from patchcore_jax.memory_bank import BankError
 from tests import precision, small
 
+pytestmark = pytest.mark.accelerator
+
 SPEC = padim.Spec(num_dims=9, seed=3)
 
 

@@ -19,6 +19,8 @@ from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
 from tests import precision
 
+pytestmark = pytest.mark.accelerator
+
 EMBEDDING = EmbeddingSpec('mean', 3)
 SPEC = CoresetSpec(ratio=0.2, projection_dim=8, num_start_points=3)
 ON_DEVICE = (False, False, False, True)

@@ -8,6 +8,8 @@ import pytest
 from patchcore_jax.backbones import cpu_convolutions, resnet
 from tests import precision
 
+pytestmark = pytest.mark.accelerator
+
 
 class TestResNet:
 

@@ -8,6 +8,8 @@ import scipy.ndimage
 from patchcore_jax import neighbors, scoring
 from patchcore_jax.scoring import ScoringSpec
 
+pytestmark = pytest.mark.accelerator
+
 
 class TestPatchScores:
 

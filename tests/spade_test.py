@@ -13,6 +13,8 @@ from patchcore_jax.memory_bank import BankError
 from patchcore_jax.neighbors import SearchSpec
 from tests import precision, small
 
+pytestmark = pytest.mark.accelerator
+
 SPEC = Spec(num_images=3)
 
 

@@ -5,6 +5,7 @@ apart), so that everything behind it compiles once per image size.
 """
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from absl import flags
 
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
+
+_MOST_THREADS = 16  # that decode, one for each core; each holds a batch
 
 
 class Batch(NamedTuple):
@@ -67,7 +70,8 @@ def batches(
       .map(_Load(preprocessing, with_masks))
       .batch(batch_size, drop_remainder=False, batch_fn=_join))
   # Grain's element is a whole batch: workers then take turns batch by batch, and order is kept.
-  stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+  threads = min(_MOST_THREADS, max(4, os.cpu_count() or 1))
+  stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
   if num_workers:
     if not flags.FLAGS.is_parsed():  # Grain's workers read its own flags, in programs without absl too
       flags.FLAGS.mark_as_parsed()
