@@ -48,15 +48,6 @@ def split(tree: Any, mesh: Mesh | None = None) -> Any:
       lambda x: jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece]), tree)
 
 
-def put(batch: Any) -> Any:
-  """Sends a batch to the device that a function of `data_parallel` will need it on, without waiting.
-
-  Where there are several devices, or the host's memory is the device's, it stays what it is.
-  """
-  devices = jax.local_devices()
-  return batch if len(devices) > 1 or devices[0].platform == 'cpu' else jax.device_put(batch, devices[0])
-
-
 def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndarray], Any]:
   """Compiles `fn(parameters, batch) -> results` for all local devices.
 
@@ -77,7 +68,7 @@ def working_bytes(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: n
 
   Two results: one may be on its way to the host while the next is computed.
   """
-  memory = _mapped(fn).lower(parameters, _by_device(put(batch))).compile().memory_analysis()
+  memory = _mapped(fn).lower(parameters, _by_device(batch)).compile().memory_analysis()
   each = memory.temp_size_in_bytes + 2 * memory.output_size_in_bytes if memory else 0
   return each * jax.local_device_count()
 

@@ -3,7 +3,6 @@
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,24 +92,17 @@ def stream(
   """
   run, pending = parallel.data_parallel(fn), None
 
-  def call(images):
-    results = run(parameters, images)
+  def finished(batch, results):
+    return batch, parallel.gather(results) if to_host else results
+
+  for batch in batches:
+    if expected is not None:
+      memory_bank.check(expected, {'image_size': batch.image.shape[1:3]})
+    results = run(parameters, batch.image)
     if to_host:
       parallel.fetch(results)
-    return results
-
-  def result_of(called):
-    return parallel.gather(called.result()) if to_host else called.result()
-
-  # A call returns late where its program asks the host on the way, as a search does that may have queries in
-  # doubt. From a thread, so that the next images are decoded and sent meanwhile.
-  with ThreadPoolExecutor(1) as caller:
-    for batch in batches:
-      if expected is not None:
-        memory_bank.check(expected, {'image_size': batch.image.shape[1:3]})
-      called = caller.submit(call, parallel.put(batch.image))
-      if pending:
-        yield pending[0], result_of(pending[1])
-      pending = batch, called
     if pending:
-      yield pending[0], result_of(pending[1])
+      yield finished(*pending)
+    pending = batch, results
+  if pending:
+    yield finished(*pending)
