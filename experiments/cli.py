@@ -113,16 +113,27 @@ def keep_compiled(folder: str) -> None:
   """Has JAX keep the programs that it compiles, for this and later processes.
 
   A damaged entry is compiled anew. Programs for a CPU are for one kind of it, so each kind has a folder of
-  its own.
+  its own. Where the user's cache folder cannot be written to, nothing is kept.
 
   Args:
     folder: as the flag has it.
+
+  Raises:
+    ValueError: a folder that was named cannot be made.
   """
   if folder == 'off' or folder == 'auto' and jax.config.jax_compilation_cache_dir:
     return
-  if folder == 'auto':
+  named = folder != 'auto'
+  if not named:
     base = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
     folder = os.path.join(base, 'patchcore_jax', 'compiled', f'jax-{jax.__version__}-{_kind_of_cpu()}')
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError as e:
+    if named:
+      raise ValueError(
+          f"--compilation_cache={folder}: {e.strerror or e}. Name another folder, or 'off' for none.") from e
+    return
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
 

@@ -123,14 +123,14 @@ def _refresh_kernel(
       return (jnp.where(better, scores, best), jnp.where(better, t, which),
               jnp.where(better, best, jnp.minimum(second, scores)))
 
-    far = jnp.full((sizes.rows, sizes.columns), jnp.inf)
+    far = jnp.full((sizes.rows, sizes.columns), jnp.inf, jnp.float32)
     best, which, second = lax.fori_loop(
         0, pl.cdiv(count - first, sizes.columns), tile, (far, jnp.zeros_like(slot), far))
 
     nearest = best.min(axis=1)
     own = jnp.where(best == nearest[:, None], slot, sizes.columns).min(axis=1)
     own = slot == own[:, None]
-    column = first + (jnp.where(own, which * sizes.columns + slot, 0)).sum(axis=1)
+    column = first + jnp.where(own, which * sizes.columns + slot, 0).sum(axis=1, dtype=jnp.int32)
     runner_up = jnp.where(own, second, best).min(axis=1)
     limit = _CAREFUL * product_error(dim, jnp.sqrt(rows_sq), largest[0]) - rows_sq
     closer = inside & (nearest <= old + limit)
@@ -144,7 +144,7 @@ def _refresh_kernel(
       """All distances of one row in doubt."""
       doubtful, fresh = carry
       chosen = row == jnp.where(doubtful > 0, row, sizes.rows).min()
-      own_at = jnp.where(chosen, at, 0).sum()
+      own_at = jnp.where(chosen, at, 0).sum(dtype=jnp.int32)
 
       def tile(t, smallest):
         c = first + t * sizes.exact + lax.broadcasted_iota(jnp.int32, (sizes.exact,), 0)
@@ -154,7 +154,8 @@ def _refresh_kernel(
         return jnp.minimum(smallest, jnp.where(there, exact, jnp.inf))
 
       smallest = lax.fori_loop(
-          0, pl.cdiv(count - first, sizes.exact), tile, jnp.full((sizes.exact,), jnp.inf)).min()
+          0, pl.cdiv(count - first, sizes.exact), tile,
+          jnp.full((sizes.exact,), jnp.inf, jnp.float32)).min()
       return jnp.where(chosen, 0, doubtful), jnp.where(chosen, jnp.minimum(fresh, smallest), fresh)
 
     _, fresh = lax.while_loop(lambda carry: carry[0].max() > 0, settle, (doubtful, fresh))
@@ -253,7 +254,8 @@ def _by_halves(
       # The last one has no second half, where the length is odd. Adding to zero is exact.
       parts = 2 if 2 * half == length else 1 + (i + half < length).astype(jnp.int32)
       return lax.fori_loop(
-          0, parts, lambda part, total: total + branch(level - 1, i + part * half), jnp.zeros(shape))
+          0, parts, lambda part, total: total + branch(level - 1, i + part * half),
+          jnp.zeros(shape, jnp.float32))
     first = branch(level - 1, i)
     if 2 * half == length:
       return first + branch(level - 1, i + half)

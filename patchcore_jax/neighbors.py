@@ -366,9 +366,9 @@ def _by_kernel(queries, bank, sizes, k, length, kernel):
   largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
   # Tensor cores sum less carefully: four times the bound.
   error = 4 * product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
-  scores, indices = jnp.zeros((len(queries), 0)), jnp.zeros((len(queries), 0), jnp.int32)
+  scores, indices = (jnp.zeros((len(queries), 0), dtype) for dtype in (jnp.float32, jnp.int32))
   found, doubtful, begin = [], False, 0
-  outside = jnp.full(len(queries), jnp.inf)
+  outside = jnp.full(len(queries), jnp.inf, jnp.float32)
   for end in sizes:
     lowest, column, rest = kernel(
         reduced, queries_sq, bank.columns[:, begin:end], squares[begin:end], length)

@@ -311,13 +311,13 @@ def score_embeddings(
     batch_size: a multiple of the number of local devices.
   """
   images = np.arange(len(embeddings)) if images is None else images
-  fn = _predict_fn(_embeddings_as_they_are, scoring_spec, (len(bank),))
+  fn = _predict_fn(_embeddings_as_they_are, scoring_spec, (len(bank),), maxima=True)
   prepared = neighbors.prepare(bank, (search or SearchSpec()).shortlist)
   image_scores, map_maxima = [], []
   batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
-  for batch, (scores, maps, *_) in base.stream(fn, parallel.replicate((None, prepared)), batches):
+  for batch, (scores, maxima, *_) in base.stream(fn, parallel.replicate((None, prepared)), batches):
     image_scores.append(scores[batch.valid, 0])
-    map_maxima.append(maps[batch.valid, 0].max(axis=(1, 2)))
+    map_maxima.append(maxima[batch.valid, 0])
   return CrossScores(np.concatenate(image_scores), np.concatenate(map_maxima))
 
 
@@ -486,10 +486,11 @@ def _embed_fn(maps_fn, embedding):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(embed, spec, sizes, axis_name=None, kernels=True):
+def _predict_fn(embed, spec, sizes, axis_name=None, kernels=True, maxima=False):
   """((variables, bank), images) -> what `Prediction` holds, the batch first.
 
-  That is image scores [b, s], anomaly maps [b, s, h, w], patches [b, s] and their nearest rows [b, s].
+  That is image scores [b, s], anomaly maps [b, s, h, w] or with `maxima` the largest value of each [b, s],
+  patches [b, s] and their nearest rows [b, s].
   """
 
   def score(parameters, images):
@@ -509,7 +510,8 @@ def _predict_fn(embed, spec, sizes, axis_name=None, kernels=True):
             embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
             indices.reshape(b, -1, spec.num_neighbors), bank, spec, size=size,
             axis_name=axis_name, kernels=kernels))
-      maps.append(scoring.anomaly_maps(patches, images.shape[1:3], spec))
+      anomaly_maps = scoring.anomaly_maps(patches, images.shape[1:3], spec)
+      maps.append(anomaly_maps.max(axis=(1, 2)) if maxima else anomaly_maps)
       worst.append(jnp.argmax(patches.reshape(b, -1), axis=1).astype(jnp.int32))
       nearest.append(jnp.take_along_axis(
           indices[:, 0].reshape(b, -1), worst[-1][:, None], axis=1)[:, 0].astype(jnp.int32))
