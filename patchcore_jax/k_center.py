@@ -29,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax import k_center_gpu
 from patchcore_jax.distances import distances_sq, product_error, smallest
+from patchcore_jax.parallel import has_kernels
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
@@ -124,9 +125,10 @@ class Steps(NamedTuple):
 
 def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
   """The fastest steps of a device that holds points [num_points, dim]."""
-  if k_center_gpu.suits(device, num_points, dim):
-    return Steps(k_center_gpu.refresh, k_center_gpu.select, _KERNEL_WINDOW)
-  return PLAIN
+  if not has_kernels(device):
+    return PLAIN
+  refresh = k_center_gpu.refresh if k_center_gpu.refresh_suits(num_points, dim) else refresh_stale
+  return Steps(refresh, k_center_gpu.select, _KERNEL_WINDOW)
 
 
 @functools.cache

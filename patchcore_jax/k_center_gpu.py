@@ -49,14 +49,12 @@ class Sizes:
 
 
 SIZES = Sizes()
-_LARGEST_DIM = 256  # what a program of `refresh` can hold of a row
+_LARGEST_DIM = 128  # of rows that a program of `refresh` can hold in its shared memory
 
 
-def suits(device: jax.Device, num_points: int, dim: int) -> bool:
-  """Whether the kernels run on a device, for points [num_points, dim]."""
-  cuda = device.platform == 'gpu' and 'cuda' in device.client.platform_version.lower()
-  return (cuda and float(device.compute_capability) >= 8  # tensorfloat32 began there
-          and dim <= _LARGEST_DIM and num_points * dim < 2**31)
+def refresh_suits(num_points: int, dim: int) -> bool:
+  """Whether `refresh` is for points [num_points, dim]; `select` is for all."""
+  return dim <= _LARGEST_DIM and num_points * dim < 2**31
 
 
 def refresh(points, order, num_stale, centers, mean, state, *, sizes: Sizes = SIZES, interpret: bool = False):

@@ -14,6 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXIS = 'device'  # what functions given to `data_parallel` may name in collectives, on several devices
 
 
+def has_kernels(device: jax.Device) -> bool:
+  """Whether a device is an NVIDIA GPU for which `k_center_gpu` and `neighbors_gpu` have kernels.
+
+  They are for compute capability 8 (Ampere) and later, where tensorfloat32 began.
+  """
+  cuda = device.platform == 'gpu' and 'cuda' in device.client.platform_version.lower()
+  return cuda and float(device.compute_capability) >= 8
+
+
 def divisible_batch_size(batch_size: int) -> int:
   """The batch size, raised to the next multiple of the number of local devices."""
   devices = jax.local_device_count()

@@ -102,4 +102,5 @@ class TestNvidiaGpu:
               'client': type('Client', (), {'platform_version': 'cuda 13000'})}
     assert k_center.steps_for(type('Device', (), fields), 5000, 16) is not k_center.PLAIN
     assert k_center.steps_for(type('Device', (), fields | change), 5000, 16) is k_center.PLAIN
-    assert k_center.steps_for(type('Device', (), fields), 5000, 1024) is k_center.PLAIN
+    wide = k_center.steps_for(type('Device', (), fields), 5000, 1024)  # more than a program can hold
+    assert wide.refresh is k_center.PLAIN.refresh and wide.select is not k_center.PLAIN.select

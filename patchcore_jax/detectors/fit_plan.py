@@ -101,7 +101,7 @@ def plan(
       host_points += device + 2 * centers
       device = 0
     else:  # a third time: turned, for the distances to the start
-      device = (device + (0 if stream else points)) // num_devices + 2 * centers + block
+      device = (device + (0 if stream else points)) // num_devices + 4 * centers + block
       device = max(device, batch_bytes // num_devices) + on_device * embeddings
       if device > _DEVICE_SHARE * device_bytes:
         continue
