@@ -298,7 +298,7 @@ class TestPredict:
 
 
 def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random')
+  backbone = backbones.create('resnet18', weights='random', precision='float32')
   for spec in (ScoringSpec(), ScoringSpec(image_score='reweighted', num_neighbors=2)):
     fn = patchcore._predict_fn(patchcore._embed_fn_of(backbone, EmbeddingSpec()), spec, (96, 10))
     precision.assert_highest(
