@@ -20,6 +20,7 @@ The parts run in another process, `experiments.gpu_parts`, which is started anew
 hard or takes too long. Without a GPU they run on the CPU; torch is left out where it is not installed.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -30,17 +31,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import app, flags
-
 from experiments import gpu_report
-
-_OUT = flags.DEFINE_string('out', None, 'Folder for gpu_check.md and measured.json.', required=True)
-_POINTS = flags.DEFINE_string(
-    'points', '', 'Points of the selection, [n, 128] float32 .npy; else they are made.')
-_SECONDS = flags.DEFINE_float('seconds', 350, 'The most that all parts may take.')
-_SMALL = flags.DEFINE_bool('small', False, 'Tiny sizes, for trying it out: the figures mean nothing.')
-_GOLDEN = flags.DEFINE_string('golden', 'tests/testdata', 'Folder with reference arrays, for `parity`.')
-_TORCH_COMPILE = flags.DEFINE_bool('torch_compile', False, 'torch.compile too; it takes long.')
 
 
 class Limit(NamedTuple):
@@ -54,33 +45,52 @@ PARTS = {
     'selection': Limit(15, 100), 'network': Limit(20, 150), 'search': Limit(20, 100),
     'predict': Limit(30, 150), 'equality': Limit(30, 100), 'parity': Limit(15, 100),
     'demo': Limit(40, 200), 'resolution': Limit(30, 150)}
-_PARTS = flags.DEFINE_list('parts', list(PARTS), 'Which parts, in this order.')
 
 
-def main(_) -> None:
-  folder = Path(_OUT.value)
-  folder.mkdir(parents=True, exist_ok=True)
-  if unknown := set(_PARTS.value) - set(PARTS):
-    raise app.UsageError(f'--parts: unknown {sorted(unknown)}; there are {", ".join(PARTS)}.')
-  for name in (gpu_report.REPORT, gpu_report.MEASURED, gpu_report.KERNELS):
-    (folder / name).unlink(missing_ok=True)
-  run_parts(folder, list(_PARTS.value), time.time() + _SECONDS.value)
-  gpu_report.say(folder, *gpu_report.table(gpu_report.measured(folder)))
+def arguments() -> argparse.Namespace:
+  """The command line. Without absl, whose flags are those of all imported modules: this one starts another."""
+  parser = argparse.ArgumentParser(
+      prog='python -m experiments.gpu_check', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--out', required=True, type=Path, help='Folder for gpu_check.md and measured.json.')
+  parser.add_argument(
+      '--points', default='', help='Points of the selection, [n, 128] float32 .npy; else they are made.')
+  parser.add_argument('--seconds', type=float, default=350, help='The most that all parts may take.')
+  parser.add_argument(
+      '--small', action='store_true', help='Tiny sizes, for trying it out: the figures mean nothing.')
+  parser.add_argument(
+      '--golden', default='tests/testdata', help='Folder with reference arrays, for `parity`.')
+  parser.add_argument('--torch_compile', action='store_true', help='torch.compile too; it takes long.')
+  parser.add_argument('--parts', default=','.join(PARTS), help='Which parts, in this order.')
+  found = parser.parse_args()
+  found.parts = found.parts.split(',')
+  if unknown := set(found.parts) - set(PARTS):
+    parser.error(f'--parts: unknown {sorted(unknown)}; there are {", ".join(PARTS)}.')
+  return found
 
 
-def run_parts(folder: Path, parts: list[str], until: float) -> None:
+def main() -> None:
+  given = arguments()
+  given.out.mkdir(parents=True, exist_ok=True)
+  for name in (gpu_report.REPORT, gpu_report.MEASURED):
+    (given.out / name).unlink(missing_ok=True)
+  run_parts(given, time.time() + given.seconds)
+  gpu_report.say(given.out, *gpu_report.table(gpu_report.measured(given.out)))
+
+
+def run_parts(given: argparse.Namespace, until: float) -> None:
   """Runs the parts in another process, in a new one after each that ends it.
 
   Args:
-    folder: for the report and the figures.
-    parts: some of `PARTS`.
+    given: by `arguments`.
     until: the time at which all must have ended, as `time.time` tells it.
   """
+  folder, parts = given.out, given.parts
   while parts and time.time() < until:
     with tempfile.TemporaryDirectory() as scratch:
       settings = {
-          'parts': parts, 'until': until, 'points': _POINTS.value, 'small': _SMALL.value,
-          'golden': _GOLDEN.value, 'torch_compile': _TORCH_COMPILE.value, 'scratch': scratch,
+          'parts': parts, 'until': until, 'points': given.points, 'small': given.small,
+          'golden': given.golden, 'torch_compile': given.torch_compile, 'scratch': scratch,
           'limits': PARTS}
       process = subprocess.Popen(
           [sys.executable, '-m', 'experiments.gpu_parts', str(folder), json.dumps(settings)],
@@ -124,4 +134,4 @@ def _environment():
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

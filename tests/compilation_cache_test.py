@@ -31,12 +31,13 @@ class TestKeepCompiled:
 
   def test_a_second_process_finds_what_the_first_compiled(self, tmp_path):
     cli.keep_compiled(str(tmp_path / 'here'))
+    jax.clear_caches()  # of programs that other tests compiled
     assert _compile() == 41
-    kept = {p: p.read_bytes() for p in (tmp_path / 'here').iterdir() if p.name.endswith('-cache')}
+    kept = {p.name for p in (tmp_path / 'here').iterdir() if p.name.endswith('-cache')}
     assert kept
     jax.clear_caches()
     _compile()  # nothing new
-    assert {p for p in (tmp_path / 'here').iterdir() if p.name.endswith('-cache')} == set(kept)
+    assert {p.name for p in (tmp_path / 'here').iterdir() if p.name.endswith('-cache')} == kept
 
   @pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
   def test_a_damaged_entry_is_compiled_anew(self, tmp_path):
