@@ -48,7 +48,7 @@ PARTS = {
 
 
 def arguments() -> argparse.Namespace:
-  """The command line. Without absl, whose flags are those of all imported modules: this one starts another."""
+  """The command line. Not by absl, whose flags are those of all imported modules: this one starts another."""
   parser = argparse.ArgumentParser(
       prog='python -m experiments.gpu_check', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
