@@ -195,7 +195,7 @@ def search_entries(
 
 
 def _compile(jitted, *args):
-  """Where it runs next, it finds this program."""
+  """Compiles a function for some arguments, so that its next call finds the program."""
   jitted.lower(*args).compile()
 
 
@@ -303,7 +303,7 @@ def prediction_entries(
     images: np.ndarray, rows: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     stream: int = 0,
 ) -> tuple[Entries, dict[str, Any]]:
-  """From pixels on the host to scores and maps on the host; the times are those of one image.
+  """Lists predictions from pixels on the host to scores and maps on the host; times are of one image.
 
   Args:
     images: [b, h, w, 3] uint8.

@@ -264,7 +264,7 @@ def _recalibrated(found: dict[str, Any], image_scores, map_maxima, allowances=No
 
 
 def _allowances(found: Mapping[str, Any]) -> tuple[float, float]:
-  """Those of a calibration, which has none if it was made by an older version."""
+  """Reads the allowances of a calibration, none where an older version made it."""
   return found.get('image_allowance', 0.0), found.get('pixel_allowance', 0.0)
 
 

@@ -24,12 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from patchcore_jax.distances import LARGEST, product_error
-
-# Products in three tensorfloat32 parts: as exact as float32 to within a few units in the last place.
-_PRODUCT = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-# Tensor cores may cut digits off where float32 units round; see `neighbors`.
-_CAREFUL = 4
+from patchcore_jax.distances import LARGEST, TENSOR_CORE_ERROR, TENSOR_CORE_PRODUCT, product_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +75,7 @@ def refresh(points, order, num_stale, centers, mean, state, *, sizes: Sizes = SI
   blocks = pl.cdiv(n, sizes.rows)
   fresh = pl.pallas_call(
       functools.partial(_refresh_kernel, dim=dim, width=width, sizes=sizes,
-                        precision=lax.Precision.HIGHEST if interpret else _PRODUCT),
+                        precision=lax.Precision.HIGHEST if interpret else TENSOR_CORE_PRODUCT),
       grid=(blocks,),
       out_specs=pl.BlockSpec((sizes.rows,), lambda i: (i,)),
       out_shape=jax.ShapeDtypeStruct((blocks * sizes.rows,), jnp.float32),
@@ -130,7 +125,7 @@ def _refresh_kernel(
     own = slot == own[:, None]
     column = first + jnp.where(own, which * sizes.columns + slot, 0).sum(axis=1, dtype=jnp.int32)
     runner_up = jnp.where(own, second, best).min(axis=1)
-    limit = _CAREFUL * product_error(dim, jnp.sqrt(rows_sq), largest[0]) - rows_sq
+    limit = TENSOR_CORE_ERROR * product_error(dim, jnp.sqrt(rows_sq), largest[0]) - rows_sq
     closer = inside & (nearest <= old + limit)
     column = jnp.where(closer, column, 0)
 

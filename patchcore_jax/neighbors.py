@@ -30,7 +30,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from patchcore_jax import neighbors_gpu, parallel
-from patchcore_jax.distances import UNIT, distances_sq, product_error, smallest
+from patchcore_jax.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
@@ -366,8 +366,7 @@ def _by_kernel(queries, bank, sizes, k, length, kernel):
   reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
   squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
   largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
-  # Tensor cores sum less carefully: four times the bound.
-  error = 4 * product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
+  error = TENSOR_CORE_ERROR * product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
   scores, indices = (jnp.zeros((len(queries), 0), dtype) for dtype in (jnp.float32, jnp.int32))
   found, doubtful, begin = [], False, 0
   outside = jnp.full(len(queries), jnp.inf, jnp.float32)
@@ -448,9 +447,8 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
   def decide(queries, scores, indices):
     return _nearest_of(queries, bank.rows, scores, indices, k)
 
-  # Tensor cores sum less carefully than a CPU: four times the bound, where they are in use.
   error = product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
-  error *= 1 if reduced.dtype == jnp.float32 else 4
+  error *= 1 if reduced.dtype == jnp.float32 else TENSOR_CORE_ERROR
 
   shortlist = (
       jnp.full((len(queries), length), jnp.inf), jnp.zeros((len(queries), length), jnp.int32),

@@ -19,14 +19,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from patchcore_jax.distances import TENSOR_CORE_PRODUCT
+
 _QUERIES, _COLUMNS, _DEPTH = 128, 64, 64  # of a tile; the last are the terms of a product summed at once
 _WARPS, _STAGES = 8, 3
 _PROGRAMS = 264  # two for each multiprocessor of an H100, so that few queries keep it busy too
 _FEWEST_TILES = 8  # of a program; below that, joining takes longer
 _MOST_TILES = 8192  # of a program: ten bits of a distance's fraction stay
 _INFINITE = np.int32(0x7F800000)  # the bits of an infinite float32
-# Products of float32 in three tensorfloat32 parts: as exact, to within a few units in the last place.
-_PRODUCT = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
 LONGEST = _COLUMNS // 2  # of a list: more would not find two rows in many slots
 
 
@@ -62,7 +62,7 @@ def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False)
   kernel = functools.partial(
       _kernel, tiles=tiles, wide=wide, terms=len(columns), length=length,
       mask=np.int32((1 << max(1, (tiles - 1).bit_length())) - 1),
-      precision=None if half_precision else lax.Precision.HIGHEST if interpret else _PRODUCT)
+      precision=None if half_precision else lax.Precision.HIGHEST if interpret else TENSOR_CORE_PRODUCT)
   block = (_QUERIES, None, length)
   found, at, outside = pl.pallas_call(
       kernel, grid=(parts, len(queries) // _QUERIES),
