@@ -86,7 +86,7 @@ class TestCreate:
       ({'name': 'own_backbone:create', 'precision': 'bfloat16'},
        "backbone.precision='bfloat16' has no effect on 'own_backbone:create'"),
       ({'name': 'resnet18', 'weights': 'random', 'precision': 'half'},
-       "backbone.precision='half': expected one of 'float32', 'tensorfloat32', 'bfloat16'")])
+       "backbone.precision='half': expected 'auto', 'float32', 'tensorfloat32', 'bfloat16'")])
   def test_errors(self, kwargs, words, own):
     with pytest.raises(ValueError, match=words):
       backbones.create(**kwargs)

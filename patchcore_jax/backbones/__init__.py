@@ -120,10 +120,16 @@ def resolve_precision(precision: str, name: str, platform: str = '') -> str:
     name: of the backbone.
     platform: 'cpu', 'gpu' or 'tpu'; '' for that of this process.
 
+  Raises:
+    ValueError: another precision.
+
   >>> [resolve_precision('auto', 'resnet50.tv_in1k', p) for p in ('cpu', 'gpu')]
   ['float32', 'tensorfloat32']
   """
   if precision != AUTO:
+    if precision not in resnet.PRECISIONS:
+      raise ValueError(
+          f"backbone.precision={precision!r}: expected 'auto', {', '.join(map(repr, resnet.PRECISIONS))}.")
     return precision
   if ':' in name:
     return 'float32'
