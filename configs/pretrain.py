@@ -28,7 +28,7 @@ def get_config():
   config.objective_args.info_nce = ConfigDict({'temperature': 0.1})
   config.objective_args.vicreg = ConfigDict({'invariance': 25.0, 'variance': 25.0, 'covariance': 1.0})
 
-  config.views = ConfigDict()  # patchcore_jax.pretraining.views.ViewSpec explains them
+  config.views = ConfigDict()  # patchcore_jax.builtin.views.ViewSpec explains them
   config.views.size = 64
   config.views.zoom = (0.7, 1.4)
   config.views.turn = 10.0

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import backbones
-from patchcore_jax.data import folder, pipeline, preprocess, synthetic
+from patchcore_jax.builtin import synthetic
+from patchcore_jax.data import folder, pipeline, preprocess
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.report import overlay

@@ -12,11 +12,13 @@ import numpy as np
 from PIL import Image
 
 from experiments import cli
-from patchcore_jax import neighbors, provenance, scoring
+from patchcore_jax import scoring
+from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
 from patchcore_jax.inspection import Finding, Inspector
 from patchcore_jax.report import overlay, page, predictions
 from patchcore_jax.report.predictions import Answer
+from patchcore_jax.search import neighbors
 
 _GALLERY = 200  # images that the report shows, of 10 kB each
 _REMEMBERED = 100_000  # the latest scores, which the report's histogram is of

@@ -18,12 +18,13 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from patchcore_jax import bank_editing, inspection, memory_bank, parallel, provenance
+from patchcore_jax import inspection, parallel
+from patchcore_jax.banks import editing, provenance, store
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data import folder, pipeline
 from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.inspection import Inspector
-from patchcore_jax.memory_bank import MemoryBank
 
 cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
 _OTHER = flags.DEFINE_string('other', None, 'merge: the other bank.')
@@ -43,18 +44,18 @@ def main(argv) -> None:
     if given != (action in actions):
       raise ValueError(f'--{name} is {"not for" if given else "missing for"} {action}.')
   if action == 'info':
-    for line in info(memory_bank.restore(cli.BANK.value)):
+    for line in info(store.restore(cli.BANK.value)):
       cli.console.print(line, markup=False)
     return
   if cli.OUT.value and Path(cli.OUT.value).exists():
     raise ValueError(f'{cli.OUT.value} exists: a bank is not overwritten. Choose another --out.')
-  bank = memory_bank.restore(cli.BANK.value)
+  bank = store.restore(cli.BANK.value)
   changed = {'append': _append, 'merge': _merge, 'drop': _drop, 'shrink': _shrink, 'calibrate': _calibrate}[
       action](bank)
   if cli.OUT.value:
-    memory_bank.save(cli.OUT.value, changed)
+    store.save(cli.OUT.value, changed)
   else:
-    memory_bank.replace(cli.BANK.value, changed)
+    store.replace(cli.BANK.value, changed)
   what = changed.description['history'][-1]['what']
   cli.console.print(f'{cli.OUT.value or cli.BANK.value}: {what}', markup=False)
   if bank.description.get('calibration') and not changed.description.get('calibration'):
@@ -96,20 +97,20 @@ def _append(bank):
     scores = patchcore.score_embeddings(
         embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
         batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
-  return bank_editing.append(
+  return editing.append(
       bank, embeddings, names, files=files, image_scores=scores[0], map_maxima=scores[1])
 
 
 def _merge(bank):
-  return bank_editing.merge(bank, memory_bank.restore(_OTHER.value))
+  return editing.merge(bank, store.restore(_OTHER.value))
 
 
 def _drop(bank):
-  return bank_editing.drop(bank, [name.strip() for name in cli.IMAGES.value.split(',') if name.strip()])
+  return editing.drop(bank, [name.strip() for name in cli.IMAGES.value.split(',') if name.strip()])
 
 
 def _shrink(bank):
-  return bank_editing.shrink(bank, _RATIO.value)
+  return editing.shrink(bank, _RATIO.value)
 
 
 def _calibrate(bank):
@@ -126,7 +127,7 @@ def _calibrate(bank):
   found = inspection.score_differences(
       inspector.backbone, bank, lambda: _batches(inspector, _examples()[:inspection.SAMPLE], []),
       embedding=inspector.embedding, scoring=inspector.scoring, search=inspector.search)
-  return bank_editing.calibrate(
+  return editing.calibrate(
       bank, *scores, false_alarm_rate=_RATE.value,
       allowances=tuple(float(values.max(initial=0)) for values in found))
 

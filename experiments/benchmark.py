@@ -25,12 +25,13 @@ from absl import flags
 
 from experiments import alternatives, cli, entries, timing, wiring
 from experiments.timing import Entry, machine, median
-from patchcore_jax import backbones, coreset, spool
+from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.search import coreset
 
 cli.key_flags('config')
 
@@ -258,7 +259,7 @@ def measure_memory(_) -> Iterator[str]:
          f'fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
   yield f'| said before | {plan} |'
-  yield f'| peak of the process | {spool.peak_bytes() / 1e9:.2f} GB |'
+  yield f'| peak of the process | {disk_arrays.peak_bytes() / 1e9:.2f} GB |'
   yield f'| embeddings alone | {4 * plan.num_patches * bank.embeddings.shape[1] / 1e9:.1f} GB |'
   for stage, until in stages.items():
     yield f'| {stage} | {until - began:.0f} s |'

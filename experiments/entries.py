@@ -14,7 +14,8 @@ import numpy as np
 
 from experiments import alternatives, timing
 from experiments.timing import Entry
-from patchcore_jax import backbones, coreset, neighbors, parallel
+from patchcore_jax import backbones, parallel
+from patchcore_jax.search import coreset, neighbors
 
 WIDE_RESNET = 'wide_resnet50_2'
 BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
@@ -289,9 +290,9 @@ def _torch_network_entries(images, precisions, flops, torch_compile):
 
 def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = WIDE_RESNET):
   """(function, parameters on the devices) from pixels to scores and maps, against `rows`."""
+  from patchcore_jax.banks.store import MemoryBank
   from patchcore_jax.detectors import patchcore
   from patchcore_jax.embedding import EmbeddingSpec
-  from patchcore_jax.memory_bank import MemoryBank
   from patchcore_jax.scoring import ScoringSpec
   backbone, spec = network(precision, architecture), EmbeddingSpec()
   description = patchcore.describe(backbone, spec) | {'image_size': [size, size]}

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from experiments import entries
-from patchcore_jax import backbones, coreset, neighbors
+from patchcore_jax import backbones
+from patchcore_jax.search import coreset, neighbors
 
 Arrays = dict[str, np.ndarray]
 
@@ -127,8 +128,8 @@ def _bank(small):
 
 def _scores(rows, small):
   """Scores and maps of new images against a given bank, and where the nearest are."""
+  from patchcore_jax.banks.store import MemoryBank
   from patchcore_jax.detectors import patchcore
-  from patchcore_jax.memory_bank import MemoryBank
   images, spec = entries.pictures(8, 64 if small else 224, seed=1), patchcore.EmbeddingSpec()
   description = patchcore.describe(_small_network(), spec) | {'image_size': list(images.shape[1:3])}
   bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)

@@ -18,14 +18,15 @@ import re
 from absl import flags
 
 from experiments import cli
-from patchcore_jax import export, inspection
+from patchcore_jax import inspection
+from patchcore_jax.export import exporter
 
 cli.key_flags('bank', 'out', 'backbone_weights')
 _CAMERA = flags.DEFINE_string(
     'camera', '', 'HEIGHTxWIDTH of camera frames in pixels, for a program that takes them as they come.')
 _PLATFORMS = flags.DEFINE_list(
     'platforms', ['cpu', 'cuda', 'tpu'],
-    f'Where the program is to run, this machine among them; of {", ".join(export.PLATFORMS)}.')
+    f'Where the program is to run, this machine among them; of {", ".join(exporter.PLATFORMS)}.')
 _AT_ONCE = flags.DEFINE_integer(
     'at_once', 8, 'So many images pass through the network together; of a batch, the rest singly. More is '
     'faster on accelerators with large batches.')
@@ -35,7 +36,7 @@ _ONNX = flags.DEFINE_bool('onnx', False, "Also write program.onnx; needs the ext
 def main(_) -> None:
   inspector, out = inspection.load(cli.BANK.value, weights=cli.WEIGHTS.value), cli.OUT.value
   with cli.progress_bar('export') as progress:
-    description = export.write(
+    description = exporter.write(
         out, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
         at_once=_AT_ONCE.value, onnx=_ONNX.value, progress=progress)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))

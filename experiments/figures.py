@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 from patchcore_jax.report import figures, runs
 
 cli.key_flags('workdir')
@@ -36,7 +36,7 @@ def run(workdir: str | os.PathLike, name: str) -> None:
   folder = Path(workdir) / 'figures'
   for suffix in ('png', 'pdf'):
     path = folder / f'figure_{name.lower()}.{suffix}'
-    with whole_file.written(path) as aside:
+    with atomic_files.written(path) as aside:
       figure.savefig(aside, format=suffix, dpi=150)
     cli.console.print(f'written: {path}')
 

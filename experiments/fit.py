@@ -18,11 +18,13 @@ from ml_collections import ConfigDict
 
 from experiments import cli, wiring
 from experiments.images import drawn
-from patchcore_jax import calibration, inspection, memory_bank, processes, provenance
+from patchcore_jax import inspection, processes
+from patchcore_jax.banks import provenance, store
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data import folder, survey
 from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import patchcore
-from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.inspection import calibration
 
 cli.key_flags('config', 'out', *cli.OF_SEVERAL_PROCESSES)
 _SHOWN = 5  # names in a message
@@ -94,7 +96,7 @@ def run(config: ConfigDict, out: str) -> MemoryBank:
       cli.console.print(line, markup=False)
   provenance.record(bank.description, f'fitted on {len(names)} images of {config.data.root}')
   if processes.is_first():
-    memory_bank.save(out, bank)
+    store.save(out, bank)
   processes.wait()
   cli.console.print(
       f'{len(bank.embeddings)} patches in {out}. Next: python -m experiments.predict --bank={out} '

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments import alternatives, entries, equality, gpu_report, timing
-from patchcore_jax import coreset
+from patchcore_jax.search import coreset
 
 _HALF = ('tensorfloat32', 'bfloat16')
 

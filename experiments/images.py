@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.wiring import Settings
-from patchcore_jax import parallel, spool
+from patchcore_jax import disk_arrays, parallel
 from patchcore_jax.backbones import Backbone, FeatureMaps
 from patchcore_jax.data.folder import Category, Example
 from patchcore_jax.data.pipeline import Batch
@@ -103,7 +103,7 @@ class Features:
           self._masks[part[position]] = batch.mask[row]
         for layer, values in zip(self.layers, maps, strict=True):
           if layer not in self._maps:
-            self._maps[layer] = spool.DiskArray(scratch, (len(examples), *values.shape[1:]))
+            self._maps[layer] = disk_arrays.DiskArray(scratch, (len(examples), *values.shape[1:]))
           self._maps[layer][at] = values[row]
       progress('features', len(self._rows), len(examples))
 

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from experiments.images import Images
 from experiments.wiring import Settings
-from patchcore_jax import inspection, memory_bank, processes, provenance
+from patchcore_jax import inspection, processes
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import provenance, store
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.detectors import ensemble, mahalanobis_ad, ocsvm, padim, patchcore, spade
 from patchcore_jax.detectors.base import Prediction, Progress
-from patchcore_jax.memory_bank import MemoryBank
 
 
 def create(config: ConfigDict, settings: Settings, backbones: tuple[Backbone, ...]):
@@ -61,7 +62,7 @@ class PatchCore:
         'preprocess': inspection.geometry(settings.preprocessing), 'coreset': vars(settings.coreset),
         'shots': images.shots}
     if path.exists():
-      return memory_bank.restore(path, expected=expected)
+      return store.restore(path, expected=expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     part = processes.part(images.num_train)
@@ -77,7 +78,7 @@ class PatchCore:
         num_skipped=images.num_train - bank.description['num_images'],
         fit_seconds=time.monotonic() - began)
     if processes.is_first():
-      memory_bank.save(path, bank)
+      store.save(path, bank)
     return bank
 
   def sizes(self, bank: MemoryBank) -> dict[float, int]:

@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 
 from experiments import cli, methods, run_report, wiring
 from experiments.images import Images
-from patchcore_jax import memory_bank, metrics, parallel, processes, whole_file
+from patchcore_jax import atomic_files, metrics, parallel, processes
+from patchcore_jax.banks import store
 from patchcore_jax.data import preprocess
 from patchcore_jax.report import per_image, results
 
@@ -217,8 +218,8 @@ def _check_same_config(config, workdir) -> None:
     return  # nothing yet that could be mixed
   if not path.exists():
     raise ValueError(f'{workdir} holds results but no config.json: use another --workdir.')
-  before = memory_bank.flat(json.loads(path.read_text()))
-  now = memory_bank.flat(wiring.to_json(config))
+  before = store.flat(json.loads(path.read_text()))
+  now = store.flat(wiring.to_json(config))
   differences = [
       f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*before, *now})
@@ -230,7 +231,7 @@ def _check_same_config(config, workdir) -> None:
 
 
 def _claim(config, workdir) -> None:
-  with whole_file.written(workdir / 'config.json') as aside:
+  with atomic_files.written(workdir / 'config.json') as aside:
     aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
 
 

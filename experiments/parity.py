@@ -21,14 +21,15 @@ from absl import flags
 from PIL import Image
 
 from experiments import cli, reference
-from patchcore_jax import backbones, coreset, embedding, metrics, neighbors
+from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.memory_bank import MemoryBank
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import coreset, neighbors
 
 cli.key_flags()
 

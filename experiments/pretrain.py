@@ -20,9 +20,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
-from patchcore_jax import memory_bank, whole_file
-from patchcore_jax.data import procedural
-from patchcore_jax.pretraining import pool, training, views
+from patchcore_jax import atomic_files
+from patchcore_jax.banks import store
+from patchcore_jax.builtin import pool, procedural, training, views
 
 cli.key_flags('config', 'workdir')
 
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   settings = _settings(config)
   try:
     state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
-  except memory_bank.BankError as e:
+  except store.BankError as e:
     raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
                      f'that lies there. ({e})') from e
   step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
@@ -127,7 +127,7 @@ class _Log:
 
   def __init__(self, workdir, step, config):
     """Lines behind `step` are dropped: those steps are made again."""
-    with whole_file.written(workdir / 'config.json') as aside:
+    with atomic_files.written(workdir / 'config.json') as aside:
       aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []
     if self._path.exists():
@@ -140,7 +140,7 @@ class _Log:
     cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')
     self._rows.append({'step': step, **{k: f'{v:.6f}' for k, v in mean.items()},
                        'images_per_second': f'{rate:.1f}'})
-    with whole_file.written(self._path) as aside, aside.open('w', newline='') as f:
+    with atomic_files.written(self._path) as aside, aside.open('w', newline='') as f:
       writer = csv.DictWriter(f, self._rows[-1])
       writer.writeheader()
       writer.writerows(self._rows)

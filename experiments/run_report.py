@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.images import Images
-from patchcore_jax import memory_bank, provenance, whole_file
+from patchcore_jax import atomic_files
+from patchcore_jax.banks import provenance, store
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
@@ -125,7 +126,7 @@ def heat_scale(
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
   """Writes the category's file, in one step."""
-  with whole_file.written(Path(workdir) / 'report' / f'{shown.name}.json') as aside:
+  with atomic_files.written(Path(workdir) / 'report' / f'{shown.name}.json') as aside:
     aside.write_text(page.to_json(shown))
 
 
@@ -154,7 +155,7 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
       totals=[[row.get(k) for k in columns] for row in totals],
       categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
       settings=tuple(
-          (k, _text(v)) for k, v in memory_bank.flat(wiring.to_json(config)).items()
+          (k, _text(v)) for k, v in store.flat(wiring.to_json(config)).items()
           if k != 'data.root')))  # of this machine; the page is passed on
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 from patchcore_jax.report import runs, tables
 
 cli.key_flags('workdir')
@@ -38,7 +38,7 @@ def run(workdir: str | os.PathLike, names: tuple[str, ...]) -> None:
     table = tables.make(name, measured)
     for suffix, write in _WRITERS.items():
       path = folder / f'table_{name.lower()}.{suffix}'
-      with whole_file.written(path) as aside:
+      with atomic_files.written(path) as aside:
         aside.write_text(write(table), encoding='utf-8')
     print(tables.to_markdown(table))
   cli.console.print(f'written to {folder}')

@@ -9,14 +9,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from patchcore_jax import backbones, coreset, memory_bank, parallel, processes
+from patchcore_jax import backbones, parallel, processes
 from patchcore_jax.backbones import checkpoints
-from patchcore_jax.data import folder, layouts, pipeline, synthetic
+from patchcore_jax.banks import store
+from patchcore_jax.builtin import synthetic
+from patchcore_jax.data import folder, layouts, pipeline
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import coreset
+from patchcore_jax.search.neighbors import SearchSpec
 
 SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
 DETECTORS = ('patchcore', 'spade', 'padim', 'mahalanobis_ad', 'ocsvm')
@@ -179,7 +182,7 @@ def check_same_everywhere(config: ConfigDict, work: Any) -> None:
   Raises:
     ValueError: the processes differ.
   """
-  settings = memory_bank.flat(to_json(config)) | {'data.root': ''}
+  settings = store.flat(to_json(config)) | {'data.root': ''}
   if not processes.agree(json.dumps([settings, work])):
     raise ValueError(
         'The processes differ in their settings, in the images they see, or in what is done already: '

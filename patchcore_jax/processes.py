@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import spool
+from patchcore_jax import disk_arrays
 
 _BLOCK = 2**28  # bytes of each process that every device holds at once while they travel
 
@@ -92,7 +92,7 @@ def own(counts: np.ndarray) -> slice:
   return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
 
 
-def take(rows: np.ndarray | spool.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def take(rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
   """Some of the rows of all processes, in each of them.
 
   Args:
@@ -107,7 +107,7 @@ def take(rows: np.ndarray | spool.DiskArray, counts: np.ndarray, indices: np.nda
   [[2.0], [0.0]]
   """
   mine = own(counts)
-  found = spool.take(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
+  found = disk_arrays.take(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
   if len(counts) == 1:
     return found
   owner = np.searchsorted(np.cumsum(counts), indices, side='right')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax import neighbors
+from patchcore_jax.search import neighbors
 
 # scipy.ndimage.gaussian_filter cuts its kernel there; the paper's code uses it with that default.
 _TRUNCATE = 4.0

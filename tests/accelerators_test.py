@@ -11,10 +11,11 @@ import pytest
 from jax import export
 from jax.sharding import Mesh
 
-from patchcore_jax import backbones, k_center, neighbors
+from patchcore_jax import backbones
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import k_center, neighbors
 
 
 def _text(function, platform, *args):

@@ -11,8 +11,9 @@ import pytest
 from configs import default
 from configs.parity import anomalib, paper
 from experiments import wiring
-from patchcore_jax import backbones, memory_bank
+from patchcore_jax import backbones
 from patchcore_jax.backbones import checkpoints, resnet, simulation
+from patchcore_jax.banks import store
 from patchcore_jax.detectors import base, patchcore
 from patchcore_jax.embedding import EmbeddingSpec
 from tests import precision
@@ -97,8 +98,8 @@ class TestCreate:
     assert [b.precision for b in made] == ['float32', 'bfloat16']
     spec = EmbeddingSpec()
     exact, rounded = (patchcore.describe(b, spec) for b in made)
-    with pytest.raises(memory_bank.BankError, match="precision: the bank has 'float32', .*'bfloat16'"):
-      memory_bank.check(exact, rounded)
+    with pytest.raises(store.BankError, match="precision: the bank has 'float32', .*'bfloat16'"):
+      store.check(exact, rounded)
 
   def test_own_factory(self, own):
     backbone = backbones.create(f'{own}:create', layers=('b',))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patchcore_jax import calibration
+from patchcore_jax.inspection import calibration
 
 
 class TestThreshold:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import coreset, k_center, k_center_gpu
+from patchcore_jax.search import coreset, k_center, k_center_gpu
 from tests import precision
 
 pytestmark = pytest.mark.accelerator

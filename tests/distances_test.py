@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import distances
+from patchcore_jax.search import distances
 
 pytestmark = pytest.mark.accelerator
 

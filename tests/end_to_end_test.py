@@ -14,7 +14,7 @@ from PIL import Image
 from configs import default
 from configs.parity import anomalib, paper
 from experiments import mvtec
-from patchcore_jax import memory_bank
+from patchcore_jax.banks import store
 from tests import conftest, plates
 
 
@@ -88,13 +88,13 @@ class TestPresets:
   """configs/parity: the two reference behaviours, set by fields alone."""
 
   def test_they_differ_in_every_point(self):
-    ours, theirs = (memory_bank.flat(c.get_config().to_dict()) for c in (paper, anomalib))
+    ours, theirs = (store.flat(c.get_config().to_dict()) for c in (paper, anomalib))
     assert ours.keys() == theirs.keys()
     assert {k for k in ours if ours[k] != theirs[k]} == {
         'preprocess.resize', 'preprocess.mask_resize', 'backbone.name', 'embedding.kind',
         'coreset.projection', 'coreset.projection_dim', 'coreset.start', 'scoring.distance',
         'scoring.image_score', 'scoring.upsampling', 'scoring.blur_edges'}
-    defaults = memory_bank.flat(default.get_config().to_dict())  # are the paper's code's
+    defaults = store.flat(default.get_config().to_dict())  # are the paper's code's
     assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios', 'backbone.precision'}
     assert ours['backbone.precision'] == theirs['backbone.precision'] == 'float32'
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from patchcore_jax import backbones
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.detectors import ensemble, patchcore
 from patchcore_jax.detectors.ensemble import Statistics
 from patchcore_jax.detectors.patchcore import CoresetSpec, Prediction
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
 from tests import precision, small
 

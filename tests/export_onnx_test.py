@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from patchcore_jax import export, export_onnx
+from patchcore_jax.export import exporter, onnx
 from patchcore_jax.scoring import ScoringSpec
 from tests import export_test
 
@@ -30,7 +30,7 @@ def test_settled_programs_have_the_same_results():
   closed = jax.make_jaxpr(fn)(images)
 
   def settled(images):
-    return export_onnx._settled(closed.jaxpr, closed.consts, images)[0]
+    return onnx._settled(closed.jaxpr, closed.consts, images)[0]
 
   text = str(jax.make_jaxpr(settled)(images))
   assert 'platform_index' not in text and 'reduce_window' not in text
@@ -42,7 +42,7 @@ def test_settled_programs_have_the_same_results():
 def test_the_extra_is_named_where_it_is_missing(inspector, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(ValueError, match=r"jax2onnx is not installed: pip install 'patchcore_jax\[onnx\]'"):
-    export.write(tmp_path / 'made', inspector, onnx=True)
+    exporter.write(tmp_path / 'made', inspector, onnx=True)
   assert not list(tmp_path.iterdir())
 
 
@@ -55,17 +55,17 @@ class TestFile:
 
   @pytest.mark.parametrize('camera', [None, export_test.CAMERA])
   def test_written_and_compared(self, inspector, camera, tmp_path):
-    export.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], camera=camera, at_once=2)
+    exporter.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], camera=camera, at_once=2)
     description = json.loads((tmp_path / 'made/description.json').read_text())['onnx']
     assert description['largest_difference'] < 1e-5 and description['batch'] == 1
-    images = export.probes(inspector, 3, camera)
-    results = export_onnx.runner(tmp_path / 'made/program.onnx')(images)
+    images = exporter.probes(inspector, 3, camera)
+    results = onnx.runner(tmp_path / 'made/program.onnx')(images)
     assert results['anomaly_map'].shape == (3, 32, 24) and results['anomalous'].dtype == bool
 
   def test_another_program_does_not_pass(self, inspector, tmp_path, monkeypatch):
-    program = export.program_in_one_pass
+    program = exporter.program_in_one_pass
     other = inspector._replace(scoring=ScoringSpec(distance='root'))
-    monkeypatch.setattr(export, 'program_in_one_pass', lambda _, **arguments: program(other, **arguments))
-    with pytest.raises(export.ParityError, match='image_score'):
-      export.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], at_once=2)
+    monkeypatch.setattr(exporter, 'program_in_one_pass', lambda _, **arguments: program(other, **arguments))
+    with pytest.raises(exporter.ParityError, match='image_score'):
+      exporter.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], at_once=2)
     assert not list(tmp_path.iterdir())

@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax import calibration, export, export_run, inspection, memory_bank, provenance
+from patchcore_jax import inspection
+from patchcore_jax.banks import provenance, store
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.export import exporter, run
+from patchcore_jax.inspection import calibration
 from patchcore_jax.scoring import ScoringSpec
 from tests import small
 
@@ -50,20 +53,20 @@ def inspector():
 @pytest.fixture(scope='module')
 def exported(inspector, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'made'
-  export.write(path, inspector, at_once=AT_ONCE)
+  exporter.write(path, inspector, at_once=AT_ONCE)
   return path
 
 
 @pytest.fixture(scope='module')
 def of_camera(inspector, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'made'
-  export.write(path, inspector, at_once=AT_ONCE, camera=CAMERA, platforms=['cpu'])
+  exporter.write(path, inspector, at_once=AT_ONCE, camera=CAMERA, platforms=['cpu'])
   return path
 
 
 @pytest.fixture(scope='module')
 def program(exported):
-  return export_run.load(exported)[0]
+  return run.load(exported)[0]
 
 
 def predicted(inspector, images):
@@ -85,29 +88,29 @@ class TestProgram:
         atol=1e-5)
     np.testing.assert_array_equal(got['anomalous'], want.image_scores[0] >= c.image_threshold)
 
-  @pytest.mark.parametrize('make', [export.program, export.program_in_one_pass])
+  @pytest.mark.parametrize('make', [exporter.program, exporter.program_in_one_pass])
   def test_another_way_of_scoring(self, inspector, make):
     scoring = ScoringSpec(num_neighbors=3, distance='root', image_score='reweighted')
     other = inspector._replace(scoring=scoring)
-    images = export.probes(other, 5)
-    assert export.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
+    images = exporter.probes(other, 5)
+    assert exporter.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
 
   def test_in_one_pass_has_no_loop(self, inspector):
     looped, straight = (
         str(jax.make_jaxpr(make(inspector))(small.images(1)))
-        for make in (export.program, export.program_in_one_pass))
+        for make in (exporter.program, exporter.program_in_one_pass))
     assert 'while' in looped and 'while' not in straight and 'scan' not in straight
 
   def test_without_thresholds(self, inspector):
-    fn = export.program(inspector._replace(calibration=None))
+    fn = exporter.program(inspector._replace(calibration=None))
     assert set(jax.eval_shape(fn, small.images(2))) == {'image_score', 'anomaly_map'}
 
   def test_errors(self, inspector):
     with pytest.raises(ValueError, match='at_once=0'):
-      export.program(inspector, at_once=0)
+      exporter.program(inspector, at_once=0)
     with pytest.raises(ImageError, match='24 x 31 pixels'):
       wrong = inspector._replace(preprocessing=Preprocessing(resize=(26,), crop=(31, 24)))
-      export.program(wrong, camera=CAMERA)
+      exporter.program(wrong, camera=CAMERA)
 
 
 class TestWrite:
@@ -154,23 +157,23 @@ class TestWrite:
     rows = inspector.bank.embeddings.copy()
     rows[:, 0] += 0.01 * np.abs(rows).max()
     changed = inspector._replace(bank=dataclasses.replace(inspector.bank, embeddings=rows))
-    program = export.program
-    monkeypatch.setattr(export, 'program', lambda _, **arguments: program(changed, **arguments))
-    with pytest.raises(export.ParityError, match=r'image_score by .* tolerance 1e-04, on probe image \d'):
-      export.write(tmp_path / 'made', inspector, at_once=AT_ONCE)
+    program = exporter.program
+    monkeypatch.setattr(exporter, 'program', lambda _, **arguments: program(changed, **arguments))
+    with pytest.raises(exporter.ParityError, match=r'image_score by .* tolerance 1e-04, on probe image \d'):
+      exporter.write(tmp_path / 'made', inspector, at_once=AT_ONCE)
     assert not list(tmp_path.iterdir())
 
   def test_errors(self, inspector, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='exists'):
-      export.write(tmp_path, inspector)
+      exporter.write(tmp_path, inspector)
     out = tmp_path / 'made'
     with pytest.raises(ValueError, match='Platforms gpu: expected some of cpu, cuda'):
-      export.write(out, inspector, platforms=['cpu', 'gpu'])
+      exporter.write(out, inspector, platforms=['cpu', 'gpu'])
     with pytest.raises(ValueError, match='expected cpu among the platforms tpu'):
-      export.write(out, inspector, platforms=['tpu'])
-    monkeypatch.setattr(export, '_MOST_BYTES', 20_000)
+      exporter.write(out, inspector, platforms=['tpu'])
+    monkeypatch.setattr(exporter, '_MOST_BYTES', 20_000)
     with pytest.raises(ValueError, match=r'jax.export holds at most 0.0 GB.*shrink\): 1\d\d patches fit'):
-      export.write(out, inspector)
+      exporter.write(out, inspector)
     assert not list(tmp_path.iterdir())
 
 
@@ -181,7 +184,7 @@ class TestSerialize:
       return jax.lax.platform_dependent(images, tpu=lambda x: x + 1)
 
     with pytest.raises(ValueError, match='cannot be exported for cpu'):
-      export.serialize(only_there, (4, 4, 3), ['cpu'])
+      exporter.serialize(only_there, (4, 4, 3), ['cpu'])
 
 
 class TestCheck:
@@ -199,23 +202,23 @@ class TestCheck:
       results = jax.device_get(program(images))
       return results | {name: change(results[name])}
 
-    images = export.probes(inspector, 2)
-    assert export.check(program, inspector, images, sizes=(2,)) < 1e-5
-    with pytest.raises(export.ParityError, match=match):
-      export.check(changed, inspector, images, sizes=(2,))
+    images = exporter.probes(inspector, 2)
+    assert exporter.check(program, inspector, images, sizes=(2,)) < 1e-5
+    with pytest.raises(exporter.ParityError, match=match):
+      exporter.check(changed, inspector, images, sizes=(2,))
 
 
 class TestProbes:
 
   def test_the_banks_own_images_are_among_them(self, inspector):
-    images = export.probes(inspector, 6)
+    images = exporter.probes(inspector, 6)
     assert images.shape == (6, 32, 24, 3) and images.dtype == np.uint8
     assert len(np.unique(images[1])) == 1
     np.testing.assert_array_equal(images[3], provenance.thumbnail(inspector.bank, 0))
 
   def test_of_a_camera_and_without_pictures(self, inspector):
     bare = inspector._replace(bank=dataclasses.replace(inspector.bank, extras={}))
-    images = export.probes(bare, 6, CAMERA)
+    images = exporter.probes(bare, 6, CAMERA)
     assert images.shape == (6, *CAMERA, 3)
     assert len({image.tobytes() for image in images}) == 6
 
@@ -232,22 +235,22 @@ class TestRunScript:
     image = Image.fromarray(pixels)
     as_json = json.loads(json.dumps(inspection.geometry(preprocessing)))
     np.testing.assert_array_equal(
-        export_run.prepare(image, as_json), preprocess.transform(image, preprocessing))
+        run.prepare(image, as_json), preprocess.transform(image, preprocessing))
 
   def test_errors(self, of_camera, tmp_path):
     description = json.loads((of_camera / 'description.json').read_text())
     Image.new('RGB', (9, 9)).save(tmp_path / 'small.png')
     with pytest.raises(SystemExit, match='9 x 9 pixels, expected 38 x 50'):
-      export_run.read(tmp_path / 'small.png', description)
+      run.read(tmp_path / 'small.png', description)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / 'deep.png')
     with pytest.raises(SystemExit, match='8 bits'):
-      export_run.read(tmp_path / 'deep.png', description)
+      run.read(tmp_path / 'deep.png', description)
     copy = shutil.copytree(of_camera, tmp_path / 'copy')
     with open(copy / 'program.jax', 'r+b') as file:
       file.seek(1000)
       file.write(b'changed')
     with pytest.raises(SystemExit, match='damaged or changed'):
-      export_run.load(copy)
+      run.load(copy)
 
 
 class TestBinary:
@@ -258,13 +261,13 @@ class TestBinary:
         cwd=Path(__file__).parents[1])
 
   def test_from_a_bank_to_a_program(self, inspector, tmp_path):
-    memory_bank.save(tmp_path / 'bank', inspector.bank)
+    store.save(tmp_path / 'bank', inspector.bank)
     result = self._run(
         f'--bank={tmp_path / "bank"}', f'--out={tmp_path / "out"}', '--platforms=cpu',
         f'--camera={CAMERA[0]}x{CAMERA[1]}', '--at_once=2')
     assert result.returncode == 0, result.stderr
     assert 'takes b x 50 x 38 x 3 uint8, for cpu' in result.stdout
-    assert export_run.load(tmp_path / 'out')[1]['images_at_once'] == 2
+    assert run.load(tmp_path / 'out')[1]['images_at_once'] == 2
 
   def test_mistakes_are_one_line(self, tmp_path):
     result = self._run(f'--bank={tmp_path / "none"}', f'--out={tmp_path / "out"}')

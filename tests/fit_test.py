@@ -14,12 +14,14 @@ from PIL import Image
 from configs import own
 from experiments import bank as bank_binary
 from experiments import fit
-from patchcore_jax import backbones, bank_editing, calibration, inspection, memory_bank, provenance
+from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import simulation
+from patchcore_jax.banks import editing, provenance, store
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.data import folder, pipeline, survey
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import patchcore
-from patchcore_jax.memory_bank import BankError
+from patchcore_jax.inspection import calibration
 from tests import plates, small
 
 
@@ -87,7 +89,7 @@ class TestFit:
     assert 0 <= found.nearest < len(inspector.bank.embeddings)
 
   def test_provenance(self, fitted, good):
-    bank = memory_bank.restore(fitted)
+    bank = store.restore(fitted)
     assert bank.description['images'] == [str(good / f'{i:02}.png') for i in range(12)]
     origin = provenance.origin(bank, 0)
     assert origin.name == bank.description['images'][origin.image]
@@ -97,7 +99,7 @@ class TestFit:
   def test_thresholds_do_not_depend_on_the_batch_size(self, fitted, good, tmp_path):
     config = _config(good, calibration__folds=3, data__batch_size=5)
     again = fit.run(config, str(tmp_path / 'b'))
-    before = memory_bank.restore(fitted).description['calibration']
+    before = store.restore(fitted).description['calibration']
     np.testing.assert_allclose(
         again.description['calibration']['image_scores'], before['image_scores'], rtol=1e-4)
 
@@ -229,22 +231,22 @@ class TestOtherDevices:
     old = json.loads(json.dumps(made.bank.description))
     del old['device'], old['calibration']['image_allowance'], old['calibration']['pixel_allowance']
     path = tmp_path / 'old'
-    memory_bank.save(path, dataclasses.replace(made.bank, description=old))
+    store.save(path, dataclasses.replace(made.bank, description=old))
     inspector = inspection.load(path)
     assert inspector.calibration.image_allowance == 0
     assert inspector.calibration.image_threshold == made.calibration.image_threshold
     assert 'made on an unknown device' in ' '.join(bank_binary.info(inspector.bank))
-    again = bank_editing.drop(inspector.bank, [inspector.bank.description['images'][0]])
+    again = editing.drop(inspector.bank, [inspector.bank.description['images'][0]])
     assert inspection.of_bank(again).calibration.image_allowance == 0
 
   def test_changes_of_the_bank_keep_it(self, made):
-    less = bank_editing.drop(made.bank, [made.bank.description['images'][0]])
+    less = editing.drop(made.bank, [made.bank.description['images'][0]])
     found = inspection.of_bank(less).calibration
     assert found.image_allowance == made.calibration.image_allowance
     assert found.image_threshold - found.image_allowance < max(found.image_scores) * 1.001
     other = dataclasses.replace(made.bank, description=json.loads(json.dumps(made.bank.description)))
     other.description['calibration']['image_allowance'] = 7.0
-    assert bank_editing.merge(made.bank, other).description['calibration']['image_allowance'] == 7
+    assert editing.merge(made.bank, other).description['calibration']['image_allowance'] == 7
 
 
 class TestInspection:
@@ -259,7 +261,7 @@ class TestInspection:
       inspection.load(fitted, name='tests.fit_test:other_network')
 
   def test_a_bank_that_does_not_say_how(self, fitted):
-    bank = memory_bank.restore(fitted)
+    bank = store.restore(fitted)
     del bank.description['scoring']
     with pytest.raises(BankError, match='scoring missing'):
       inspection.of_bank(bank)
@@ -280,22 +282,22 @@ class TestDamage:
   def test_tampered_threshold(self, copy):
     self._edit(copy, lambda v: v['description']['calibration'].update(image_threshold=1e9))
     with pytest.raises(BankError, match='not what was saved'):
-      memory_bank.restore(copy)
+      store.restore(copy)
 
   def test_newer_format(self, copy):
-    self._edit(copy, lambda v: v.update(format=memory_bank.FORMAT + 1))
+    self._edit(copy, lambda v: v.update(format=store.FORMAT + 1))
     with pytest.raises(BankError, match='made by a newer one. Upgrade'):
-      memory_bank.restore(copy)
+      store.restore(copy)
 
   def test_older_format_has_no_digest(self, copy):
     self._edit(copy, lambda v: (v.pop('format'), v.pop('digest')))
-    assert len(memory_bank.restore(copy).embeddings)
+    assert len(store.restore(copy).embeddings)
 
   def test_truncated(self, copy):
     largest = max((p for p in copy.rglob('*') if p.is_file()), key=os.path.getsize)
     largest.write_bytes(largest.read_bytes()[:os.path.getsize(largest) // 2])
     with pytest.raises(BankError):
-      memory_bank.restore(copy)
+      store.restore(copy)
 
   def test_one_byte(self, copy):
     largest = max((p for p in copy.rglob('*') if p.is_file()), key=os.path.getsize)
@@ -303,7 +305,7 @@ class TestDamage:
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
     with pytest.raises(BankError):
-      memory_bank.restore(copy)
+      store.restore(copy)
 
 
 class TestReplace:
@@ -311,7 +313,7 @@ class TestReplace:
   def test_old_or_new_but_whole(self, fitted, tmp_path, monkeypatch):
     path = tmp_path / 'bank'
     shutil.copytree(fitted, path)
-    bank = memory_bank.restore(path)
+    bank = store.restore(path)
     bank.description['category'] = 'changed'
 
     def killed(*_):
@@ -319,15 +321,15 @@ class TestReplace:
 
     # After the old one has made way.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-      patch.setattr(memory_bank.shutil, 'rmtree', lambda *a, **k: None)
+      patch.setattr(store.shutil, 'rmtree', lambda *a, **k: None)
       rename = type(path).rename
       patch.setattr(
           type(path), 'rename', lambda s, t: killed() if s.name.endswith('.after') else rename(s, t))
-      memory_bank.replace(path, bank)
+      store.replace(path, bank)
     assert not path.exists()
-    assert memory_bank.restore(path).description['category'] == 'plates'
-    memory_bank.replace(path, bank)
-    assert memory_bank.restore(path).description['category'] == 'changed'
+    assert store.restore(path).description['category'] == 'plates'
+    store.replace(path, bank)
+    assert store.restore(path).description['category'] == 'changed'
     assert [p.name for p in tmp_path.iterdir()] == ['bank']
 
 
@@ -354,14 +356,14 @@ class TestBankBinary:
     self._run('drop', bank=path, images='new1.png,00.png')
     self._run('merge', bank=path, other=fitted, out=tmp_path / 'both')
     self._run('shrink', bank=path, share=0.05)
-    assert 'calibration' not in memory_bank.restore(path).description
+    assert 'calibration' not in store.restore(path).description
     self._run('calibrate', bank=path, images=good, false_alarm_rate=0.2)
     self._run('info', bank=path)
     told = capsys.readouterr().out
     for said in ('appended 3 images', 'dropped', 'merged with', 'shrunk from', 'Its thresholds are gone',
                  '11 images have the name of a training image', 'patches of ', 'new2.png', 'held out'):
       assert said in told, said
-    assert memory_bank.restore(tmp_path / 'both').description['num_images'] == 25
+    assert store.restore(tmp_path / 'both').description['num_images'] == 25
 
   def test_errors(self, fitted):
     with pytest.raises(ValueError, match='--images is missing for append'):

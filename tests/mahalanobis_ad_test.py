@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones, memory_bank
+from patchcore_jax import backbones
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.detectors import base, mahalanobis_ad
 from patchcore_jax.detectors.mahalanobis_ad import Spec
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.memory_bank import BankError
 from tests import precision, small
 
 
@@ -78,8 +79,8 @@ class TestFitAndPredict:
 
   def test_survives_disk(self, tmp_path):
     model = _fit()
-    memory_bank.save_arrays(tmp_path / 'm', *model)
-    again = Model(*memory_bank.restore_arrays(
+    store.save_arrays(tmp_path / 'm', *model)
+    again = Model(*store.restore_arrays(
         tmp_path / 'm', expected=mahalanobis_ad.describe(small.backbone(), Spec())))
     np.testing.assert_array_equal(_predict(again).image_scores, _predict(model).image_scores)
 

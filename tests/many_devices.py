@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from patchcore_jax import coreset, k_center, neighbors, parallel, scoring
-from patchcore_jax.neighbors import SearchSpec
+from patchcore_jax import parallel, scoring
+from patchcore_jax.search import coreset, k_center, neighbors
+from patchcore_jax.search.neighbors import SearchSpec
 from tests import patchcore_test
 
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from patchcore_jax import coreset, neighbors
+from patchcore_jax.search import coreset, neighbors
 from tests import many_devices, patchcore_test
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from patchcore_jax import distances, neighbors, neighbors_gpu
+from patchcore_jax.search import distances, neighbors, neighbors_gpu
 from tests import precision
 
 pytestmark = pytest.mark.accelerator

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from patchcore_jax import backbones, memory_bank
+from patchcore_jax import backbones
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.detectors import base, padim
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.memory_bank import BankError
 from tests import precision, small
 
 pytestmark = pytest.mark.accelerator
@@ -105,8 +106,8 @@ class TestFitAndPredict:
 
   def test_survives_disk(self, tmp_path):
     model = _fit()
-    memory_bank.save_arrays(tmp_path / 'm', *model)
-    again = Model(*memory_bank.restore_arrays(
+    store.save_arrays(tmp_path / 'm', *model)
+    again = Model(*store.restore_arrays(
         tmp_path / 'm', expected=padim.describe(small.backbone(), SPEC)))
     np.testing.assert_array_equal(_predict(again).anomaly_maps, _predict(model).anomaly_maps)
 

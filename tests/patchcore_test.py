@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones, coreset, scoring
+from patchcore_jax import backbones, scoring
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import fit_plan, patchcore
 from patchcore_jax.detectors.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore import CoresetSpec
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
-from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import coreset
 from tests import precision
 
 pytestmark = pytest.mark.accelerator

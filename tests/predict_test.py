@@ -20,12 +20,14 @@ import pytest
 from PIL import Image
 
 from experiments import answers, predict
-from patchcore_jax import backbones, calibration, inspection, memory_bank, provenance
+from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import checkpoints
+from patchcore_jax.banks import provenance, store
 from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.preprocess import Preprocessing
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.inspection import calibration
 from patchcore_jax.report import overlay
 from patchcore_jax.scoring import ScoringSpec
 from tests import conftest, small
@@ -71,7 +73,7 @@ def _fit(path, preprocessing, sizes=SIZES, calibrated=True, pictures=True):
     found = inspection.scorer(inspection.of_bank(bank), 8)(load(100))
     bank.description['calibration'] = calibration.to_json(calibration.calibrate(
         found.image_scores[0], found.anomaly_maps[0].max((1, 2)), false_alarm_rate=0.15))
-  memory_bank.save(path, bank)
+  store.save(path, bank)
   return str(path)
 
 
@@ -315,9 +317,9 @@ class TestBadInput:
 
   def test_images_of_another_size_than_the_bank(self, tmp_path):
     bank = _fit(tmp_path / 'bank', NO_CROP, [SIZES[0]])
-    restored = memory_bank.restore(bank)
+    restored = store.restore(bank)
     restored.description['preprocess'] |= {'resize': [128]}  # as if it had been made of square images
-    memory_bank.save(tmp_path / 'square', restored)
+    store.save(tmp_path / 'square', restored)
     _part((128, 128), 1).save(tmp_path / 'a.png')
     _part((190, 128), 1).save(tmp_path / 'b.png')
     assert _run(str(tmp_path / 'square'), tmp_path / '*.png', tmp_path / 'out')[:3:2] == (1, 1)

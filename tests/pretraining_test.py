@@ -22,8 +22,7 @@ from configs import pretrain as pretrain_config
 from experiments import pretrain
 from patchcore_jax import backbones
 from patchcore_jax.backbones import cpu_convolutions, port, resnet
-from patchcore_jax.data import procedural
-from patchcore_jax.pretraining import network, objectives, pool, training, views
+from patchcore_jax.builtin import network, objectives, pool, procedural, training, views
 from tests import conftest, precision, small
 
 # Light and camera change nothing: what a view shows is what lies there.

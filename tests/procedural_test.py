@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from patchcore_jax.data import procedural
+from patchcore_jax.builtin import procedural
 
 
 class TestDraw:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import fit, mvtec
-from patchcore_jax import inspection, memory_bank, provenance
+from patchcore_jax import inspection
+from patchcore_jax.banks import provenance, store
 from tests import conftest, fit_test, plates
 
 COUNT = 3
@@ -88,7 +89,7 @@ class TestMvtec:
     assert 'Coreset 0.2 of all' in first and all('Coreset' not in out for _, out, _ in others)
     assert sum(out.count('skipped: ') for _, out, _ in results) == 1
     for name in ('bolt', 'nut'):
-      one, several = (memory_bank.restore(tmp_path / run / 'banks' / name) for run in ('one', 'several'))
+      one, several = (store.restore(tmp_path / run / 'banks' / name) for run in ('one', 'several'))
       np.testing.assert_array_equal(several.indices, one.indices)
       np.testing.assert_allclose(several.embeddings, one.embeddings, rtol=1e-5, atol=1e-6)
       different = ('fit_seconds', 'versions')

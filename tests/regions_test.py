@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from sklearn.cluster import DBSCAN
 
-from patchcore_jax import regions
+from patchcore_jax.inspection import regions
 
 
 def _smooth(seed, shape=(40, 60)):

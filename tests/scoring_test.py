@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from patchcore_jax import neighbors, scoring
+from patchcore_jax import scoring
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import neighbors
 
 pytestmark = pytest.mark.accelerator
 

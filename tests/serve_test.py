@@ -22,9 +22,10 @@ import pytest
 from PIL import Image
 
 from experiments import serve
-from patchcore_jax import inspection, memory_bank
+from patchcore_jax import inspection
+from patchcore_jax.banks import store
 from patchcore_jax.data import preprocess
-from patchcore_jax.serving import app, edge, server
+from patchcore_jax.serving import app, http_requests, server
 from patchcore_jax.serving.app import Options
 from patchcore_jax.serving.batcher import Batcher, BatchError
 from tests import small
@@ -518,8 +519,8 @@ class TestFileOfForm:
        'multipart/form-data; boundary=x', 'has 2 files'),
       (b'--x\r\na: b\r\n\r\n\r\n' * 21 + b'--x--', 'multipart/form-data; boundary=x', 'more than 20 parts')])
   def test_other_forms(self, body, kind, words):
-    with pytest.raises(edge.RequestError, match=words) as error:
-      edge.file_of_form(body, kind)
+    with pytest.raises(http_requests.RequestError, match=words) as error:
+      http_requests.file_of_form(body, kind)
     assert error.value.status == 400
 
 
@@ -568,7 +569,7 @@ class TestBinary:
     description = bank.description | inspection.described(
         preprocessing=inspector.preprocessing, scoring=inspector.scoring,
         source={'name': 'tests.small:backbone', 'weights': '', 'seed': 0})
-    memory_bank.save(tmp_path / 'noise', dataclasses.replace(bank, description=description))
+    store.save(tmp_path / 'noise', dataclasses.replace(bank, description=description))
     command = [sys.executable, '-m', 'experiments.serve', f'--bank={tmp_path / "noise"}', '--port=0']
     with subprocess.Popen(
         [*command, '--batch_size=2'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

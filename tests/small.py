@@ -9,14 +9,16 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import calibration, inspection, provenance
+from patchcore_jax import inspection
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import provenance
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import Preprocessing
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.neighbors import SearchSpec
+from patchcore_jax.inspection import calibration
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search.neighbors import SearchSpec
 
 LAYERS = ('a', 'b', 'c')
 _STRIDES = {'a': 4, 'b': 8, 'c': 8}

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from patchcore_jax import backbones, memory_bank, neighbors
+from patchcore_jax import backbones
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.detectors import base, spade
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.detectors.spade import Spec
-from patchcore_jax.memory_bank import BankError
-from patchcore_jax.neighbors import SearchSpec
+from patchcore_jax.search import neighbors
+from patchcore_jax.search.neighbors import SearchSpec
 from tests import precision, small
 
 pytestmark = pytest.mark.accelerator
@@ -115,8 +117,8 @@ class TestFitAndPredict:
 
   def test_survives_disk(self, tmp_path):
     model = _fit()
-    memory_bank.save_arrays(tmp_path / 'm', *model)
-    again = Model(*memory_bank.restore_arrays(
+    store.save_arrays(tmp_path / 'm', *model)
+    again = Model(*store.restore_arrays(
         tmp_path / 'm', expected=spade.describe(small.backbone())))
     np.testing.assert_array_equal(_predict(again).anomaly_maps, _predict(model).anomaly_maps)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import synthetic
+from patchcore_jax.builtin import synthetic
 
 DEFECTS = [(c, d) for c, subject in synthetic.SUBJECTS.items() for d in subject.defects]
 SMALL = 'wood_veneer'  # the quickest to draw

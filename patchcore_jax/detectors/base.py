@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchcore_jax import memory_bank, parallel
+from patchcore_jax import parallel
 from patchcore_jax.backbones import Backbone, fingerprint, normalize
+from patchcore_jax.banks import store
 from patchcore_jax.data.pipeline import Batch
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -97,7 +98,7 @@ def stream(
 
   for batch in batches:
     if expected is not None:
-      memory_bank.check(expected, {'image_size': batch.image.shape[1:3]})
+      store.check(expected, {'image_size': batch.image.shape[1:3]})
     results = run(parameters, batch.image)
     if to_host:
       parallel.fetch(results)

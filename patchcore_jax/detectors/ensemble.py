@@ -13,15 +13,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import memory_bank, neighbors, parallel, scoring
+from patchcore_jax import parallel, scoring
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base, patchcore
 from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.memory_bank import MemoryBank
-from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import neighbors
+from patchcore_jax.search.neighbors import SearchSpec
 
 
 class Statistics(NamedTuple):
@@ -66,7 +68,7 @@ def statistics(
     ValueError: other images than those of the fit, fewer patches in a half of the bank than neighbours
       asked for, or patches that all score the same.
   """
-  memory_bank.check(bank.description, patchcore.describe(backbone, embedding))
+  store.check(bank.description, patchcore.describe(backbone, embedding))
   num_images = bank.description['num_images']
   image = np.asarray(bank.indices) // (bank.description['num_patches'] // num_images)
   even = image % 2 == 0

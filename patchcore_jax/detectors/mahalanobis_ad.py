@@ -12,8 +12,9 @@ import scipy.linalg
 from jax import lax
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
-from patchcore_jax import memory_bank, parallel
+from patchcore_jax import parallel
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
@@ -110,7 +111,7 @@ def predict(
   Raises:
     BankError: the model was made with another detector, network, setting or image size.
   """
-  memory_bank.check(model.description, describe(backbone, spec))
+  store.check(model.description, describe(backbone, spec))
   fn = _predict_fn(models.pooled_fn(base.maps_of(backbone)))
   gaussians = [
       (model.arrays[f'mean_{layer}'], model.arrays[f'factor_{layer}']) for layer in backbone.layers]

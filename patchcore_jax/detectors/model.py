@@ -18,7 +18,7 @@ from patchcore_jax.detectors.base import Progress
 
 
 class Model(NamedTuple):
-  """What a detector learnt; `memory_bank.save_arrays(path, *model)` keeps it.
+  """What a detector learnt; `store.save_arrays(path, *model)` keeps it.
 
   Attributes:
     arrays: NumPy arrays by name; the detector's `fit` says which.

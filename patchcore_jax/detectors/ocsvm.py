@@ -12,14 +12,15 @@ import numpy as np
 from jax import lax
 from sklearn.svm import OneClassSVM
 
-from patchcore_jax import memory_bank, parallel
+from patchcore_jax import parallel
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
 from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
-from patchcore_jax.distances import distances_sq
+from patchcore_jax.search.distances import distances_sq
 
 # scikit-learn's 1e-3 stops so early that the last digit of a feature decides where.
 _TOLERANCE = 1e-5
@@ -116,7 +117,7 @@ def predict(
   Raises:
     BankError: the model was made with another detector, network, setting or image size.
   """
-  memory_bank.check(model.description, describe(backbone, spec))
+  store.check(model.description, describe(backbone, spec))
   fn = _predict_fn(models.pooled_fn(base.maps_of(backbone)))
   for batch, scores in base.stream(
       fn, parallel.replicate((backbone.variables, model.arrays)), batches, expected=model.description):

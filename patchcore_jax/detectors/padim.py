@@ -22,8 +22,9 @@ import numpy as np
 from jax import lax
 from threadpoolctl import threadpool_limits
 
-from patchcore_jax import memory_bank, parallel, scoring
+from patchcore_jax import parallel, scoring
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
@@ -161,7 +162,7 @@ def predict(
   Raises:
     BankError: the model was made with another detector, network, setting or image size.
   """
-  memory_bank.check(model.description, describe(backbone, spec))
+  store.check(model.description, describe(backbone, spec))
   low_rank = model.description['num_images'] < len(model.arrays['dims'])
   fn = _predict_fn(base.maps_of(backbone), low_rank, spec)
   parameters = backbone.variables, *(model.arrays[name] for name in ('dims', 'mean', 'factor'))

@@ -15,16 +15,18 @@ from jax.sharding import Mesh
 from sklearn.cluster import MiniBatchKMeans
 
 import patchcore_jax
-from patchcore_jax import coreset, k_center, memory_bank, neighbors, parallel, processes, scoring, spool
+from patchcore_jax import disk_arrays, parallel, processes, scoring
 from patchcore_jax.backbones import Backbone, FeatureMaps
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base, fit_plan
 from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.fit_plan import FitPlan
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
-from patchcore_jax.memory_bank import MemoryBank
-from patchcore_jax.neighbors import SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import coreset, k_center, neighbors
+from patchcore_jax.search.neighbors import SearchSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, joint, memor
       folds=bool(cross))
   if notify:
     notify(plan)
-  allocate = functools.partial(spool.allocate, folder=scratch or tempfile.gettempdir())
+  allocate = functools.partial(disk_arrays.allocate, folder=scratch or tempfile.gettempdir())
   if plan.embeddings_on_device:
     embeddings, num_images = _embed_on_device(
         (num_images, *grid, dim), backbone, batches, embedding, progress)
@@ -229,7 +231,7 @@ def _fit(backbone, batches, num_images, *, embedding, coreset_spec, joint, memor
   else:
     embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
     num_images = _embed_into(embeddings, backbone, batches, embedding, progress)
-    points = spool.view(embeddings, (num_images * patches, dim))
+    points = disk_arrays.view(embeddings, (num_images * patches, dim))
   images = _counts(num_images, joint)
   points_dim = _projection_dim(coreset_spec, patches * images)
   project = functools.partial(_project, points, points_dim, coreset_spec, plan, allocate, progress)
@@ -275,7 +277,7 @@ def _cross_score(
       if plan.stream:
         part = _Rows(projected, others)
       else:
-        part = projected[others] if plan.embeddings_on_device else spool.take(projected, others)
+        part = projected[others] if plan.embeddings_on_device else disk_arrays.take(projected, others)
       project = functools.partial(_given, part)
     rows, _ = _select(_Rows(points, others), _counts(len(others), joint), project, spec, plan, None)
     scored = np.flatnonzero(fold_of == fold)
@@ -323,7 +325,7 @@ def score_embeddings(
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-  """Some rows of an array, which `spool.take` reads when they are asked for."""
+  """Some rows of an array, which `disk_arrays.take` reads when they are asked for."""
 
   array: Any
   rows: np.ndarray
@@ -341,7 +343,7 @@ class _Rows:
     return len(self.rows)
 
   def __getitem__(self, key):
-    return spool.take(self.array, self.rows[key])
+    return disk_arrays.take(self.array, self.rows[key])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,7 +443,7 @@ def prediction(
     fn(parameters, images [b, h, w, 3] uint8) -> the fields of `Prediction` after `index`, the batch first;
     the same object for the same settings, so that it is compiled once. And the parameters.
   """
-  memory_bank.check(bank.description, describe(backbone, embedding))
+  store.check(bank.description, describe(backbone, embedding))
   search = search or SearchSpec()
   devices = jax.local_device_count()
   sharded = search.bank == 'sharded' and devices > 1
@@ -466,7 +468,7 @@ def predict_fn(
   Raises:
     BankError: as `predict`.
   """
-  memory_bank.check(bank.description, describe(backbone, embedding))
+  store.check(bank.description, describe(backbone, embedding))
   return _predict_fn(
       _embed_fn_of(backbone, embedding), scoring_spec, (len(bank.embeddings),), kernels=False)
 
@@ -571,7 +573,7 @@ def _plan(backbone, batch, num_patches, dim, embedding, spec, memory_gb, *, fold
       _embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batch.image)
   return fit_plan.plan(
       int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), spec.ratio), dim,
-      _projection_dim(spec, num_patches), memory_gb=memory_gb, base_bytes=spool.resident_bytes(),
+      _projection_dim(spec, num_patches), memory_gb=memory_gb, base_bytes=disk_arrays.resident_bytes(),
       batch_bytes=batch_bytes, device_bytes=memory.get('bytes_limit') if memory else None,
       num_devices=jax.local_device_count(), folds=folds, may_stream=len(num_patches) == 1)
 
@@ -614,9 +616,9 @@ def _cluster_centers(points, size, seed):
   order = np.random.default_rng(seed).permutation(len(points))
   parts = np.array_split(order, max(1, len(order) // max(4096, 2 * size)))
   for part in parts:
-    clusters.partial_fit(spool.take(points, part))
+    clusters.partial_fit(disk_arrays.take(points, part))
   centers = clusters.cluster_centers_.astype(np.float32)
-  nearest = neighbors.nearest_neighbors(centers, spool.take(points, parts[-1]))[1][:, 0]
+  nearest = neighbors.nearest_neighbors(centers, disk_arrays.take(points, parts[-1]))[1][:, 0]
   return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
 
 

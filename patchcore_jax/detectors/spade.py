@@ -8,16 +8,18 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from patchcore_jax import memory_bank, neighbors, parallel, scoring
+from patchcore_jax import parallel, scoring
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import base
 from patchcore_jax.detectors import model as models
 from patchcore_jax.detectors.base import Prediction, Progress
 from patchcore_jax.detectors.model import Model
 from patchcore_jax.embedding import EmbeddingSpec, patch_embeddings
-from patchcore_jax.neighbors import SearchBank, SearchSpec
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search import neighbors
+from patchcore_jax.search.neighbors import SearchBank, SearchSpec
 
 _PYRAMID = EmbeddingSpec('mean', patch_size=1)  # maps enlarged bilinearly to the first, concatenated
 
@@ -138,7 +140,7 @@ def predict(
     BankError: the model was made with another detector, network or image size.
     ValueError: more images or neighbours than there are, or a sharded bank.
   """
-  memory_bank.check(model.description, describe(backbone))
+  store.check(model.description, describe(backbone))
   _check_enough(model.description['num_images'], spec)
   search = search or SearchSpec()
   if search.bank != 'replicated':

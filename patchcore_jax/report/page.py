@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 from patchcore_jax.report import charts
 
 Box = tuple[float, float, float, float]
@@ -284,7 +284,7 @@ def write(path: str | os.PathLike, page: Page) -> None:
     OSError: the file cannot be written.
   """
   text = render(page)
-  with whole_file.written(path) as aside:
+  with atomic_files.written(path) as aside:
     aside.write_text(text, encoding='utf-8')
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 
 COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score')
 
@@ -49,7 +49,7 @@ class Errors(NamedTuple):
 
 def write_scores(path: str | os.PathLike, scores: Sequence[Score]) -> None:
   """Writes a CSV file with the columns above; replaces an older one in one step."""
-  with whole_file.written(path) as aside, aside.open('w', newline='') as f:
+  with atomic_files.written(path) as aside, aside.open('w', newline='') as f:
     writer = csv.writer(f, lineterminator='\n')
     writer.writerow(COLUMNS)
     writer.writerows(scores)
@@ -73,7 +73,7 @@ def read_scores(path: str | os.PathLike) -> list[Score]:
 
 def write_errors(path: str | os.PathLike, errors: Errors) -> None:
   """Writes a compressed .npz file; replaces an older one in one step."""
-  with whole_file.written(path) as aside, aside.open('wb') as f:
+  with atomic_files.written(path) as aside, aside.open('wb') as f:
     np.savez_compressed(f, **errors._asdict())
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 
 CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
 OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
@@ -164,13 +164,13 @@ def file_for(kind: str, name: str, suffix: str) -> str:
 
 def write_png(path: Path, image: np.ndarray) -> None:
   """An image [h, w, 3] uint8."""
-  with whole_file.written(path) as aside:
+  with atomic_files.written(path) as aside:
     Image.fromarray(image).save(aside, 'PNG', compress_level=_QUICK)
 
 
 def write_map(path: Path, values: np.ndarray) -> None:
   """A map [h, w] float32; the suffix of `path` says how: .npy for NumPy, .tif for a 32-bit TIFF."""
-  with whole_file.written(path) as aside, aside.open('wb') as f:
+  with atomic_files.written(path) as aside, aside.open('wb') as f:
     if path.suffix == '.npy':
       np.save(f, values, allow_pickle=False)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 
 COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
 METRICS = (
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
   """Writes all rows; the file is replaced in one step, so a reader never sees half of it."""
-  with whole_file.written(path) as aside, aside.open('w', newline='') as f:
+  with atomic_files.written(path) as aside, aside.open('w', newline='') as f:
     writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
     writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in rows)

@@ -29,14 +29,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 import patchcore_jax
-from patchcore_jax import inspection, provenance
+from patchcore_jax import inspection
+from patchcore_jax.banks import provenance
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, TooManyPixelsError, UnknownFormatError
 from patchcore_jax.inspection import Inspector
-from patchcore_jax.serving import edge, pictures
+from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
-from patchcore_jax.serving.edge import RequestError
-from patchcore_jax.serving.meters import Meters
+from patchcore_jax.serving.http_requests import RequestError
+from patchcore_jax.serving.prometheus import Meters
 
 _FORMATS = 'PNG, JPEG, BMP, TIFF, WebP or GIF'
 
@@ -119,9 +120,9 @@ def create_app(
   app = Starlette(
       routes=routes, lifespan=lifespan,
       exception_handlers={
-          RequestError: edge.answer_refusal, HTTPException: edge.answer_http_error,
-          Exception: edge.answer_bug})
-  app.add_middleware(edge.Edge, paths={route.path for route in routes}, meters=service.meters)
+          RequestError: http_requests.answer_refusal, HTTPException: http_requests.answer_http_error,
+          Exception: http_requests.answer_bug})
+  app.add_middleware(http_requests.Edge, paths={route.path for route in routes}, meters=service.meters)
   return app
 
 
@@ -288,7 +289,7 @@ class _Service:
 
   def _decode(self, body: bytes, content_type: str, shown: bool) -> _Decoded:
     if content_type.partition(';')[0].strip().lower() == 'multipart/form-data':
-      body = edge.file_of_form(body, content_type)
+      body = http_requests.file_of_form(body, content_type)
     if not body:
       raise RequestError(
           400, 'empty', f'The request has no image: expected the bytes of one ({_FORMATS}) as its body, or '

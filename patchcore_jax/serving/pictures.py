@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchcore_jax import provenance
+from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
 from patchcore_jax.inspection import Finding, Inspector
 from patchcore_jax.report import overlay

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from patchcore_jax.data import procedural
+from patchcore_jax.builtin import procedural
 
 _CHUNK = 16  # images that a worker draws at a time
 

@@ -32,11 +32,14 @@ from jax import lax
 from PIL import Image
 
 import patchcore_jax
-from patchcore_jax import calibration, export_onnx, inspection, neighbors, parallel, provenance
-from patchcore_jax.data import frames, preprocess
+from patchcore_jax import inspection, parallel
+from patchcore_jax.banks import provenance
+from patchcore_jax.data import preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import patchcore
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.export import onnx
+from patchcore_jax.inspection import Inspector, calibration
+from patchcore_jax.search import neighbors
 
 Program = Callable[[Any], dict[str, Any]]
 
@@ -127,7 +130,7 @@ def write(
   platforms = _checked(platforms)
   _check_bytes(inspector)
   if onnx:
-    export_onnx.check_installed()
+    onnx.check_installed()
   height, width = camera or inspector.image_size
   progress = progress or (lambda stage, done, total: None)
   shortlist = 'float32' if 'cpu' in platforms else 'bfloat16'
@@ -157,7 +160,7 @@ def write(
       description['onnx'] = _write_onnx(made / _ONNX, inspector, camera, at_once, progress)
     (made / _DESCRIPTION).write_text(json.dumps(description, indent=2) + '\n')
     (made / _README).write_text(_readme(description))
-    shutil.copyfile(Path(__file__).with_name('export_run.py'), made / _SCRIPT)
+    shutil.copyfile(Path(__file__).with_name('run.py'), made / _SCRIPT)
     made.rename(path)
   return description
 
@@ -254,14 +257,14 @@ def check(
 def _write_onnx(path, inspector, camera, at_once, progress):
   """Writes and compares the ONNX file; what description.json tells of it."""
   images = probes(inspector, at_once + 3, camera)
-  export_onnx.convert(program_in_one_pass(inspector, camera=camera), (1, *images.shape[1:]), path)
+  onnx.convert(program_in_one_pass(inspector, camera=camera), (1, *images.shape[1:]), path)
   progress('build onnx', 1, 1)
   difference = check(
-      export_onnx.runner(path), inspector, images, sizes=(len(images),), camera=camera,
+      onnx.runner(path), inspector, images, sizes=(len(images),), camera=camera,
       progress=lambda done, total: progress('check onnx', done, total))
   return {
       'program': path.name, 'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
-      'bytes': path.stat().st_size, 'input': export_onnx.INPUT, 'batch': 1, 'largest_difference': difference,
+      'bytes': path.stat().st_size, 'input': onnx.INPUT, 'batch': 1, 'largest_difference': difference,
       'versions': {name: metadata.version(name) for name in ('jax2onnx', 'onnxruntime')}}
 
 
@@ -328,7 +331,7 @@ def _program_of_parts(inspector, camera):
 def _preparation(inspector, camera):
   if camera is None:
     return lambda images: images
-  fn = frames.transform_fn(*camera, inspector.preprocessing)
+  fn = camera.transform_fn(*camera, inspector.preprocessing)
   height, width, _ = jax.eval_shape(fn, jax.ShapeDtypeStruct((1, *camera, 3), jnp.uint8)).shape[1:]
   inspection.check_size(inspector, (height, width))
   return fn

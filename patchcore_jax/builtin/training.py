@@ -22,10 +22,11 @@ import optax
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import memory_bank, whole_file
+from patchcore_jax import atomic_files
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.pretraining import network, objectives
-from patchcore_jax.pretraining import views as views_lib
+from patchcore_jax.banks import store
+from patchcore_jax.builtin import network, objectives
+from patchcore_jax.builtin import views as views_lib
 
 _AXIS = 'device'
 
@@ -189,7 +190,7 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
   scales = {
       layer: float(1 / jnp.sqrt(jnp.square(values).sum(-1).mean())) for layer, values in maps.items()}
   named = network.rescaled(network.state_dict(trunk, gray_free=recipe.gray_free), scales)
-  with whole_file.written(path) as aside:
+  with atomic_files.written(path) as aside:
     safetensors.numpy.save_file({k: v.astype(np.float16) for k, v in named.items()}, aside)
 
 
@@ -206,7 +207,7 @@ def save(
   path = folder / str(int(state['step']))
   if path.exists():
     return
-  memory_bank.save_arrays(path, _named(jax.device_get(state)), description)
+  store.save_arrays(path, _named(jax.device_get(state)), description)
   for step in saved_steps(folder)[:-keep]:
     shutil.rmtree(folder / str(step))
 
@@ -224,12 +225,12 @@ def restore(
   """The last state that `save` wrote, or `like` (as from `init`) where there is none.
 
   Raises:
-    memory_bank.BankError: it was made with other settings than `description` says, or is damaged.
+    store.BankError: it was made with other settings than `description` says, or is damaged.
   """
   steps = saved_steps(folder)
   if not steps:
     return dict(like)
-  arrays, _ = memory_bank.restore_arrays(Path(folder) / str(steps[-1]), expected=description)
+  arrays, _ = store.restore_arrays(Path(folder) / str(steps[-1]), expected=description)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import patchcore_jax
-from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.banks.store import MemoryBank
 
 _FILES, _OFFSETS = 'thumbnails', 'thumbnail_offsets'
 _QUALITY = 85  # of JPEG: about 15 kB for 224 x 224 pixels

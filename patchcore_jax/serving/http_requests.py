@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from patchcore_jax.serving.meters import Meters
+from patchcore_jax.serving.prometheus import Meters
 
 _LINGER_SECONDS = 1.0
 _MOST_PARTS = 20

@@ -5,7 +5,7 @@ Each is a function `(rng, flaw, size) -> Surface`; see `synthetic_scene`.
 
 import numpy as np
 
-from patchcore_jax.data.synthetic_scene import (
+from patchcore_jax.builtin.synthetic_scene import (
   OVERSAMPLING,
   Flaw,
   Surface,

@@ -29,8 +29,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from patchcore_jax import neighbors_gpu, parallel
-from patchcore_jax.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
+from patchcore_jax import parallel
+from patchcore_jax.search import neighbors_gpu
+from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384

@@ -16,7 +16,7 @@ from absl import logging
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import k_center
+from patchcore_jax.search import k_center
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
@@ -161,7 +161,7 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `spool.DiskArray`. With
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `disk_arrays.DiskArray`. With
       a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.

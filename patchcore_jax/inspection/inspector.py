@@ -15,18 +15,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from patchcore_jax import backbones, calibration, memory_bank, parallel, regions
+from patchcore_jax import backbones, parallel
 from patchcore_jax.backbones import Backbone
-from patchcore_jax.calibration import Calibration
+from patchcore_jax.banks import store
+from patchcore_jax.banks.store import BankError, MemoryBank
 from patchcore_jax.data import placement
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.detectors import base, patchcore
 from patchcore_jax.detectors.base import Prediction
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.memory_bank import BankError, MemoryBank
-from patchcore_jax.neighbors import SearchSpec
+from patchcore_jax.inspection import calibration, regions
+from patchcore_jax.inspection.calibration import Calibration
 from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.search.neighbors import SearchSpec
 
 SAMPLE = 32  # images that tell how far scores are off elsewhere
 
@@ -109,7 +111,7 @@ def load(path: str | os.PathLike, *, name: str = '', weights: str = '') -> Inspe
       it was made with.
     ValueError: what `backbones.create` raises.
   """
-  return of_bank(memory_bank.restore(path), name=name, weights=weights, path=path)
+  return of_bank(store.restore(path), name=name, weights=weights, path=path)
 
 
 def of_bank(bank: MemoryBank, *, name: str = '', weights: str = '', path: Any = '') -> Inspector:

@@ -12,8 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import calibration, coreset, k_center, memory_bank, neighbors, provenance
-from patchcore_jax.memory_bank import MemoryBank
+from patchcore_jax.banks import provenance, store
+from patchcore_jax.banks.store import MemoryBank
+from patchcore_jax.inspection import calibration
+from patchcore_jax.search import coreset, k_center, neighbors
 
 _ORDERED = 'ordered'  # in the description: False where rows are no longer in the order of one selection
 _RADIUS = 'covering_radius'
@@ -98,7 +100,7 @@ def merge(bank: MemoryBank, other: MemoryBank) -> MemoryBank:
   Raises:
     BankError: they were made in different ways.
   """
-  memory_bank.check(bank.description, {k: other.description[k] for k in _ALIKE if k in other.description})
+  store.check(bank.description, {k: other.description[k] for k in _ALIKE if k in other.description})
   radius = covering_radius(bank)
   chosen = _uncovered(np.asarray(other.embeddings), bank.embeddings, radius, len(other.embeddings))
   rows, columns = bank.description['grid']

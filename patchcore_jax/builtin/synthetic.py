@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
-from patchcore_jax.data import synthetic_board, synthetic_parts, synthetic_scene
+from patchcore_jax.builtin import synthetic_board, synthetic_parts, synthetic_scene
 
 VERSION = 1  # of the drawings; raise it whenever a pixel of any image changes
 MARKER = 'synthetic.json'  # lies in every category folder that is complete

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from patchcore_jax import coreset
+from patchcore_jax.search import coreset
 
 # Of the folder that is written. 1, until November 2026, had no digest.
 FORMAT = 2
@@ -262,7 +262,7 @@ def check(description: Mapping[str, Any], expected: Mapping[str, Any], name: Any
   >>> check({'image_size': [8, 8]}, {'image_size': (8, 9)})  # doctest: +ELLIPSIS
   Traceback (most recent call last):
     ...
-  patchcore_jax.memory_bank.BankError: ... image_size: the bank has [8, 8], asked for is [8, 9]. ...
+  patchcore_jax.banks.store.BankError: ... image_size: the bank has [8, 8], asked for is [8, 9]. ...
   """
   # Through JSON, so that tuples and lists compare equal.
   have, expected = flat(description), flat(json.loads(json.dumps(expected)))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from patchcore_jax import bank_editing, memory_bank, provenance
+from patchcore_jax.banks import editing, provenance, store
+from patchcore_jax.banks.store import BankError
 from patchcore_jax.detectors import patchcore
 from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.memory_bank import BankError
 from patchcore_jax.scoring import ScoringSpec
 from tests import small
 
@@ -22,7 +22,7 @@ def _fit(images, names, ratio=0.3):
       coreset_spec=patchcore.CoresetSpec(ratio=ratio, projection_dim=8), scoring_spec=SCORING, folds=3)
   bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
   bank.description.update(images=list(names), scoring=vars(SCORING), preprocess={})
-  return bank_editing.calibrate(bank, *scores, false_alarm_rate=0.2)
+  return editing.calibrate(bank, *scores, false_alarm_rate=0.2)
 
 
 def _embeddings(images):
@@ -50,7 +50,7 @@ def half(images):
 def grown(images, half):
   new = _embeddings(images[6:])
   scores = patchcore.score_embeddings(new, half.embeddings, (32, 24), scoring_spec=SCORING, batch_size=4)
-  return bank_editing.append(
+  return editing.append(
       half, new, [f'{i}.png' for i in range(6, 12)],
       files=[provenance.encode(image) for image in images[6:]], image_scores=scores[0], map_maxima=scores[1])
 
@@ -58,7 +58,7 @@ def grown(images, half):
 class TestAppend:
 
   def test_old_rows_stay_and_new_ones_were_not_covered(self, images, half, grown):
-    m, radius = len(half.embeddings), bank_editing.covering_radius(half)
+    m, radius = len(half.embeddings), editing.covering_radius(half)
     np.testing.assert_array_equal(grown.embeddings[:m], half.embeddings)
     assert m < len(grown.embeddings) <= m + 0.3 * 6 * 48
     added = grown.embeddings[m:]
@@ -67,7 +67,7 @@ class TestAppend:
       assert _distances(added[i:i + 1], added[:i]) > radius * (1 - 1e-5)
 
   def test_the_farthest_first_until_all_is_covered(self, images, half, grown):
-    radius = bank_editing.covering_radius(half)
+    radius = editing.covering_radius(half)
     new = _embeddings(images[6:])
     left = _distances(new, grown.embeddings)
     if len(grown.embeddings) < len(half.embeddings) + int(0.3 * 6 * 48):
@@ -91,24 +91,24 @@ class TestAppend:
     assert 'appended 6 images' in grown.description['history'][-1]['what']
 
   def test_the_same_images_again_add_nothing(self, images, grown):
-    again = bank_editing.append(
+    again = editing.append(
         grown, _embeddings(images[6:8]), ['a', 'b'], files=[b'', b''], image_scores=[1, 1], map_maxima=[1, 1])
-    covered = _distances(_embeddings(images[6:8]), grown.embeddings) <= bank_editing.covering_radius(grown)
+    covered = _distances(_embeddings(images[6:8]), grown.embeddings) <= editing.covering_radius(grown)
     assert len(again.embeddings) - len(grown.embeddings) <= (~covered).sum()
 
   def test_errors(self, half, images):
     with pytest.raises(ValueError, match='expected \\[n, 8, 6'):
-      bank_editing.append(half, np.zeros((1, 4, 6, 13), np.float32), ['a'])
+      editing.append(half, np.zeros((1, 4, 6, 13), np.float32), ['a'])
     with pytest.raises(ValueError, match='files: expected 1 for this bank, got 0'):
-      bank_editing.append(half, _embeddings(images[:1]), ['a'])
+      editing.append(half, _embeddings(images[:1]), ['a'])
 
 
 class TestMerge:
 
   def test_covers_what_either_did(self, images, half):
     other = _fit(images[6:], [f'b{i}.png' for i in range(6)])
-    both = bank_editing.merge(half, other)
-    radius = bank_editing.covering_radius(half)
+    both = editing.merge(half, other)
+    radius = editing.covering_radius(half)
     assert (_distances(other.embeddings, both.embeddings) <= radius * (1 + 1e-5)).all()
     assert both.description['images'][6:] == other.description['images']
     assert len(both.description['calibration']['image_scores']) == 12
@@ -116,19 +116,19 @@ class TestMerge:
     assert last.name.startswith('b') and provenance.thumbnail(both, last.image) is not None
 
   def test_with_itself_adds_nothing(self, half):
-    assert len(bank_editing.merge(half, half).embeddings) == len(half.embeddings)
+    assert len(editing.merge(half, half).embeddings) == len(half.embeddings)
 
   def test_of_another_network(self, half):
-    other = memory_bank.MemoryBank(
+    other = store.MemoryBank(
         half.embeddings, half.indices, half.description | {'backbone': {'name': 'other'}})
     with pytest.raises(BankError, match='backbone.name'):
-      bank_editing.merge(half, other)
+      editing.merge(half, other)
 
 
 class TestDrop:
 
   def test_its_patches_are_gone_and_the_others_know_their_images(self, grown):
-    less = bank_editing.drop(grown, ['2.png', '7.png'])
+    less = editing.drop(grown, ['2.png', '7.png'])
     assert less.description['images'] == [f'{i}.png' for i in range(12) if i not in (2, 7)]
     origins = [provenance.origin(grown, i) for i in range(len(grown.embeddings))]
     kept = [i for i, o in enumerate(origins) if o.name not in ('2.png', '7.png')]
@@ -141,24 +141,24 @@ class TestDrop:
 
   def test_errors(self, half):
     with pytest.raises(ValueError, match="no training image '22.png'; did you mean '2.png'"):
-      bank_editing.drop(half, ['22.png'])
+      editing.drop(half, ['22.png'])
     with pytest.raises(ValueError, match='nothing would be left'):
-      bank_editing.drop(half, half.description['images'])
-    twice = memory_bank.MemoryBank(
+      editing.drop(half, half.description['images'])
+    twice = store.MemoryBank(
         half.embeddings, half.indices, half.description | {'images': ['a/1.png', 'b/1.png', *'cdef']})
     with pytest.raises(ValueError, match='a/1.png, b/1.png'):
-      bank_editing.drop(twice, ['1.png'])
+      editing.drop(twice, ['1.png'])
 
 
 class TestShrink:
 
   def test_a_fitted_bank_is_cut(self, images, half):
-    small_one = bank_editing.shrink(half, 0.1)
+    small_one = editing.shrink(half, 0.1)
     np.testing.assert_array_equal(small_one.embeddings, half.embeddings[:28])
     assert 'calibration' not in small_one.description
 
   def test_one_that_was_added_to_is_selected_anew(self, images, grown):
-    small_one = bank_editing.shrink(grown, 0.1)
+    small_one = editing.shrink(grown, 0.1)
     cut = grown.embeddings[:len(small_one.embeddings)]
     points = _embeddings(images)
     assert len(small_one.embeddings) == 57
@@ -166,4 +166,4 @@ class TestShrink:
 
   def test_not_smaller(self, half):
     with pytest.raises(ValueError, match='expected a smaller one'):
-      bank_editing.shrink(half, 0.3)
+      editing.shrink(half, 0.3)

@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from patchcore_jax.distances import LARGEST, TENSOR_CORE_ERROR, TENSOR_CORE_PRODUCT, product_error
+from patchcore_jax.search.distances import LARGEST, TENSOR_CORE_ERROR, TENSOR_CORE_PRODUCT, product_error
 
 
 @dataclasses.dataclass(frozen=True)

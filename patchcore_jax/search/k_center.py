@@ -27,9 +27,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import k_center_gpu
-from patchcore_jax.distances import distances_sq, product_error, smallest
 from patchcore_jax.parallel import has_kernels
+from patchcore_jax.search import k_center_gpu
+from patchcore_jax.search.distances import distances_sq, product_error, smallest
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.

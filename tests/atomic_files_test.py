@@ -2,7 +2,7 @@
 
 import pytest
 
-from patchcore_jax import whole_file
+from patchcore_jax import atomic_files
 
 
 class TestWritten:
@@ -10,7 +10,7 @@ class TestWritten:
   def test_replaces_in_one_step(self, tmp_path):
     path = tmp_path / 'a.txt'
     path.write_text('old')
-    with whole_file.written(path) as aside:
+    with atomic_files.written(path) as aside:
       aside.write_text('new')
       assert path.read_text() == 'old'
     assert path.read_text() == 'new' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
@@ -19,7 +19,7 @@ class TestWritten:
   def test_an_error_leaves_what_was_there(self, tmp_path, error):
     path = tmp_path / 'a.txt'
     path.write_text('old')
-    with pytest.raises(error), whole_file.written(path) as aside:
+    with pytest.raises(error), atomic_files.written(path) as aside:
       aside.write_text('ne')
       raise error
     assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from patchcore_jax.distances import TENSOR_CORE_PRODUCT
+from patchcore_jax.search.distances import TENSOR_CORE_PRODUCT
 
 _QUERIES, _COLUMNS, _DEPTH = 128, 64, 64  # of a tile; the last are the terms of a product summed at once
 _WARPS, _STAGES = 8, 3

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 from PIL import Image, ImageDraw
 
-from patchcore_jax.data.synthetic_scene import (
+from patchcore_jax.builtin.synthetic_scene import (
   OVERSAMPLING,
   Flaw,
   Surface,
