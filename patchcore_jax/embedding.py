@@ -16,37 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddingSpec:
-  """How embeddings are made.
-
-  Attributes:
-    kind: 'adaptive' or 'mean'.
-    patch_size: P, odd, in cells of each layer's own grid.
-    pretrain_dim: values per layer; only for 'adaptive'.
-    target_dim: size of the embedding; only for 'adaptive'.
-
-  Raises:
-    ValueError: an unknown kind, an even patch size, or sizes below 1.
-  """
-
-  kind: str = 'adaptive'
-  patch_size: int = 3
-  pretrain_dim: int = 1024
-  target_dim: int = 1024
-
-  def __post_init__(self):
-    if self.kind not in ('adaptive', 'mean'):
-      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive' or 'mean'.")
-    if self.patch_size < 1 or self.patch_size % 2 == 0:
-      raise ValueError(
-          f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '
-          'a patch has a centre.')
-    if self.pretrain_dim < 1 or self.target_dim < 1:
-      raise ValueError(
-          f'embedding.pretrain_dim={self.pretrain_dim}, target_dim={self.target_dim}: expected '
-          'positive sizes.')
+from patchcore_jax.settings import EmbeddingSpec
 
 
 def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> jax.Array:

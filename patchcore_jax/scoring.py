@@ -1,6 +1,5 @@
 """Neighbour distances -> image score and anomaly map (the paper's section 3.3)."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,51 +8,10 @@ import numpy as np
 from jax import lax
 
 from patchcore_jax.search import neighbors
+from patchcore_jax.settings import ScoringSpec
 
 # scipy.ndimage.gaussian_filter cuts its kernel there; the paper's code uses it with that default.
 _TRUNCATE = 4.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoringSpec:
-  """How distances become scores.
-
-  Attributes:
-    num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
-    distance: 'squared' (the paper's released code) or 'root'.
-    image_score: 'max' (the released code: the largest patch score) or 'reweighted' (the paper's
-      equation 7).
-    support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
-      included; only for 'reweighted'.
-    upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
-    sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
-    blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
-      pixel (the released code, through SciPy), 'reflect' does not (anomalib).
-
-  Raises:
-    ValueError: values out of range.
-  """
-
-  num_neighbors: int = 1
-  distance: str = 'squared'
-  image_score: str = 'max'
-  support_neighbors: int = 9
-  upsampling: str = 'bilinear'
-  sigma: float = 4.0
-  blur_edges: str = 'symmetric'
-
-  def __post_init__(self):
-    for field, (one, other) in {
-        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted'),
-        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
-      if (value := getattr(self, field)) not in (one, other):
-        raise ValueError(f'scoring.{field}={value!r}: expected {one!r} or {other!r}.')
-    if self.num_neighbors < 1 or self.support_neighbors < 2:
-      raise ValueError(
-          f'scoring.num_neighbors={self.num_neighbors}, support_neighbors={self.support_neighbors}: '
-          'expected at least 1 and 2.')
-    if self.sigma < 0:
-      raise ValueError(f'scoring.sigma={self.sigma}: expected 0 or more pixels.')
 
 
 def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:

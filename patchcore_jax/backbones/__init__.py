@@ -33,6 +33,8 @@ class Backbone:
     mean, std: three floats each; images reach `apply` as (rgb / 255 - mean) / std.
     name: what made it, for logs and for the description of a memory bank.
     precision: of its products, also for the description.
+    source: the arguments name, weights and seed of `create` that make it again; None for a network that
+      `create` did not make.
     elsewhere: `apply` as devices of another kind than this one compute it, or None where that is no other:
       see `computed_elsewhere`.
   """
@@ -44,6 +46,7 @@ class Backbone:
   std: tuple[float, float, float]
   name: str = ''
   precision: str = 'float32'
+  source: tuple[str, str, int] | None = None
   elsewhere: Callable[[Any, jax.Array], Mapping[str, jax.Array]] | None = None
 
 
@@ -90,7 +93,7 @@ def create(
     backbone = _from_factory(name)
   else:
     backbone = _from_family(name, weights, layers, seed, resolve_precision(precision, name))
-  return _with_layers(backbone, tuple(layers))
+  return dataclasses.replace(_with_layers(backbone, tuple(layers)), source=(name, weights, seed))
 
 
 def best_available() -> str:
@@ -239,7 +242,7 @@ def _from_family(name, weights, layers, seed, precision) -> Backbone:
     apply = _with_colour(apply, mean, std)
     elsewhere = elsewhere and _with_colour(elsewhere, mean, std)
   return Backbone(
-      apply, resnet.truncate(variables, learnt), layers, mean, std, label, precision, elsewhere)
+      apply, resnet.truncate(variables, learnt), layers, mean, std, label, precision, elsewhere=elsewhere)
 
 
 @functools.cache

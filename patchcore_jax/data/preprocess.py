@@ -6,7 +6,6 @@ short side to 256 with Pillow's antialiased bilinear filter, centre crop of 224.
 bytes travels.
 """
 
-import dataclasses
 import io
 import os
 import struct
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
+from patchcore_jax.settings import Preprocessing, as_pair
 
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
 FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
@@ -41,64 +41,6 @@ class UnknownFormatError(ImageError):
 
 class TooManyPixelsError(ImageError):
   """The header tells of more pixels than are allowed; none was decoded."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-  """Geometry of the preprocessing; every size is (height, width) in pixels.
-
-  Attributes:
-    resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
-      resizes to exactly that; () leaves the size.
-    resize_side: 'short' or 'long'; only read with resize=(s,).
-    pad: (s,) or (h, w) pads smaller images to that size, centred, repeating the edge pixels; ()
-      does not pad.
-    crop: (s,) or (h, w) crops the centre; () does not crop.
-    mask_resize: 'antialiased' (the paper's released code) resizes masks as images; 'nearest'
-      (anomalib) takes the mask pixel at the upper left of each new pixel.
-    mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
-      what the released code does (it truncates to integers, which erodes the ground truth by a
-      fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
-
-  Raises:
-    ValueError: sizes that are not positive, more than two of them, or a crop that no image
-      resized like this can fill.
-
-  >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
-  Traceback (most recent call last):
-    ...
-  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): ...
-  """
-
-  resize: tuple[int, ...] = (256,)
-  resize_side: str = 'short'
-  pad: tuple[int, ...] = ()
-  crop: tuple[int, ...] = (224,)
-  mask_resize: str = 'antialiased'
-  mask_threshold: float = 1.0
-
-  def __post_init__(self):
-    for name in ('resize', 'pad', 'crop'):
-      size = getattr(self, name)
-      if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):
-        raise ValueError(
-            f'preprocess.{name}={size!r}: expected (), (pixels,) or (height, width), positive '
-            'integers.')
-    if self.resize_side not in ('short', 'long'):
-      raise ValueError(f"preprocess.resize_side={self.resize_side!r}: expected 'short' or 'long'.")
-    if self.mask_resize not in ('antialiased', 'nearest'):
-      raise ValueError(
-          f"preprocess.mask_resize={self.mask_resize!r}: expected 'antialiased' or 'nearest'.")
-    if not 0 < self.mask_threshold <= 1:
-      raise ValueError(f'preprocess.mask_threshold={self.mask_threshold}: expected 0 < t <= 1.')
-    # Only what holds for every image is refused here; the rest is seen image by image.
-    if self.crop and self.resize and not self.pad and self.resize_side == 'short':
-      too_large = [c > s for c, s in zip(_pair(self.crop), _pair(self.resize), strict=True)]
-      # With one side given, the other may be longer: a crop is impossible only if both exceed it.
-      if all(too_large) if len(self.resize) == 1 else any(too_large):
-        raise ValueError(
-            f'preprocess.crop={self.crop} does not fit into images resized to {self.resize}: '
-            'choose a smaller crop or a larger resize.')
 
 
 def load(
@@ -246,12 +188,12 @@ def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geomet
         'preprocess.resize=(height, width).')
   pad = ((0, 0), (0, 0))
   if preprocessing.pad:
-    missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), resized)]
+    missing = [max(p - s, 0) for p, s in zip(as_pair(preprocessing.pad), resized)]
     pad = tuple((m // 2, m - m // 2) for m in missing)
   size = tuple(s + before + after for s, (before, after) in zip(resized, pad))
   if not preprocessing.crop:
     return Geometry(resized, pad, (0, 0), size)
-  crop = _pair(preprocessing.crop)
+  crop = as_pair(preprocessing.crop)
   if crop[0] > size[0] or crop[1] > size[1]:
     raise ValueError(
         f'the image is {size[1]} x {size[0]} pixels after resizing, smaller than the '
@@ -269,7 +211,7 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   """
   resize = preprocessing.resize
   if len(resize) != 1:
-    return _pair(resize) if resize else (height, width)
+    return as_pair(resize) if resize else (height, width)
   short, long = sorted((height, width))
   if preprocessing.resize_side == 'short':
     new_short, new_long = resize[0], int(resize[0] * long / short)
@@ -328,7 +270,3 @@ def _from_16_bit(values: np.ndarray) -> Image.Image:
   for i in range(0, len(values), rows):
     result[i:i + rows] = (values[i:i + rows].astype(np.uint32) + 128) // 257
   return Image.fromarray(result)
-
-
-def _pair(size: tuple[int, ...]) -> tuple[int, int]:
-  return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

@@ -13,18 +13,6 @@ _PANEL = 288  # pixels, each side of a comparison
 _AROUND = 9  # patches that a comparison shows along its longer side
 
 
-def limits(pixel_threshold: float) -> tuple[float, float]:
-  """The fixed ends of the colours for one bank, so that its pictures compare with each other.
-
-  Below half the pixel threshold, where good parts lie, nothing shows; at the threshold the colour has two
-  thirds of its strength, so that what is marked is plain; from twice the threshold on it is red.
-
-  >>> limits(3.0)
-  (1.5, 6.0)
-  """
-  return 0.5 * pixel_threshold, 2 * pixel_threshold
-
-
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
   """Lays a map over its image, from clear (low) over yellow to red (high).
 

@@ -10,13 +10,15 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from patchcore_jax import atomic_files
+from patchcore_jax.inspection import Finding
 
 CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
 OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
@@ -26,46 +28,51 @@ _QUICK = 1  # of zlib: a third of the time of the usual 6, and a tenth more byte
 
 
 class Answer(NamedTuple):
-  """A row. Boxes are (left, top, right, bottom), right and bottom exclusive; None is what is not known.
+  """A row: what was found in an image file, and the pictures of it.
 
   Attributes:
     path: of the image.
-    width, height: of the image turned upright, in pixels.
-    score, calibrated_score, p_value: see `inspection.Finding`.
-    decision: 'anomalous' or 'good'.
-    box: of the most anomalous region, in pixels of the image.
-    centroid: (x, y) of that region; whole numbers are centres of pixels.
-    patch: box of the most anomalous patch, in pixels of the image.
-    nearest_image: name of the training image that holds the nearest normal patch.
-    nearest_box: where, in pixels of that image as the network saw it: resized and cropped.
-    overlay, map, why: files of this image, relative to the folder.
+    finding: None where there is no answer.
+    overlay, map, why: files of this image, relative to the folder; None for those that were not made.
     error: why there is no answer.
   """
 
   path: str
-  width: int | None = None
-  height: int | None = None
-  score: float | None = None
-  calibrated_score: float | None = None
-  p_value: float | None = None
-  decision: str | None = None
-  box: tuple[int, int, int, int] | None = None
-  centroid: tuple[float, float] | None = None
-  patch: tuple[int, int, int, int] | None = None
-  nearest_image: str | None = None
-  nearest_box: tuple[float, float, float, float] | None = None
+  finding: Finding | None = None
   overlay: str | None = None
   map: str | None = None
   why: str | None = None
   error: str | None = None
 
+  def to_json(self) -> dict[str, Any]:
+    """The row as predictions.jsonl has it: `Finding.to_json` between the path and the files.
+
+    >>> Answer('a.png', error='a.png is no image.').to_json()['error']
+    'a.png is no image.'
+    """
+    finding = self.finding.to_json() if self.finding else {}
+    return {'path': self.path} | finding | {
+        k: getattr(self, k) for k in ('overlay', 'map', 'why', 'error')}
+
 
 _SIDES = ('left', 'top', 'right', 'bottom')
-# Of fields that take several columns.
-_PARTS = {
-    'box': _SIDES, 'centroid': ('x', 'y'), 'patch': tuple(f'patch_{s}' for s in _SIDES),
-    'nearest_box': tuple(f'nearest_{s}' for s in _SIDES)}
-COLUMNS = tuple(column for field in Answer._fields for column in _PARTS.get(field, (field,)))
+# The columns of predictions.csv, and where in `Answer.to_json` each is: a field, and a place in it.
+_PLACES: dict[str, tuple[str, Any]] = {
+    'path': ('path', None), 'width': ('image_size', 0), 'height': ('image_size', 1),
+    **{k: (k, None) for k in ('score', 'calibrated_score', 'p_value', 'decision')},
+    **{side: ('box', i) for i, side in enumerate(_SIDES)},
+    'x': ('centroid', 0), 'y': ('centroid', 1),
+    **{f'patch_{side}': ('patch_box', i) for i, side in enumerate(_SIDES)},
+    'nearest_image': ('nearest', 'image'),
+    **{f'nearest_{side}': ('nearest_box', i) for i, side in enumerate(_SIDES)},
+    **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')}}
+COLUMNS = tuple(_PLACES)
+
+
+def cells(values: Mapping[str, Any]) -> list[Any]:
+  """The row of `COLUMNS` of what `Answer.to_json` gave; None is an empty cell."""
+  found = ((values.get(field), place) for field, place in _PLACES.values())
+  return [value if value is None or place is None else value[place] for value, place in found]
 
 
 class Tables:
@@ -85,11 +92,9 @@ class Tables:
       OSError: it cannot be written.
     """
     sizes = [path.stat().st_size for path in self._files]
-    values = answer._asdict()
-    cells = [cell for k, v in values.items() for cell in (
-        (v or ('',) * len(_PARTS[k])) if k in _PARTS else (v,))]
+    values = answer.to_json()
     try:
-      for path, row in zip(self._files, (_csv(cells), _json(values)), strict=True):
+      for path, row in zip(self._files, (_csv(cells(values)), _json(values)), strict=True):
         _append(path, row)
     except OSError:
       for path, size in zip(self._files, sizes, strict=True):
@@ -177,9 +182,9 @@ def write_map(path: Path, values: np.ndarray) -> None:
       Image.fromarray(values).save(f, 'TIFF')
 
 
-def _csv(cells):
+def _csv(values):
   row = io.StringIO()
-  csv.writer(row, lineterminator='\n').writerow(cells)
+  csv.writer(row, lineterminator='\n').writerow(values)
   # Names of files may hold bytes that are no UTF-8.
   return row.getvalue().encode('utf-8', 'surrogateescape')
 

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.search import k_center
+from patchcore_jax.settings import check_ratio
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
@@ -40,12 +41,6 @@ def coreset_size(num_points: int, ratio: float) -> int:
         f'coreset ratio {ratio} keeps none of {num_points} patches: expected at least '
         f'{1 / num_points:.2g}, which keeps one.')
   return size
-
-
-def check_ratio(ratio: float) -> None:
-  """Raises ValueError for a ratio outside (0, 1]."""
-  if not 0 < ratio <= 1:
-    raise ValueError(f'coreset ratio {ratio}: expected 0 < ratio <= 1.')
 
 
 def projection_matrix(key: jax.Array, in_dim: int, dim: int, kind: str = 'dense') -> jax.Array:
@@ -161,7 +156,7 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `disk_arrays.DiskArray`. With
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `DiskArray`. With
       a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.

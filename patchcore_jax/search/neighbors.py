@@ -17,7 +17,6 @@ it. Neither decides:
 The result is therefore the same, bit by bit, in either precision, any block, and any sharding.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from jax.sharding import Mesh, PartitionSpec
 from patchcore_jax import parallel
 from patchcore_jax.search import neighbors_gpu
 from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
+from patchcore_jax.settings import SearchSpec
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
@@ -45,31 +45,6 @@ _DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
 _SAMPLE = 8192  # rows that show the bank's principal axes
 _PREPARED_BLOCK = 65536
 _ALL_BLOCK = 256  # rows that a query is compared with at once when no bound settles it
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSpec:
-  """How neighbours are searched for. It decides about time and memory, never about the result.
-
-  Attributes:
-    shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
-      is bfloat16 but on a CPU. bfloat16 is faster where the hardware has it (of CPUs, those with
-      AVX512-BF16 or AMX), and takes less memory.
-    bank: 'replicated' on every device, which is faster, or 'sharded' over them, when it is too large.
-
-  Raises:
-    ValueError: another value.
-  """
-
-  shortlist: str = 'auto'
-  bank: str = 'replicated'
-
-  def __post_init__(self):
-    if self.shortlist not in ('auto', 'float32', 'bfloat16'):
-      raise ValueError(
-          f"search.shortlist={self.shortlist!r}: expected 'auto', 'float32' or 'bfloat16'.")
-    if self.bank not in ('replicated', 'sharded'):
-      raise ValueError(f"search.bank={self.bank!r}: expected 'replicated' or 'sharded'.")
 
 
 class SearchBank(NamedTuple):

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import prometheus_client
@@ -30,7 +30,6 @@ from starlette.routing import Route
 
 import patchcore_jax
 from patchcore_jax import inspection
-from patchcore_jax.banks import provenance
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, TooManyPixelsError, UnknownFormatError
 from patchcore_jax.inspection import Inspector
@@ -182,16 +181,16 @@ class _Service:
     self._threads.shutdown()
 
   def _score(self, images):
-    """In the scoring thread. Every image's prediction, as (of its batch, position in it)."""
+    """Scores in the scoring thread: every image's scores, as (those of its batch, position in it)."""
     self.meters.batches.observe(len(images))
     try:
       with self.meters.scoring.time():
-        prediction = self._scorer(np.stack(images))
+        scores = self._scorer(np.stack(images))
     except Exception:
       self.meters.failures.inc()
       logging.exception('A batch of %d images failed.', len(images))
       raise
-    return [(prediction, i) for i in range(len(images))]
+    return [(scores, i) for i in range(len(images))]
 
   # Addresses.
 
@@ -212,11 +211,13 @@ class _Service:
   async def about(self, request: Request) -> Response:
     self._check_token(request)
     calibration, options = self._inspector.calibration, self._options
+    model = self._inspector.model
     return JSONResponse({
         'bank': self._name,
-        'backbone': self._inspector.backbone.name,
-        'patches': len(self._inspector.bank.embeddings),
-        'training_images': self._inspector.bank.description['num_images'],
+        'detector': self._inspector.detector.name,
+        'backbone': ' + '.join(backbone.name for backbone in self._inspector.backbones),
+        'patches': len(model.arrays.get('embeddings', ())),
+        'training_images': model.description.num_images,
         'input_size': list(self._inspector.image_size),
         'threshold': calibration and calibration.image_threshold,
         'pixel_threshold': calibration and calibration.pixel_threshold,
@@ -241,8 +242,8 @@ class _Service:
       decoded = await self._in_thread(
           self._decode, body, request.headers.get('content-type', ''), wanted['map'] == 'png')
       del body
-      prediction, i = await self._batcher.submit(decoded.pixels)
-      answer = await self._in_thread(self._answer, decoded, prediction, i, wanted)
+      scores, i = await self._batcher.submit(decoded.pixels)
+      answer = await self._in_thread(self._answer, decoded, scores, i, wanted)
     except BatchError as e:
       raise RequestError(
           500, 'scoring_failed', 'The image was read, but scoring it, or one that shared its batch, failed; '
@@ -312,24 +313,15 @@ class _Service:
     return _Decoded(
         (image.height, image.width), pixels, pictures.made_smaller(image) if shown else None)
 
-  def _answer(self, decoded: _Decoded, prediction, i: int, wanted: dict[str, str]) -> bytes:
+  def _answer(self, decoded: _Decoded, scores, i: int, wanted: dict[str, str]) -> bytes:
     inspector = self._inspector
-    found = inspection.finding(inspector, prediction, i, decoded.size)
-    decision = None if found.anomalous is None else 'anomalous' if found.anomalous else 'good'
-    self.meters.decisions.labels(decision or 'none').inc()
-    answer = {
-        'score': float(found.score),
-        'calibrated_score': _float(found.calibrated_score),
-        'p_value': _float(found.p_value),
-        'decision': decision,
-        'threshold': inspector.calibration and inspector.calibration.image_threshold,
-        'image_size': list(decoded.size[::-1]),
-        'box': [int(v) for v in found.box],
-        'centroid': [float(v) for v in found.centroid],
-        'patch': [int(v) for v in found.patch],
-        'nearest': _nearest(inspector, found.nearest),
-    }
-    if wanted['map'] != 'none':
+    found = inspection.find(inspector, scores, i, decoded.size)
+    self.meters.decisions.labels(found.decision or 'none').inc()
+    answer = found.to_json()
+    if found.nearest is not None:
+      # Only the name: where the training images lay is no concern of who sends images.
+      answer['nearest']['image'] = PurePath(found.nearest.name).name
+    if wanted['map'] != 'none' and found.map is not None:
       answer['map'] = pictures.map_file(inspector, found, decoded.size, decoded.shown)
     if wanted['why'] == 'png':
       answer['why'] = pictures.why(inspector, decoded.pixels, found)
@@ -355,17 +347,6 @@ def _too_many_bytes(most: int) -> RequestError:
   return RequestError(
       413, 'too_many_bytes', f'The request is larger than {most / 2**20:g} MiB, the most that is allowed: '
       'send a smaller image, or start the service with a larger --max_mb.')
-
-
-def _float(value) -> float | None:
-  return None if value is None else float(value)
-
-
-def _nearest(inspector: Inspector, row: int) -> dict[str, Any]:
-  origin = provenance.origin(inspector.bank, row)
-  # Only the name: where the training images lay is no concern of who sends images.
-  name = PurePath(origin.name).name
-  return {'image': name, 'number': origin.image, 'row': origin.row, 'column': origin.column}
 
 
 def _read_page() -> tuple[str, str]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector
+from patchcore_jax.inspection import Finding, Inspector, colours
 from patchcore_jax.report import overlay
 
 _SHOWN = 1024  # pixels: the longer side of a drawn map
@@ -40,11 +40,11 @@ def map_file(
   place = placement.placement(*original_size, inspector.preprocessing)
   if shown is None:
     file = io.BytesIO()
-    np.save(file, np.asarray(found.anomaly_map, np.float32))
+    np.save(file, np.asarray(found.map, np.float32))
     data, media_type = file.getvalue(), 'application/octet-stream'
   else:
-    data, media_type = _png(_drawn(inspector, np.asarray(shown), found.anomaly_map, place)), 'image/png'
-  height, width = found.anomaly_map.shape
+    data, media_type = _png(_drawn(inspector, np.asarray(shown), found.map, place)), 'image/png'
+  height, width = found.map.shape
   seen = placement.box_to_original((0, 0, width, height), place)
   return {'type': media_type, 'box': [int(v) for v in seen], 'data': base64.b64encode(data).decode()}
 
@@ -55,28 +55,27 @@ def _drawn(inspector, shown, anomaly_map, place) -> np.ndarray:
   heat = placement.to_original(anomaly_map, place._replace(
       original=shown.shape[:2], scale=tuple(s * r for s, r in zip(place.scale, ratios)),
       offset=tuple(o * r for o, r in zip(place.offset, ratios))))
-  c = inspector.calibration
-  if c is not None and c.pixel_threshold > 0:
-    ends = overlay.limits(c.pixel_threshold)
-  else:  # the colours of this map alone
-    low = float(np.median(anomaly_map))
-    ends = low, max(float(anomaly_map.max()), np.nextafter(low, np.inf))
+  ends = colours.limits(inspector) or colours.limits_of_map(anomaly_map)
   return overlay.overlay(shown, heat, *ends)
 
 
 def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, str | None]:
-  """PNG files in base64: 'patch', the most anomalous one of an image with what is around it, and 'nearest',
-  the same of the normal patch nearest to it, None if the bank has no pictures.
+  """Draws the most anomalous patch, and the nearest normal one.
 
   Args:
     pixels: [h, w, 3] uint8, the image as the network sees it.
+
+  Returns:
+    PNG files in base64: 'patch', the most anomalous one with what is around it, and 'nearest', the same of
+    the normal patch nearest to it; None for what the method, or a model without pictures, does not know.
   """
-  origin = provenance.origin(inspector.bank, found.nearest)
-  normal = provenance.thumbnail(inspector.bank, origin.image)
-  grid = inspector.bank.description['grid']
-  pictures = {'patch': _surroundings(pixels, found.patch, grid), 'nearest': None}
-  if normal is not None:
-    pictures['nearest'] = _surroundings(normal, (origin.row, origin.column), grid)
+  pictures, grid = {'patch': None, 'nearest': None}, inspector.model.description.grid
+  if found.patch is not None:
+    pictures['patch'] = _surroundings(pixels, found.patch, grid)
+  if found.nearest is not None:
+    normal = provenance.thumbnail(inspector.model, found.nearest.image)
+    if normal is not None:
+      pictures['nearest'] = _surroundings(normal, (found.nearest.row, found.nearest.column), grid)
   return {name: picture and base64.b64encode(picture).decode() for name, picture in pictures.items()}
 
 
