@@ -1,4 +1,4 @@
-"""The contract of a family of networks: what holds for all of `registry.FAMILIES`, and for one made up here."""
+"""The contract of a family of networks: what holds for all that are registered, and for one made up here."""
 
 import functools
 import itertools
