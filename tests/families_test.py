@@ -262,7 +262,8 @@ def _names(variables):
 
 def _size(family, architecture):
   """Height and width of small images that the network takes."""
-  side = math.lcm(32, family.multiple(architecture))
+  multiple = family.multiple(architecture)
+  side = math.ceil(32 / multiple) * multiple
   return 2 * side, 3 * side
 
 
