@@ -82,7 +82,7 @@ def network(config: ConfigDict, precision: str) -> Backbone:
   if precision == 'tensorfloat32' and jax.default_backend() == 'cpu':
     apply = simulation.on_gpu(apply)
   elif own and precision == FLOAT32:
-    apply = _highest(apply)
+    apply = simulation.in_highest_precision(apply)
   elif own and precision == 'bfloat16':
     apply = simulation.in_bfloat16(apply) if jax.default_backend() == 'cpu' else _all_in_bfloat16(apply)
   return dataclasses.replace(backbone, apply=apply)
@@ -154,13 +154,6 @@ def _row(ratio, precision, selection, values):
   form = '.4f' if (precision, selection) == (FLOAT32, 'its own') else '+.5f'
   return {'coreset_ratio': ratio, 'precision': precision, 'selection': selection} | {
       m: format(v, form) for m, v in zip(METRICS, values)}
-
-
-def _highest(apply: Callable) -> Callable:
-  def highest(variables, images):
-    with jax.default_matmul_precision('highest'):
-      return apply(variables, images)
-  return highest
 
 
 def _all_in_bfloat16(apply: Callable) -> Callable:

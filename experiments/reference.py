@@ -18,15 +18,13 @@ def rng_for(name: str) -> np.random.Generator:
   return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
 
 
-def weight(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-  """The tensor of a PyTorch state-dict key, float32; None for batch counters.
+def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Draws the tensor of a PyTorch state-dict key, float32.
 
   Convolutions are normal with variance 2 / fan_in; batch norm has scales 1 + 0.1 z (a fifth of that
   at the end of a bottleneck), shifts and means 0.1 z, variances 1 + 0.1 |z|.
   """
   name = key.rpartition('.')[2]
-  if name == 'num_batches_tracked':
-    return None
   z = rng_for(key).standard_normal(shape, dtype=np.float32)
   if len(shape) > 1:
     return z * np.float32(math.sqrt(2 / math.prod(shape[1:])))
@@ -41,9 +39,9 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def variables(architecture: str) -> dict:
   """Flax variables of a network whose PyTorch weights are `weight(key, shape)`."""
-  shapes = resnet.init_shapes(architecture)
-  state = {key: weight(key, shape) for key, shape in port.torch_shapes(shapes).items()}
-  return port.port({k: v for k, v in state.items() if v is not None}, shapes, source='reference')
+  shapes = resnet.state_dict_shapes(architecture)
+  state = {key: weight(key, shape) for key, shape in shapes.items() if shape is not None}
+  return port.port(state, resnet.FAMILY, architecture, source='reference')
 
 
 def image(width: int, height: int) -> np.ndarray:

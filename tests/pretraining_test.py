@@ -42,7 +42,7 @@ def _recipe(**changes):
 
 @pytest.fixture(autouse=True)
 def tiny_architecture(monkeypatch):
-  monkeypatch.setattr(resnet, 'ARCHITECTURES', resnet.ARCHITECTURES | TINY)
+  monkeypatch.setitem(resnet.ARCHITECTURES, 'resnet_tiny', TINY['resnet_tiny'])
 
 
 def _coordinates(n=5, size=128):
@@ -183,10 +183,11 @@ class TestNetwork:
     named = network.state_dict({'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']})
     rng = np.random.default_rng(0)
     images = rng.standard_normal((1, 64, 64, 3)).astype(np.float32)
-    apply, shapes = jax.jit(resnet.apply_fn('resnet_tiny', LAYERS)), resnet.init_shapes('resnet_tiny')
+    apply = jax.jit(resnet.apply_fn('resnet_tiny', LAYERS))
     scales = {'layer1': 3.0, 'layer2': rng.uniform(0.5, 2, 16)}
     before, after = (
-        apply(port.port(s, shapes), images) for s in (named, network.rescaled(named, scales)))
+        apply(port.port(s, resnet.FAMILY, 'resnet_tiny'), images)
+        for s in (named, network.rescaled(named, scales)))
     for layer in LAYERS:
       expected = before[layer] * scales.get(layer, 1.0)
       np.testing.assert_allclose(after[layer], expected, atol=2e-5 * float(expected.max()))

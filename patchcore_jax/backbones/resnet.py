@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax.backbones import cpu_convolutions
+from patchcore_jax.backbones import cpu_convolutions, port
+from patchcore_jax.backbones.family import Family
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
@@ -192,7 +193,7 @@ class ResNet(nn.Module):
 
 @functools.cache
 def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float32'):
-  """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
+  """Builds the pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
 
   Cached, because jit recompiles for every new function object.
 
@@ -238,7 +239,7 @@ def _in_parts(apply, variables, images):
 
 
 def layers_of(architecture: str) -> tuple[str, ...]:
-  """The layers that a member of the family has, shallow to deep.
+  """Returns the layers that a member of the family has, shallow to deep.
 
   >>> layers_of('resnet18_slim')
   ('stem', 'layer1', 'layer2', 'layer3')
@@ -247,7 +248,7 @@ def layers_of(architecture: str) -> tuple[str, ...]:
 
 
 def init(architecture: str, seed: int = 0) -> dict[str, Any]:
-  """Random variables of the whole network, its last layer included: He initialisation, NumPy float32.
+  """Draws variables of the whole network, its last layer included: He initialisation, NumPy float32.
 
   Without batch norm, the residual branches of an untrained network would add up from block to block,
   so their last convolutions start small.
@@ -266,9 +267,46 @@ def init(architecture: str, seed: int = 0) -> dict[str, Any]:
 
 
 def init_shapes(architecture: str) -> dict[str, Any]:
-  """Shapes of the variables of the whole network, as `jax.ShapeDtypeStruct`; nothing is computed."""
+  """Returns the shapes of all variables, as `jax.ShapeDtypeStruct`; nothing is computed."""
   model = ResNet(ARCHITECTURES[architecture], layers_of(architecture))
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def state_dict_shapes(architecture: str) -> dict[str, tuple[int, ...] | None]:
+  """Returns {key: shape} of torchvision's and timm's checkpoints; None for what has no use here.
+
+  >>> state_dict_shapes('resnet18')['layer2.0.downsample.0.weight']
+  (128, 64, 1, 1)
+  """
+  result = {}
+  for path, target in jax.tree_util.tree_leaves_with_path(init_shapes(architecture), is_leaf=_is_conv):
+    conv, norm = _torch_names(path)
+    height, width, inputs, outputs = target['kernel'].shape
+    result[f'{conv}.weight'] = (outputs, inputs, height, width)
+    for name in ('weight', 'bias', 'running_mean', 'running_var'):
+      result[f'{norm}.{name}'] = (outputs,)
+    result[f'{norm}.num_batches_tracked'] = None
+  return result | {'fc.weight': None, 'fc.bias': None}
+
+
+def convert(state_dict: Mapping[str, np.ndarray], architecture: str) -> dict[str, Any]:
+  """Converts a checkpoint as `state_dict_shapes` has it to variables of the whole network, NumPy float32."""
+
+  def fold(path, _):
+    return port.fold_batch_norm(state_dict, *_torch_names(path))
+
+  return jax.tree_util.tree_map_with_path(fold, init_shapes(architecture), is_leaf=_is_conv)
+
+
+def _is_conv(node) -> bool:
+  return 'kernel' in node
+
+
+def _torch_names(path) -> tuple[str, str]:
+  """Names a convolution and its batch norm: params/layer2_0/conv1 -> 'layer2.0.conv1', 'layer2.0.bn1'."""
+  _, *block, conv = (entry.key.replace('_', '.') for entry in path)
+  both = ('downsample.0', 'downsample.1') if conv == 'downsample' else (conv, conv.replace('conv', 'bn'))
+  return tuple('.'.join((*block, name)) for name in both)
 
 
 def truncate(variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, Any]:
@@ -277,3 +315,17 @@ def truncate(variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, A
   keep = {'conv1'} | {f'layer{stage}' for stage in range(1, deepest + 1)}
   params = {k: v for k, v in variables['params'].items() if k.split('_')[0] in keep}
   return {'params': params}
+
+
+FAMILY = Family(
+    architectures=ARCHITECTURES,
+    layers=layers_of,
+    default_layers=lambda architecture: ARCHITECTURES[architecture].layers,
+    build=apply_fn,
+    init=init,
+    state_dict_shapes=state_dict_shapes,
+    convert=convert,
+    truncate=truncate,
+    precisions=PRECISIONS,
+    auto_precisions=AUTO_PRECISIONS,
+)

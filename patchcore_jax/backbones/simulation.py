@@ -54,6 +54,20 @@ def in_bfloat16(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Ar
   return _evaluating(apply, operands, lambda results: [_rounded(x, 7) for x in results])
 
 
+@functools.cache
+def in_highest_precision(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
+  """`apply` with float32 products as CPUs compute them, wherever it leaves the precision to JAX.
+
+  Cached, because jit recompiles for every new function object.
+  """
+
+  def highest(variables, images):
+    with jax.default_matmul_precision('highest'):
+      return apply(variables, images)
+
+  return highest
+
+
 def _rounded(x, mantissa_bits):
   return lax.reduce_precision(x, 8, mantissa_bits) if jnp.result_type(x) == jnp.float32 else x
 
