@@ -60,7 +60,7 @@ class TestCsv:
 
   def test_other_files(self, tmp_path):
     (tmp_path / 'r.csv').write_text('category,score\nnut,1\n')
-    with pytest.raises(ValueError, match='columns category, score, expected also coreset_ratio, .*new workdir'):
+    with pytest.raises(ValueError, match='category, score, expected also coreset_ratio, .*new workdir'):
       results.read_csv(tmp_path / 'r.csv')
 
 

@@ -69,7 +69,7 @@ def aupro(maps, masks, *, max_fpr: float = 0.3, connectivity: int = 8) -> float:
 
 
 def _region_pixels(maps, masks, connectivity):
-  """Collects the scores of anomalous pixels, and what each adds to PRO: 1 / (size of its region * regions)."""
+  """Collects the scores of anomalous pixels; each adds 1 / (its region's size * number of regions) to PRO."""
   structure = np.ones((3, 3)) if connectivity == 8 else None
   scores, shares, regions = [], [], 0
   for values, mask in zip(maps, masks):
