@@ -161,8 +161,8 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `disk_arrays.DiskArray`. With
-      a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `disk_arrays.DiskArray`.
+      With a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.
     select_start: the (single) starting point is the first selected, as in anomalib.
