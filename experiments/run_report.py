@@ -12,23 +12,19 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.images import Images
-from patchcore_jax import atomic_files
+from patchcore_jax import atomic_files, metrics
 from patchcore_jax.banks import provenance, store
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 from patchcore_jax.report import page, results, runs
 
-_COLUMNS = {
-    'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent'),
-    'image_auroc': page.Column('Image AUROC', 'percent'), 'image_ap': page.Column('Image AP', 'percent'),
-    'image_f1': page.Column('Best F1', 'percent'), 'pixel_auroc': page.Column('Pixel AUROC', 'percent'),
-    'aupro': page.Column('AUPRO', 'percent'), 'false_positives': page.Column('False alarms', 'count'),
-    'false_negatives': page.Column('Missed', 'count'), 'num_train': page.Column('Trained on', 'count'),
-    'num_test': page.Column('Tested on', 'count'), 'num_skipped': page.Column('Skipped', 'count'),
-    'bank_size': page.Column('Bank', 'count'), 'fit_seconds': page.Column('Fit s', 'number'),
-    'ms_per_image': page.Column('ms per image', 'number')}
-_MEANS = ('image_auroc', 'image_ap', 'image_f1', 'pixel_auroc', 'aupro', 'fit_seconds', 'ms_per_image')
+# Around the metrics.
+_WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
+_SIZES_AND_TIMINGS = {
+    'num_train': page.Column('Trained on', 'count'), 'num_test': page.Column('Tested on', 'count'),
+    'num_skipped': page.Column('Skipped', 'count'), 'bank_size': page.Column('Bank', 'count'),
+    'fit_seconds': page.Column('Fit s', 'number'), 'ms_per_image': page.Column('ms per image', 'number')}
 
 
 def category(
@@ -136,15 +132,16 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
   kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
   ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
   banks = config.detector == 'patchcore'
-  columns = dict(_COLUMNS)
+  measured = [metric for metric in metrics.METRICS.values() if metric.in_report]
+  columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
     del columns['coreset_ratio'], columns['bank_size']
   if not any(row['num_skipped'] for row in rows):
     del columns['num_skipped']
   totals = [
       {'category': 'mean', 'coreset_ratio': ratio} | {
-          metric: results.mean([r for r in rows if r['coreset_ratio'] == ratio], metric)
-          for metric in _MEANS}
+          name: results.mean([r for r in rows if r['coreset_ratio'] == ratio], name)
+          for name in (*(m.name for m in measured if m.is_averaged), *results.TIMINGS)}
       for ratio in ratios]
   notes = []
   if config.backbone.weights == 'random' or config.backbone.name.endswith('.random'):

@@ -72,6 +72,16 @@ class TestRuns:
     mvtec.run(config, stopped)
     assert shown(stopped) == shown(workdir)
 
+  def test_a_run_of_before_a_metric_was_added(self, run, tmp_path):
+    config, workdir, rows = run
+    before = shutil.copytree(workdir, tmp_path / 'run')
+    (before / 'report.html').unlink()
+    columns = zip(*(line.split(',') for line in (before / 'results.csv').read_text().splitlines()))
+    kept = [c for c in columns if c[0] != 'image_ap']
+    (before / 'results.csv').write_text(''.join(','.join(line) + '\n' for line in zip(*kept)))
+    assert mvtec.run(config, before) == [row | {'image_ap': None} for row in rows]
+    assert shown(before) == shown(workdir)
+
   def test_without_pictures_the_results_are_the_same(self, run, tmp_path):
     config, _, rows = run
     config.report.gallery, config.data.categories = 0, ('nut',)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchcore_jax import metrics
 from patchcore_jax.report import results
 
 METHODS = {
@@ -25,7 +26,7 @@ class Measured(NamedTuple):
     image_size: pixels that the network sees, the shorter side; None where images keep their size.
     patch_size: of PatchCore's embeddings.
     shots, draw: training images, 0 for all, and which draw of them.
-    values: {metric: {category: value in [0, 1], or None}}.
+    values: {metric: {category: value, or None}}, of every metric in `metrics.METRICS`.
   """
 
   folder: Path
@@ -99,7 +100,7 @@ def _read(folder) -> Iterator[Measured]:
         folder, config['detector'], ratio, config['coreset']['method'] if is_patchcore else '',
         config['backbone']['name'], _names(config['backbone']['layers']), min(size),
         config['embedding']['patch_size'], config['data']['shots'], config['data']['draw'],
-        {metric: {row['category']: row[metric] for row in block} for metric in results.METRICS})
+        {metric: {row['category']: row[metric] for row in block} for metric in metrics.METRICS})
 
 
 def _names(layers):

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchcore_jax import metrics
 from patchcore_jax.report import runs
 from patchcore_jax.report.runs import Measured
 
 PUBLISHED = 'third_party/paper_tables'
-METRICS = {'image_auroc': 'image AUROC', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
+# Those that the paper published, with their titles.
+METRICS = {name: metrics.METRICS[name].title for name in ('image_auroc', 'pixel_auroc', 'aupro')}
 DIFFERENCE = 'difference'
 
 _CATEGORIES = 15  # of MVTec AD, over which the published averages go
@@ -56,7 +58,7 @@ def read_published(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(f))
 
 
-def _per_category(title: str, metric: str, file: str):
+def _per_category(number: str, metric: str, file: str):
   """S1 to S3: a column for each category."""
 
   def table(measured: list[Measured], published: Path) -> Table:
@@ -72,7 +74,7 @@ def _per_category(title: str, metric: str, file: str):
       values = _with_average(m.values[metric], columns)
       if set(values.values()) != {None}:
         rows += _with_difference(name, values, by_method.get(m.method))
-    return Table(f'{title}, in percent', ('method', *map(_heading, columns)), rows)
+    return Table(f'Table {number}: {METRICS[metric]}, in percent', ('method', *map(_heading, columns)), rows)
 
   return table
 
@@ -162,9 +164,9 @@ def _s6(measured: list[Measured], published: Path) -> Table:
 
 
 TABLES: dict[str, Callable[[list[Measured], Path], Table]] = {
-    'S1': _per_category('Table S1: image AUROC', 'image_auroc', 'table_s1_image_auroc.csv'),
-    'S2': _per_category('Table S2: pixel AUROC', 'pixel_auroc', 'table_s2_pixel_auroc.csv'),
-    'S3': _per_category('Table S3: AUPRO', 'aupro', 'table_s3_aupro.csv'),
+    'S1': _per_category('S1', 'image_auroc', 'table_s1_image_auroc.csv'),
+    'S2': _per_category('S2', 'pixel_auroc', 'table_s2_pixel_auroc.csv'),
+    'S3': _per_category('S3', 'aupro', 'table_s3_aupro.csv'),
     'S4': _s4, 'S5': _s5, 'S6': _s6}
 
 
