@@ -34,9 +34,10 @@ from PIL import Image
 from experiments import answers, cli
 from experiments.answers import Answers
 from patchcore_jax import inspection
+from patchcore_jax.banks import provenance
 from patchcore_jax.data import arrivals, folder, preprocess
-from patchcore_jax.detectors.base import Prediction
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.detectors import Scores
+from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.report import predictions
 from patchcore_jax.report.predictions import Answer
 
@@ -170,7 +171,7 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
       place = predictions.publish(unfinished) if options.watch else unfinished
     writer = Answers(
         inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
-        why=options.why, limits=options.scale or answers.limits_of(inspector, options.threshold),
+        why=options.why, limits=options.scale or colours.limits(inspector, options.threshold),
         threshold=options.threshold)
   except BaseException:
     predictions.discard(unfinished)
@@ -178,8 +179,9 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
 
   def report(speed):
     writer.report((
-        ('bank', options.bank), ('images', options.images), ('backbone', inspector.backbone.name),
-        ('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits)), ('speed', speed)))
+        ('bank', options.bank), ('images', options.images), ('model', inspector.about()),
+        *([('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits))] if writer.limits else []),
+        ('speed', speed)))
 
   for folder_name in denied:
     writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
@@ -266,21 +268,21 @@ def _outside(out, paths):
   return (p for p in paths if p is None or not predictions.is_of_a_run(p, out))
 
 
-def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Prediction]]:
-  """The bank and its network, compiled."""
+def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Scores]]:
+  """The model and its networks, compiled."""
   began = time.monotonic()
   inspector = inspection.load(options.bank, weights=options.weights)
-  if options.threshold is not None and inspector.calibration:
-    inspector = inspector._replace(calibration=dataclasses.replace(
-        inspector.calibration, image_threshold=options.threshold, guaranteed_rate=math.nan))
-  elif options.threshold is None and not inspector.calibration:
+  if options.threshold is None and not inspector.calibration:
     _say('the bank has no threshold: scores only, no decisions; --threshold sets one')
-  if options.why and not inspector.bank.extras:
-    _say('the bank holds no pictures of its training images: --why shows the patches of new images only')
   score = inspection.scorer(inspector, _batch_size(options))
-  score(np.zeros((1, *inspector.image_size, 3), np.uint8))
-  _say(f'{options.bank}: {len(inspector.bank.embeddings)} patches, {inspector.backbone.name}; loaded and '
-       f'compiled in {time.monotonic() - began:.1f} s')
+  found = score(np.zeros((1, *inspector.image_size, 3), np.uint8))
+  if found.map is None and (options.maps != 'none' or options.overlays):
+    _say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
+  if options.why and 'patch' not in found.evidence:
+    _say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
+  elif options.why and not provenance.has_thumbnails(inspector.model):
+    _say('the bank holds no pictures of its training images: --why shows the patches of new images only')
+  _say(f'{options.bank}: {inspector.about()}; loaded and compiled in {time.monotonic() - began:.1f} s')
   return inspector, score
 
 
@@ -304,10 +306,10 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
       done = writer.images + writer.failed + 1
       writer.add(answer, picture, f'[{done}/{total}] ' if total else '')
 
-  def draw(loaded, prediction, i):
+  def draw(loaded, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    finding = inspection.finding(inspector, prediction, i, loaded.image.size[::-1])
+    finding = inspection.find(inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold)
     return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
@@ -317,9 +319,9 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
     items = read_ahead(clock.waiting_for(paths), lambda path: read(path, inspector), pool, threads)
     for batch in batched(items, _batch_size(options)):
       good = [loaded for loaded in batch if not loaded.error]
-      prediction = score(np.stack([loaded.pixels for loaded in good])) if good else None
+      scores = score(np.stack([loaded.pixels for loaded in good])) if good else None
       position = iter(range(len(good)))
-      jobs = [pool.submit(draw, loaded, prediction, 0 if loaded.error else next(position))
+      jobs = [pool.submit(draw, loaded, scores, 0 if loaded.error else next(position))
               for loaded in batch]
       finish()
       drawing.extend(jobs)

@@ -12,12 +12,15 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.images import Images
-from patchcore_jax import atomic_files, metrics
-from patchcore_jax.banks import provenance, store
+from patchcore_jax import atomic_files, detectors, metrics
+from patchcore_jax.banks import provenance
+from patchcore_jax.banks.model import Description, Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
-from patchcore_jax.report import page, results, runs
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.detectors import Scores
+from patchcore_jax.report import page, results
+from patchcore_jax.settings import Preprocessing
 
 # Around the metrics.
 _WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
@@ -28,49 +31,48 @@ _SIZES_AND_TIMINGS = {
 
 
 def category(
-    name: str, examples: Sequence[Example], scores: np.ndarray, masks: np.ndarray | None,
-    maps: np.ndarray | None, *, thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
+    name: str, examples: Sequence[Example], scores: Scores, masks: np.ndarray | None, *,
+    thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
     preprocessing: Preprocessing, most: int) -> page.Category:
   """What the page shows of a category. The images to show are read once more: they were not kept.
 
   Args:
     name: of the category.
-    examples, scores: [n].
-    masks, maps: [n, h, w], or None.
+    examples, scores: of n images.
+    masks: [n, h, w], or None.
     thresholds: the first one decides which images are errors.
     why: of an image, 'patch' and 'nearest' of its `page.Picture`: see `reasons`.
     preprocessing: the images are shown as the network saw them.
     most: images to show.
   """
   labels = np.array([e.label for e in examples])
-  heat, low, high = heat_scale(labels, maps)
+  heat, low, high = heat_scale(labels, scores.map)
   pictures = []
-  for i in page.telling(scores, labels, thresholds[0].value if thresholds else None, most):
+  for i in page.telling(scores.image, labels, thresholds[0].value if thresholds else None, most):
     image, _ = preprocess.load(examples[i], preprocessing)
     pictures.append(page.picture(
-        _short(examples[i].image_path, name), float(scores[i]), image,
-        anomaly_map=None if maps is None else heat(maps[i]), low=low, high=high,
+        _short(examples[i].image_path, name), float(scores.image[i]), image,
+        anomaly_map=None if scores.map is None else heat(scores.map[i]), low=low, high=high,
         mask=None if masks is None else masks[i], label=int(labels[i]),
         defect=examples[i].defect if labels[i] else '', **why(i)))
   return page.Category(
-      name, scores.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
+      name, scores.image.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
 
 
 def reasons(
-    model: Any, images: Images, patches: np.ndarray | None, nearest: np.ndarray | None,
-    preprocessing: Preprocessing,
+    model: Model, images: Images, evidence: Mapping[str, np.ndarray], preprocessing: Preprocessing,
 ) -> Callable[[int], dict[str, Any]]:
   """`why` of `category`; it knows nothing where there is no bank that names its training images.
 
   Args:
-    model: a bank, or what another detector has.
-    images: whose training images are read when they are first asked for.
-    patches, nearest: [n] of all test images, as in `Prediction`.
+    model: whose training images are read when they are first asked for.
+    images: of the category.
+    evidence: of all test images, as in `Scores`.
     preprocessing: the images are shown as the network saw them.
   """
-  if nearest is None or not model.description.get('images'):
+  if 'nearest' not in evidence or not model.description.images:
     return lambda i: {}
-  grid = tuple(model.description['grid'])
+  grid = model.description.grid
 
   @functools.cache
   def read(name):
@@ -81,22 +83,22 @@ def reasons(
       return None
 
   def why(i):
-    origin = provenance.origin(model, int(nearest[i]))
+    origin = provenance.origin(model, int(evidence['nearest'][i]))
     image = read(origin.name)
     return {} if image is None else {
-        'patch': page.grid_cell(*divmod(int(patches[i]), grid[1]), grid),
+        'patch': page.grid_cell(*divmod(int(evidence['patch'][i]), grid[1]), grid),
         'nearest': page.Patch(
             _short(origin.name, images.name), image, page.grid_cell(origin.row, origin.column, grid))}
 
   return why
 
 
-def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Threshold]:
-  """The bank's own, where it was calibrated, and the one that the labels of the test images give."""
-  found, calibration = [], description.get('calibration')
+def thresholds(description: Description, row: results.Row) -> list[page.Threshold]:
+  """The model's own, where it was calibrated, and the one that the labels of the test images give."""
+  found, calibration = [], description.calibration
   if calibration:
     found.append(page.Threshold(
-        f'{100 * calibration["false_alarm_rate"]:g} % false alarms', calibration['image_threshold']))
+        f'{100 * calibration.false_alarm_rate:g} % false alarms', calibration.image_threshold))
   if row['image_threshold'] is not None:
     found.append(page.Threshold('best F1', row['image_threshold'], needs_labels=True))
   return found
@@ -147,12 +149,12 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
   if config.backbone.weights == 'random' or config.backbone.name.endswith('.random'):
     notes.append('The network has random weights: these numbers do not show what the method can do.')
   page.write(workdir / 'report.html', page.Page(
-      f'{runs.METHODS[config.detector]} on {_data_name(config)}', facts=_facts(config, ratios, banks),
+      f'{detectors.find(config.detector).title} on {_data_name(config)}', facts=_facts(config, ratios, banks),
       columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
       totals=[[row.get(k) for k in columns] for row in totals],
       categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
       settings=tuple(
-          (k, _text(v)) for k, v in store.flat(wiring.to_json(config)).items()
+          (k, _text(v)) for k, v in flat(wiring.to_json(config)).items()
           if k != 'data.root')))  # of this machine; the page is passed on
 
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, methods, mvtec, wiring
-from experiments.images import Features, Images, SharedImages
+from experiments import cli, mvtec, wiring
+from experiments.images import Features, Images
 from patchcore_jax import backbones
 from patchcore_jax.data.folder import Category
 
@@ -69,30 +69,28 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
 
 
 def _run_group(points: dict[str, ConfigDict], experiments, category: Category, workdir: Path) -> None:
-  """Points that share images and a network, for one category."""
+  """Runs points that share images and a network, for one category."""
   features = None
   for name, point in points.items():
     cli.console.print(f'[bold]{category.name}[/bold] {name}')
-    settings, networks = experiments[name].settings, wiring.create_backbones(point)
-    if len(networks) > 1 or len(points) == 1:
-      images = Images(point, settings, category)
-    else:
+    experiment, networks = experiments[name], wiring.create_backbones(point)
+    images = Images(experiment.settings, point.seed, category)
+    if len(networks) == 1 and len(points) > 1:
       if features is None:
-        features = _features(points.values(), settings, category, workdir)
-      images = SharedImages(point, settings, category, features)
-      networks = tuple(map(backbones.without_network, networks))
-    experiments[name].evaluate(methods.create(point, settings, networks), images)
+        features = _features(points.values(), category, workdir)
+      images, networks = images.with_features(features), tuple(map(backbones.without_network, networks))
+    experiment.evaluate(networks, images)
 
 
-def _features(points: Sequence[ConfigDict], settings, category: Category, workdir: Path) -> Features:
-  """Of all layers that any of the points needs."""
+def _features(points: Sequence[ConfigDict], category: Category, workdir: Path) -> Features:
+  """Extracts the maps of all layers that any of the points needs."""
   points = list(points)
   needed = {layer for p in points for b in wiring.create_backbones(p) for layer in b.layers}
   union = points[0].copy_and_resolve_references()
   union.backbone.layers, union.data.shots = tuple(sorted(needed)), 0
   (backbone,) = wiring.create_backbones(union)
   with cli.progress_bar(category.name) as progress:
-    return Features(backbone, Images(union, settings, category), workdir, progress)
+    return Features(backbone, Images(wiring.settings(union), union.seed, category), workdir, progress)
 
 
 def at_point(config: ConfigDict, point: str) -> ConfigDict:

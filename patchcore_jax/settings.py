@@ -6,8 +6,6 @@ stands here and nowhere else; those of the methods are in `detectors.settings`.
 
 import dataclasses
 
-PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
-
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:

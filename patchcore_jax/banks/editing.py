@@ -199,16 +199,16 @@ def calibrate(
       f'thresholds from {len(image_scores)} images that are not in the bank')
 
 
-def _rows(bank: Model) -> np.ndarray:
-  """The rows [m, d] of a bank.
-
-  Raises:
-    BankError: the model of a method without a bank.
-  """
-  if 'embeddings' not in bank.arrays:
+def check_is_bank(model: Model) -> None:
+  """Raises BankError for the model of a method without rows that can be added or taken out."""
+  if 'embeddings' not in model.arrays:
     raise BankError(
-        f'A model of {bank.description.detector} has no rows that can be added or taken out: expected a bank of '
+        f'A model of {model.description.detector} has no rows to add or take out: expected a bank of '
         'patchcore. Fit again with other images.')
+
+
+def _rows(bank: Model) -> np.ndarray:
+  check_is_bank(bank)
   return np.asarray(bank.arrays['embeddings'])
 
 

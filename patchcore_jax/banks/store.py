@@ -20,7 +20,7 @@ from absl import logging
 
 from patchcore_jax.banks.model import BankError, Description, Model
 
-# Of the folder that is written. 1 and 2, until November 2026, had descriptions without types; 1 had no digest.
+# Of the folder that is written. 1 and 2, until November 2026, had descriptions without types, 1 no digest.
 FORMAT = 3
 _PIECE = 2**25  # bytes that are encoded and written at once
 

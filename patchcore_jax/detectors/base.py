@@ -59,11 +59,9 @@ class HostScoreFn(ScoreFn):
 
   Attributes:
     finish: what `fn` returned, as NumPy arrays without padding, -> `Scores`.
-    reason: one line that says why this cannot be one compiled function.
   """
 
-  finish: Callable[[Any], Scores] = None
-  reason: str = ''
+  finish: Callable[[Any], Scores] | None = None
 
 
 class CrossScores(NamedTuple):
@@ -151,12 +149,15 @@ class Detector:
     module: with the functions `fit(detector, data, backbones, run)` and
       `score_fn(detector, model, backbones, search, program)`.
     only_scoring: settings that may differ from those of the fit.
+    host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
+      a `HostScoreFn`, and is neither exported nor a member of ensembles.
   """
 
   name: ClassVar[str]
   title: ClassVar[str]
   module: ClassVar[str] = ''
   only_scoring: ClassVar[tuple[str, ...]] = ()
+  host_step: ClassVar[str] = ''
 
   def fit(self, data: Data, backbones: Sequence[Any], run: Run | None = None) -> Model:
     """Learns what good images look like.

@@ -19,7 +19,7 @@ from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model
 from patchcore_jax.detectors import patchcore, streaming
-from patchcore_jax.detectors.base import Data, HostScoreFn, Run, ScoreFn, Scores
+from patchcore_jax.detectors.base import Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import Ensemble, PatchCore
 from patchcore_jax.settings import SearchSpec
 
@@ -67,16 +67,10 @@ def members(model: Model) -> list[Model]:
 def score_fn(
     detector: Ensemble, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn`: the mean over members of their normalised scores and maps, (score - mean) / std.
-
-  Raises:
-    ValueError: members with a step on the host.
-  """
+  """`Detector.score_fn`: the mean over members of their normalised scores and maps, (score - mean) / std."""
   parts = [
       detector.member.score_fn(member, (backbone,), search=search, program=program)
       for member, backbone in zip(members(model), backbones, strict=True)]
-  if reasons := [part.reason for part in parts if isinstance(part, HostScoreFn)]:
-    raise ValueError(f'detector={detector.member.name!r} has no ensembles: {reasons[0]}.')
   return _combined(parts, model, [0], several=False)
 
 

@@ -64,6 +64,8 @@ class SPADE(Detector):
   title: ClassVar[str] = 'SPADE'
   module: ClassVar[str] = 'patchcore_jax.detectors.spade'
   only_scoring: ClassVar[tuple[str, ...]] = ('num_images', 'num_neighbors', 'distance', 'sigma')
+  host_step: ClassVar[str] = (
+      'it gathers the training images nearest to an image on the host, between two programs')
 
   num_images: int = 50
   num_neighbors: int = 1
@@ -183,6 +185,9 @@ class Ensemble(Detector):
   Attributes:
     member: the method.
     ratios: of a PatchCore, further coreset ratios at which it can be scored, besides its own.
+
+  Raises:
+    ValueError: a method that cannot be a member.
   """
 
   name: ClassVar[str] = 'ensemble'
@@ -191,6 +196,10 @@ class Ensemble(Detector):
 
   member: Detector = PatchCore()
   ratios: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    if self.member.host_step:
+      raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
 
   def settings(self) -> dict[str, Any]:
     return {

@@ -93,8 +93,7 @@ def score_fn(
 
   return HostScoreFn(
       _images_fn(_features_fn(streaming.maps_of(backbone)), detector.num_images, detector.distance),
-      (backbone.variables, neighbors.prepare(model.arrays['pooled'], 'float32')), finish=finish,
-      reason='SPADE gathers the training images nearest to an image on the host, between two programs')
+      (backbone.variables, neighbors.prepare(model.arrays['pooled'], 'float32')), finish=finish)
 
 
 def _check_enough(num_images, detector):

@@ -89,6 +89,18 @@ def with_maxima(score_fn: ScoreFn) -> ScoreFn:
   return dataclasses.replace(score_fn, fn=maxima_fn(score_fn.fn))
 
 
+def in_tuple(score_fn: ScoreFn) -> ScoreFn:
+  """The score function with its result in a tuple, as those of several ratios have it."""
+  if isinstance(score_fn, HostScoreFn):
+    return dataclasses.replace(score_fn, finish=lambda results: (score_fn.finish(results),))
+  return dataclasses.replace(score_fn, fn=_in_tuple(score_fn.fn))
+
+
+@functools.lru_cache(maxsize=16)
+def _in_tuple(fn):
+  return lambda parameters, images: (fn(parameters, images),)
+
+
 def _maxima(scores):
   return CrossScores(scores.image, None if scores.map is None else scores.map.max(axis=(1, 2)))
 

@@ -71,8 +71,8 @@ def write(
 
   Raises:
     ParityError: the program gives other scores than `inspection.predict`.
-    ValueError: `path` exists, bad arguments, a method that cannot be exported, a program that is too large for
-      one file, or that cannot be made for these platforms or for ONNX; `onnx` without the packages for it.
+    ValueError: `path` exists, bad arguments, a method that cannot be exported, a program that is too large
+      for one file, or that cannot be made for these platforms or for ONNX; `onnx` without its packages.
     OSError: the folder cannot be written.
   """
   path = Path(path).absolute()

@@ -15,7 +15,7 @@ from jax import lax
 from patchcore_jax import inspection
 from patchcore_jax.banks import calibration
 from patchcore_jax.data import camera_frames
-from patchcore_jax.detectors import HostScoreFn, ScoreFn
+from patchcore_jax.detectors import ScoreFn
 from patchcore_jax.detectors.base import LOOP_FREE, PORTABLE
 from patchcore_jax.inspection import Inspector
 from patchcore_jax.settings import SearchSpec
@@ -93,11 +93,9 @@ def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> by
 
 
 def _score_fn(inspector, program, search):
-  score_fn = inspector.detector.score_fn(
-      inspector.model, inspector.backbones, search=search, program=program)
-  if isinstance(score_fn, HostScoreFn):
-    raise ValueError(f'{inspector.detector.title} cannot be exported: {score_fn.reason}.')
-  return score_fn
+  if inspector.detector.host_step:
+    raise ValueError(f'{inspector.detector.title} cannot be exported: {inspector.detector.host_step}.')
+  return inspector.detector.score_fn(inspector.model, inspector.backbones, search=search, program=program)
 
 
 def _program_of_parts(inspector: Inspector, score_fn: ScoreFn, camera):
@@ -153,6 +151,6 @@ def _check_bytes(score_fn):
     weights = sum(x.nbytes for x in jax.tree.leaves(score_fn.parameters[0]))
     raise ValueError(
         f'The program takes {needed / 1e9:.1f} GB: {weights / 1e9:.1f} GB of weights, and the rest is what '
-        'was learnt, of which a bank is stored twice, once for the search. A file of jax.export holds at most '
-        f'{_MOST_BYTES / 1e9:.1f} GB. Shrink the bank to a smaller ratio (python -m experiments.bank shrink) '
-        'or fit a smaller model.')
+        'was learnt, of which a bank is stored twice, once for the search. A file of jax.export holds at '
+        f'most {_MOST_BYTES / 1e9:.1f} GB. Shrink the bank to a smaller ratio (python -m experiments.bank '
+        'shrink), or fit a smaller model.')

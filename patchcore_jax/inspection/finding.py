@@ -102,15 +102,15 @@ def find(
   if 'patch' in scores.evidence:
     patch = divmod(int(scores.evidence['patch'][i]), description.grid[1])
     answer = dataclasses.replace(
-        answer, patch=patch, patch_box=placement.box_to_original(_cell(inspector, *patch), place))
+        answer, patch=patch, patch_box=placement.box_to_original(cell(inspector, *patch), place))
   if 'nearest' in scores.evidence:
     origin = provenance.origin(inspector.model, int(scores.evidence['nearest'][i]))
     answer = dataclasses.replace(
-        answer, nearest=origin, nearest_box=_cell(inspector, origin.row, origin.column))
+        answer, nearest=origin, nearest_box=cell(inspector, origin.row, origin.column))
   return answer
 
 
-def _cell(inspector, row, column) -> Box:
+def cell(inspector: Inspector, row: int, column: int) -> Box:
   """The box of a patch in pixels of the network's input."""
   (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
   return (column * width / columns, row * height / rows,

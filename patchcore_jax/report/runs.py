@@ -7,12 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from patchcore_jax import metrics
+from patchcore_jax import detectors, metrics
 from patchcore_jax.report import results
-
-METHODS = {
-    'patchcore': 'PatchCore', 'spade': 'SPADE', 'padim': 'PaDiM', 'mahalanobis_ad': 'MahalanobisAD',
-    'ocsvm': 'OCSVM'}
 
 
 class Measured(NamedTuple):
@@ -44,8 +40,8 @@ class Measured(NamedTuple):
   @property
   def method(self) -> str:
     """The name in the paper's tables: PatchCore-10 has a coreset of 10 %."""
-    name = METHODS.get(self.detector, self.detector)
-    return f'{name}-{100 * self.coreset_ratio:g}' if self.detector == 'patchcore' else name
+    title = detectors.find(self.detector).title
+    return f'{title}-{100 * self.coreset_ratio:g}' if self.detector == 'patchcore' else title
 
   @property
   def categories(self) -> tuple[str, ...]:
