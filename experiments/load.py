@@ -81,7 +81,7 @@ def requests(inspector: inspection.Inspector, paths) -> list[Sent]:
   pixels = [np.asarray(preprocess.transform(preprocess.read_image(path), inspector.preprocessing))
             for path in paths]
   scores = np.concatenate([
-      score(np.stack(pixels[i:i + 8])).image_scores[0] for i in range(0, len(pixels), 8)])
+      score(np.stack(pixels[i:i + 8])).image for i in range(0, len(pixels), 8)])
   return [Sent(Path(path).read_bytes(), {}, 200, float(s)) for path, s in zip(paths, scores)]
 
 

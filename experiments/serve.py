@@ -49,7 +49,7 @@ def main(_) -> None:
       failure, running.should_exit = error, True
       return
     cli.console.print(
-        f'Ready at {server.address(listener)}: bank {cli.BANK.value}, {inspector.backbone.name}, '
+        f'Ready at {server.address(listener)}: bank {cli.BANK.value}, {inspector.about()}, '
         f'{"a token is needed" if token else "no token"}. Ctrl-C ends it.', markup=False)
 
   service = app.create_app(
