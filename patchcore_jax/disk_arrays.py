@@ -83,7 +83,7 @@ def view(array: np.ndarray | DiskArray, shape: tuple[int, ...]) -> np.ndarray | 
   return array.reshape(-1)[:math.prod(shape)].reshape(shape)
 
 
-def take(array: np.ndarray | DiskArray, indices: np.ndarray) -> np.ndarray:
+def read_rows(array: np.ndarray | DiskArray, indices: np.ndarray) -> np.ndarray:
   """array[indices] in any order, read in the order of the file."""
   result = np.empty((len(indices), *array.shape[1:]), array.dtype)
   order = np.argsort(indices)

@@ -92,7 +92,8 @@ def own(counts: np.ndarray) -> slice:
   return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
 
 
-def take(rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def gather_rows(
+    rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
   """Some of the rows of all processes, in each of them.
 
   Args:
@@ -103,11 +104,11 @@ def take(rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: 
   Returns:
     [m, d], in the order of `indices`.
 
-  >>> take(np.array([[0.], [1.], [2.]]), np.array([3]), np.array([2, 0])).tolist()
+  >>> gather_rows(np.array([[0.], [1.], [2.]]), np.array([3]), np.array([2, 0])).tolist()
   [[2.0], [0.0]]
   """
   mine = own(counts)
-  found = disk_arrays.take(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
+  found = disk_arrays.read_rows(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
   if len(counts) == 1:
     return found
   owner = np.searchsorted(np.cumsum(counts), indices, side='right')

@@ -63,13 +63,13 @@ def reweighted_image_scores(
   if size is None:
     size = len(bank.rows if isinstance(bank, neighbors.SearchBank) else bank)
   ((_, support),) = neighbors.nested_nearest_neighbors(
-      neighbors.take(bank, nearest, axis_name), bank, (size,),
+      neighbors.bank_rows(bank, nearest, axis_name), bank, (size,),
       k=min(spec.support_neighbors, size), axis_name=axis_name, kernels=kernels)
   # m* leads even if the bank holds an equal patch with a lower index.
   others = jnp.where(support == nearest[:, None], -1, support)
   position = jnp.argsort(others >= 0, axis=1, stable=True)
   support = jnp.take_along_axis(support, position, axis=1).at[:, 0].set(nearest)
-  difference = embeddings[batch, patch][:, None, :] - neighbors.take(bank, support, axis_name)
+  difference = embeddings[batch, patch][:, None, :] - neighbors.bank_rows(bank, support, axis_name)
   distances = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1))
   weights = 1 - jax.nn.softmax(distances, axis=-1)[:, 0]
   return weights * _distance(distances_sq[batch, patch, 0], spec)

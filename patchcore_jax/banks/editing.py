@@ -110,7 +110,7 @@ def merge(bank: Model, other: Model) -> Model:
       allowances=_allowances(found), num_images=other.description.num_images,
       what=f'merged with a bank of {len(_rows(other))} patches, {len(chosen)} of them added')
   if not found:
-    result = result.describe(calibration=None)
+    result = result.with_description(calibration=None)
   if not (provenance.has_thumbnails(bank) and provenance.has_thumbnails(other)):
     result = result._replace(arrays={k: result.arrays[k] for k in ('embeddings', 'indices')})
   return result
@@ -146,7 +146,7 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   arrays = {
       'embeddings': _rows(bank)[keep],
       'indices': (renumbered[image[keep]] * patches + indices[keep] % patches).astype(np.int32)}
-  return Model(arrays | provenance.pack(remaining(provenance.thumbnails(bank))), description).describe(
+  return Model(arrays | provenance.pack(remaining(provenance.thumbnails(bank))), description).with_description(
       images=remaining(images), num_images=len(images) - len(gone),
       calibration=found and _recalibrated(
           found, remaining(found.image_scores), remaining(found.map_maxima))).recorded(
@@ -176,7 +176,7 @@ def shrink(bank: Model, ratio: float) -> Model:
   else:
     chosen = coreset.greedy_k_center(rows, size, start=np.arange(min(10, len(rows))))
   arrays = {'embeddings': rows[chosen], 'indices': np.asarray(bank.arrays['indices'])[chosen]}
-  return Model(bank.arrays | arrays, description).describe(
+  return Model(bank.arrays | arrays, description).with_description(
       settings=description.settings | {'ratio': ratio}, ordered=True, covering_radius=None,
       calibration=None).recorded(f'shrunk from {len(rows)} to {size} patches')
 
@@ -195,7 +195,7 @@ def calibrate(
   """
   found = calibration.calibrate(
       image_scores, map_maxima, false_alarm_rate=false_alarm_rate, allowances=allowances)
-  return model.describe(calibration=found).recorded(
+  return model.with_description(calibration=found).recorded(
       f'thresholds from {len(image_scores)} images that are not in the bank')
 
 
@@ -254,7 +254,7 @@ def _extended(
   arrays = {
       'embeddings': np.concatenate([_rows(bank), rows]),
       'indices': np.concatenate([bank.arrays['indices'], indices]).astype(np.int32)}
-  return Model(arrays | provenance.pack([*provenance.thumbnails(bank), *files]), description).describe(
+  return Model(arrays | provenance.pack([*provenance.thumbnails(bank), *files]), description).with_description(
       # A bank that does not know its first images cannot tell the later ones by their numbers.
       images=(*description.images, *names) if description.images else (),
       num_images=description.num_images + (len(names) if num_images is None else num_images),

@@ -38,9 +38,9 @@ class Model(NamedTuple):
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
     event = Event(now, what, patchcore_jax.__version__)
-    return self.describe(history=(*self.description.history, event))
+    return self.with_description(history=(*self.description.history, event))
 
-  def describe(self, **changes) -> 'Model':
+  def with_description(self, **changes) -> 'Model':
     """The model with other values in some fields of its description."""
     return self._replace(description=dataclasses.replace(self.description, **changes))
 

@@ -142,7 +142,7 @@ def make_step(
 
 def _step(recipe, seed, state, images):
   key = jax.random.fold_in(jax.random.key(seed), state['step'])
-  taken = views_lib.take(key, images, recipe.views)
+  taken = views_lib.draw(key, images, recipe.views)
   (loss, (stats, report)), gradients = jax.value_and_grad(
       functools.partial(_loss, recipe), has_aux=True)(
           state['params'], state['stats'], taken)

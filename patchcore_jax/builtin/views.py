@@ -63,7 +63,7 @@ class Views(NamedTuple):
   visible: jax.Array
 
 
-def take(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
+def draw(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
   """Two views of every image.
 
   Args:

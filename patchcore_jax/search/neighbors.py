@@ -250,7 +250,7 @@ def merge_nearest(
   return distances_sq[:, :k], indices[:, :k]
 
 
-def take(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
+def bank_rows(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
   """Rows [..., d] of a bank, or of a bank in shards, where every device brings its own indices."""
   rows = jnp.asarray(bank.rows if isinstance(bank, SearchBank) else bank)
   if axis_name is None:

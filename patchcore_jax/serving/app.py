@@ -36,7 +36,7 @@ from patchcore_jax.inspection import Inspector
 from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.http_requests import RequestError
-from patchcore_jax.serving.prometheus import Meters
+from patchcore_jax.serving.prometheus import ServiceMetrics
 
 _FORMATS = 'PNG, JPEG, BMP, TIFF, WebP or GIF'
 
@@ -121,7 +121,8 @@ def create_app(
       exception_handlers={
           RequestError: http_requests.answer_refusal, HTTPException: http_requests.answer_http_error,
           Exception: http_requests.answer_bug})
-  app.add_middleware(http_requests.Edge, paths={route.path for route in routes}, meters=service.meters)
+  app.add_middleware(
+      http_requests.RequestMiddleware, paths={route.path for route in routes}, meters=service.meters)
   return app
 
 
@@ -141,7 +142,7 @@ class _Service:
     self._in_flight, self._state = 0, 'starting'
     self._batcher: Batcher | None = None
     self._page, self._policy = _read_page()
-    self.meters = Meters(
+    self.meters = ServiceMetrics(
         lambda: self._batcher.waiting if self._batcher else 0, lambda: self._in_flight)
 
   # Life.

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from patchcore_jax.serving.prometheus import Meters
+from patchcore_jax.serving.prometheus import ServiceMetrics
 
 _LINGER_SECONDS = 1.0
 _MOST_PARTS = 20
@@ -93,14 +93,14 @@ def answer_bug(_, error: Exception) -> Response:
       'tells where. Please report it.'}, 500)
 
 
-class Edge:
+class RequestMiddleware:
   """Around everything: counts and times requests, and ends those whose body was not read to its end.
 
   A client that still sends when the connection is closed may lose the answer. So what it sends is read for a
   while and thrown away, and then the connection is closed.
   """
 
-  def __init__(self, app, *, paths: set[str], meters: Meters):
+  def __init__(self, app, *, paths: set[str], meters: ServiceMetrics):
     self._app, self._paths, self._meters = app, paths, meters
 
   async def __call__(self, scope, receive, send):

@@ -65,7 +65,7 @@ def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
       if fit.plan.stream:
         part = fitting.Rows(projected, others)
       else:
-        part = projected[others] if fit.plan.embeddings_on_device else disk_arrays.take(projected, others)
+        part = projected[others] if fit.plan.embeddings_on_device else disk_arrays.read_rows(projected, others)
     selection = dataclasses.replace(
         fit, points=fitting.Rows(fit.points, others), counts=fitting.counts(len(others), joint),
         project=functools.partial(fitting.given, part))

@@ -148,7 +148,7 @@ def _shape(backbone, batch, embedding):
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Some rows of an array, which `disk_arrays.take` reads when they are asked for."""
+  """Some rows of an array, which `disk_arrays.read_rows` reads when they are asked for."""
 
   array: Any
   rows: np.ndarray
@@ -166,7 +166,7 @@ class Rows:
     return len(self.rows)
 
   def __getitem__(self, key):
-    return disk_arrays.take(self.array, self.rows[key])
+    return disk_arrays.read_rows(self.array, self.rows[key])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +279,7 @@ def select(
   else:
     indices = np.arange(n)
   indices = indices.astype(np.int32)
-  return processes.take(fit.points, fit.counts, indices), indices
+  return processes.gather_rows(fit.points, fit.counts, indices), indices
 
 
 def _cluster_centers(points, size, seed):
@@ -292,9 +292,9 @@ def _cluster_centers(points, size, seed):
   order = np.random.default_rng(seed).permutation(len(points))
   parts = np.array_split(order, max(1, len(order) // max(4096, 2 * size)))
   for part in parts:
-    clusters.partial_fit(disk_arrays.take(points, part))
+    clusters.partial_fit(disk_arrays.read_rows(points, part))
   centers = clusters.cluster_centers_.astype(np.float32)
-  nearest = neighbors.nearest_neighbors(centers, disk_arrays.take(points, parts[-1]))[1][:, 0]
+  nearest = neighbors.nearest_neighbors(centers, disk_arrays.read_rows(points, parts[-1]))[1][:, 0]
   return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
 
 

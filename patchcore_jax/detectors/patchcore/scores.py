@@ -74,7 +74,7 @@ def at_ratio(model: Model, ratio: float) -> Model:
   """
   size = bank_size(model, ratio)
   arrays = {k: model.arrays[k][:size] for k in ('embeddings', 'indices')}
-  return Model(model.arrays | arrays, model.description).describe(
+  return Model(model.arrays | arrays, model.description).with_description(
       settings=model.description.settings | {'ratio': ratio})
 
 
