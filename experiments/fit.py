@@ -78,12 +78,12 @@ def run(config: ConfigDict, out: str) -> Model:
       model, scores = settings.detector.fit(data, backbones, run), None
   for message in sorted({str(error) for error in skipped}):
     cli.notices.print(f'skipped: {message}', markup=False)
-  model = model.describe(fit_seconds=time.monotonic() - began)
+  model = model.with_description(fit_seconds=time.monotonic() - began)
   if scores:
     found = calibration.calibrate(
         scores.image, scores.map_maxima, false_alarm_rate=settings.calibration.false_alarm_rate,
         method='cross', allowances=_allowances(settings, backbones, model, data, config.seed))
-    model = model.describe(calibration=found)
+    model = model.with_description(calibration=found)
     for line in verdict(found, model.description.images):
       cli.console.print(line, markup=False)
   model = model.recorded(f'fitted on {model.description.num_images} images of {config.data.root}')

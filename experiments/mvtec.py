@@ -187,7 +187,7 @@ class Experiment:
         progress=progress, notify=lambda plan: cli.console.print(f'{images.name}: {plan}'),
         seed=self._config.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
         checkpoints=members, several_processes=jax.process_count() > 1))
-    model = model.describe(shots=images.shots, fit_seconds=time.monotonic() - began)
+    model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
     if kept and processes.is_first():
       store.save(path, model)
       shutil.rmtree(members, ignore_errors=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax.search import neighbors
+from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import ScoringSpec
 
 # scipy.ndimage.gaussian_filter cuts its kernel there; the paper's code uses it with that default.
@@ -32,7 +32,7 @@ def reweighted_image_scores(
     embeddings: jax.Array,
     distances_sq: jax.Array,
     indices: jax.Array,
-    bank: jax.Array | neighbors.SearchBank,
+    bank: jax.Array | search_bank.SearchBank,
     spec: ScoringSpec,
     *,
     size: int | None = None,
@@ -49,7 +49,7 @@ def reweighted_image_scores(
   Args:
     embeddings: [b, p, d] of the p patches of each image.
     distances_sq, indices: [b, p, k] from `nearest_neighbors`.
-    bank: [m, d], or what `neighbors.prepare` made of it.
+    bank: [m, d], or what `search_bank.prepare` made of it.
     spec: see `ScoringSpec`.
     size: only the first so many rows of the bank count; None for all.
     axis_name, kernels: see `neighbors.nested_nearest_neighbors`.
@@ -61,7 +61,7 @@ def reweighted_image_scores(
   patch = jnp.argmax(distances_sq[..., 0], axis=1)
   nearest = indices[batch, patch, 0]
   if size is None:
-    size = len(bank.rows if isinstance(bank, neighbors.SearchBank) else bank)
+    size = len(bank.rows if isinstance(bank, search_bank.SearchBank) else bank)
   ((_, support),) = neighbors.nested_nearest_neighbors(
       neighbors.bank_rows(bank, nearest, axis_name), bank, (size,),
       k=min(spec.support_neighbors, size), axis_name=axis_name, kernels=kernels)

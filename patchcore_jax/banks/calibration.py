@@ -125,7 +125,7 @@ def calibrated_score(calibration: Calibration, score: float) -> float:
   >>> [round(calibrated_score(c, s), 3) for s in (0, 8**0.5, 8, 8 * 8**0.5)]
   [0.0, 0.1, 0.5, 0.9]
   """
-  with np.errstate(divide='ignore'):  # a score of 0 has no logarithm
+  with np.errstate(divide='ignore', invalid='ignore'):  # 0 and less have no logarithm
     return float(calibrated_scores(calibration, np.float64(score)))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from patchcore_jax.banks import calibration, provenance
 from patchcore_jax.banks.model import BankError, Calibration, Model, to_json
-from patchcore_jax.search import coreset, k_center, neighbors
+from patchcore_jax.search import coreset, k_center, neighbors, search_bank
 
 _LAST = 0.02  # share of the rows, the last selected, that tell how densely the bank covers
 _BLOCK = 1024
@@ -94,8 +94,10 @@ def merge(bank: Model, other: Model) -> Model:
       alarms. Pictures are kept if both have them.
 
   Raises:
-    BankError: they were made in different ways.
+    BankError: they were made in different ways, or not both are banks.
   """
+  check_is_bank(bank)
+  check_is_bank(other)
   theirs = to_json(other.description)
   bank.description.check({k: theirs[k] for k in _ALIKE} | {
       'backbones': [{k: v for k, v in network.items() if k != 'source'} for network in theirs['backbones']],
@@ -129,6 +131,7 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   Raises:
     ValueError: an image that the bank does not have, a part that several have, or nothing left.
   """
+  check_is_bank(bank)
   description, images = bank.description, bank.description.images
   gone = sorted({_position(name, images) for name in names})
   patches = description.grid[0] * description.grid[1]
@@ -146,7 +149,8 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   arrays = {
       'embeddings': _rows(bank)[keep],
       'indices': (renumbered[image[keep]] * patches + indices[keep] % patches).astype(np.int32)}
-  return Model(arrays | provenance.pack(remaining(provenance.thumbnails(bank))), description).with_description(
+  dropped = Model(arrays | provenance.pack(remaining(provenance.thumbnails(bank))), description)
+  return dropped.with_description(
       images=remaining(images), num_images=len(images) - len(gone),
       calibration=found and _recalibrated(
           found, remaining(found.image_scores), remaining(found.map_maxima))).recorded(
@@ -214,7 +218,7 @@ def _rows(bank: Model) -> np.ndarray:
 
 def _uncovered(points, rows, radius, most) -> np.ndarray:
   """Positions of at most `most` points, each farther than `radius` from all rows and those before it."""
-  prepared = neighbors.prepare(rows)
+  prepared = search_bank.prepare(rows)
   distances_sq = np.concatenate([
       np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared)[0])[:, 0]
       for i in range(0, len(points), 8 * _BLOCK)])
@@ -254,7 +258,8 @@ def _extended(
   arrays = {
       'embeddings': np.concatenate([_rows(bank), rows]),
       'indices': np.concatenate([bank.arrays['indices'], indices]).astype(np.int32)}
-  return Model(arrays | provenance.pack([*provenance.thumbnails(bank), *files]), description).with_description(
+  extended = Model(arrays | provenance.pack([*provenance.thumbnails(bank), *files]), description)
+  return extended.with_description(
       # A bank that does not know its first images cannot tell the later ones by their numbers.
       images=(*description.images, *names) if description.images else (),
       num_images=description.num_images + (len(names) if num_images is None else num_images),

@@ -14,8 +14,8 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Data, HostScoreFn, Run, Scores
 from patchcore_jax.detectors.settings import SPADE
 from patchcore_jax.embedding import patch_embeddings
-from patchcore_jax.search import neighbors
-from patchcore_jax.search.neighbors import SearchBank
+from patchcore_jax.search import neighbors, search_bank
+from patchcore_jax.search.search_bank import SearchBank
 from patchcore_jax.settings import EmbeddingSpec, ScoringSpec, SearchSpec
 
 _PYRAMID = EmbeddingSpec('mean', patch_size=1)  # maps enlarged bilinearly to the first, concatenated
@@ -61,9 +61,9 @@ def score_fn(
   """`Detector.score_fn`: the nearest training images (section 3.2), then every pixel among theirs (3.3).
 
   The search is exact, and long: (K p) p d products for an image, 1.8e12 with the paper's network and
-  settings at 224; fewer where `neighbors.prepare` can reduce d. One image is searched on each device at
+  settings at 224; fewer where `search_bank.prepare` can reduce d. One image is searched on each device at
   a time. Memory beside the model:
-    - its vectors as `neighbors.prepare` reduces them, twice while they are made: as much as the model
+    - its vectors as `search_bank.prepare` reduces them, twice while they are made: as much as the model
       where they cannot be reduced;
     - on each device the K images with which one is compared, as they are and reduced: 1.1 GB twice in
       the paper's setting;
@@ -80,7 +80,7 @@ def score_fn(
   if search.bank != 'replicated':
     raise ValueError(f"search.bank={search.bank!r}: SPADE's search has no bank to shard.")
   pyramids = model.arrays['pyramids']
-  prepared = neighbors.prepare(pyramids.reshape(-1, pyramids.shape[-1]), search.shortlist)
+  prepared = search_bank.prepare(pyramids.reshape(-1, pyramids.shape[-1]), search.shortlist)
   pixels_fn = parallel.data_parallel(_pixels_fn(model.description.grid, image_size, detector))
 
   def finish(results):
@@ -93,7 +93,7 @@ def score_fn(
 
   return HostScoreFn(
       _images_fn(_features_fn(streaming.maps_of(backbone)), detector.num_images, detector.distance),
-      (backbone.variables, neighbors.prepare(model.arrays['pooled'], 'float32')), finish=finish)
+      (backbone.variables, search_bank.prepare(model.arrays['pooled'], 'float32')), finish=finish)
 
 
 def _check_enough(num_images, detector):

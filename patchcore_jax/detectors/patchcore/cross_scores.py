@@ -15,7 +15,7 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Run, Statistics
 from patchcore_jax.detectors.patchcore import fitting, scores
 from patchcore_jax.detectors.settings import PatchCore
-from patchcore_jax.search import neighbors
+from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import ScoringSpec, SearchSpec
 
 _EMBEDDINGS = 'embeddings'
@@ -65,7 +65,8 @@ def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
       if fit.plan.stream:
         part = fitting.Rows(projected, others)
       else:
-        part = projected[others] if fit.plan.embeddings_on_device else disk_arrays.read_rows(projected, others)
+        on_device = fit.plan.embeddings_on_device
+        part = projected[others] if on_device else disk_arrays.read_rows(projected, others)
     selection = dataclasses.replace(
         fit, points=fitting.Rows(fit.points, others), counts=fitting.counts(len(others), joint),
         project=functools.partial(fitting.given, part))
@@ -105,7 +106,7 @@ def score_embeddings(
   images = np.arange(len(embeddings)) if images is None else images
   fn = streaming.maxima_fn(scores.only(scores.scores_of_embeddings(
       _embeddings_as_they_are, scoring_spec, (len(bank),))))
-  prepared = neighbors.prepare(bank, (search or SearchSpec()).shortlist)
+  prepared = search_bank.prepare(bank, (search or SearchSpec()).shortlist)
   found = []
   batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
   for batch, values in streaming.stream(fn, parallel.replicate((None, prepared)), batches):
@@ -167,7 +168,7 @@ def statistics_at(
     raise ValueError(
         f'The bank has {min(map(min, half_sizes))} patches of every other of the {num_images} training '
         f'images, and {spec.num_neighbors} neighbours are asked for. Use a larger bank.')
-  halves = tuple(neighbors.prepare(bank[half], search.shortlist) for half in (even, ~even))
+  halves = tuple(search_bank.prepare(bank[half], search.shortlist) for half in (even, ~even))
   fn = _halves_fn(scores.embed_fn_of(backbone, detector.embedding), spec, half_sizes)
 
   kept, done = [], 0

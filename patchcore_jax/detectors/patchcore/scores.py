@@ -13,7 +13,7 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.embedding import patch_embeddings
-from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.search import coreset, neighbors, search_bank
 from patchcore_jax.settings import EmbeddingSpec, SearchSpec
 
 
@@ -101,9 +101,9 @@ def _score_fn(detector, model, backbones, sizes, search, program):
       parallel.AXIS if sharded else None, program == LIVE)
   bank = model.arrays['embeddings']
   if program == LOOP_FREE:
-    prepared = neighbors.in_one_pass(bank)
+    prepared = search_bank.in_one_pass(bank)
   else:
-    prepared = neighbors.prepare(bank, search.shortlist, num_shards=devices if sharded else None)
+    prepared = search_bank.prepare(bank, search.shortlist, num_shards=devices if sharded else None)
   return ScoreFn(fn, (backbone.variables, prepared), (False, sharded))
 
 
