@@ -17,7 +17,7 @@ import numpy as np
 from patchcore_jax import processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
-from patchcore_jax.banks.model import Model
+from patchcore_jax.banks.model import Model, to_json
 from patchcore_jax.detectors import patchcore, streaming
 from patchcore_jax.detectors.base import Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import Ensemble, PatchCore
@@ -25,7 +25,7 @@ from patchcore_jax.settings import SearchSpec
 
 
 def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
-  """`Detector.fit`: one member after another.
+  """`Detector.fit`: one member after another. Pictures of the training images are not kept.
 
   With `run.checkpoints`, a member that is fitted is kept there, and found again by a fit that goes on.
 
@@ -41,7 +41,7 @@ def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run)
         f'An ensemble of {len(backbones)} networks: expected two or more, joined by + in backbone.name.')
   models, spread = [], []
   for i, backbone in enumerate(backbones):
-    own = dataclasses.replace(run, checkpoints=None, keep_images=run.keep_images and not i)
+    own = dataclasses.replace(run, checkpoints=None, keep_images=False)
     model = _fitted(detector, data, backbone, own, run.checkpoints and Path(run.checkpoints) / str(i))
     models.append(model)
     spread.append(_statistics(detector, model, data, backbone, own))
@@ -96,7 +96,7 @@ def _fitted(detector, data, backbone, run, checkpoint):
   if checkpoint and checkpoint.exists():
     return store.restore(checkpoint, expected={
         'detector': detector.member.name, 'settings': detector.member.fit_settings(), 'seed': run.seed,
-        'backbones': [streaming.network_fields(backbone)]})
+        'backbones': [streaming.network_fields(backbone)], 'preprocessing': to_json(data.preprocessing)})
   model = detector.member.fit(data, (backbone,), run)
   if checkpoint and processes.is_first():
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
