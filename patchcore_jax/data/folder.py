@@ -29,8 +29,11 @@ class Example(NamedTuple):
     label: 0 good, 1 anomalous.
     category: name of the category.
     defect: kind of defect, 'good' for label 0.
-    read: gives the bytes of a file named above; None if they are files on disk. It travels to the
+    read: gives the bytes of a file named here; None if they are files on disk. It travels to the
       processes that decode, so it must pickle.
+    page: which page or frame of the image file, from 0.
+    view_paths: further images of the same part, for methods that take several views.
+    ignore_paths: masks of pixels that count neither as good nor as anomalous, for metrics that know them.
   """
 
   image_path: str
@@ -39,6 +42,9 @@ class Example(NamedTuple):
   category: str
   defect: str
   read: Callable[[str], bytes] | None = None
+  page: int = 0
+  view_paths: tuple[str, ...] = ()
+  ignore_paths: tuple[str, ...] = ()
 
 
 class Category(NamedTuple):

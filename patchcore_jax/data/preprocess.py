@@ -59,7 +59,7 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  image = read_image(example.image_path, example.read)
+  image = read_image(example.image_path, example.read, page=example.page)
   try:
     pixels = np.asarray(transform(image, preprocessing))
   except ValueError as e:
@@ -81,17 +81,18 @@ def load(
 
 
 def read_image(
-    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *,
+    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *, page: int = 0,
     max_pixels: int | None = None,
 ) -> Image.Image:
   """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
 
   16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
-  dropped, as Pillow's conversion to RGB does; of an animation the first frame counts.
+  dropped, as Pillow's conversion to RGB does.
 
   Args:
     path: the file, as messages name it.
     read: gives its bytes, where it is no file on disk.
+    page: which page, or frame of an animation, from 0.
     max_pixels: refuse images of more before they are decoded; None for Pillow's limit against
       decompression bombs alone (twice `Image.MAX_IMAGE_PIXELS`, 179 million).
 
@@ -101,7 +102,7 @@ def read_image(
     ImageError: (of which those are kinds) the file is missing, truncated, damaged, or holds 32-bit
       integers or floats, whose range is not known.
   """
-  return _to_rgb(_open(path, read, max_pixels), path)
+  return _to_rgb(_open(path, read, page, max_pixels), path)
 
 
 def read_mask(
@@ -220,11 +221,15 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def _open(path, read, max_pixels=None) -> Image.Image:
+def _open(path, read, page=0, max_pixels=None) -> Image.Image:
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       with Image.open(io.BytesIO(read(path)) if read else path, formats=FORMATS) as image:
+        if page:  # else not even counted, which takes time
+          if page >= (pages := getattr(image, 'n_frames', 1)):
+            raise ImageError(f'{path} has {pages} pages: there is no page {page}, counted from 0.')
+          image.seek(page)
         if max_pixels is not None and image.width * image.height > max_pixels:
           raise TooManyPixelsError(
               f'{path} is refused: it is {image.width} x {image.height} pixels, allowed are '
