@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import bank
 from patchcore_jax import inspection
 from patchcore_jax.banks import editing, provenance, store
 from patchcore_jax.banks.model import (
@@ -279,9 +281,21 @@ class TestBankOfFormat2:
     np.testing.assert_array_equal(model.arrays['indices'], old.arrays['indices'])
     np.testing.assert_allclose(model.arrays['embeddings'], old.arrays['embeddings'], rtol=1e-6)
 
+  def test_one_of_format_1(self, old, tmp_path):
+    """It knows neither of devices nor of allowances, and has no digest."""
+    path = shutil.copytree(_TESTDATA / 'bank_of_format_2', tmp_path / 'older')
+    values = json.loads((path / 'description/metadata').read_text())
+    del values['format'], values['digest'], values['description']['device']
+    for name in ('image_allowance', 'pixel_allowance'):
+      del values['description']['calibration'][name]
+    (path / 'description/metadata').write_text(json.dumps(values))
+    found = store.restore(path)
+    assert found.description == dataclasses.replace(old.description, device='')
+    assert 'made on an unknown device' in ' '.join(bank.info(found))
+    assert editing.drop(found, ['0.png']).description.calibration.image_allowance == 0
+
   def test_a_threshold_that_was_changed_is_noticed(self, tmp_path):
-    path = tmp_path / 'copy'
-    subprocess.run(['cp', '-r', _TESTDATA / 'bank_of_format_2', path], check=True)
+    path = shutil.copytree(_TESTDATA / 'bank_of_format_2', tmp_path / 'copy')
     file = path / 'description/metadata'
     file.write_text(file.read_text().replace('0.4963606894016266', '0.5'))
     with pytest.raises(BankError, match='not what was saved'):

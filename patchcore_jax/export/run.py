@@ -73,6 +73,8 @@ def main():
   parser.add_argument('--maps', type=Path, help='folder for anomaly maps')
   arguments = parser.parse_args()
   program, description = load(Path(__file__).parent)
+  if arguments.maps and 'anomaly_map' not in description['outputs']:
+    raise SystemExit('This program scores whole images and makes no maps: leave out --maps.')
   # Batches of one size, so that the program is compiled once.
   size = min(len(arguments.images), description['images_at_once'])
   for begin in range(0, len(arguments.images), size):

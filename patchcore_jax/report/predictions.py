@@ -25,8 +25,6 @@ OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
 _ENTRIES = (OVERLAYS, MAPS, WHY, CSV, JSONL, REPORT)  # in the order in which they appear
 _UNFINISHED = 'predictions.unfinished'
 _QUICK = 1  # of zlib: a third of the time of the usual 6, and a tenth more bytes
-
-
 # Every row has the same fields, so that who reads them need not ask.
 _NOTHING_FOUND = dict.fromkeys(Finding((0, 0), 0.0).to_json())
 
