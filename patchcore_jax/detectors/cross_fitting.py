@@ -59,12 +59,15 @@ def statistics(
 
   They are those of the maps' values, or of the image scores where there are no maps.
   """
-  n = len(data.examples)
+  read = list(range(len(data.examples)))
+  if model.description.num_skipped:  # only files are
+    files = set(model.description.images)
+    read = [i for i in read if data.examples[i].image_path in files]
   values = []
   for half in range(2):
-    part = detector.fit(data.part(range(1 - half, n, 2)), backbones, _quiet(run))
+    part = detector.fit(data.part(read[1 - half::2]), backbones, _quiet(run))
     score_fn = detector.score_fn(part, backbones, search=search)
-    for _, scores in streaming.predict(score_fn, data.part(range(half, n, 2)).batches()):
+    for _, scores in streaming.predict(score_fn, data.part(read[half::2]).batches()):
       values.append(np.ravel(scores.image if scores.map is None else scores.map))
   joined = np.concatenate(values).astype(np.float64)
   return Statistics(float(joined.mean()), float(joined.std()))

@@ -35,6 +35,10 @@ def check(detector: Detector, model: Model, backbones: Sequence[Backbone]) -> No
   Raises:
     BankError: another method, setting or network; the message names every difference.
   """
+  if len(backbones) != len(model.description.backbones):
+    raise BankError(
+        f'networks: the model has {len(model.description.backbones)}, given are {len(backbones)}. Give those '
+        'that it was made with, in their order.')
   model.description.check({
       'detector': detector.name, 'settings': detector.fit_settings(),
       'backbones': [network_fields(backbone) for backbone in backbones]})
