@@ -27,11 +27,10 @@ from experiments import alternatives, cli, entries, timing, wiring
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.patchcore import CoresetSpec
-from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PatchCore, Run, patchcore
 from patchcore_jax.search import coreset
+from patchcore_jax.settings import EmbeddingSpec
 
 cli.key_flags('config')
 
@@ -197,12 +196,10 @@ def measure_predict(limits: timing.Limits) -> Iterator[str]:
 
 def _own_features(images):
   """A bank's rows: patches of other images, as the network embeds them."""
-  n, backbone, spec = len(images), entries.network(), EmbeddingSpec()
+  n = len(images)
   enough = -(-entries.BANK_SIZE // ((_SIZE.value // 8) ** 2 * n))
-  train = (
-      Batch(entries.pictures(n, _SIZE.value, seed=i + 1), None, np.arange(n, dtype=np.int32))
-      for i in range(enough))
-  embeddings = patchcore.embed(backbone, train, enough * n, embedding=spec)
+  train = np.concatenate([entries.pictures(n, _SIZE.value, seed=i + 1) for i in range(enough)])
+  embeddings, _ = patchcore.embed(entries.network(), ArrayData(train, n), embedding=EmbeddingSpec())
   rows = embeddings.reshape(-1, embeddings.shape[-1])
   return rows[np.random.default_rng(0).permutation(len(rows))[:entries.BANK_SIZE]]
 
@@ -210,27 +207,22 @@ def _own_features(images):
 def measure_fit(limits: timing.Limits) -> Iterator[str]:
   """From pixels to a bank of 10 %, 64 images."""
   precision = 'float32' if entries.on_cpu() else 'tensorfloat32'
-  backbone, spec, number = entries.network(precision), EmbeddingSpec(), 64
-  index = np.arange(_BATCH.value, dtype=np.int32)
-  batches = [
-      Batch(entries.pictures(_BATCH.value, _SIZE.value, seed=i), None, index)
-      for i in range(number // _BATCH.value)]
-  number = len(batches) * _BATCH.value
-  work = {'JAX': Entry(lambda: patchcore.fit(
-      backbone, batches, number, embedding=spec, coreset_spec=CoresetSpec(ratio=0.1)))}
+  backbone, n = entries.network(precision), _BATCH.value
+  data = ArrayData(np.concatenate([entries.pictures(n, _SIZE.value, seed=i) for i in range(64 // n)]), n)
+  work = {'JAX': Entry(lambda: PatchCore(0.1).fit(data, (backbone,)))}
   yield from _not_installed('torch')
   if alternatives.available('torch'):
     network = alternatives.torch_network(precision)
-    work['torch, a norm per step'] = Entry(lambda: _torch_fit(network, batches))
+    work['torch, a norm per step'] = Entry(lambda: _torch_fit(network, data))
   seconds = timing.race(work, max(1, _REPEATS.value // 2))
-  notes = {name: f'{number / median(values):.1f} images/s' for name, values in seconds.items()}
+  notes = {name: f'{len(data) / median(values):.1f} images/s' for name, values in seconds.items()}
   yield from timing.table(
-      f'fit: {backbone.name}, {_SIZE.value} px, {number} images, 10 %', work, seconds, notes, limits)
+      f'fit: {backbone.name}, {_SIZE.value} px, {len(data)} images, 10 %', work, seconds, notes, limits)
 
 
-def _torch_fit(network, batches):
+def _torch_fit(network, data):
   torch = alternatives.torch_on_all_cores()
-  embeddings = torch.cat([alternatives.torch_embed(network, b.image) for b in batches])
+  embeddings = torch.cat([alternatives.torch_embed(network, b.image) for b in data.batches()])
   points = embeddings @ torch.rand(embeddings.shape[1], 128, device=embeddings.device)
   picks = alternatives.torch_k_center(points, len(points) // 10, entries.start_of(len(points)))
   return embeddings[alternatives.torch_tensor(picks)].cpu()
@@ -242,6 +234,7 @@ def _torch_fit(network, batches):
 def measure_memory(_) -> Iterator[str]:
   """A fit of many images whose features are made: what it takes is what the fit itself takes."""
   plans, stages, began = [], {}, time.perf_counter()
+  detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1))
 
   def progress(stage, done, total):
     if done == total:
@@ -249,18 +242,17 @@ def measure_memory(_) -> Iterator[str]:
     print(f'\r{stage} {done}/{total} ', end='', file=sys.stderr, flush=True)
 
   with tempfile.TemporaryDirectory(dir='.') as scratch:
-    bank = patchcore.fit(
-        _made_backbone(), _many_batches(), _NUM_IMAGES.value, embedding=EmbeddingSpec('mean', 1),
-        coreset_spec=CoresetSpec(ratio=_RATIO.value), memory_gb=_MEMORY_GB.value, scratch=scratch,
-        notify=plans.append, progress=progress)
-  (plan,) = plans
+    model = detector.fit(
+        ArrayData(_Pictures(), _BATCH.value), (_made_backbone(),), Run(
+            progress=progress, notify=plans.append, memory_gb=_MEMORY_GB.value, scratch=scratch))
+  (plan,), dim = plans, model.arrays['embeddings'].shape[1]
   print(file=sys.stderr)
   yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
          f'fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
-  yield f'| said before | {plan} |'
+  yield f'| said before | {plan.removeprefix("bank: ")} |'
   yield f'| peak of the process | {disk_arrays.peak_bytes() / 1e9:.2f} GB |'
-  yield f'| embeddings alone | {4 * plan.num_patches * bank.embeddings.shape[1] / 1e9:.1f} GB |'
+  yield f'| embeddings alone | {4 * model.description.num_patches * dim / 1e9:.1f} GB |'
   for stage, until in stages.items():
     yield f'| {stage} | {until - began:.0f} s |'
     began = until
@@ -280,11 +272,17 @@ def _made_backbone():
   return Backbone(apply, jnp.asarray(weights), ('features',), (0.5,) * 3, (0.25,) * 3, 'made')
 
 
-def _many_batches():
-  for begin in range(0, _NUM_IMAGES.value, _BATCH.value):
-    images = entries.pictures(_BATCH.value, _SIZE.value, seed=begin)
-    index = np.arange(begin, begin + _BATCH.value, dtype=np.int32)
-    yield Batch(images, None, np.where(index < _NUM_IMAGES.value, index, -1).astype(np.int32))
+class _Pictures:
+  """Stands for an array of many images, which are drawn when they are read."""
+
+  def __init__(self):
+    self.shape = (_NUM_IMAGES.value, _SIZE.value, _SIZE.value, 3)
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, positions):
+    return entries.pictures(len(positions), self.shape[1], seed=int(positions[0]))
 
 
 # Inputs.
@@ -296,9 +294,9 @@ def _train_embeddings():
   settings, (category, *_) = wiring.settings(config), wiring.load_data(config, lambda *_: None)
   backbone, *_ = wiring.create_backbones(config)
   with cli.progress_bar(category.name) as progress:
-    embeddings = patchcore.embed(
-        backbone, wiring.batches(config, category.train, settings.preprocessing, []),
-        len(category.train), embedding=settings.embedding, progress=progress)
+    embeddings, _ = patchcore.embed(
+        backbone, wiring.data_of(settings, category.train, []),
+        embedding=EmbeddingSpec(**config.embedding), run=Run(progress=progress))
   return f'{category.name}, {backbone.name}', embeddings.reshape(-1, embeddings.shape[-1])
 
 

@@ -1,6 +1,6 @@
 """What is raced: the same piece of work by this package and by torch, on the device that JAX runs on.
 
-`experiments.benchmark` and `experiments.gpu_check` share these. Detectors are imported where they are
+`experiments.benchmark` and `experiments.gpu_check` share these. What reads images is imported where it is
 used: without Grain the rest still runs.
 """
 
@@ -15,7 +15,9 @@ import numpy as np
 from experiments import alternatives, timing
 from experiments.timing import Entry
 from patchcore_jax import backbones, parallel
-from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.banks.model import Description, Model
+from patchcore_jax.detectors import PatchCore, ScoreFn
+from patchcore_jax.search import coreset, neighbors, search_bank
 
 WIDE_RESNET = 'wide_resnet50_2'
 BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
@@ -169,7 +171,7 @@ def search_entries(
 
   for shortlist in ('float32', 'bfloat16'):
     began = time.perf_counter()
-    prepared = jax.block_until_ready(jax.device_put(neighbors.prepare(bank, shortlist)))
+    prepared = jax.block_until_ready(jax.device_put(search_bank.prepare(bank, shortlist)))
     name, dim = f'{shortlist} shortlist', prepared.columns.shape[0]
     notes[name] = (
         f'{dim} of {bank.shape[1]} dimensions; prepared once in {time.perf_counter() - began:.2f} s')
@@ -288,16 +290,16 @@ def _torch_network_entries(images, precisions, flops, torch_compile):
 # Prediction.
 
 
-def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = WIDE_RESNET):
-  """(function, parameters on the devices) from pixels to scores and maps, against `rows`."""
-  from patchcore_jax.banks.store import MemoryBank
-  from patchcore_jax.detectors import patchcore
-  from patchcore_jax.embedding import EmbeddingSpec
-  from patchcore_jax.scoring import ScoringSpec
-  backbone, spec = network(precision, architecture), EmbeddingSpec()
-  description = patchcore.describe(backbone, spec) | {'image_size': [size, size]}
-  bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
-  return patchcore.prediction(backbone, bank, embedding=spec, scoring_spec=ScoringSpec())
+def score_fn(
+    backbone: backbones.Backbone, rows: np.ndarray, image_size: tuple[int, int],
+    detector: PatchCore | None = None) -> ScoreFn:
+  """Makes the function that scores images of that (height, width) against a bank of `rows` [m, d] float32."""
+  from patchcore_jax.detectors import streaming
+  detector = detector or PatchCore()
+  arrays = {'embeddings': rows, 'indices': np.arange(len(rows), dtype=np.int32)}
+  return detector.score_fn(Model(arrays, Description(
+      detector.name, detector.settings(), (streaming.identity(backbone),), image_size, num_images=0)),
+      (backbone,))
 
 
 def prediction_entries(
@@ -311,18 +313,20 @@ def prediction_entries(
     rows: [m, 1024] float32, the bank.
     precisions: of ours and, on a GPU, of torch's network.
     architecture: ours; torch's is WideResNet-50-2.
-    stream: also so many batches one after the other, as `patchcore.predict` runs them.
+    stream: also so many batches one after the other, as `streaming.predict` runs them.
 
   Returns:
     The entries, and by precision a function without arguments that predicts one batch and leaves the
     results on the device.
   """
+  from patchcore_jax.detectors import streaming
   entries, runs, b = {}, {}, len(images)
   size = images.shape[1]
   flops = network_flops(network(architecture=architecture), size)
   search = 2.0 * (size // 8) ** 2 * len(rows) * rows.shape[1]
   for precision in precisions:
-    fn, parameters = prediction(precision, rows, size, architecture)
+    scored = score_fn(network(precision, architecture), rows, (size, size))
+    fn, parameters = scored.fn, streaming.place(scored)
     run = functools.partial(parallel.data_parallel(fn), parameters, images)
     work = _sum({precision: flops}, {'float32' if on_cpu() else 'bfloat16': search})
     runs[precision] = run
@@ -339,9 +343,9 @@ def prediction_entries(
 
 def _predict_all(fn, parameters, images, number):
   from patchcore_jax.data.pipeline import Batch
-  from patchcore_jax.detectors import base
+  from patchcore_jax.detectors import streaming
   batch = Batch(images, None, np.arange(len(images), dtype=np.int32))
-  for _ in base.stream(fn, parameters, [batch] * number):
+  for _ in streaming.stream(fn, parameters, [batch] * number):
     pass
 
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments import entries
 from patchcore_jax import backbones
-from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.detectors import PatchCore
+from patchcore_jax.search import coreset, neighbors, search_bank
 
 Arrays = dict[str, np.ndarray]
 
@@ -94,7 +95,7 @@ def searches(small: bool) -> Arrays:
     made = rng.standard_normal((num_queries + num_rows, rank), np.float32)
     if rank < dim:  # coarse, so that the order of NumPy's sums does not show
       made = np.round(256 * (made @ rng.standard_normal((rank, dim)))).astype(np.float32) / 256
-    prepared = neighbors.prepare(made[num_queries:], shortlist)
+    prepared = search_bank.prepare(made[num_queries:], shortlist)
     search = jax.jit(functools.partial(neighbors.nearest_neighbors, k=k))
     values, indices = search(made[:num_queries], prepared)
     name = f'neighbours, rank {rank}, k {k}, {shortlist} shortlist'
@@ -118,33 +119,25 @@ PARTS: tuple[Callable[[bool], Arrays], ...] = (selections, searches, networks)
 
 def _bank(small):
   """A bank of network features: it is made on the CPU only, so that both devices have the same."""
-  from patchcore_jax.detectors import patchcore
-  images = entries.pictures(8, 64 if small else 224)
-  bank = patchcore.fit(
-      _small_network(), [_batch(images)], len(images), embedding=patchcore.EmbeddingSpec(),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.1))
-  return bank.embeddings
+  return PatchCore(0.1).fit(_images(small, seed=0), (_small_network(),)).arrays['embeddings']
 
 
 def _scores(rows, small):
   """Scores and maps of new images against a given bank, and where the nearest are."""
-  from patchcore_jax.banks.store import MemoryBank
-  from patchcore_jax.detectors import patchcore
-  images, spec = entries.pictures(8, 64 if small else 224, seed=1), patchcore.EmbeddingSpec()
-  description = patchcore.describe(_small_network(), spec) | {'image_size': list(images.shape[1:3])}
-  bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
-  (found,) = patchcore.predict(
-      _small_network(), bank, [_batch(images)], embedding=spec, scoring_spec=patchcore.ScoringSpec())
-  return {'scores/images': found.image_scores, 'scores/maps': np.asarray(found.anomaly_maps, np.float32)}
+  from patchcore_jax.detectors import streaming
+  data = _images(small, seed=1)
+  score_fn = entries.score_fn(_small_network(), rows, data.images.shape[1:3])
+  ((_, found),) = streaming.predict(score_fn, data.batches())
+  return {'scores/images': found.image, 'scores/maps': found.map}
 
 
 def _small_network():
   return entries.network('float32', 'resnet18')
 
 
-def _batch(images):
-  from patchcore_jax.data.pipeline import Batch
-  return Batch(images, None, np.arange(len(images), dtype=np.int32))
+def _images(small, seed):
+  from patchcore_jax.data.dataset import ArrayData
+  return ArrayData(entries.pictures(8, 64 if small else 224, seed), batch_size=8)
 
 
 def main(argv: list[str]) -> None:

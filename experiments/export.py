@@ -9,7 +9,7 @@ package nor the bank:
     python FOLDER/run.py IMAGE...
 
 By default the program takes images of the network's size; with --camera it takes whole frames of the camera
-and resizes and crops them itself. Before anything is written it is compared with patchcore.predict on this
+and resizes and crops them itself. Before anything is written it is compared with prediction on this
 machine. docs/export.md tells how it is taken to other runtimes.
 """
 
@@ -44,7 +44,7 @@ def main(_) -> None:
       f'{out}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
       f'{description["bytes"] / 2**20:.1f} MiB', markup=False)
   cli.console.print(
-      f'differs from inspection.predict by {parity["largest_difference"]:.1e} at most '
+      f'differs from prediction by {parity["largest_difference"]:.1e} at most '
       f'(on {parity["platform"]})')
   if onnx := description.get('onnx'):
     cli.console.print(

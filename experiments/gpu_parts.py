@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from experiments import alternatives, entries, equality, gpu_report, timing
+from patchcore_jax import detectors
+from patchcore_jax.detectors import PatchCore
 from patchcore_jax.search import coreset
 
 _HALF = ('tensorfloat32', 'bfloat16')
@@ -329,34 +331,29 @@ def resolution(run: Run) -> None:
 
 
 def _resolution_row(run, size, number, batch):
-  from patchcore_jax.data.pipeline import Batch
-  from patchcore_jax.detectors import patchcore
-  from patchcore_jax.embedding import EmbeddingSpec
-  from patchcore_jax.scoring import ScoringSpec
+  from patchcore_jax.data.dataset import ArrayData
+  from patchcore_jax.detectors import streaming
   backbone = entries.network(
       'float32' if run.small else 'tensorfloat32', 'resnet18' if run.small else entries.WIDE_RESNET,
       ('layer1', 'layer2', 'layer3'))
-  index = np.arange(number, dtype=np.int32).reshape(-1, batch)
-  batches = [Batch(entries.pictures(batch, size, seed=i), None, part) for i, part in enumerate(index)]
+  images = [entries.pictures(batch, size, seed=i) for i in range(number // batch)]
+  data, detector = ArrayData(np.concatenate(images), batch), PatchCore(0.1)
   plans, ends, began = [], {}, time.perf_counter()
 
   def progress(stage, done, total):
     ends[stage] = time.perf_counter()
 
-  bank = patchcore.fit(
-      backbone, batches, number, embedding=EmbeddingSpec(),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.1), notify=plans.append, progress=progress)
+  model = detector.fit(data, (backbone,), detectors.Run(notify=plans.append, progress=progress))
   stages = np.diff([began, *(ends.get(stage, began) for stage in ('embed', 'project', 'coreset'))])
-  seconds = []
+  seconds, batches = [], list(data.batches())
   began = time.perf_counter()
-  for _ in patchcore.predict(
-      backbone, bank, batches, embedding=EmbeddingSpec(), scoring_spec=ScoringSpec()):
+  for _ in streaming.predict(detector.score_fn(model, (backbone,)), batches):
     seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
   memory = jax.local_devices()[0].memory_stats() or {}
   peak = f'{memory["peak_bytes_in_use"] / 1e9:.1f} GB so far' if 'peak_bytes_in_use' in memory else '-'
   times = [timing.duration(x) for x in (*stages, timing.median(seconds) / batch)]
-  run.say('| ' + ' | '.join([str(size), str(number), str(plans[0]), *times, peak]) + ' |')
+  run.say('| ' + ' | '.join([str(size), str(number), plans[0].removeprefix('bank: '), *times, peak]) + ' |')
   return [*stages, *seconds]
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import benchmark, cli
+from experiments import cli, timing
 from patchcore_jax import inspection
 from patchcore_jax.data import folder, preprocess
 
@@ -71,7 +71,7 @@ def main(_) -> int:
     cli.console.print(f'WRONG, {count} times: {problem}', markup=False)
   for line in table(results, memory, batch, predict(cli.BANK.value, paths)):
     print(line, flush=True)
-  print(benchmark.machine())
+  print(timing.machine())
   return 1 if wrong else 0
 
 

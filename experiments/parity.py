@@ -20,16 +20,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, reference
+from experiments import cli, entries, reference
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data import preprocess
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PatchCore, patchcore, streaming
 from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.settings import EmbeddingSpec, Preprocessing, ScoringSpec
 
 cli.key_flags()
 
@@ -101,7 +99,7 @@ def preprocessing(folder: Path) -> Iterator[Row]:
       width, height = map(int, case.partition('_')[2].split('x'))
       pixels = reference.image(width, height)
       mask = Image.fromarray(np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8))
-      spec = preprocess.Preprocessing()
+      spec = Preprocessing()
       crop = np.asarray(preprocess.transform(Image.fromarray(pixels), spec))
       resized = np.asarray(preprocess.transform(mask, spec))
       for name, value in (('u8', crop), ('mask_u8', resized)):
@@ -199,14 +197,15 @@ def end_to_end_paper(folder: Path) -> Iterator[Row]:
                          "of the std: the backbone's float32 error")
     yield _selection_row(f'{label} coreset', 'PI', fitted, arrays['projection'],
                          arrays['coreset_indices'], arrays['start_points'])
-    bank = _bank(fitted, arrays['coreset_indices'], spec)
+    bank = fitted[arrays['coreset_indices']]
     for k in (1, 5):
       scoring = ScoringSpec(num_neighbors=k)
-      distances_sq, _ = _nearest(queries, bank.embeddings, k)
+      distances_sq, _ = _nearest(queries, bank, k)
       value = np.asarray(distances_sq).mean(-1)
       yield _closer_row(f'{label} patch scores, {k} neighbours', 'PI', value, arrays,
                         f'nn{k}/patch_scores')
-      yield from _score_rows(label, 'PI', test, bank, spec, scoring, arrays, f'nn{k}', 'segmentation')
+      detector = PatchCore(embedding=spec, scoring=scoring)
+      yield from _score_rows(label, 'PI', test, bank, detector, arrays, f'nn{k}', 'segmentation')
 
 
 def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
@@ -224,8 +223,8 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
       if run == 'own':
         yield _selection_row(f'{label}, selection', 'AL', fitted, arrays['own/projection'],
                              arrays['own/coreset_indices'], None)
-      bank = _bank(fitted, arrays[f'{run}/coreset_indices'], spec)
-      distances_sq, _ = _nearest(queries, bank.embeddings, 1)
+      bank = fitted[arrays[f'{run}/coreset_indices']]
+      distances_sq, _ = _nearest(queries, bank, 1)
       yield _closer_row(f'{label}, patch scores', 'AL', np.sqrt(np.asarray(distances_sq)[:, 0]),
                         arrays, f'{run}/nn9/patch_scores')
       for support in (9, 3, 1) if run == 'given' else (9,):
@@ -234,8 +233,8 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
             distance='root', image_score='reweighted' if support > 1 else 'max',
             support_neighbors=max(support, 2), upsampling='nearest', blur_edges='reflect')
         yield from _score_rows(
-            f'{label}, {support} neighbours', 'AL', test, bank, spec, scoring, arrays,
-            f'{run}/nn{support}', 'maps')
+            f'{label}, {support} neighbours', 'AL', test, bank, PatchCore(embedding=spec, scoring=scoring),
+            arrays, f'{run}/nn{support}', 'maps')
 
 
 def measures(folder: Path) -> Iterator[Row]:
@@ -293,7 +292,7 @@ def _prefixes(arrays: Arrays) -> list[str]:
 def _categories(folder):
   """(name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
   if arrays := _load(folder, 'scoring_synthetic_pi.npz'):
-    crop = preprocess.Preprocessing()
+    crop = Preprocessing()
 
     def made(paths):
       return np.stack([
@@ -330,19 +329,10 @@ def _wide_resnet():
       checkpoints.IMAGENET_STD, 'reference')
 
 
-def _batch(images):
-  return Batch(images, None, np.arange(len(images), dtype=np.int32))
-
-
 def _embed(images, spec):
   """Embeddings [patches, d] of images [n, h, w, 3] uint8."""
-  value = patchcore.embed(_wide_resnet(), [_batch(images)], len(images), embedding=spec)
+  value, _ = patchcore.embed(_wide_resnet(), ArrayData(images, len(images)), embedding=spec)
   return value.reshape(-1, value.shape[-1])
-
-
-def _bank(embeddings, indices, spec):
-  description = patchcore.describe(_wide_resnet(), spec) | {'image_size': [224, 224]}
-  return MemoryBank(embeddings[indices], indices.astype(np.int32), description)
 
 
 def _replay(points, expected, start):
@@ -390,17 +380,17 @@ def _closer_row(quantity, origin, value, arrays, name):
              f"of the original's own float32 error, {theirs:.1e}")
 
 
-def _score_rows(label, origin, images, bank, spec, scoring, arrays, name, maps_name):
-  """Image scores and maps of `patchcore.predict`."""
-  (value,) = patchcore.predict(
-      _wide_resnet(), bank, [_batch(images)], embedding=spec, scoring_spec=scoring)
+def _score_rows(label, origin, images, bank, detector, arrays, name, maps_name):
+  """Compares image scores and maps against the rows of a bank."""
+  score_fn = entries.score_fn(_wide_resnet(), bank, images.shape[1:3], detector)
+  ((_, value),) = streaming.predict(score_fn, ArrayData(images, len(images)).batches())
   truth = arrays[f'{name}/image_scores_f64']
-  difference = np.abs(value.image_scores[0] - truth)
+  difference = np.abs(value.image - truth)
   yield Row(f'{label}, image scores {name}', origin, float(difference.max()),
             float((difference / truth).max()), 1e-4, 'of the score, float32')
   if f'{name}/{maps_name}/idx' in arrays:
     truth = arrays[f'{name}/{maps_name}/f64']
-    sampled = value.anomaly_maps[0].reshape(-1)[arrays[f'{name}/{maps_name}/idx']]
+    sampled = value.map.reshape(-1)[arrays[f'{name}/{maps_name}/idx']]
     difference = float(np.abs(sampled - truth).max())
     yield Row(f'{label}, maps {name}', origin, difference, difference / float(np.ptp(truth)), 1e-3,
               "of the map's range")

@@ -25,13 +25,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
-from experiments.images import Features, Images, SharedImages
+from experiments.images import Features, Images
 from experiments.wiring import Settings
 from patchcore_jax import backbones, metrics
 from patchcore_jax.backbones import Backbone, resnet, simulation
 from patchcore_jax.data.folder import Category
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.base import Progress
+from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
 
 cli.key_flags('config', 'workdir')
 
@@ -46,9 +45,17 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-  """The whole study of one network; returns the rows, which are in WORKDIR/precision.csv too."""
+  """Measures one network; returns the rows, which are in WORKDIR/precision.csv too.
+
+  Raises:
+    ValueError: bad config, or another method than PatchCore with one network.
+  """
   config = wiring.with_named_backbone(config)
   settings = wiring.settings(config)
+  if not isinstance(settings.detector, PatchCore):
+    raise ValueError(
+        f'{settings.detector.title}: precisions are compared of PatchCore with one network. Set '
+        "config.detector='patchcore' and one config.backbone.name.")
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'precision.csv'
   rows = list(csv.DictReader(path.open())) if path.exists() else []
@@ -62,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
       continue
     with cli.progress_bar(category.name) as progress:
       rows += [{'network': name, 'category': category.name} | row
-               for row in compare(networks, category, settings, config, workdir, progress)]
+               for row in compare(networks, category, settings, config.seed, workdir, progress)]
     with path.open('w', newline='') as file:
       writer = csv.DictWriter(file, COLUMNS, restval='')
       writer.writeheader()
@@ -89,53 +96,48 @@ def network(config: ConfigDict, precision: str) -> Backbone:
 
 
 def compare(
-    networks: dict[str, Backbone], category: Category, settings: Settings, config: ConfigDict, scratch: Path,
-    progress: Progress) -> Iterator[dict[str, Any]]:
-  """The rows of one category, without its name. The images pass through each network once."""
+    networks: dict[str, Backbone], category: Category, settings: Settings, seed: int, scratch: Path,
+    progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+  """Yields the rows of one category, without its name. The images pass through each network once."""
+  detector, files = settings.detector, Images(settings, seed, category)
+  # One record for all: only the feature maps tell the precisions apart.
+  without = (backbones.without_network(networks[FLOAT32]),)
 
   def computed(backbone):
-    maps = Features(backbone, Images(config, settings, category), scratch, progress)
-    return SharedImages(config, settings, category, maps)
+    return files.with_features(Features(backbone, files, scratch, progress))
 
-  def fit(images, seed=config.seed):
-    return patchcore.fit(
-        without, images.train(), images.num_train, embedding=settings.embedding,
-        coreset_spec=dataclasses.replace(settings.coreset, seed=seed), progress=progress)
+  def fit(images, seed=seed):
+    return detector.fit(images.train, without, Run(progress=progress, seed=seed))
 
-  def predict(images, bank):
-    """Image scores [s, n] and the metrics of each of the s sizes, of the test images."""
-    found = patchcore.predict(
-        without, bank, images.test(), embedding=settings.embedding, scoring_spec=settings.scoring,
-        search=settings.search, sizes=sizes)
-    scores, maps = (
-        np.concatenate(x, axis=1) for x in zip(*((p.image_scores, p.anomaly_maps) for p in found)))
-    measured = [metrics.evaluate(labels, s, masks, m, **config.metrics) for s, m in zip(scores, maps)]
-    return scores, [np.array([m[name] for name in METRICS]) for m in measured]
+  def predict(images, model):
+    """Of each ratio, the scores [n] of the test images, and the metrics."""
+    score_fn = patchcore.score_fn_at(detector, model, without, settings.ratios, search=settings.search)
+    _, batches = zip(*streaming.predict(score_fn, images.test.batches()))
+    found = [jax.tree.map(lambda *x: np.concatenate(x), *scores) for scores in zip(*batches)]
+    measured = [metrics.evaluate(labels, s.image, masks, s.map, **vars(settings.metrics)) for s in found]
+    return [s.image for s in found], [np.array([m[name] for name in METRICS]) for m in measured]
 
-  # One record for all: only the feature maps tell the precisions apart.
-  without = backbones.without_network(networks[FLOAT32])
   exact = computed(networks[FLOAT32])
   labels = np.array([e.label for e in category.test])
-  masks = np.concatenate([b.mask[b.valid] for b in exact.test()])
+  masks = np.concatenate([b.mask[b.valid] for b in exact.test.batches()])
   reference = fit(exact)
-  sizes = reference.sizes(settings.ratios)
   _, before = predict(exact, reference)
   for ratio, values in zip(settings.ratios, before):
     yield _row(ratio, FLOAT32, 'its own', values)
-  _, seeded = predict(exact, fit(exact, config.seed + 1))
+  _, seeded = predict(exact, fit(exact, seed + 1))
   for ratio, values, other in zip(settings.ratios, before, seeded):
     yield _row(ratio, FLOAT32, 'another seed', other - values)
   for precision, backbone in networks.items():
     if precision == FLOAT32:
       continue
     images = computed(backbone)
-    everything = patchcore.embed(without, images.train(), images.num_train, embedding=settings.embedding)
-    rows = everything.reshape(-1, everything.shape[-1])[np.asarray(reference.indices)]
+    everything, _ = patchcore.embed(*without, images.train, embedding=detector.embedding)
+    rows = everything.reshape(-1, everything.shape[-1])[reference.arrays['indices']]
     del everything
-    for bank, selection in (
-        (dataclasses.replace(reference, embeddings=rows), "float32's"), (fit(images), 'its own')):
-      here, measured = predict(images, bank)
-      there, _ = predict(exact, bank)
+    same_patches = reference._replace(arrays=reference.arrays | {'embeddings': rows})
+    for model, selection in ((same_patches, "float32's"), (fit(images), 'its own')):
+      here, measured = predict(images, model)
+      there, _ = predict(exact, model)
       for i, ratio in enumerate(settings.ratios):
         off = np.abs(there[i] / here[i] - 1)[labels == 0]
         yield _row(ratio, precision, selection, measured[i] - before[i]) | {

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, wiring
 from patchcore_jax import atomic_files
-from patchcore_jax.banks import store
+from patchcore_jax.banks.model import BankError
 from patchcore_jax.builtin import pool, procedural, training, views
 
 cli.key_flags('config', 'workdir')
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   settings = _settings(config)
   try:
     state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
-  except store.BankError as e:
+  except BankError as e:
     raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
                      f'that lies there. ({e})') from e
   step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
