@@ -119,7 +119,7 @@ class Experiment:
     """
     config, settings = self._config, self.settings
     with cli.progress_bar(images.name) as progress:
-      model = self._obtain(backbones, images, progress)
+      model = self._fit_or_restore(backbones, images, progress)
       score_fn, sizes = self._at_ratios(model, backbones)
       test, masks, times = [], [], [time.monotonic()]
       part = processes.part(len(images.test))
@@ -169,8 +169,8 @@ class Experiment:
     results.write_csv(self._workdir / 'results.csv', self.rows)
     run_report.write(self._workdir, config, self.rows)
 
-  def _obtain(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """The bank in the workdir, or a new model. Those without a bank are not kept: they can take gigabytes."""
+  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
+    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can take gigabytes."""
     detector, path = self.settings.detector, self._workdir / 'banks' / images.name
     kept = isinstance(detector, PatchCore | Ensemble)
     if kept and path.exists():
@@ -195,7 +195,7 @@ class Experiment:
 
   def _at_ratios(
       self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
-    """One pass for all ratios: a function with a tuple as its result, and the patches of each bank."""
+    """Scores all ratios in one pass: a function that returns a tuple, and the patches of each bank."""
     detector, ratios, search = self.settings.detector, self.settings.ratios, self.settings.search
     if isinstance(detector, PatchCore):
       sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
