@@ -1,4 +1,4 @@
-"""Neighbour distances -> image score and anomaly map (the paper's section 3.3)."""
+"""Computes image scores and anomaly maps from the distances of neighbours (the paper's section 3.3)."""
 
 import functools
 
@@ -15,7 +15,7 @@ _TRUNCATE = 4.0
 
 
 def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:
-  """[..., k] squared distances -> [...] scores: their mean, or that of their roots.
+  """Averages squared distances [..., k], or their roots, to patch scores [...].
 
   >>> patch_scores(jnp.array([[4., 16.]]), ScoringSpec(distance='root'))
   Array([3.], dtype=float32)
@@ -24,7 +24,7 @@ def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:
 
 
 def image_scores(scores: jax.Array) -> jax.Array:
-  """Patch scores [b, h, w] -> image scores [b]: the score of the most anomalous patch."""
+  """Finds image scores [b] in patch scores [b, h, w]: the score of the most anomalous patch."""
   return scores.max(axis=(1, 2))
 
 
@@ -39,7 +39,7 @@ def reweighted_image_scores(
     axis_name: str | None = None,
     kernels: bool = True,
 ) -> jax.Array:
-  """Image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
+  """Computes image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
 
   s* is the distance of the most anomalous patch to its nearest bank patch m*, and d are its distances
   to the `support_neighbors` bank patches nearest to m*, m* first. The weight is small where m* is
@@ -47,8 +47,8 @@ def reweighted_image_scores(
   `spec.distance`.
 
   Args:
-    embeddings: [b, p, d] of the p patches of each image.
-    distances_sq, indices: [b, p, k] from `nearest_neighbors`.
+    embeddings: [b, p, d], the p patches of each image.
+    distances_sq, indices: [b, p, k], what `nearest_neighbors` found.
     bank: [m, d], or what `search_bank.prepare` made of it.
     spec: see `ScoringSpec`.
     size: only the first so many rows of the bank count; None for all.
@@ -76,9 +76,9 @@ def reweighted_image_scores(
 
 
 def anomaly_maps(scores: jax.Array, size: tuple[int, int], spec: ScoringSpec) -> jax.Array:
-  """Patch scores [b, h, w] -> anomaly maps [b, height, width], in the scores' units.
+  """Enlarges patch scores [b, h, w] to anomaly maps [b, height, width], in the scores' units.
 
-  Enlargement (corners not aligned, as PyTorch) and the Gaussian blur are both linear and separable:
+  Enlargement (corners not aligned, as in PyTorch) and the Gaussian blur are both linear and separable:
   together they are one small matrix for each axis.
 
   >>> anomaly_maps(jnp.ones((1, 2, 2)), (4, 6), ScoringSpec()).shape
@@ -98,7 +98,7 @@ def _distance(distances_sq, spec):
 @functools.lru_cache(maxsize=64)
 def _enlarge_and_blur(
     cells: int, pixels: int, upsampling: str, sigma: float, edges: str) -> np.ndarray:
-  """[pixels, cells] float32, made in float64; rows sum to one."""
+  """Makes the matrix [pixels, cells] float32 of one axis, in float64; its rows sum to one."""
   pixel = np.arange(pixels)
   enlarge = np.zeros((pixels, cells))
   if upsampling == 'nearest':

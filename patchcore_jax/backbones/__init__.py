@@ -1,4 +1,4 @@
-"""Frozen networks: images -> {layer name: feature map}.
+"""Frozen networks, which turn images into feature maps by layer.
 
 `create` finds one by name. A network of your own is any `Backbone` record, for example from a function
 `factory()` in `module.py`, named as 'module:factory'. A new family of networks is one file with one

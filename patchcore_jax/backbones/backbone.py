@@ -24,11 +24,11 @@ class Backbone:
     layers: names of the layers used when none are asked for, shallow to deep.
     mean, std: three floats each; images reach `apply` as (rgb / 255 - mean) / std.
     name: what made it, for logs and for the description of a memory bank.
-    precision: of its products, also for the description.
+    precision: precision of its products, also for the description.
     source: the arguments name, weights and seed of `create` that make it again; None for a network that
       `create` did not make.
-    elsewhere: `apply` as devices of another kind than this one compute it, or None where that is no other:
-      see `computed_elsewhere`.
+    elsewhere: `apply` as devices of another kind than this one compute it, or None where they compute the
+      same: see `computed_elsewhere`.
   """
 
   apply: Apply
@@ -45,9 +45,9 @@ class Backbone:
 def computed_elsewhere(backbone: Backbone) -> Backbone:
   """Returns the network as other kinds of devices compute it: what a bank made here must allow for there.
 
-  A GPU's or TPU's own arithmetic is compared with float32, and on a CPU tensorfloat32, which it computes as
-  float32, with what a GPU makes of it. In float32 all devices compute the same, and on a CPU nothing is said
-  of a network from a factory: then this is the backbone itself.
+  For a GPU's or TPU's own arithmetic, that is the network in float32. For tensorfloat32 on a CPU,
+  which computes it as float32, it is what a GPU makes of it. In float32 all devices compute the same, and for
+  a network from a factory nothing else is known on a CPU: then this is the backbone itself.
   """
   return dataclasses.replace(backbone, apply=backbone.elsewhere or backbone.apply)
 
@@ -55,7 +55,7 @@ def computed_elsewhere(backbone: Backbone) -> Backbone:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=['maps'], meta_fields=['image_size'])
 @dataclasses.dataclass(frozen=True)
 class FeatureMaps:
-  """What a network made of a batch of images, in their place: see `without_network`.
+  """The maps that a network made of a batch of images, in their place: see `without_network`.
 
   Attributes:
     maps: {layer: [b, h', w', c] float32}.
@@ -67,7 +67,7 @@ class FeatureMaps:
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
-    """That of the images."""
+    """The shape of the images."""
     return len(self), *self.image_size, 3
 
   def __len__(self) -> int:

@@ -10,7 +10,7 @@ from patchcore_jax.backbones.backbone import Apply
 
 
 def _any_size(architecture: str) -> int:
-  """The default of `Family.multiple`, for networks that take images of every size."""
+  """Returns 1: the default of `Family.multiple`, for networks that take images of every size."""
   return 1
 
 

@@ -1,4 +1,4 @@
-"""Files of weights -> the variables of a network, with nothing left over on either side."""
+"""Converts files of weights to the variables of a network, with nothing left over on either side."""
 
 import hashlib
 import os
@@ -65,9 +65,9 @@ def port(
 
   Args:
     state_dict: arrays by name, in the layout that is published.
-    family: of the network.
+    family: family of the network.
     architecture: one of the family's.
-    source: named in errors.
+    source: what errors call the checkpoint.
 
   Returns:
     Variables, NumPy float32.
@@ -94,7 +94,7 @@ def fold_batch_norm(
   Args:
     state_dict: PyTorch arrays; the weight of the convolution is [out, in / groups, height, width].
     conv, norm: what the keys of the two begin with, as 'layer1.0.conv1' and 'layer1.0.bn1'.
-    epsilon: of the batch norm.
+    epsilon: the batch norm's epsilon.
 
   Returns:
     'kernel' [height, width, in / groups, out] and 'bias' [out], float32.
@@ -114,6 +114,7 @@ def fold_batch_norm(
 
 
 def _report(source, missing, left, wrong, most=6):
+  """Raises PortError where keys are missing, left over or of a wrong shape."""
   def some(keys):
     return ', '.join(keys[:most]) + (f', ... ({len(keys)} in all)' if len(keys) > most else '')
 
@@ -128,7 +129,7 @@ def _report(source, missing, left, wrong, most=6):
 
 
 def _check_hash_in_name(path: Path) -> None:
-  """torchvision's file names end in the first 8 digits of their SHA-256."""
+  """Checks a file against its name, which ends in the first 8 digits of its SHA-256 if torchvision's."""
   if match := re.search(r'-([0-9a-f]{8})$', path.stem):
     with path.open('rb') as f:
       digest = hashlib.file_digest(f, 'sha256').hexdigest()

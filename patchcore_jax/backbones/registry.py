@@ -33,9 +33,10 @@ def create(
     weights: '' for the checkpoint named by the tag (downloaded once, then cached), the path of a
       local .safetensors or .pth file, or 'random' (for tests; said loudly).
     layers: layers to return; () for the backbone's own choice.
-    seed: of random weights.
-    precision: of the products and convolutions, one of the `precisions` of the network's family, such as
-      'float32', 'tensorfloat32' or 'bfloat16' (docs/precision.md); or 'auto', see `resolve_precision`.
+    seed: seed of random weights.
+    precision: precision of the products and convolutions, one of the `precisions` of the network's family,
+      such as 'float32', 'tensorfloat32' or 'bfloat16' (docs/precision.md); or 'auto', see
+      `resolve_precision`.
 
   Returns:
     A `Backbone` whose `layers` are those asked for.
@@ -67,7 +68,7 @@ def create(
 def best_available() -> str:
   """Names the better of two checkpoints that this machine can have; the weaker is said loudly.
 
-  `checkpoints.PREFERRED`, with ImageNet weights, where they are cached or can be downloaded; else
+  It is `checkpoints.PREFERRED`, with ImageNet weights, where they are cached or can be downloaded; else
   `checkpoints.BUILT_IN`, which comes with the package. Looking for the first may download it.
   """
   try:
@@ -107,7 +108,7 @@ def resolve_precision(precision: str, name: str, platform: str = '') -> str:
 
   Args:
     precision: `backbone.precision`.
-    name: of the backbone.
+    name: name of the backbone.
     platform: 'cpu', 'gpu' or 'tpu'; '' for that of this process.
 
   Raises:
@@ -128,6 +129,7 @@ def resolve_precision(precision: str, name: str, platform: str = '') -> str:
 
 
 def _from_family(name, weights, layers, seed, precision) -> Backbone:
+  """Creates a backbone of one of the families."""
   family = find_family(name)
   architecture, _, tag = name.partition('.')
   there = (*family.layers(architecture), local_colour.NAME)
@@ -198,6 +200,7 @@ def _with_colour(apply, mean, std):
 
 
 def _from_factory(name, layers) -> Backbone:
+  """Creates a backbone by a user's factory, and checks what that returns."""
   module_name, _, attribute = name.partition(':')
   try:
     module = importlib.import_module(module_name)
@@ -220,7 +223,7 @@ def _from_factory(name, layers) -> Backbone:
         f'Backbone {name!r}: the factory returned {type(backbone).__name__}, expected a '
         'patchcore_jax.backbones.Backbone.')
   layers = layers or tuple(backbone.layers)
-  # Shapes only: nothing is computed. 224 px is a size that every known network takes.
+  # This computes shapes, and no values. 224 px is a size that every known network takes.
   maps = jax.eval_shape(
       backbone.apply, backbone.variables, jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32))
   missing = [layer for layer in layers if layer not in maps]

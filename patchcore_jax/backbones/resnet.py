@@ -1,8 +1,8 @@
 """The ResNet family in Flax, for inference: ResNet, Wide ResNet, ResNeXt.
 
-He et al. 2016; Zagoruyko and Komodakis 2016; Xie et al. 2017; the stride sits on the 3x3 convolution
-of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer is a
-convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
+They are those of He et al. 2016, Zagoruyko and Komodakis 2016, and Xie et al. 2017; the stride sits on the
+3x3 convolution of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer
+is a convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
 
 On a CPU some convolutions run as `cpu_convolutions` has them, and a few images at a time, which is
 faster; GPUs and TPUs have their library's convolutions. `docs/precision.md` says what the precisions are.
@@ -39,11 +39,11 @@ class Architecture:
 
   Attributes:
     depths: residual blocks in layer1, layer2 and so on.
-    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (else of two 3x3).
+    bottleneck: whether blocks have 1x1, 3x3 and 1x1 convolutions, or else two 3x3.
     groups: groups of the 3x3 convolution.
     group_width: channels of each group in layer1, for a width of 64; doubles with every layer.
     width: base channels of the stem and layer1; doubles with every further layer.
-    layers: used when none are asked for; 'colour' is that of `local_colour`.
+    layers: the layers used when none are asked for; 'colour' is that of `local_colour`.
   """
 
   depths: tuple[int, ...]
@@ -64,7 +64,7 @@ ARCHITECTURES = {
     'wide_resnet101_2': Architecture((3, 4, 23, 3), group_width=128),
     'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
     'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
-    # Its own layers by measurement: docs/pretrained.md.
+    # Its layers were chosen by measurement: docs/pretrained.md.
     'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32,
                                   layers=('layer1', 'layer2', 'colour')),
 }
@@ -76,8 +76,10 @@ class Arithmetic:
 
   Attributes:
     precision: one of `PRECISIONS`; see `apply_fn`.
-    for_cpu: convolutions of `cpu_convolutions` where they pay, and float32 units for values of any precision.
-    products: 1x1 convolutions as matrix products: the same sums, much faster on CPUs, slower on GPUs.
+    for_cpu: whether convolutions are those of `cpu_convolutions` where they pay, and values of any precision
+      are computed with as float32.
+    products: whether 1x1 convolutions are matrix products: the same sums, much faster on CPUs, slower on
+      GPUs.
   """
 
   precision: str = 'float32'
@@ -85,7 +87,7 @@ class Arithmetic:
   products: bool = True
 
   def rounded(self, x: jax.Array) -> jax.Array:
-    """`x` as it is kept between two convolutions, and as it enters one."""
+    """Rounds to the precision what is kept between two convolutions, and what enters one."""
     if self.precision != 'bfloat16':
       return x
     if self.for_cpu:
@@ -96,7 +98,7 @@ class Arithmetic:
 
   @property
   def accuracy(self) -> dict[str, Any]:
-    """Arguments of a product or convolution of `rounded` operands."""
+    """The arguments of a product or convolution of `rounded` operands."""
     if self.precision == 'bfloat16' and not self.for_cpu:
       # The result is bfloat16 too: libraries have fast convolutions of bfloat16 to bfloat16 only, and sum in
       # float32 within them.
@@ -169,7 +171,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Feature maps of `layers`; nothing behind the deepest of them is built."""
+  """The network that gives the feature maps of `layers`; nothing behind the deepest of them is built."""
 
   architecture: Architecture
   layers: tuple[str, ...]
@@ -195,12 +197,12 @@ class ResNet(nn.Module):
 def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float32'):
   """Builds the pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
 
-  Cached, because jit recompiles for every new function object.
+  The function is cached, because jit recompiles for every new function object.
 
   Args:
     architecture: one of `ARCHITECTURES`.
     layers: some of `layers_of(architecture)`.
-    precision: of products and convolutions, whose sums are float32 always: 'float32';
+    precision: precision of products and convolutions, whose sums are float32 always: 'float32';
       'tensorfloat32', operands of 11 significant bits on GPUs that have it, three bfloat16 products on
       TPUs, float32 on CPUs; or 'bfloat16', operands, results and residuals of 8 significant bits everywhere.
 
@@ -227,7 +229,7 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
 
 
 def _in_parts(apply, variables, images):
-  """`apply` on a few images after the other."""
+  """Calls `apply` on a few images at a time."""
   b, height, width, _ = images.shape
   part = max(n for n in range(1, b + 1) if b % n == 0 and n * height * width <= max(
       _CPU_PIXELS, height * width))
@@ -290,7 +292,7 @@ def state_dict_shapes(architecture: str) -> dict[str, tuple[int, ...] | None]:
 
 
 def convert(state_dict: Mapping[str, np.ndarray], architecture: str) -> dict[str, Any]:
-  """Converts a checkpoint as `state_dict_shapes` has it to variables of the whole network, NumPy float32."""
+  """Converts a checkpoint of these keys and shapes to variables of the whole network, NumPy float32."""
 
   def fold(path, _):
     return port.fold_batch_norm(state_dict, *_torch_names(path))

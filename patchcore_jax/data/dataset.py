@@ -1,4 +1,4 @@
-"""Images to fit on or to score, read as often as wanted: of files, or of an array."""
+"""Images to fit on or to score, read as often as wanted from files or from an array."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ class FileData:
     examples: what to read.
     preprocessing: sizes.
     batch_size: images per batch, a multiple of the number of local devices.
-    num_workers, on_error: as of `pipeline.batches`.
+    num_workers, on_error: see `pipeline.batches`.
     with_masks: also reads masks.
   """
 
@@ -37,7 +37,7 @@ class FileData:
     return len(self.examples)
 
   def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
-    """See `detectors.base.Data`.
+    """Yields the images in batches, as `detectors.base.Data` describes.
 
     Raises:
       ImageError: a file cannot be used and `on_error` is None.
@@ -50,7 +50,7 @@ class FileData:
     return (_changed(batch, order, shuffle, augment) for batch in batches)
 
   def part(self, positions: Sequence[int]) -> 'FileData':
-    """The data of some of the examples."""
+    """Returns the data of the examples at `positions`."""
     return dataclasses.replace(self, examples=[self.examples[i] for i in positions])
 
 
@@ -61,7 +61,7 @@ class ArrayData:
   Attributes:
     images: [n, h, w, 3] uint8 RGB, as the network is to see them.
     batch_size: images per batch, a multiple of the number of local devices.
-    names: [n] of the images; () for none.
+    names: [n] names of the images; () for none.
 
   >>> data = ArrayData(np.zeros((3, 8, 8, 3), np.uint8), batch_size=2)
   >>> [batch.index.tolist() for batch in data.batches()]
@@ -78,11 +78,11 @@ class ArrayData:
 
   @property
   def examples(self) -> list[Example]:
-    """An example for each image, without a file where it has no name."""
+    """An example for each image, which names no file where the image has no name."""
     return [Example(name, (), 0, '', 'good') for name in self.names or [''] * len(self)]
 
   def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
-    """See `detectors.base.Data`."""
+    """Yields the images in batches, as `detectors.base.Data` describes."""
     order = _order(len(self), shuffle)
     for begin in range(0, len(order), self.batch_size):
       index = np.full(self.batch_size, -1, np.int32)
@@ -93,23 +93,23 @@ class ArrayData:
       yield _changed(Batch(images, None, index), order, shuffle, augment)
 
   def part(self, positions: Sequence[int]) -> 'ArrayData':
-    """The data of some of the images."""
+    """Returns the data of the images at `positions`."""
     positions = np.asarray(positions, int)
     return dataclasses.replace(
         self, images=self.images[positions], names=[self.names[i] for i in positions] if self.names else ())
 
 
 def _order(n: int, shuffle: int | None) -> np.ndarray:
-  """Which example comes when."""
+  """Lists the positions of n examples in the order in which they come."""
   return np.arange(n) if shuffle is None else np.random.default_rng(shuffle).permutation(n)
 
 
 def _changed(batch: Batch, order, shuffle, augment) -> Batch:
-  """The batch with the positions that its images have among the examples, and augmented."""
+  """Augments a batch, and gives its images the positions that they have among the examples."""
   index = np.where(batch.valid, order[batch.index], -1).astype(np.int32)
   if augment is None:
     return batch._replace(index=index)
-  # Of the seed and the image alone: in another batch size the same comes out.
+  # The generator depends on the seed and the image alone: another batch size gives the same images.
   images = [
       augment(np.random.default_rng([shuffle or 0, i]), image) if i >= 0 else image
       for i, image in zip(index, batch.image, strict=True)]

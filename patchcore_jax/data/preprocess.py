@@ -1,9 +1,9 @@
-"""Image files -> uint8 arrays of the size that the network sees; masks likewise.
+"""Makes uint8 arrays of the size that the network sees from image files, and likewise from masks.
 
 The order is: decode to RGB, resize, pad, crop. Defaults are those of the paper's released code:
 short side to 256 with Pillow's antialiased bilinear filter, centre crop of 224. Scaling to
 (rgb / 255 - mean) / std happens on the device, in `backbones.normalize`, so that a quarter of the
-bytes travels.
+bytes is sent there.
 """
 
 import io
@@ -92,14 +92,14 @@ def read_image(
   Args:
     path: the file, as messages name it.
     read: gives its bytes, where it is no file on disk.
-    page: which page, or frame of an animation, from 0.
-    max_pixels: refuse images of more before they are decoded; None for Pillow's limit against
+    page: number of the page, or of the frame of an animation, from 0.
+    max_pixels: images of more pixels are refused before they are decoded; None for Pillow's limit against
       decompression bombs alone (twice `Image.MAX_IMAGE_PIXELS`, 179 million).
 
   Raises:
     UnknownFormatError: the content is no image of a known format.
     TooManyPixelsError: the image is larger than allowed.
-    ImageError: (of which those are kinds) the file is missing, truncated, damaged, or holds 32-bit
+    ImageError: (the two above are kinds of it) the file is missing, truncated, damaged, or holds 32-bit
       integers or floats, whose range is not known.
   """
   return _to_rgb(_open(path, read, page, max_pixels), path)
@@ -109,7 +109,7 @@ def read_mask(
     path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
   """Decodes a mask file to mode 'L': 255 where the file is not zero (black), 0 elsewhere.
 
-  Arguments and errors as of `read_image`.
+  Arguments and errors are those of `read_image`.
   """
   image = _open(path, read)
   if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
@@ -161,8 +161,8 @@ class Geometry(NamedTuple):
   Attributes:
     resized: size after resizing.
     pad: pixels added then, ((above, below), (left, right)).
-    crop: of the padded image, the upper left pixel that is kept.
-    size: of the result.
+    crop: the upper left pixel of the padded image that is kept.
+    size: size of the result.
   """
 
   resized: tuple[int, int]
@@ -172,7 +172,7 @@ class Geometry(NamedTuple):
 
 
 def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geometry:
-  """Where the pixels of an image of this size go.
+  """Computes where the pixels of an image of this size go.
 
   Raises:
     ValueError: the image is smaller than the crop after resizing and padding, or so long and thin
@@ -205,7 +205,7 @@ def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geomet
 
 
 def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-  """Size (height, width) after resizing, before padding and cropping.
+  """Computes the size (height, width) after resizing, before padding and cropping.
 
   >>> resized_size(500, 700, Preprocessing())
   (256, 358)
@@ -222,11 +222,12 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
 
 
 def _open(path, read, page=0, max_pixels=None) -> Image.Image:
+  """Decodes an image and turns it upright; every failure becomes an `ImageError`."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       with Image.open(io.BytesIO(read(path)) if read else path, formats=FORMATS) as image:
-        if page:  # else not even counted, which takes time
+        if page:  # otherwise the pages are not counted, which takes time
           if page >= (pages := getattr(image, 'n_frames', 1)):
             raise ImageError(f'{path} has {pages} pages: there is no page {page}, counted from 0.')
           image.seek(page)
@@ -269,9 +270,9 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
-  """Full range to full range: 257 * v -> v, rounded."""
+  """Scales 16-bit values to 8 bits, full range to full range: 257 * v becomes v, rounded."""
   result = np.empty(values.shape, np.uint8)
-  rows = max(1, 2**20 // values.shape[1])  # at a time: what is between takes several times an image's memory
+  rows = max(1, 2**20 // values.shape[1])  # at a time: the steps between take several times as much memory
   for i in range(0, len(values), rows):
     result[i:i + rows] = (values[i:i + rows].astype(np.uint32) + 128) // 257
   return Image.fromarray(result)

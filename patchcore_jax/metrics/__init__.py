@@ -1,4 +1,6 @@
-"""Scores and maps -> AUROC, AUPRO, F1 and working points. NumPy on the host; exact, ties included.
+"""Computes AUROC, AUPRO, F1 and working points from scores and maps.
+
+They are exact, ties included, and computed by NumPy on the host.
 
 `evaluate` computes every metric of the table `METRICS`; each function can be called alone.
 """

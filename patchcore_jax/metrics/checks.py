@@ -58,5 +58,5 @@ def of_both_classes(
 
 
 def has_both_classes(positive: np.ndarray) -> bool:
-  """Says whether flat labels hold an anomalous one and a good one."""
+  """Tells whether flat labels hold an anomalous one and a good one."""
   return bool(positive.any() and not positive.all())

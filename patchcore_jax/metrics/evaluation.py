@@ -1,4 +1,4 @@
-"""All metrics of the table, of one category."""
+"""The evaluation of one category by all metrics of the table."""
 
 import functools
 
@@ -16,14 +16,15 @@ def evaluate(
     scores: [n] image scores; higher is more anomalous.
     masks: [n, h, w] bool or 0/1, or None for a category without masks.
     maps: [n, h, w] float; not looked at without masks.
-    max_fpr, connectivity: of AUPRO.
+    max_fpr, connectivity: see `aupro`.
 
   Returns:
     {name: value}, in the order of the table; None where the metric is not defined: image metrics with one
     class only, pixel metrics without masks, without an anomalous pixel or without a normal one.
 
   Raises:
-    ValueError: as the single functions, but for one class only; masks or maps of other than n images.
+    ValueError: what the functions of the metrics raise, except where there is one class only; masks or maps
+      of other than n images.
 
   >>> evaluate([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])['error_at_full_recall']
   0.25
@@ -32,7 +33,7 @@ def evaluate(
   """
   # Checked whether or not the metrics are defined: bad input must not pass for an absent metric.
   labels, scores = checks.flat(labels, scores)
-  found = {'scores': scores}  # what metrics may be computed of: labels and masks of both classes only
+  found = {'scores': scores}  # what metrics are computed from: labels and masks of both classes only
   if checks.has_both_classes(labels):
     found['labels'] = labels
   if masks is not None:

@@ -47,8 +47,8 @@ def auroc(labels, scores) -> float:
 def average_precision(labels, scores) -> float:
   """Computes the average precision: the sum of precision times the steps in recall.
 
-  Arguments, result and errors are those of `auroc`. Tied scores are one step, as in scikit-learn. Made for
-  image scores; 32 million pixels take 1 GiB and 13 s.
+  Arguments, result and errors are those of `auroc`. Tied scores are one step, as in scikit-learn. It
+  is made for image scores; 32 million pixels take 1 GiB and 13 s.
 
   >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
   0.8333

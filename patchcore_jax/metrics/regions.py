@@ -9,7 +9,7 @@ from patchcore_jax.metrics import checks
 def aupro(maps, masks, *, max_fpr: float = 0.3, connectivity: int = 8) -> float:
   """Computes the area under the per-region-overlap curve up to a false positive rate.
 
-  Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section on PRO; the PatchCore
+  Sources: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section on PRO; the PatchCore
   paper's table S3. At a threshold, a region (connected component of a mask) has an overlap, the
   share of its pixels at or above the threshold; PRO is the mean over all regions, and the false
   positive rate is the share of normal pixels of all images at or above it. The curve runs through
@@ -28,7 +28,7 @@ def aupro(maps, masks, *, max_fpr: float = 0.3, connectivity: int = 8) -> float:
     A value in [0, 1], never above; exactly 1 if every anomalous pixel is above every normal one.
 
   Raises:
-    ValueError: as `auroc`; no anomalous or no normal pixel; a limit or connectivity out of range.
+    ValueError: what `auroc` raises; no anomalous or no normal pixel; a limit or connectivity out of range.
 
   >>> aupro(np.array([[[0.1, 0.9], [0.2, 0.8]]]), np.array([[[0, 1], [0, 1]]]))
   1.0

@@ -19,20 +19,20 @@ class Metric:
 
   Attributes:
     name: column of results.csv, and key in the result of `evaluate`.
-    title: as people read it, within a sentence.
-    function: of the arrays that it needs; raises ValueError where it is not defined.
+    title: name for people, as it reads within a sentence.
+    function: computes it from the arrays that it needs; raises ValueError where it is not defined.
     needs: names of arguments of `evaluate`, in the order in which the function takes them. Where one is
       absent, or labels or masks are of one class only, the metric is not defined.
     source: paper and section, or what else defines it.
     kind: 'percent' is a share in [0, 1], printed in percent; 'count' an integer from 0 on; 'number' any
       finite value in the unit of the scores, which is the only kind that changes with that unit: shares and
       counts depend on the order of scores alone.
-    field: of the function's result, where that is a record; '' where it is the value. Columns of the same
-      function share one call.
+    field: field of the function's result, where that is a record; '' where it is the value. Columns of the
+      same function share one call.
     parameters: names of keyword arguments of `evaluate` that the function takes.
-    higher_is_better: None where neither is.
-    in_report: whether report.html has a column of it; results.csv always does.
-    in_terminal: whether the table printed after a run has one; there is room for few.
+    higher_is_better: None where neither higher nor lower is better.
+    in_report: whether report.html has a column for it; results.csv always has.
+    in_terminal: whether the table printed after a run has a column for it; there is room for few.
   """
 
   name: str
@@ -56,12 +56,12 @@ class Metric:
   def is_averaged(self) -> bool:
     """Whether a mean over categories says something.
 
-    That of counts depends on how many images each has; units of scores differ between categories.
+    A mean of counts depends on how many images each category has; units of scores differ between them.
     """
     return self.kind == 'percent'
 
   def text(self, value: float | int | None) -> str:
-    """Prints a value: shares in percent, numbers to 4 digits, a dash for what is not defined.
+    """Formats a value: shares in percent, numbers to 4 digits, a dash for what is not defined.
 
     >>> [METRICS['aupro'].text(0.9449), METRICS['false_positives'].text(3), METRICS['aupro'].text(None)]
     ['94.5', '3', '-']

@@ -8,7 +8,7 @@ from patchcore_jax.metrics import checks
 
 
 class F1Optimum(NamedTuple):
-  """Describes the working point of the best F1 over the rule "score >= threshold"."""
+  """The working point of the best F1 under the rule "score >= threshold"."""
 
   threshold: float
   f1: float
@@ -19,7 +19,7 @@ class F1Optimum(NamedTuple):
 def f1_optimal(labels, scores) -> F1Optimum:
   """Finds the threshold of the best F1, the lowest of them on ties.
 
-  Arguments and errors are those of `auroc`. Roth et al., CVPR 2022, supplement, section C.4.
+  Arguments and errors are those of `auroc`. Source: Roth et al., CVPR 2022, supplement, section C.4.
 
   >>> f1_optimal([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
   F1Optimum(threshold=0.35, f1=0.8, false_positives=1, false_negatives=0)
@@ -37,7 +37,7 @@ def f1_optimal(labels, scores) -> F1Optimum:
 def error_at_full_recall(labels, scores) -> float:
   """Computes the share of images that are wrong at the highest threshold that finds every anomalous one.
 
-  Arguments, result and errors are those of `auroc`. Roth et al., CVPR 2022, supplement, section B.
+  Arguments, result and errors are those of `auroc`. Source: Roth et al., CVPR 2022, supplement, section B.
 
   >>> error_at_full_recall([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
   0.25
@@ -47,7 +47,7 @@ def error_at_full_recall(labels, scores) -> float:
 
 
 def _working_points(positive, scores):
-  """Lists distinct scores, descending, and how many anomalous ones and how many of all reach each."""
+  """Lists the distinct scores, descending, and counts the anomalous images and all images that reach each."""
   order = np.argsort(scores)[::-1]
   scores = scores[order]
   last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), scores.size - 1)

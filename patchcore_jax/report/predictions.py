@@ -24,8 +24,8 @@ CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
 OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
 _ENTRIES = (OVERLAYS, MAPS, WHY, CSV, JSONL, REPORT)  # in the order in which they appear
 _UNFINISHED = 'predictions.unfinished'
-_QUICK = 1  # of zlib: a third of the time of the usual 6, and a tenth more bytes
-# Every row has the same fields, so that who reads them need not ask.
+_QUICK = 1  # level of zlib: a third of the time of the usual 6, and a tenth more bytes
+# Every row has the same fields, so that its readers need not ask for them.
 _NOTHING_FOUND = dict.fromkeys(Finding((0, 0), 0.0).to_json())
 
 
@@ -33,8 +33,8 @@ class Answer(NamedTuple):
   """A row: what was found in an image file, and the pictures of it.
 
   Attributes:
-    path: of the image.
-    finding: None where there is no answer.
+    path: path of the image.
+    finding: what was found; None where there is no answer.
     overlay, map, why: files of this image, relative to the folder; None for those that were not made.
     error: why there is no answer.
   """
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
   error: str | None = None
 
   def to_json(self) -> dict[str, Any]:
-    """The row as predictions.jsonl has it: `Finding.to_json` between the path and the files.
+    """Converts to a row of predictions.jsonl: `Finding.to_json` between the path and the files.
 
     >>> Answer('a.png', error='a.png is no image.').to_json()['error']
     'a.png is no image.'
@@ -72,7 +72,7 @@ COLUMNS = tuple(_PLACES)
 
 
 def cells(values: Mapping[str, Any]) -> list[Any]:
-  """The row of `COLUMNS` of what `Answer.to_json` gave; None is an empty cell."""
+  """Picks the values of `COLUMNS` out of what `Answer.to_json` gave; None is an empty cell."""
   found = ((values.get(field), place) for field, place in _PLACES.values())
   return [value if value is None or place is None else value[place] for value, place in found]
 
@@ -81,17 +81,17 @@ class Tables:
   """predictions.csv and predictions.jsonl of a folder, to which rows are added."""
 
   def __init__(self, folder: Path):
-    """Begins them anew."""
+    """Begins both files anew."""
     self._files = folder / CSV, folder / JSONL
     for path in self._files:
       path.write_bytes(b'')
     _append(self._files[0], _csv(COLUMNS))
 
   def add(self, answer: Answer) -> None:
-    """Adds a row to both; if the disk is full, to neither.
+    """Adds a row to both files; if the disk is full, to neither.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the row cannot be written.
     """
     sizes = [path.stat().st_size for path in self._files]
     values = answer.to_json()
@@ -109,7 +109,7 @@ def unfinished(out: str | os.PathLike) -> Path:
 
   Raises:
     ValueError: `out` is a file, or holds files of these names that no prediction run wrote.
-    OSError: it cannot be made.
+    OSError: the folder cannot be made.
   """
   out = Path(out)
   if out.exists() and not out.is_dir():
@@ -129,7 +129,7 @@ def publish(folder: Path) -> Path:
   """Moves everything from an `unfinished` folder to its place, replacing an earlier run.
 
   Returns:
-    The folder in which it now lies.
+    The folder in which everything now lies.
   """
   out = folder.parent
   replaced = folder / 'replaced'
@@ -151,17 +151,17 @@ def discard(folder: Path) -> None:
 
 
 def is_of_a_run(path: str | os.PathLike, out: str | os.PathLike) -> bool:
-  """Whether a file lies where runs with the folder `out` put their pictures: it is no image to be scored."""
+  """Tells whether a file lies where runs with the folder `out` put pictures, which are not to be scored."""
   folders = [os.path.join(os.path.abspath(out), name, '') for name in (OVERLAYS, MAPS, WHY, _UNFINISHED)]
   return os.path.abspath(path).startswith(tuple(folders))
 
 
 def file_for(kind: str, name: str, suffix: str) -> str:
-  """Where the picture of an image goes. The image's whole name is kept: a.png and a.jpg both may be there.
+  """Names the file for the picture of an image. It keeps the whole name: a.png and a.jpg may both be there.
 
   Args:
     kind: `OVERLAYS`, `MAPS` or `WHY`.
-    name: of the image, relative to the folder that all images lie in.
+    name: name of the image, relative to the folder that all images lie in.
 
   >>> file_for('maps', 'left/001.jpg', '.npy')
   'maps/left/001.jpg.npy'
@@ -170,13 +170,13 @@ def file_for(kind: str, name: str, suffix: str) -> str:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-  """An image [h, w, 3] uint8."""
+  """Writes an image [h, w, 3] uint8."""
   with atomic_files.written(path) as aside:
     Image.fromarray(image).save(aside, 'PNG', compress_level=_QUICK)
 
 
 def write_map(path: Path, values: np.ndarray) -> None:
-  """A map [h, w] float32; the suffix of `path` says how: .npy for NumPy, .tif for a 32-bit TIFF."""
+  """Writes a map [h, w] float32 as the suffix of `path` says: .npy for NumPy, .tif for a 32-bit TIFF."""
   with atomic_files.written(path) as aside, aside.open('wb') as f:
     if path.suffix == '.npy':
       np.save(f, values, allow_pickle=False)
@@ -196,7 +196,7 @@ def _json(values):
 
 
 def _append(path, data):
-  """In one piece, so that a reader that follows the file sees whole rows."""
+  """Appends in one piece, so that a reader that follows the file sees whole rows."""
   with path.open('ab', buffering=0) as f:
     if f.write(data) != len(data):
       raise OSError(28, 'No space left on device', str(path))

@@ -24,14 +24,14 @@ Row = Mapping[str, Any]
 
 
 def columns() -> tuple[str, ...]:
-  """Names the columns of a results.csv that is written now: every metric of the table, and what it is of."""
+  """Lists the columns of a results.csv that is written now: every metric, and what it was measured on."""
   return ('category', 'coreset_ratio', *COUNTS, *metrics.METRICS, *TIMINGS)
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
   """Writes all rows; the file is replaced in one step, so a reader never sees half of it.
 
-  Columns that only `rows` have, as those read from another version's file, stand behind the known ones.
+  Columns that only `rows` have, such as those read from another version's file, come after the known ones.
   """
   with atomic_files.written(path) as aside, aside.open('w', newline='') as f:
     names = dict.fromkeys(itertools.chain(columns(), *rows))
@@ -43,10 +43,10 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: str | os.PathLike) -> list[Row]:
-  """Reads what `write_csv` of this or another version wrote; no file is no rows.
+  """Reads what `write_csv` of this or another version wrote; without a file there are no rows.
 
-  Versions differ in their metrics. One that the file lacks is None in every row. One that is no longer in
-  the table is kept as text: nothing shows it, and `write_csv` writes it back, so a run that goes on loses
+  Versions differ in their metrics. A metric that the file lacks is None in every row. One that is no longer
+  in the table is kept as text: nothing shows it, and `write_csv` writes it back, so a run that goes on loses
   nothing of what was measured.
 
   Raises:
@@ -68,6 +68,7 @@ def read_csv(path: str | os.PathLike) -> list[Row]:
 
 
 def _value(column, text):
+  """Converts the text of a cell to its value."""
   if column == 'category' or column not in columns():
     return text
   if not text:
@@ -77,7 +78,7 @@ def _value(column, text):
 
 
 def read_published(path: str | os.PathLike, method: str) -> dict[str, float]:
-  """One method's row of a published table: {category: value in [0, 1]}.
+  """Reads one method's row of a published table: {category: value in [0, 1]}.
 
   Args:
     path: CSV with columns method, average and one per category, in percent.
@@ -96,7 +97,7 @@ def read_published(path: str | os.PathLike, method: str) -> dict[str, float]:
 
 
 def mean(rows: Sequence[Row], column: str) -> float | None:
-  """Mean over the rows; None if any is missing, because a mean of fewer is not comparable.
+  """Computes the mean over the rows; None if any value is missing, as a mean of fewer is not comparable.
 
   >>> mean([{'aupro': 0.5}, {'aupro': 1.0}], 'aupro')
   0.75
@@ -114,9 +115,9 @@ def print_table(
   """Prints one block per coreset ratio: a row per category and a mean row.
 
   Args:
-    rows: in any order.
+    rows: the rows, in any order.
     published: {(metric, ratio): {category: value in [0, 1]}}, shown beside ours as 'paper'.
-    console: where to; the terminal by default.
+    console: where to print; the terminal by default.
   """
   names = {row['category'] for row in rows}
   published = {k: v for k, v in (published or {}).items() if names & v.keys()}

@@ -9,8 +9,8 @@ it. Neither decides:
   - How far rounding moves a vector is measured, or bounded, for each (its slack): the triangle
     inequality then says what the distance cannot be below.
   - The few rows with the smallest such distances are the shortlist; theirs are computed anew, by
-    `distances.distances_sq`. When the k-th of those is below what all rows outside the shortlist are
-    at least away, no other row can be nearer.
+    `distances.distances_sq`. When the k-th of those is below the least distance that a row outside the
+    shortlist can have, no other row is nearer.
   - Where it is not, the query is in doubt, and is searched again with a longer shortlist, then with
     vectors neither reduced nor rounded, in the end by comparing it with every row.
 
@@ -48,7 +48,7 @@ def nearest_neighbors(
     query_block: int = _QUERY_BLOCK,
     bank_block: int = _BANK_BLOCK,
 ) -> tuple[jax.Array, jax.Array]:
-  """The k nearest rows of `bank` for every query.
+  """Finds the k nearest rows of `bank` for every query.
 
   Args:
     queries: [q, d] float32.
@@ -82,7 +82,7 @@ def nested_nearest_neighbors(
     bank_block: int = _BANK_BLOCK,
     kernels: bool = True,
 ) -> list[tuple[jax.Array, jax.Array]]:
-  """`nearest_neighbors` in the first m rows of `bank`, for every m in `sizes`.
+  """Finds the k nearest among the first m rows of `bank`, for every m in `sizes`.
 
   A memory bank is in order of selection, so its prefixes are the banks of smaller ratios: all of
   them together cost what the largest alone costs.
@@ -90,10 +90,10 @@ def nested_nearest_neighbors(
   Args:
     sizes: prefix lengths, any order, each between k and the length of the bank.
     axis_name: within `jax.pmap` or `jax.shard_map`, for a bank of one shard on each device: every
-      device brings its own queries, as many as the others. All search for all, each in its shard, and
-      the nearest are joined; prefixes are then searched one by one.
-    kernels: whether `neighbors_gpu` may be used, on its GPUs. Not in programs that are kept: a kernel is
-      tied to the versions that made it.
+      device brings its own queries, as many as the others. Every device searches its shard for the queries
+      of all, and the nearest are joined; prefixes are then searched one by one.
+    kernels: whether `neighbors_gpu` may be used, on its GPUs. It may not in programs that are stored: a
+      kernel is tied to the versions that made it.
 
   Returns:
     For each of `sizes` what `nearest_neighbors(queries, bank[:m])` returns.
@@ -108,7 +108,7 @@ def nested_nearest_neighbors(
         f'{k} neighbours are asked for in banks of {list(sizes)} patches (of {len(rows) * shards}): '
         'expected 1 <= num_neighbors <= patches in the smallest bank. Lower num_neighbors or raise '
         'the coreset ratio.')
-  bank = jax.tree.map(jnp.asarray, bank)  # of NumPy arrays, where this is not compiled
+  bank = jax.tree.map(jnp.asarray, bank)  # where this is not compiled, they may be NumPy arrays
   if not isinstance(bank, SearchBank):
     bank = unreduced(bank)
   queries, blocks = jnp.asarray(queries), (query_block, bank_block)
@@ -122,7 +122,7 @@ def nested_nearest_neighbors(
 
 def sharded_nearest_neighbors(
     queries, bank: SearchBank, mesh: Mesh, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-  """`nearest_neighbors` in a bank that is split over a mesh of one axis, of one process or several.
+  """Finds the nearest rows of a bank that is split over a mesh of one axis, of one process or several.
 
   Args:
     queries: [q, d] float32 on the host, the same in every process.
@@ -131,7 +131,7 @@ def sharded_nearest_neighbors(
     k: number of neighbours.
 
   Returns:
-    As `nearest_neighbors`, NumPy, in every process.
+    What `nearest_neighbors` returns, as NumPy arrays, in every process.
   """
   padded = np.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
   stacked = parallel.split(padded.reshape(mesh.size, -1, padded.shape[1]), mesh)
@@ -141,26 +141,26 @@ def sharded_nearest_neighbors(
 
 def merge_nearest(
     distances_sq: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """The k nearest of candidates [q, c], c >= k: ascending, ties by the lowest index."""
+  """Sorts candidates [q, c], c >= k, and keeps the k nearest of each query; ties go to the lowest index."""
   distances_sq, indices = lax.sort((distances_sq, indices), dimension=-1, num_keys=2)
   return distances_sq[:, :k], indices[:, :k]
 
 
 def bank_rows(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
-  """Rows [..., d] of a bank, or of a bank in shards, where every device brings its own indices."""
+  """Gathers rows [..., d] of a bank by index; every device brings its own indices to a bank in shards."""
   rows = jnp.asarray(bank.rows if isinstance(bank, SearchBank) else bank)
   if axis_name is None:
     return rows[indices]
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
   wanted = lax.all_gather(indices, axis_name)
   mine = (wanted % shards == shard)[..., None]
-  # Of each row there is one copy: the sum over devices adds nothing to it.
+  # One device holds the row, and the others have zeros: the sum over devices is exact.
   found = lax.psum(jnp.where(mine, rows[wanted // shards], 0), axis_name)
   return found[shard]
 
 
 def _search_shards(queries, bank, size, k, blocks, axis_name, kernels):
-  """The nearest of this device's share of `queries`, which are those of all devices."""
+  """Searches this device's shard for the `queries` of all devices; returns the nearest for its own."""
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
   longest = -(-size // shards)
   count = jnp.minimum(bank.count, (size - shard + shards - 1) // shards)
@@ -179,6 +179,7 @@ def _search_shards(queries, bank, size, k, blocks, axis_name, kernels):
 
 @functools.lru_cache(maxsize=16)
 def _sharded_search(mesh, k):
+  """Compiles the search of `sharded_nearest_neighbors`."""
   (axis_name,) = mesh.axis_names
 
   def search(queries, bank):
@@ -194,7 +195,7 @@ def _sharded_search(mesh, k):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _search(queries, bank, sizes, k, blocks, kernels):
-  """[(distances_sq, indices)] of each size, ascending."""
+  """Searches the prefixes of each size, ascending: [(distances_sq, indices)]."""
   if bank.columns is None:  # `in_one_pass`; whole blocks would be a loop, of one step
     blocks = len(queries), len(bank.rows) + 1
     return _by_shortlist(queries, unreduced(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
@@ -208,7 +209,7 @@ def _search(queries, bank, sizes, k, blocks, kernels):
 
 
 def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
-  """`_search`, of queries in doubt with more and more care.
+  """Searches as `_search` does, again and with more and more care for the queries in doubt.
 
   Args:
     kernel: `neighbors_gpu.shortlist`, for the first two stages, or None.
@@ -234,7 +235,7 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
 
 
 def _by_kernel(queries, bank, sizes, k, length, kernel):
-  """`_by_shortlist` with the lists of `neighbors_gpu.shortlist`."""
+  """Searches as `_by_shortlist` does, with lists that `neighbors_gpu.shortlist` makes."""
   reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
   squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
   largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
@@ -258,18 +259,18 @@ def _by_kernel(queries, bank, sizes, k, length, kernel):
 
 
 def _nearest_of(queries, rows, scores, indices, k, *, pause=0):
-  """The k nearest of each query's shortlist, by exact distances. Infinite scores are of no row."""
+  """Finds the k nearest of each query's shortlist, by exact distances; a score of infinity means no row."""
   exact = distances_sq(rows[jnp.minimum(indices, len(rows) - 1)], queries[:, None], axis=-1, pause=pause)
   return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
 
 
 def _in_doubt(nearest, outside_sq, slack, outside):
-  """Could a row outside the shortlist be as near as the k-th on it?
+  """Tells whether a row outside the shortlist may be as near as the k-th on it.
 
   Args:
     nearest: [q, k] exact squared distances.
-    outside_sq: [q], what the squared reduced distance of any such row is at least, but for the slack.
-    slack: [q], of the query and the bank.
+    outside_sq: [q], the least squared reduced distance that such a row can have, but for the slack.
+    slack: [q], the slacks of the query and of the bank together.
     outside: [q], infinite where there is no such row.
   """
   bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
@@ -277,8 +278,10 @@ def _in_doubt(nearest, outside_sq, slack, outside):
 
 
 def _by_shortlist(queries, bank, sizes, k, length, blocks):
-  """Compares each query with the `length` rows of the smallest reduced distances; says whether a nearer
-  row may have been missed."""
+  """Compares each query with the `length` rows of the smallest reduced distances.
+
+  Returns what each size finds, and whether a nearer row may have been missed.
+  """
   query_block, bank_block = blocks
   dtype = 'float32' if bank.columns is None else bank.columns.dtype.name
   reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, dtype)
@@ -290,7 +293,7 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     bank_slack = 1.01 * 2 * UNIT * largest  # as `reduce` has it without a basis
 
   def block_of(first, width):
-    """Columns [r, width] and their squares, infinite for padding."""
+    """Cuts a block out of the bank: columns [r, width] and their squares, infinite for padding."""
     def part(x, axis=0):
       return lax.dynamic_slice_in_dim(x, first, width, axis)
 
@@ -302,7 +305,7 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     return columns, jnp.where(part(counts), squares, jnp.inf)
 
   def shorten(first, width, *shortlist):
-    """The shortlist, and the smallest score of all rows that are not on it, with a block regarded."""
+    """Adds a block to the shortlist and to the smallest score of all rows that are not on it."""
     columns, block_squares = block_of(first, width)
 
     def block(reduced, scores, indices, outside):
@@ -341,7 +344,7 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
 
 
 def _repeat(search, size, queries, found, doubtful):
-  """Searches the queries in doubt again, `size` at a time: (found, those that still are)."""
+  """Searches the queries in doubt again, `size` at a time: (found, whether each still is in doubt)."""
   n = len(queries)
 
   def step(carry):
@@ -357,7 +360,7 @@ def _repeat(search, size, queries, found, doubtful):
 
 
 def _by_all(queries, bank, sizes, k):
-  """Every distance by the definition: for the queries that no bound settles."""
+  """Searches by `distances_sq` to every row, for the queries that no bound settles."""
   m = len(bank.rows)
   width = min(m, _ALL_BLOCK)
 

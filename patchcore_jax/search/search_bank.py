@@ -27,11 +27,11 @@ class SearchBank(NamedTuple):
 
   Attributes:
     rows: [m, d] float32, as given.
-    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest. None:
-      made of the rows as they are needed.
+    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest. None
+      where they are made of the rows as they are needed.
     squares: [m] float32, the columns' squared norms.
     slack: [] float32, how far a column is at most from the ideal reduction of its row.
-    center: [d] float32, about which vectors are reduced.
+    center: [d] float32, which is subtracted before vectors are reduced.
     basis: [d, r - 1] float32, orthonormal, or None where nothing is reduced.
     count: [] int32, how many of the rows count; those behind are padding.
   """
@@ -46,11 +46,11 @@ class SearchBank(NamedTuple):
 
 
 def in_one_pass(bank) -> SearchBank:
-  """A bank [m, d] float32 that is searched without loops, and without a second look at queries in doubt.
+  """Marks a bank [m, d] to be searched without loops, and without a second look at queries in doubt.
 
   It is for programs that go to runtimes which have no loops, or converters that do not know them. The
-  distance matrix is whole then. What is found for a query in doubt is as near as the nearest but for
-  `distances.product_error`.
+  distance matrix is whole then. The rows found for a query in doubt are farther than the nearest by no
+  more than `distances.product_error`.
   """
   return SearchBank(np.asarray(bank, np.float32), *[None] * 6)
 
@@ -61,7 +61,7 @@ def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> 
   Args:
     bank: float32, on the host or a device.
     shortlist: see `SearchSpec`.
-    num_shards: None for a bank that is whole on every device. Else all arrays get a leading axis of
+    num_shards: None for a bank that is whole on every device. Otherwise all arrays get a leading axis of
       this size, for one shard on each device; rows are dealt out in turn, so that a prefix of the bank
       is a prefix of every shard.
 
@@ -100,10 +100,10 @@ def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> 
 
 
 def _principal_axes(sample):
-  """(center, basis) of a reduction that keeps most distances nearly as they are; basis None for none."""
+  """Finds a reduction that keeps most distances nearly as they are: (center, basis); basis None for none."""
   dim = sample.shape[1]
   center = sample.mean(axis=0)
-  # In float64: what makes the bounds hold is that the basis is orthonormal, not which one it is.
+  # This is in float64: the bounds hold because the basis is orthonormal, whichever basis it is.
   covariance = jax.device_get(_covariance(sample - center)).astype(np.float64)
   variance, axes = np.linalg.eigh(covariance)
   share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-300)
@@ -121,18 +121,19 @@ def _covariance(rows):
 
 @functools.partial(jax.jit, static_argnums=3)
 def reduce(vectors, center, basis, dtype):
-  """Vectors [n, d] in the reduced space, rounded: (reduced [n, r], squared norms, slack).
+  """Reduces and rounds vectors [n, d]: (reduced [n, r], squared norms [n], slack [n]).
 
   With an orthonormal basis V, the ideal x -> (V'x, |x - VV'x|) never enlarges a distance: what is along
   V keeps its own, and |a| and |b| differ by at most |a - b|. The slack [n] bounds how far the result
   is from the ideal. A sum of d products errs by at most d u |x| |v|, u = 2^-24, in whatever order
-  (Higham 2002, section 3.1): r times over, for r columns, makes sqrt(r) d u |x|. So do the basis, which
-  is rounded itself, and the product back, of r terms. What rounding to `dtype` moves is measured.
+  (Higham 2002, section 3.1); over r columns these errors make sqrt(r) d u |x|. The basis, which is rounded
+  itself, and the product back, a sum of r products, add errors of their own. How far rounding to `dtype`
+  moves a vector is measured.
   """
   vectors = vectors - center
   norms = jnp.sqrt(jnp.square(vectors).sum(axis=1))
   if basis is None:
-    slack = 2 * UNIT * norms  # of the subtraction
+    slack = 2 * UNIT * norms  # the error of the subtraction
   else:
     dim, axes = basis.shape
     along = jnp.dot(vectors, basis, precision=lax.Precision.HIGHEST)
@@ -143,19 +144,19 @@ def reduce(vectors, center, basis, dtype):
   rounded = vectors.astype(dtype)
   again = rounded.astype(jnp.float32)
   slack += jnp.sqrt(jnp.square(vectors - again).sum(axis=1))
-  # What the last digits of the norms and roots may miss.
+  # The factor covers the rounding of the norms and roots.
   return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _reduce_columns(rows, center, basis, dtype):
-  """(columns [r, n], squares [n], the largest slack []) of some rows of a bank."""
+  """Reduces some rows of a bank: (columns [r, n], squares [n], the largest slack [])."""
   reduced, squares, slack = reduce(rows, center, basis, dtype)
   return reduced.T, squares, slack.max()
 
 
 def unreduced(rows):
-  """A `SearchBank` that is neither reduced nor rounded."""
+  """Makes a `SearchBank` that is neither reduced nor rounded."""
   center = rows.mean(axis=0)
   columns, squares, slack = reduce(rows, center, None, 'float32')
   return SearchBank(rows, columns.T, squares, slack.max(), center, None, jnp.int32(len(rows)))

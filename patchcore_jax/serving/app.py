@@ -48,11 +48,12 @@ class Options:
   Attributes:
     batch_size: the most images that are scored at once. Functions for 1, 2, 4, ... up to it are compiled.
     wait_seconds: how long an incomplete batch waits for more images.
-    threads: that decode images and draw maps.
-    queue: requests that are worked on or wait, at most; more are sent away with 503.
-    max_bytes: of the body of a request.
-    max_pixels: of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other formats half).
-    seconds: in which the body of a request must have come.
+    threads: number of threads that decode images and draw maps.
+    queue: the most requests that are worked on or wait; more are sent away with 503.
+    max_bytes: the most bytes of the body of a request.
+    max_pixels: the most pixels of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other
+      formats half).
+    seconds: time within which the body of a request must have come.
 
   Raises:
     ValueError: values out of range.
@@ -74,7 +75,7 @@ class Options:
 
 
 def sizes_of(batch_size: int) -> list[int]:
-  """The batch sizes that are compiled: powers of two, and the largest.
+  """Lists the batch sizes that are compiled: powers of two, and the largest.
 
   >>> sizes_of(6)
   [1, 2, 4, 6]
@@ -91,15 +92,15 @@ def create_app(
     progress: Callable[[str, int, int], None] | None = None,
     on_ready: Callable[[Exception | None], None] | None = None,
 ) -> Starlette:
-  """The service of one bank.
+  """Creates the service of one bank.
 
   It compiles in the background once it is started; until then `/health` answers 503.
 
   Args:
     inspector: bank, network, and how they are used.
-    name: of the bank, shown on the page and in `/bank`.
+    name: name of the bank, shown on the page and in `/bank`.
     options: limits; None for the defaults.
-    token: where given, requests to all but `/` and `/health` need `Authorization: Bearer TOKEN`.
+    token: where it is given, requests to all but `/` and `/health` need `Authorization: Bearer TOKEN`.
     progress: called as `progress('compile', done, total)`.
     on_ready: called when all is compiled, with None, or with the exception that prevented it.
   """
@@ -135,6 +136,7 @@ class _Decoded(NamedTuple):
 
 
 class _Service:
+  """The state of a running service, and its answer at each address."""
 
   def __init__(self, inspector: Inspector, name: str, options: Options, token: str | None):
     self._inspector, self._name, self._options = inspector, name, options
@@ -154,6 +156,7 @@ class _Service:
     self._warming = asyncio.create_task(self._warm(progress, on_ready))
 
   async def _warm(self, progress, on_ready) -> None:
+    """Compiles the functions of all batch sizes, and runs each once."""
     sizes = sizes_of(self._options.batch_size)
     try:
       self._scorer = await self._batcher.run(lambda: inspection.scorer(self._inspector, *sizes))
@@ -174,7 +177,7 @@ class _Service:
       on_ready(None)
 
   async def stop(self) -> None:
-    """Finishes what is in the queue."""
+    """Finishes what is in the queue, and stops the service."""
     self._state = 'stopping'
     self.meters.ready.set(0)
     await self._warming
@@ -182,7 +185,7 @@ class _Service:
     self._threads.shutdown()
 
   def _score(self, images):
-    """Scores in the scoring thread: every image's scores, as (those of its batch, position in it)."""
+    """Scores a batch, in the scoring thread; returns (scores of the batch, position in it) for each image."""
     self.meters.batches.observe(len(images))
     try:
       with self.meters.scoring.time():
@@ -258,17 +261,19 @@ class _Service:
   # Steps of a request.
 
   def _check_token(self, request: Request) -> None:
+    """Refuses a request without the token, where one is needed."""
     if self._token is None:
       return
     scheme, _, given = request.headers.get('authorization', '').partition(' ')
-    given = given.strip().encode('latin-1')  # which is how the bytes of a header were read
-    # Compared in a time that does not tell how much of it was right.
+    given = given.strip().encode('latin-1')  # the bytes of a header were read as such
+    # The comparison takes a time that does not tell how much of the token was right.
     if scheme.lower() != 'bearer' or not hmac.compare_digest(given, self._token):
       raise RequestError(
           401, 'unauthorized', 'This service wants a token: send the header "Authorization: Bearer TOKEN" '
           'with the one that it was started with.')
 
   async def _body(self, request: Request) -> bytes:
+    """Reads the body of a request, within the limits of bytes and seconds."""
     most = self._options.max_bytes
     if int(request.headers.get('content-length', 0)) > most:
       raise _too_many_bytes(most)
@@ -290,6 +295,7 @@ class _Service:
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
   def _decode(self, body: bytes, content_type: str, shown: bool) -> _Decoded:
+    """Decodes and preprocesses the image of a request; `shown` keeps a copy to draw the map on."""
     if content_type.partition(';')[0].strip().lower() == 'multipart/form-data':
       body = http_requests.file_of_form(body, content_type)
     if not body:
@@ -315,12 +321,13 @@ class _Service:
         (image.height, image.width), pixels, pictures.made_smaller(image) if shown else None)
 
   def _answer(self, decoded: _Decoded, scores, i: int, wanted: dict[str, str]) -> bytes:
+    """Writes the answer to one image: its finding and the pictures that are wanted, as JSON."""
     inspector = self._inspector
     found = inspection.find(inspector, scores, i, decoded.size)
     self.meters.decisions.labels(found.decision or 'none').inc()
     answer = found.to_json()
     if found.nearest is not None:
-      # Only the name: where the training images lay is no concern of who sends images.
+      # The name is enough: where the training images lay does not concern those who send images.
       answer['nearest']['image'] = PurePath(found.nearest.name).name
     if wanted['map'] != 'none' and found.map is not None:
       answer['map'] = pictures.map_file(inspector, found, decoded.size, decoded.shown)
@@ -330,7 +337,7 @@ class _Service:
 
 
 def _wanted(request: Request) -> dict[str, str]:
-  """Query parameters, checked."""
+  """Reads and checks the query parameters."""
   known = {'map': ('none', 'png', 'npy'), 'why': ('none', 'png')}
   wanted = {key: values[0] for key, values in known.items()}
   for key, value in request.query_params.multi_items():
@@ -351,7 +358,7 @@ def _too_many_bytes(most: int) -> RequestError:
 
 
 def _read_page() -> tuple[str, str]:
-  """The page, and the policy under which a browser runs nothing else and loads nothing from elsewhere."""
+  """Reads the page: (page, policy that keeps a browser from running or loading anything else)."""
   page = importlib.resources.files(__package__).joinpath('page.html').read_text('utf-8')
 
   def digest(tag):
@@ -365,5 +372,6 @@ def _read_page() -> tuple[str, str]:
 
 
 def _sentence(error: Exception) -> str:
+  """Writes the message of an error with a capital letter."""
   text = str(error)
   return text[:1].upper() + text[1:]

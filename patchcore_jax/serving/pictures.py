@@ -17,7 +17,7 @@ _SHOWN = 1024  # pixels: the longer side of a drawn map
 
 
 def made_smaller(image: Image.Image) -> Image.Image:
-  """The image, its longer side at most 1024 pixels."""
+  """Makes an image smaller, so that its longer side is at most 1024 pixels."""
   shrink = max(1.0, *(n / _SHOWN for n in image.size))
   size = [max(1, round(n / shrink)) for n in image.size]
   return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2)
@@ -26,15 +26,15 @@ def made_smaller(image: Image.Image) -> Image.Image:
 def map_file(
     inspector: Inspector, found: Finding, original_size: tuple[int, int], shown: Image.Image | None
 ) -> dict[str, Any]:
-  """The map of a finding.
+  """Encodes the map of a finding.
 
   Args:
     original_size: (height, width) of the image as it came.
     shown: the image, smaller or not, to draw the map on.
 
   Returns:
-    'type' and 'data' of a file, in base64: PNG; or without `shown` npy, [h, w] float32 of the size of the
-    network's input. And 'box' (left, top, right, bottom), the part of the image, in its pixels, that the
+    'type' and 'data' of a file, in base64: a PNG, or without `shown` an npy, [h, w] float32 of the size of
+    the network's input; and 'box' (left, top, right, bottom), the part of the image, in its pixels, that the
     network saw and the map covers.
   """
   place = placement.placement(*original_size, inspector.preprocessing)
@@ -50,7 +50,7 @@ def map_file(
 
 
 def _drawn(inspector, shown, anomaly_map, place) -> np.ndarray:
-  """The image [h, w, 3] with the map over the part that the network saw."""
+  """Draws the map over the part of the image [h, w, 3] that the network saw."""
   ratios = [new / old for new, old in zip(shown.shape, place.original)]
   heat = placement.to_original(anomaly_map, place._replace(
       original=shown.shape[:2], scale=tuple(s * r for s, r in zip(place.scale, ratios)),
@@ -80,7 +80,7 @@ def why(inspector: Inspector, pixels: np.ndarray, found: Finding) -> dict[str, s
 
 
 def _surroundings(pixels: np.ndarray, patch: tuple[int, int], grid: Sequence[int]) -> bytes:
-  """PNG of a square around a patch, a quarter of the image wide; at the border it is moved inside."""
+  """Cuts out a square around a patch, a quarter of the image wide, as PNG; at the border it moves inside."""
   height, width = pixels.shape[:2]
   side = min(height, width, max(32, min(height, width) // 4))
   top, left = (
