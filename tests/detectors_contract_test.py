@@ -300,7 +300,7 @@ class TestScores:
     if last:
       double = {k: 2 * v for k, v in last.variables.items()}
       other = dataclasses.replace(last, variables=double, name='other')
-      with pytest.raises(BankError, match=r"name: the model has 'small', .*'other'; .*weights: the model has"):
+      with pytest.raises(BankError, match=r"name: the model has 'small', .*'other'; .*weights: the model"):
         fitted.detector.score_fn(fitted.model, (*others, other))
       with pytest.raises(BankError, match=r'networks: the model has \d, given are \d'):
         fitted.detector.score_fn(fitted.model, others)

@@ -125,8 +125,7 @@ def calibrated_score(calibration: Calibration, score: float) -> float:
   >>> [round(calibrated_score(c, s), 3) for s in (0, 8**0.5, 8, 8 * 8**0.5)]
   [0.0, 0.1, 0.5, 0.9]
   """
-  with np.errstate(divide='ignore', invalid='ignore'):  # 0 and less have no logarithm
-    return float(calibrated_scores(calibration, np.float64(score)))
+  return float(calibrated_scores(calibration, np.float64(score)))
 
 
 def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> Any:
@@ -144,8 +143,9 @@ def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> An
   middle = float(np.median(np.log(np.maximum(calibration.image_scores, _TINY))))
   reach = max(math.log(threshold) - middle, 1e-6)  # of images that all score the same
   # log(score / threshold), precise near the threshold in float32 too.
-  distance = xp.log1p((scores - threshold) / threshold) / reach
-  return xp.where(scores > 0, 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100))), 0)
+  positive = scores > 0  # others have no logarithm
+  distance = xp.log1p((xp.where(positive, scores, threshold) - threshold) / threshold) / reach
+  return xp.where(positive, 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100))), 0)
 
 
 def suspicious(scores: Sequence[float]) -> list[int]:

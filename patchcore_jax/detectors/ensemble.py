@@ -80,10 +80,18 @@ def score_fn_at(
   """`patchcore.score_fn_at` for an ensemble of PatchCore.
 
   Args:
-    ratios: the member's own and those that the ensemble was told of, in that order.
+    ratios: some of the member's own and those that the ensemble was told of, in any order.
+
+  Raises:
+    BankError: the model was made with other settings or networks.
+    ValueError: another ratio, or a method that has none.
   """
   streaming.check(detector, model, backbones)
-  known = (detector.member.ratio, *detector.ratios)
+  known = (detector.member.ratio, *detector.ratios) if isinstance(detector.member, PatchCore) else ()
+  if unknown := [ratio for ratio in ratios if ratio not in known]:
+    raise ValueError(
+        f'Ratios {unknown}: the statistics of this ensemble are of {list(known)}. Use one of these, or fit '
+        'with others in Ensemble.ratios.')
   places = [known.index(ratio) for ratio in ratios]
   parts = [
       patchcore.score_fn_at(detector.member, member, (backbone,), ratios, search=search)
