@@ -1,5 +1,6 @@
 """report.html of whole runs, on small images."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import mvtec, run_report
+from patchcore_jax.banks import calibration
+from patchcore_jax.banks.model import Description
 from patchcore_jax.report import page, results
 from tests import plates
 
@@ -104,10 +107,12 @@ class TestThresholds:
   def test_the_one_from_good_images_decides(self):
     row = {'image_threshold': 0.25}
     best = page.Threshold('best F1', 0.25, needs_labels=True)
-    description = {'calibration': {'false_alarm_rate': 0.05, 'image_threshold': 0.5}}
-    assert run_report.thresholds(description, row) == [page.Threshold('5 % false alarms', 0.5), best]
-    assert run_report.thresholds({'calibration': None}, row) == [best]
-    assert run_report.thresholds({}, {'image_threshold': None}) == []
+    found = calibration.calibrate([0.25, 0.5], None, false_alarm_rate=0.05)
+    bare = Description('patchcore', {}, (), (8, 8), 2)
+    assert run_report.thresholds(dataclasses.replace(bare, calibration=found), row) == [
+        page.Threshold('5 % false alarms', found.image_threshold), best]
+    assert run_report.thresholds(bare, row) == [best]
+    assert run_report.thresholds(bare, {'image_threshold': None}) == []
 
 
 class TestHeatScale:
