@@ -1,4 +1,4 @@
-"""The library without the binary: fit on good images, score new ones, draw what was found.
+"""Uses the library without a binary: fits on good images, scores new ones, draws what was found.
 
     python docs/example.py            writes docs/picture.png from the built-in data set
 """
@@ -20,7 +20,7 @@ DEFECTS = {'wood_veneer': 'crack', 'woven_fabric': 'hole', 'circuit_board': 'mis
 
 
 def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) -> np.ndarray:
-  """A good part, a defect, and the heatmap of the defect, side by side."""
+  """Draws a good part, a defect, and the heatmap of the defect, side by side."""
   data, size = folder.MVTEC.load_category(root, category), Preprocessing(resize=(256,), crop=(256,))
   detector = PatchCore(ratio=0.02, embedding=EmbeddingSpec('mean'))
   model = detector.fit(FileData(data.train, size, batch_size=20), [backbone])

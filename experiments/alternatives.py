@@ -18,7 +18,7 @@ from experiments import timing
 
 
 def available(*modules: str) -> bool:
-  """Whether all can be imported."""
+  """Tells whether all can be imported."""
   return all(importlib.util.find_spec(m) is not None for m in modules)
 
 
@@ -30,7 +30,7 @@ def torch_on_all_cores():
 
 
 def torch_device() -> str:
-  """'cuda' if JAX runs on a GPU and torch can too, else 'cpu'."""
+  """Names torch's device: 'cuda' if JAX runs on a GPU and torch can too, else 'cpu'."""
   on_gpu = jax.default_backend() not in ('cpu', 'tpu')
   return 'cuda' if on_gpu and torch_on_all_cores().cuda.is_available() else 'cpu'
 
@@ -48,7 +48,7 @@ def torch_release() -> None:
 
 
 def torch_tensor(values):
-  """An array or tensor, on the device that torch uses."""
+  """Puts an array or tensor on the device that torch uses."""
   torch = torch_on_all_cores()
   if not isinstance(values, torch.Tensor):
     values = torch.from_numpy(np.require(values, requirements='W'))
@@ -57,7 +57,7 @@ def torch_tensor(values):
 
 @contextlib.contextmanager
 def torch_precision(precision: str):
-  """The arithmetic of a block: 'float32', 'tensorfloat32', or 'bfloat16', torch's automatic casts.
+  """Sets the arithmetic of a block: 'float32', 'tensorfloat32', or 'bfloat16', torch's automatic casts.
 
   The fastest of cuDNN's convolutions are chosen by trying, as anyone does who wants speed.
   """
@@ -72,7 +72,7 @@ def torch_precision(precision: str):
 
 
 def numpy_k_center(points, num_selected, start):
-  """One norm for each step."""
+  """Selects with one norm for each step."""
   distance = np.mean([np.linalg.norm(points - points[s], axis=1) for s in start], axis=0)
   picks = []
   for _ in range(num_selected):
@@ -82,7 +82,7 @@ def numpy_k_center(points, num_selected, start):
 
 
 def torch_k_center(points, num_selected, start):
-  """One norm for each step, as the PyTorch versions have it."""
+  """Selects with one norm for each step, as the PyTorch versions have it."""
   torch, points = torch_on_all_cores(), torch_tensor(points)
   distance = torch.stack([torch.linalg.norm(points - points[s], dim=1) for s in start]).mean(0)
   picks = []
@@ -93,7 +93,7 @@ def torch_k_center(points, num_selected, start):
 
 
 def torch_anomalib_k_center(points, num_selected, first=0):
-  """anomalib's loop: from one point, without a copy to the host in a step."""
+  """Selects in anomalib's loop: from one point, without a copy to the host in a step."""
   torch, points = torch_on_all_cores(), torch_tensor(points)
   pick = torch.tensor(first, device=points.device)
   distance = torch.linalg.norm(points - points[first], dim=1, keepdim=True)
@@ -112,7 +112,7 @@ def torch_anomalib_k_center(points, num_selected, first=0):
 
 @jax.jit
 def jax_nearest(queries, bank):
-  """One matrix of all distances."""
+  """Searches in one matrix of all distances."""
   products = jnp.dot(queries, bank.T, precision=lax.Precision.HIGHEST)
   return jnp.argmin(jnp.square(bank).sum(1) - 2 * products, axis=1)
 
@@ -132,7 +132,7 @@ _CARD_ROWS = 4096
 
 
 def torch_nearest(queries, bank, how='cdist', precision='float32'):
-  """By torch's own distances, or by 'product' and minimum; on a card some rows of the matrix at a time."""
+  """Searches by torch's own distances, or by 'product' and minimum; on a card some rows at a time."""
   torch, queries, bank = torch_on_all_cores(), torch_tensor(queries), torch_tensor(bank)
   rows = len(queries) if torch_device() == 'cpu' else _CARD_ROWS
   found = []
@@ -145,14 +145,14 @@ def torch_nearest(queries, bank, how='cdist', precision='float32'):
 
 
 def torch_search(bank):
-  """A function from queries to the squared distances of their nearest."""
+  """Makes a function from queries to the squared distances of their nearest."""
   torch = torch_on_all_cores()
   bank = torch.from_numpy(bank)
   return lambda q: torch.cdist(torch.from_numpy(q), bank).min(dim=1).values.square().numpy()
 
 
 def faiss_index(bank):
-  """Exact, as the paper's code uses it; on the card where faiss was built for it."""
+  """Makes an exact index, as the paper's code has it; on the card where faiss was built for it."""
   import faiss
   faiss.omp_set_num_threads(os.cpu_count() or 1)
   index = faiss.IndexFlatL2(bank.shape[1])
@@ -163,7 +163,7 @@ def faiss_index(bank):
 
 
 def faiss_search(bank):
-  """As `torch_search`."""
+  """Makes what `torch_search` makes, with faiss."""
   index = faiss_index(bank)
   return lambda q: index.search(q, 1)[0][:, 0]
 
@@ -172,7 +172,7 @@ def faiss_search(bank):
 
 
 def torch_wide_resnet():
-  """WideResNet-50-2 up to layer3, random: images [b, 3, h, w] -> (layer2, layer3)."""
+  """Makes a random WideResNet-50-2 up to layer3: images [b, 3, h, w] -> (layer2, layer3)."""
   torch = torch_on_all_cores()
   nn = torch.nn
 
@@ -214,7 +214,7 @@ def torch_wide_resnet():
 
 
 def torch_network(precision='float32', *, whole=False, compiled=False):
-  """images [b, 3, h, w] float32 -> (layer2, layer3), on torch's device and channels last.
+  """Makes images [b, 3, h, w] float32 -> (layer2, layer3), on torch's device and channels last.
 
   Args:
     precision: see `torch_precision`.
@@ -243,7 +243,7 @@ _COMPILE_SECONDS = 100
 
 
 def torch_predict_on_device(network, bank, images, precision='float32'):
-  """anomalib's steps on torch's device: image scores and anomaly maps, on the host.
+  """Takes anomalib's steps on torch's device: image scores and anomaly maps, on the host.
 
   Args:
     network: of `torch_network`.
@@ -272,7 +272,7 @@ def torch_predict_on_device(network, bank, images, precision='float32'):
 
 
 def torch_embed(network, images):
-  """Images [b, h, w, 3] uint8 -> embeddings [b * rows * columns, 1024], in the paper's code's steps."""
+  """Embeds images [b, h, w, 3] uint8 in the steps of the paper's code: [b * rows * columns, 1024]."""
   torch = torch_on_all_cores()
   functional = torch.nn.functional
   x = torch_tensor(images).permute(0, 3, 1, 2).float() / 255
@@ -295,7 +295,7 @@ def torch_embed(network, images):
 
 
 def torch_predict(network, search, images):
-  """Images -> image scores and anomaly maps; `search` gives squared distances [n] of embeddings."""
+  """Scores images: image scores and anomaly maps; `search` gives squared distances [n] of embeddings."""
   from scipy.ndimage import gaussian_filter
   torch = torch_on_all_cores()
   embeddings = torch_embed(network, images)

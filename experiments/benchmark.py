@@ -106,7 +106,7 @@ def _coreset_table(title, points, ratio, limits):
 
 
 def _products_of_lazy(points, size):
-  """Operations in the products of a selection: 2 d for each point and selected one compared."""
+  """Counts operations in the products of a selection: 2 d for each point and selected one compared."""
   compared, ages = 0, np.zeros(len(points), np.int64)
 
   def add(state):
@@ -177,7 +177,7 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
 
 
 def measure_predict(limits: timing.Limits) -> Iterator[str]:
-  """From pixels to scores and maps, against a bank of 16,384 patches of the network's own features."""
+  """Measures from pixels to scores and maps, against 16,384 patches of the network's own features."""
   images = entries.pictures(_BATCH.value, _SIZE.value)
   precisions, stream = (('float32',), 0) if entries.on_cpu() else (('tensorfloat32', 'bfloat16'), 8)
   rows = _own_features(images)
@@ -195,7 +195,7 @@ def measure_predict(limits: timing.Limits) -> Iterator[str]:
 
 
 def _own_features(images):
-  """A bank's rows: patches of other images, as the network embeds them."""
+  """Makes a bank's rows: patches of other images, as the network embeds them."""
   n = len(images)
   enough = -(-entries.BANK_SIZE // ((_SIZE.value // 8) ** 2 * n))
   train = np.concatenate([entries.pictures(n, _SIZE.value, seed=i + 1) for i in range(enough)])
@@ -205,7 +205,7 @@ def _own_features(images):
 
 
 def measure_fit(limits: timing.Limits) -> Iterator[str]:
-  """From pixels to a bank of 10 %, 64 images."""
+  """Measures from pixels to a bank of 10 %, 64 images."""
   precision = 'float32' if entries.on_cpu() else 'tensorfloat32'
   backbone, n = entries.network(precision), _BATCH.value
   data = ArrayData(np.concatenate([entries.pictures(n, _SIZE.value, seed=i) for i in range(64 // n)]), n)
@@ -232,7 +232,7 @@ def _torch_fit(network, data):
 
 
 def measure_memory(_) -> Iterator[str]:
-  """A fit of many images whose features are made: what it takes is what the fit itself takes."""
+  """Measures a fit of many images whose features are made: what it takes is what the fit itself takes."""
   plans, stages, began = [], {}, time.perf_counter()
   detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1))
 
@@ -260,7 +260,7 @@ def measure_memory(_) -> Iterator[str]:
 
 
 def _made_backbone():
-  """1024 values for each 8 x 8 pixels: random products of its pixels, so that they have some structure."""
+  """Makes 1024 values of each 8 x 8 pixels: random products of them, so that they have some structure."""
   weights = np.random.default_rng(0).standard_normal((192, 1024), np.float32) / 14
 
   def apply(variables, images):
@@ -289,7 +289,7 @@ class _Pictures:
 
 
 def _train_embeddings():
-  """(name, [n, d]) of the training images of the config's first category."""
+  """Embeds the training images of the config's first category: (name, [n, d])."""
   config = cli.CONFIG.value
   settings, (category, *_) = wiring.settings(config), wiring.load_data(config, lambda *_: None)
   backbone, *_ = wiring.create_backbones(config)

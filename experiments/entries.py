@@ -26,7 +26,7 @@ Entries = dict[str, Entry]
 
 
 def on_cpu() -> bool:
-  """Whether JAX runs on the CPU, where the alternatives are other ones."""
+  """Tells whether JAX runs on the CPU, where the alternatives are other ones."""
   return jax.default_backend() == 'cpu'
 
 
@@ -34,7 +34,7 @@ def on_cpu() -> bool:
 
 
 def clustered(n: int, dim: int = 128) -> np.ndarray:
-  """[n, dim] float32 around 300 centres, tighter around some than around others."""
+  """Makes [n, dim] float32 around 300 centres, tighter around some than around others."""
   rng = np.random.default_rng(0)
   centers = 3 * rng.standard_normal((300, dim), np.float32)
   which = rng.integers(300, size=n)
@@ -43,12 +43,12 @@ def clustered(n: int, dim: int = 128) -> np.ndarray:
 
 
 def start_of(n: int) -> np.ndarray:
-  """The ten points that selections of n points start from."""
+  """Names the ten points that selections of n points start from."""
   return np.arange(10) * 997 % n
 
 
 def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """(queries, bank), float32, normal; with a rank below `dim` within so many dimensions."""
+  """Makes (queries, bank), float32, normal; with a rank below `dim` within so many dimensions."""
   key = jax.random.key(0)
 
   @jax.jit
@@ -64,7 +64,7 @@ def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.nd
 
 
 def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
-  """[n, size, size, 3] uint8: smooth shapes and a little noise, another for every seed."""
+  """Draws [n, size, size, 3] uint8: smooth shapes and a little noise, another for every seed."""
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:size, :size] / size
   phase = rng.uniform(0, 2 * np.pi, (n, 4, 3))
@@ -78,12 +78,12 @@ def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
 
 @functools.cache
 def network(precision: str = 'float32', architecture: str = WIDE_RESNET, layers: tuple[str, ...] = ()):
-  """A backbone with random weights."""
+  """Makes a backbone with random weights."""
   return backbones.create(architecture, weights='random', layers=layers, precision=precision)
 
 
 def network_flops(backbone: backbones.Backbone, size: int) -> float:
-  """Operations of one image, with direct convolutions, as a GPU has them; 0 where JAX does not tell."""
+  """Counts operations of one image, by direct convolutions, as a GPU has them; 0 where JAX does not tell."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   traced = jax.jit(backbone.apply).trace(backbone.variables, image)
   return (traced.lower(lowering_platforms=('cuda',)).cost_analysis() or {}).get('flops', 0.0)
@@ -96,7 +96,7 @@ def selection_entries(
     points: np.ndarray, size: int, *, steps: int, dense_steps: int, streamed: bool = False,
     anomalib: bool = False,
 ) -> tuple[Entries, dict[str, np.ndarray]]:
-  """Greedy selections of `size` points.
+  """Lists greedy selections of `size` points.
 
   Args:
     points: [n, d] float32.
@@ -133,7 +133,7 @@ def selection_entries(
 
 
 def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str]:
-  """How many picks of each differ from ours, which are the first; anomalib's start elsewhere."""
+  """Tells how many picks of each differ from ours, which are the first; anomalib's start elsewhere."""
   ours, *others = picks
   notes = {}
   for name in others:
@@ -150,7 +150,7 @@ def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str
 def search_entries(
     queries: np.ndarray, bank: np.ndarray, *, plain: bool = True,
 ) -> tuple[Entries, dict[str, np.ndarray], dict[str, str]]:
-  """The nearest row of each query.
+  """Lists searches for the nearest row of each query.
 
   Args:
     queries, bank: [q, d] and [m, d] float32, on the host.
@@ -209,7 +209,7 @@ def network_entries(
     images: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     torch_compile: bool = False,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Feature maps up to layer3; the times are those of one image.
+  """Lists networks up to layer3; the times are those of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
@@ -241,7 +241,7 @@ def network_entries(
 def rate_notes(
     entries: Entries, seconds: dict[str, list[float]], maps: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-  """Images and operations a second; and how far our maps are from those of the first precision."""
+  """Tells images and operations a second, and how far our maps are from those of the first precision."""
   notes = {}
   for name, values in seconds.items():
     notes[name] = f'{1 / timing.median(values):,.1f} images/s'

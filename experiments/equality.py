@@ -76,7 +76,7 @@ def _row(name, ours, theirs):
 
 
 def selections(small: bool) -> Arrays:
-  """Picks from given points: the paper's start, anomalib's, and from points on the host."""
+  """Selects from given points: the paper's start, anomalib's, and from points on the host."""
   points = entries.clustered(*((3000, 16) if small else (60_000, 128)))
   size = len(points) // 10
   start = entries.start_of(len(points))
@@ -87,7 +87,7 @@ def selections(small: bool) -> Arrays:
 
 
 def searches(small: bool) -> Arrays:
-  """Neighbours of given queries in given banks."""
+  """Searches for neighbours of given queries in given banks."""
   num_queries, num_rows, dim = (100, 1000, 64) if small else (3136, 20_000, 1024)
   rng, found = np.random.default_rng(0), {}
   for rank, k, shortlist in (
@@ -104,7 +104,7 @@ def searches(small: bool) -> Arrays:
 
 
 def networks(small: bool) -> Arrays:
-  """Maps of networks in float32."""
+  """Computes maps of networks in float32."""
   images, maps = entries.pictures(2, 64 if small else 224), {}
   for architecture in ('resnet18',) if small else ('resnet18', entries.WIDE_RESNET):
     network = entries.network('float32', architecture)
@@ -118,12 +118,12 @@ PARTS: tuple[Callable[[bool], Arrays], ...] = (selections, searches, networks)
 
 
 def _bank(small):
-  """A bank of network features: it is made on the CPU only, so that both devices have the same."""
+  """Makes a bank of network features: on the CPU only, so that both devices have the same."""
   return PatchCore(0.1).fit(_images(small, seed=0), (_small_network(),)).arrays['embeddings']
 
 
 def _scores(rows, small):
-  """Scores and maps of new images against a given bank, and where the nearest are."""
+  """Scores new images against a given bank."""
   from patchcore_jax.detectors import streaming
   data = _images(small, seed=1)
   score_fn = entries.score_fn(_small_network(), rows, data.images.shape[1:3])

@@ -54,7 +54,7 @@ def main(_) -> None:
 
 
 def frame_size(text: str) -> tuple[int, int] | None:
-  """(height, width) of --camera; None for none.
+  """Reads --camera: (height, width); None for none.
 
   Raises:
     ValueError: another form.

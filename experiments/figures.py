@@ -1,4 +1,4 @@
-"""The figures of the paper's supplement, of what the runs in a folder have measured.
+"""Draws the figures of the paper's supplement, of what the runs in a folder have measured.
 
     python -m experiments.figures --workdir=runs/wrn50 --figure=S1
     python -m experiments.figures --workdir=runs/resolution --figure=S4

@@ -1,4 +1,4 @@
-"""The parts of `experiments.gpu_check`, which runs this in a process of its own and says what they are."""
+"""Runs the parts of `experiments.gpu_check`, which starts this as a process and says what they are."""
 
 import dataclasses
 import functools
@@ -53,11 +53,11 @@ class Run:
     gpu_report.keep(self.folder, {name.replace('__', '/'): value for name, value in figures.items()})
 
   def left(self) -> float:
-    """Seconds for the present part."""
+    """Tells the seconds for the present part."""
     return self.until - time.time()
 
   def race(self, title: str, work: entries.Entries, repeats: int = 3, notes: Callable | Mapping = ()):
-    """Runs a race and tells it; the medians by name."""
+    """Runs a race, tells it, and returns the medians by name."""
     failures = {}
     seconds = timing.race(work, repeats, failures)
     if seconds:
@@ -111,7 +111,7 @@ def _torch_version():
 
 
 def selection(run: Run) -> None:
-  """Time, and the same picks as torch's loop and the definition."""
+  """Measures time, and compares the picks with torch's loop and the definition."""
   points, what = _points(run)
   size = coreset.coreset_size(len(points), 0.1)
   work, picks = entries.selection_entries(
@@ -149,7 +149,7 @@ def _large_selection(run):
 
 
 def network(run: Run) -> None:
-  """Images a second, at two sizes, and how far the maps are from float32."""
+  """Measures images a second, at two sizes, and how far the maps are from float32."""
   architecture = 'resnet18' if run.small else entries.WIDE_RESNET
   made = {}
   for size, batch in _sizes(run):
@@ -180,7 +180,7 @@ def _keep_rates(run, name, medians):
 
 
 def search(run: Run) -> None:
-  """Three searches; a sample is checked in float64."""
+  """Measures three searches; a sample is checked in float64."""
   shapes = ((256, 2000, 256, 8),) if run.small else (
       (50_176, 250_000, 1024, 64), (50_176, 25_000, 1024, 64), (6272, 25_000, 1024, 1024))
   for i, (num_queries, num_rows, dim, rank) in enumerate(shapes):
@@ -225,7 +225,7 @@ def _float64_distances_sq(queries, bank, rows=25_000):
 
 
 def predict(run: Run) -> None:
-  """Images a second with the maps on the host, and what a batch launches."""
+  """Measures images a second with the maps on the host, and what a batch launches."""
   architecture = 'resnet18' if run.small else entries.WIDE_RESNET
   rows = np.random.default_rng(1).standard_normal(
       (256 if run.small else entries.BANK_SIZE, 1024), np.float32)
@@ -247,7 +247,7 @@ def predict(run: Run) -> None:
 
 
 def same_as_cpu(run: Run) -> None:
-  """The same answers as this machine's CPU."""
+  """Compares answers with those of this machine's CPU."""
   with_cpu = equality.compare(Path(run.settings['scratch']), small=run.small, seconds=run.left())
   run.say('| what | difference | allowed | |', '|---|---|---|---|')
   for row in with_cpu:
@@ -257,7 +257,7 @@ def same_as_cpu(run: Run) -> None:
 
 
 def parity(run: Run) -> None:
-  """Comparisons with the reference arrays that lie in the project."""
+  """Compares with the reference arrays that lie in the project."""
   folder = Path(run.settings['golden'])
   if not folder.is_dir():
     run.say(f'Not compared: no folder {folder} (--golden).\n')
@@ -289,7 +289,7 @@ def parity(run: Run) -> None:
 
 
 def demo(run: Run) -> None:
-  """The demo config as a user runs it, twice."""
+  """Runs the demo config as a user does, twice."""
   if missing := _missing('ml_collections', 'grain', 'tensorflow_datasets'):
     run.say(f'Not run: {missing} cannot be imported.\n')
     return
@@ -315,7 +315,7 @@ def demo(run: Run) -> None:
 
 
 def resolution(run: Run) -> None:
-  """Fits and predictions at high resolution, with layers 1 to 3 and a bank of 10 %."""
+  """Measures fits and predictions at high resolution, with layers 1 to 3 and a bank of 10 %."""
   if missing := _missing('grain'):
     run.say(f'Not run: {missing} cannot be imported.\n')
     return

@@ -9,7 +9,7 @@ REPORT, MEASURED, KERNELS = 'gpu_check.md', 'measured.json', 'kernels.md'
 
 
 def measured(folder: Path) -> dict:
-  """What was measured so far: figures by name, and under 'begun' the parts that were begun."""
+  """Reads what was measured so far: figures by name, and under 'begun' the parts that were begun."""
   path = folder / MEASURED
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -82,7 +82,7 @@ GOALS = (
 
 
 def table(figures: Mapping) -> Iterator[str]:
-  """What must show, as Markdown, from the figures of a run."""
+  """Yields what must show, as Markdown, from the figures of a run."""
   yield '## What must show\n'
   yield f'{figures.get("machine", "No machine was reached.")}\n'
   yield '| work | ours then | PyTorch there | to reach | ours now | torch beside it | ratio | reached? |'

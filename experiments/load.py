@@ -76,7 +76,7 @@ def main(_) -> int:
 
 
 def requests(inspector: inspection.Inspector, paths) -> list[Sent]:
-  """A request for every image, with the score that the library gives it."""
+  """Makes a request of every image, with the score that the library gives it."""
   score = inspection.scorer(inspector, 8)
   pixels = [np.asarray(preprocess.transform(preprocess.read_image(path), inspector.preprocessing))
             for path in paths]
@@ -86,7 +86,7 @@ def requests(inspector: inspection.Inspector, paths) -> list[Sent]:
 
 
 def malformed(image: bytes) -> list[Sent]:
-  """Broken requests, with the status that each must get."""
+  """Makes broken requests, with the status that each must get."""
   header = struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0)
   bomb = b'\x89PNG\r\n\x1a\n' + b''.join(
       struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -121,7 +121,7 @@ def service(bank: str) -> Iterator[tuple[str, int]]:
 
 
 def _client(address, good, bad, seed, end):
-  """(seconds, whether it was a good request, problem or None) of each request."""
+  """Sends requests: of each (seconds, whether it was a good one, problem or None)."""
   rng, results = np.random.default_rng(seed), []
   connection = http.client.HTTPConnection(*address, timeout=60)
   while time.monotonic() < end:
@@ -160,7 +160,7 @@ def _metric(address, name):
 
 
 def predict(bank: str, paths) -> float:
-  """Images a second that `experiments.predict` tells, reading the same files, without pictures."""
+  """Asks `experiments.predict` for images a second, reading the same files, without pictures."""
   with tempfile.TemporaryDirectory() as temporary:
     images = Path(temporary, 'images')
     images.mkdir()
@@ -175,7 +175,7 @@ def predict(bank: str, paths) -> float:
 
 
 def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
-  """Markdown."""
+  """Yields the results as Markdown."""
   seconds = np.array([s for s, good, _ in results if good])
   rate = len(seconds) / _SECONDS.value
   settled = memory[len(memory) // 6]  # the first requests fill caches and the threads' heaps

@@ -91,7 +91,7 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def preprocessing(folder: Path) -> Iterator[Row]:
-  """Resize, crop and masks of made images of five sizes; scaling of real crops."""
+  """Compares resize, crop and masks of made images of five sizes, and scaling of real crops."""
   arrays = _load(folder, 'preprocessing.npz')
   real = _load(folder, 'images_preprocessing.npz')
   for case in _prefixes(arrays):
@@ -125,7 +125,7 @@ def preprocessing(folder: Path) -> Iterator[Row]:
 
 
 def networks(folder: Path) -> Iterator[Row]:
-  """Every layer of the family."""
+  """Compares every layer of the family."""
   arrays = _load(folder, 'backbones.npz')
   real = _load(folder, 'images_backbones.npz')
   names = sorted(
@@ -146,7 +146,7 @@ def networks(folder: Path) -> Iterator[Row]:
 
 
 def embeddings(folder: Path) -> Iterator[Row]:
-  """The paper's embedding for each patch size, layer set and target size."""
+  """Compares the paper's embedding for each patch size, layer set and target size."""
   arrays = _load(folder, 'embedding.npz')
   for case in _prefixes(arrays):
     if f'{case}/layers' not in arrays:
@@ -163,7 +163,7 @@ def embeddings(folder: Path) -> Iterator[Row]:
 
 
 def selections(folder: Path) -> Iterator[Row]:
-  """Greedy selections replayed on clouds, with the originals' projections and starting points."""
+  """Replays greedy selections on clouds, with the originals' projections and starting points."""
   arrays = _load(folder, 'coreset.npz')
   for cloud in _prefixes(arrays):
     for method, origin in (('pi_approx', 'PI'), ('anomalib', 'AL')):
@@ -186,7 +186,7 @@ def selections(folder: Path) -> Iterator[Row]:
 
 
 def end_to_end_paper(folder: Path) -> Iterator[Row]:
-  """From pixels to scores and maps as the paper's code: 6 training and 4 test images."""
+  """Compares from pixels to scores and maps with the paper's code: 6 training and 4 test images."""
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_pi.npz')
     spec = EmbeddingSpec('adaptive')
@@ -209,7 +209,7 @@ def end_to_end_paper(folder: Path) -> Iterator[Row]:
 
 
 def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
-  """The same as anomalib: given the paper's coreset, and its own where its pixels are at hand."""
+  """Compares the same with anomalib: given the paper's coreset, and its own where its pixels are at hand."""
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_anomalib.npz')
     spec = EmbeddingSpec('mean')
@@ -238,7 +238,7 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
 
 
 def measures(folder: Path) -> Iterator[Row]:
-  """AUROC, AP, F1 and AUPRO on made maps."""
+  """Compares AUROC, AP, F1 and AUPRO on made maps."""
   arrays = _load(folder, 'metrics.npz')
   for case in _prefixes(arrays):
     if f'{case}/maps' not in arrays:
@@ -290,7 +290,7 @@ def _prefixes(arrays: Arrays) -> list[str]:
 
 
 def _categories(folder):
-  """(name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
+  """Yields (name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
   if arrays := _load(folder, 'scoring_synthetic_pi.npz'):
     crop = Preprocessing()
 
@@ -330,20 +330,20 @@ def _wide_resnet():
 
 
 def _embed(images, spec):
-  """Embeddings [patches, d] of images [n, h, w, 3] uint8."""
+  """Embeds images [n, h, w, 3] uint8: [patches, d]."""
   value, _ = patchcore.embed(_wide_resnet(), ArrayData(images, len(images)), embedding=spec)
   return value.reshape(-1, value.shape[-1])
 
 
 def _replay(points, expected, start):
-  """Our selection from the original's starting points; without any, from its first pick."""
+  """Selects from the original's starting points; without any, from its first pick."""
   return np.asarray(coreset.greedy_k_center(
       points, len(expected), start=expected[:1] if start is None else start,
       select_start=start is None))
 
 
 def _selection_row(quantity, origin, embeddings, projection, expected, start):
-  """Picks that differ from the original's, and the largest loss of a pick against the best, in float64."""
+  """Counts picks that differ from the original's; and the largest loss of one against the best."""
   picks = _replay(coreset.project(embeddings, projection.T), expected, start)
   points = embeddings.astype(np.float64) @ projection.T.astype(np.float64)
 
@@ -372,7 +372,7 @@ def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=
 
 
 def _closer_row(quantity, origin, value, arrays, name):
-  """Distance to the float64 run, measured in that of the original's own float32."""
+  """Compares with the float64 run; relative to how far the original's own float32 is from it."""
   truth = arrays[f'{name}_f64'].ravel()
   theirs = np.abs(arrays[f'{name}_f32'].ravel() - truth).max()
   ours = np.abs(value.ravel() - truth).max()

@@ -1,4 +1,4 @@
-r"""What the precisions of a network change in results: a table of the differences.
+r"""Measures what the precisions of a network change in results: a table of the differences.
 
     python -m experiments.precision --config=configs/demo.py --workdir=runs/precision
     python -m experiments.precision --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/precision
@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
 
 
 def network(config: ConfigDict, precision: str) -> Backbone:
-  """The config's network as an accelerator computes it in that precision, simulated if this is a CPU."""
+  """Makes the config's network as an accelerator computes it in a precision, simulated if this is a CPU."""
   config = config.copy_and_resolve_references()
   own = ':' in config.backbone.name
   config.backbone.precision = FLOAT32 if own else precision
@@ -110,7 +110,7 @@ def compare(
     return detector.fit(images.train, without, Run(progress=progress, seed=seed))
 
   def predict(images, model):
-    """Of each ratio, the scores [n] of the test images, and the metrics."""
+    """Scores the test images: of each ratio the scores [n], and the metrics."""
     score_fn = patchcore.score_fn_at(detector, model, without, settings.ratios, search=settings.search)
     _, batches = zip(*streaming.predict(score_fn, images.test.batches()))
     found = [jax.tree.map(lambda *x: np.concatenate(x), *scores) for scores in zip(*batches)]
@@ -145,7 +145,7 @@ def compare(
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-  """Markdown."""
+  """Yields the rows as Markdown."""
   yield '| ' + ' | '.join(c.replace('_', ' ') for c in COLUMNS) + ' |'
   yield '|---' * len(COLUMNS) + '|'
   for row in rows:

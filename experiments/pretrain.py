@@ -34,7 +34,7 @@ def main(_) -> None:
 
 
 def recipe(config: ConfigDict) -> training.Recipe:
-  """What the config says about training itself.
+  """Reads what the config says about training itself.
 
   Raises:
     ValueError: a value out of range, or an unknown name.
@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
 
 
 def _keep(workdir, spec, state, settings, config):
-  """A checkpoint and the backbone as it is now."""
+  """Writes a checkpoint, and the backbone as it is now."""
   training.save(workdir / 'checkpoints', state, settings)
   unseen = np.stack([
       procedural.draw(config.seed + 1, i, config.pool.image_size) for i in range(_TO_SCALE)])
@@ -116,7 +116,7 @@ def _keep(workdir, spec, state, settings, config):
 
 
 def _settings(config):
-  """Those that decide about the result; a run may go on with others of the rest."""
+  """Picks the settings that decide about the result; a run may go on with others of the rest."""
   settings = wiring.to_json(config)
   del settings['report_every'], settings['save_every'], settings['pool']['num_workers']
   return settings
@@ -126,7 +126,7 @@ class _Log:
   """config.json and log.csv of a workdir, and the same on the console."""
 
   def __init__(self, workdir, step, config):
-    """Lines behind `step` are dropped: those steps are made again."""
+    """Drops lines behind `step`: those steps are made again."""
     with atomic_files.written(workdir / 'config.json') as aside:
       aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []

@@ -61,7 +61,7 @@ class Limits:
   copies: float
 
   def least_seconds(self, entry: Entry) -> float:
-    """The time in which the machine could do the products and the traffic of an entry, one after the other.
+    """Tells in what time the machine could do the products and the traffic of an entry, one by one.
 
     >>> Limits({'float32': 2e9}, 1e9).least_seconds(Entry(print, flops={'float32': 1e9}, traffic=1e9))
     1.5
@@ -109,14 +109,14 @@ def _dtype(precision):
 
 
 def _product(precision):
-  """The product of a matrix with itself, its sums in float32."""
+  """Makes the product of a matrix with itself, its sums in float32."""
   accuracy = {'float32': lax.Precision.HIGHEST, 'tensorfloat32': lax.Precision.HIGH}.get(precision)
   result = jnp.float32 if jax.default_backend() == 'cpu' else _dtype(precision)
   return jax.jit(lambda x: jnp.dot(x, x, precision=accuracy, preferred_element_type=result))
 
 
 def machine(measured: Limits | None = None) -> str:
-  """Date, machine, and what it can do: the limits to see the figures against."""
+  """Tells date, machine, and what it can do: the limits to see the figures against."""
   measured = measured or limits()
   device = jax.devices()[0]
   kind = _processor() if device.platform == 'cpu' else device.device_kind
@@ -139,7 +139,7 @@ def _processor():
 def race(
     entries: Mapping[str, Entry], repeats: int, failures: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-  """Seconds of each, run in turn; before that all run once, which compiles.
+  """Runs all in turn, and tells the seconds of each; before that all run once, which compiles.
 
   Args:
     entries: by name.
@@ -180,7 +180,7 @@ def table(
     title: str, entries: Mapping[str, Entry], seconds: Mapping[str, list[float]],
     notes: Mapping[str, str], measured: Limits | None = None,
 ) -> Iterator[str]:
-  """Markdown; the first entry is ours, to which the others are compared."""
+  """Yields Markdown; the first entry is ours, to which the others are compared."""
   ours = median(next(iter(seconds.values())))
   yield f'### {title}\n'
   yield '| what | median | range | times ours | of the limit | |'
@@ -203,7 +203,7 @@ def _median_of(run, repeats):
 
 
 def duration(seconds: float) -> str:
-  """Three digits in the unit that suits.
+  """Writes three digits in the unit that suits.
 
   >>> duration(0.01234), duration(1.5)
   ('12.3 ms', '1.5 s')
@@ -212,7 +212,7 @@ def duration(seconds: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-  """What went wrong, short enough for a table."""
+  """Tells what went wrong, short enough for a table."""
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:200]}'.replace('|', '/')
 
@@ -256,7 +256,7 @@ class Profile(NamedTuple):
 
   @property
   def launches(self) -> tuple[int, int] | str:
-    """(kernels, memory copies and fills), or `NOT_COUNTED`.
+    """Counts (kernels, memory copies and fills); or `NOT_COUNTED`.
 
     >>> Profile({'gemm': Kernel(3, 0.1), 'MemcpyD2H': Kernel(2, 0.1)}, {}).launches
     (3, 2)
@@ -275,7 +275,7 @@ class Profile(NamedTuple):
         f' ({calls})' if calls else '')
 
   def table(self, most: int = 60) -> Iterator[str]:
-    """Markdown: what takes the most time."""
+    """Yields Markdown: what takes the most time."""
     yield '| kernel | launches | ms together |'
     yield '|---|---|---|'
     for name, kernel in sorted(self.kernels.items(), key=lambda item: -item[1].seconds)[:most]:
@@ -306,7 +306,7 @@ def profile(fn: Callable, *args) -> Profile:
 
 
 def _options():
-  """Without the Python of the host, which is much, and slows what is measured."""
+  """Leaves out the Python of the host, which is much, and slows what is measured."""
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   options.host_tracer_level = 1
@@ -314,7 +314,7 @@ def _options():
 
 
 def read_profile(traces: Iterable[jax.profiler.ProfileData]) -> Profile:
-  """What ran on streams, and what the host launched; the other lines of a device are derived from these."""
+  """Reads what ran on streams, and what the host launched; other lines of a device derive from these."""
   kernels, calls = {}, collections.Counter()
   for trace in traces:
     for plane in trace.planes:
@@ -327,8 +327,3 @@ def read_profile(traces: Iterable[jax.profiler.ProfileData]) -> Profile:
         elif plane.name.startswith('/host'):
           calls.update(event.name for event in line.events if _LAUNCH.match(event.name))
   return Profile(kernels, calls)
-
-
-def count_launches(fn: Callable, *args) -> tuple[int, int] | str:
-  """(kernels, copies) that `fn(*args)` launches on the accelerators, or `NOT_COUNTED`."""
-  return profile(fn, *args).launches
