@@ -250,7 +250,7 @@ def measure_memory(_) -> Iterator[str]:
   yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
          f'fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
-  yield f'| said before | {plan.removeprefix("bank: ")} |'
+  yield f'| said before | {plan} |'
   yield f'| peak of the process | {disk_arrays.peak_bytes() / 1e9:.2f} GB |'
   yield f'| embeddings alone | {4 * model.description.num_patches * dim / 1e9:.1f} GB |'
   for stage, until in stages.items():

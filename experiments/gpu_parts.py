@@ -353,7 +353,7 @@ def _resolution_row(run, size, number, batch):
   memory = jax.local_devices()[0].memory_stats() or {}
   peak = f'{memory["peak_bytes_in_use"] / 1e9:.1f} GB so far' if 'peak_bytes_in_use' in memory else '-'
   times = [timing.duration(x) for x in (*stages, timing.median(seconds) / batch)]
-  run.say('| ' + ' | '.join([str(size), str(number), plans[0].removeprefix('bank: '), *times, peak]) + ' |')
+  run.say('| ' + ' | '.join([str(size), str(number), plans[0], *times, peak]) + ' |')
   return [*stages, *seconds]
 
 

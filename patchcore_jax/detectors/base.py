@@ -117,7 +117,7 @@ class Run:
 
   Attributes:
     progress: called with (stage, done, total).
-    notify: called with a line for the user, such as a plan of the memory.
+    notify: called with a line for the user, such as the plan of the memory.
     seed: of everything that is random.
     memory_gb: the most that the process may take on the host, in 10^9 bytes.
     scratch: folder for temporary files; None for the system's.

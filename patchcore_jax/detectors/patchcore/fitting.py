@@ -116,7 +116,7 @@ def fit_and_use(
   patches, num_images = math.prod(grid), len(own.examples)
   plan = _plan(
       backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
-  run.notify(f'bank: {plan}')
+  run.notify(str(plan))
   allocate = functools.partial(disk_arrays.allocate, folder=run.scratch or tempfile.gettempdir())
   if plan.embeddings_on_device:
     embeddings, num_images = _embed_on_device(
