@@ -158,12 +158,12 @@ class Answers:
     facts = () if finding.p_value is None else (
         ('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}'))
     width, height = finding.image_size
-    picture = page.picture(
-        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high,
+    normal = page.Patch(
+        shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None
+    return answer, page.picture(
+        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=facts,
         region=_fractions(finding.box, width, height),
-        patch=_fractions(finding.patch_box, width, height), facts=facts, nearest=page.Patch(
-            shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None)
-    return answer, picture
+        patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
   def _comparison(self, name, pixels, finding, file):
     """The most anomalous patch beside the nearest normal one, where there is a picture of that."""

@@ -170,7 +170,7 @@ class Experiment:
     run_report.write(self._workdir, config, self.rows)
 
   def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can take gigabytes."""
+    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can be large."""
     detector, path = self.settings.detector, self._workdir / 'banks' / images.name
     kept = isinstance(detector, PatchCore | Ensemble)
     if kept and path.exists():
