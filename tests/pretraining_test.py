@@ -54,7 +54,7 @@ def _coordinates(n=5, size=128):
 class TestViews:
 
   def test_points_of_both_views_show_the_same_place(self):
-    (first, second), points, visible = views.take(jax.random.key(0), _coordinates(40), PLAIN)
+    (first, second), points, visible = views.draw(jax.random.key(0), _coordinates(40), PLAIN)
     assert first.shape == (40, 32, 32, 3) and points.shape == (2, 40, 16, 2)
     assert 0.3 < visible.mean() < 1
     shown = [255 * np.asarray(views.at_points(v, p, 1)) for v, p in zip((first, second), points)]
@@ -66,7 +66,7 @@ class TestViews:
 
   def test_positions_are_exact_on_every_device(self):
     precision.assert_highest(
-        lambda images: views.take(jax.random.key(0), images, PLAIN), np.zeros((2, 64, 64, 3), np.uint8))
+        lambda images: views.draw(jax.random.key(0), images, PLAIN), np.zeros((2, 64, 64, 3), np.uint8))
 
   def test_a_view_by_hand(self):
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, -1)
@@ -249,7 +249,7 @@ class TestPool:
 
   def test_workers_end_with_a_process_that_is_killed(self):
     script = (
-        'import time\nfrom patchcore_jax.pretraining import pool\n'
+        'import time\nfrom patchcore_jax.builtin import pool\n'
         'if __name__ == "__main__":\n'
         '  images = pool.Pool(0, 4, image_size=16, num_workers=2)\n'
         '  images.batch(0, 2)\n'

@@ -106,7 +106,7 @@ def inspector(detector=None, **description) -> inspection.Inspector:
   """Of a bank of noise, with thresholds and pictures; its images are cut to 32 x 24 pixels."""
   detector = detector or PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
   network = backbones.create('tests.small:backbone')
-  model = fit(detector, network=network, keep_images=True).describe(**{
+  model = fit(detector, network=network, keep_images=True).with_description(**{
       'preprocessing': Preprocessing(resize=(40,), crop=(32, 24)),
       'calibration': calibration.calibrate(
           np.linspace(0.03, 0.3, 20), np.linspace(0.02, 0.2, 20), false_alarm_rate=0.1)} | description)

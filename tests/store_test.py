@@ -16,7 +16,7 @@ import pytest
 
 from experiments import bank
 from patchcore_jax import inspection
-from patchcore_jax.banks import editing, provenance, store
+from patchcore_jax.banks import editing, model, provenance, store
 from patchcore_jax.banks.model import (
     BankError,
     Calibration,
@@ -98,11 +98,11 @@ class TestDescription:
 class TestSaveAndRestore:
 
   def test_round_trip(self, tmp_path):
-    model = _model()._replace(description=_full_description())
-    store.save(tmp_path / 'banks' / 'nut', model)
+    made = _model()._replace(description=_full_description())
+    store.save(tmp_path / 'banks' / 'nut', made)
     again = store.restore(tmp_path / 'banks' / 'nut')
-    assert again.description == model.description and again.arrays.keys() == model.arrays.keys()
-    for name, array in model.arrays.items():
+    assert again.description == made.description and again.arrays.keys() == made.arrays.keys()
+    for name, array in made.arrays.items():
       np.testing.assert_array_equal(again.arrays[name], array)
       assert again.arrays[name].dtype == array.dtype
 
@@ -112,6 +112,18 @@ class TestSaveAndRestore:
     again = store.restore(tmp_path / 'm', expected={'detector': 'patchcore'}).arrays
     assert again.keys() == arrays.keys()
     assert again['mean'].tolist() == [0, 1, 2] and again['gamma'].shape == () and again['gamma'] == 2
+
+  def test_of_what_is_no_model(self, tmp_path):
+    """Such as the state of a training: arrays, and a description of its own."""
+    store.save_arrays(tmp_path / 's', {'w': np.arange(3)}, {'rate': 0.5, 'net': {'layers': ('a', 'b')}})
+    seen = []
+    arrays, values = store.restore_arrays(tmp_path / 's', seen.append)
+    assert seen == [values] == [{'rate': 0.5, 'net': {'layers': ['a', 'b']}}]
+    np.testing.assert_array_equal(arrays['w'], np.arange(3))
+    with pytest.raises(BankError, match='rate: the model has 0.5, asked for is 0.25'):
+      store.restore_arrays(tmp_path / 's', lambda values: model.check(values, {'rate': 0.25}))
+    with pytest.raises(BankError, match='description of the model cannot be read'):
+      store.restore(tmp_path / 's')
 
   def test_of_another_detector(self, tmp_path):
     store.save(tmp_path / 'm', _model())

@@ -183,14 +183,7 @@ class Description:
       ...
     patchcore_jax.banks.model.BankError: ... image_size: the model has [8, 8], asked for is [8, 9]. ...
     """
-    have, expected = flat(to_json(self)), flat(to_json(expected))
-    differences = [
-        f'{field}: the model has {have.get(field)!r}, asked for is {value!r}'
-        for field, value in expected.items() if have.get(field) != value]
-    if differences:
-      raise BankError(
-          f'The model{f" {name}" if name else ""} was made in another way. {"; ".join(differences)}. Use the '
-          'same settings, or fit again.')
+    check(to_json(self), expected, name)
 
   def to_json(self) -> dict[str, Any]:
     """The description as JSON has it."""
@@ -208,6 +201,18 @@ class Description:
       return from_json(cls, values)
     except (KeyError, TypeError, ValueError) as e:
       raise BankError(f'The description of the model cannot be read ({type(e).__name__}: {e}).') from e
+
+
+def check(have: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') -> None:
+  """`Description.check` of any description, as JSON has it."""
+  have, expected = flat(have), flat(to_json(expected))
+  differences = [
+      f'{field}: the model has {have.get(field)!r}, asked for is {value!r}'
+      for field, value in expected.items() if have.get(field) != value]
+  if differences:
+    raise BankError(
+        f'The model{f" {name}" if name else ""} was made in another way. {"; ".join(differences)}. Use the '
+        'same settings, or fit again.')
 
 
 def to_json(value: Any) -> Any:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,17 @@ def save(path: str | os.PathLike, model: Model) -> None:
     ValueError: `path` exists.
     OSError: it cannot be written.
   """
+  save_arrays(path, model.arrays, model.description.to_json())
+
+
+def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+  """`save` of named arrays, such as the state of a training, and of how they came about as JSON has it."""
   path = Path(path).absolute()
   if path.exists():
     raise ValueError(f'{path} exists: a model is not overwritten. Remove it or choose another path.')
   path.parent.mkdir(parents=True, exist_ok=True)
   _remove_unfinished(path)  # what a killed run left
-  arrays = {k: np.asarray(v) for k, v in model.arrays.items()}
-  description = model.description.to_json()
+  arrays = {k: np.asarray(v) for k, v in arrays.items()}
   shapes = {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()}
   # Asked beforehand, because a write that fails half-way leaves Orbax's threads in disorder.
   needed, free = sum(v.nbytes for v in arrays.values()), shutil.disk_usage(path.parent).free
@@ -132,6 +136,26 @@ def restore(path: str | os.PathLike, *, expected: Mapping[str, Any] | None = Non
     BankError: no complete model at `path`, one that was changed or is of a newer format, or one whose
       description differs from `expected`; the message names every difference.
   """
+
+  def check(values):
+    Description.from_json(values).check(expected or {}, path)
+
+  arrays, values = restore_arrays(path, check)
+  return Model(arrays, Description.from_json(values))
+
+
+def restore_arrays(
+    path: str | os.PathLike, check: Callable[[dict[str, Any]], None],
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Reads what `save_arrays` wrote: the arrays and the description.
+
+  Args:
+    check: called with the description before the arrays are read; raises BankError for one that is not
+      wanted.
+
+  Raises:
+    BankError: see `restore`.
+  """
   path = Path(path).absolute()
   if not path.exists():
     _recover(path)
@@ -143,8 +167,7 @@ def restore(path: str | os.PathLike, *, expected: Mapping[str, Any] | None = Non
           path, args=ocp.args.Composite(description=ocp.args.JsonRestore()))['description']
       _check_format(path, meta.get('format', 1))
       shapes, values = meta['arrays'], meta['description']
-      description = Description.from_json(values)
-      description.check(expected or {}, path)
+      check(values)
       target = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
       arrays = checkpointer.restore(
           path, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target)))['arrays']
@@ -160,7 +183,7 @@ def restore(path: str | os.PathLike, *, expected: Mapping[str, Any] | None = Non
         f'{path} is not what was saved: its digest is {_digest(arrays, values)[:16]}..., expected '
         f'{meta["digest"][:16]}.... A file in it was damaged or changed; copy the model again, or fit it '
         'again.')
-  return Model(arrays, description)
+  return arrays, values
 
 
 def _check_format(path, number):

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax import atomic_files
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.banks import store
+from patchcore_jax.banks import model, store
 from patchcore_jax.builtin import network, objectives
 from patchcore_jax.builtin import views as views_lib
 
@@ -227,12 +227,13 @@ def restore(
   """Restores the last state that `save` wrote; returns `like` (as from `init`) where there is none.
 
   Raises:
-    store.BankError: the state was saved with other settings than `description` says, or is damaged.
+    BankError: the state was saved with other settings than `description` says, or is damaged.
   """
   steps = saved_steps(folder)
   if not steps:
     return dict(like)
-  arrays, _ = store.restore_arrays(Path(folder) / str(steps[-1]), expected=description)
+  path = Path(folder) / str(steps[-1])
+  arrays, _ = store.restore_arrays(path, lambda values: model.check(values, description, path))
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
 
