@@ -67,7 +67,7 @@ class Preprocessing:
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingSpec:
-  """How embeddings are made.
+  """The settings of how patches are embedded.
 
   Attributes:
     kind: 'adaptive' or 'mean'.
@@ -99,7 +99,7 @@ class EmbeddingSpec:
 
 @dataclasses.dataclass(frozen=True)
 class CoresetSpec:
-  """How patches are selected.
+  """The settings of how patches are selected.
 
   Attributes:
     method: 'greedy', the paper's k-center selection; 'random', that many at random; 'identity', all of
@@ -108,10 +108,10 @@ class CoresetSpec:
       reads the fields below.
     projection: the selection runs in a random projection, 'dense' (the paper's released code) or
       'sparse' (anomalib); the bank holds the full embeddings.
-    projection_dim: its dimensions; 0 for as many as the Johnson-Lindenstrauss bound asks for.
+    projection_dim: dimensions of the projection; 0 for as many as the Johnson-Lindenstrauss bound asks for.
     start: 'mean' starts from the mean distance to `num_start_points` random points (the released
       code), 'point' from one random point that is itself the first selected (anomalib).
-    num_start_points: only for 'mean'.
+    num_start_points: how many points those are; only for 'mean'.
 
   Raises:
     ValueError: values out of range.
@@ -139,7 +139,7 @@ class CoresetSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ScoringSpec:
-  """How distances become scores.
+  """The settings of how distances become scores.
 
   Attributes:
     num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
@@ -149,7 +149,7 @@ class ScoringSpec:
     support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
       included; only for 'reweighted'.
     upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
-    sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
     blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
       pixel (the released code, through SciPy), 'reflect' does not (anomalib).
 
@@ -181,7 +181,7 @@ class ScoringSpec:
 
 @dataclasses.dataclass(frozen=True)
 class SearchSpec:
-  """How neighbours are searched for. It decides about time and memory, never about the result.
+  """The settings of the search for neighbours. They decide about time and memory, never about the result.
 
   Attributes:
     shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
@@ -206,7 +206,7 @@ class SearchSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-  """Which images are read, and how.
+  """The settings of which images are read, and how.
 
   Attributes:
     source: 'folder' (MVTec's layout), 'images' (good parts only, no labels), 'synthetic' (the built-in data,
@@ -246,7 +246,7 @@ class DataSpec:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:
-  """Which network embeds the images.
+  """The settings of the network that embeds the images.
 
   Attributes:
     name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the paper's
@@ -265,7 +265,7 @@ class BackboneSpec:
 
 @dataclasses.dataclass(frozen=True)
 class FitSpec:
-  """What a fit may use, and what it keeps.
+  """The settings of what a fit may use, and what it keeps.
 
   Attributes:
     memory_gb: the most that the process takes on the host, in 10^9 bytes; what exceeds it lies on disk
@@ -286,7 +286,7 @@ class FitSpec:
 
 @dataclasses.dataclass(frozen=True)
 class CalibrationSpec:
-  """How thresholds are made of good images alone.
+  """The settings of how thresholds are made of good images alone.
 
   Attributes:
     false_alarm_rate: the share of good images that may alarm.
@@ -310,11 +310,11 @@ class CalibrationSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MetricsSpec:
-  """What the metrics leave open.
+  """The settings that the metrics leave open.
 
   Attributes:
     max_fpr: the limit of AUPRO, in (0, 1].
-    connectivity: of AUPRO's regions, 8 or 4.
+    connectivity: that of AUPRO's regions, 8 or 4.
 
   Raises:
     ValueError: values out of range.
@@ -332,7 +332,7 @@ class MetricsSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ReportSpec:
-  """What a report shows.
+  """The settings of what a report shows.
 
   Attributes:
     errors: whether wrongly classified images are kept, for figures S1 and S2.
@@ -358,5 +358,5 @@ def check_ratio(ratio: float) -> None:
 
 
 def as_pair(size: tuple[int, ...]) -> tuple[int, int]:
-  """(height, width) of a size that may be one number for both."""
+  """Converts a size that may be one number for both to (height, width)."""
   return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

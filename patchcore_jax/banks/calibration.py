@@ -37,7 +37,7 @@ _MUCH = 0.1
 
 
 def allows_much(found: Calibration) -> bool:
-  """Whether the allowance takes more than a tenth of the room between a usual good image and the threshold.
+  """Tells whether the allowance takes over a tenth of the way from a usual good image to the threshold.
 
   A defect that a threshold without it would just have found is then lost too often for comfort.
   """
@@ -48,12 +48,12 @@ def allows_much(found: Calibration) -> bool:
 def calibrate(
     image_scores: Sequence[float], map_maxima: Sequence[float] | None, *, false_alarm_rate: float,
     method: str = 'held out', allowances: tuple[float, float] = (0.0, 0.0)) -> Calibration:
-  """Thresholds from scores of good images.
+  """Computes thresholds from scores of good images.
 
   Args:
     image_scores, map_maxima: [n], see `Calibration`; no maxima (None or ()) where the method has no maps.
     false_alarm_rate: in (0, 1).
-    method: for the record.
+    method: how the scores came about, for the record.
     allowances: for images and pixels, see `Calibration`; `inspection.differences` measures them.
 
   Raises:
@@ -74,10 +74,10 @@ def calibrate(
 
 
 def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, float]:
-  """The smallest threshold that n good images can vouch for.
+  """Finds the smallest threshold that n good images can vouch for.
 
   Args:
-    scores: [n] of good images that the model has not seen.
+    scores: [n] scores of good images that the model has not seen.
     false_alarm_rate: the share of new good images whose score may reach the threshold.
 
   Returns:
@@ -105,7 +105,9 @@ def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, 
 
 
 def p_value(calibration: Calibration, score: float) -> float:
-  """The share of good images, this one counted in, that score at least as high: small is suspicious.
+  """Computes the share of good images, this one counted in, that score at least as high.
+
+  A small share is suspicious.
 
   >>> p_value(calibrate([1, 2, 3, 4], [1, 1, 1, 1], false_alarm_rate=0.4), 3.5)
   0.4
@@ -115,7 +117,7 @@ def p_value(calibration: Calibration, score: float) -> float:
 
 
 def calibrated_score(calibration: Calibration, score: float) -> float:
-  """A score between 0 and 1 that does not depend on the bank's units, and rises with `score`.
+  """Converts a score to one between 0 and 1 that does not depend on the bank's units, and rises with it.
 
   It is 0.5 at the threshold and 0.1 for the median good image; 0.9 lies as far above the threshold as that
   lies below. The scale is logarithmic, or linear where the method gives good images negative scores. Like a
@@ -129,19 +131,19 @@ def calibrated_score(calibration: Calibration, score: float) -> float:
 
 
 def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> Any:
-  """`calibrated_score` of many, as arrays of NumPy or, with `xp=jax.numpy`, inside a compiled program.
+  """Computes `calibrated_score` of many, in NumPy or, with `xp=jax.numpy`, inside a compiled program.
 
   Args:
     scores: any shape.
     xp: the module of the array's kind.
   """
-  if min(calibration.image_scores) < 0:  # of distances there are none; a boundary has an inside
+  if min(calibration.image_scores) < 0:  # distances are never negative; a boundary has an inside
     reach = max(calibration.image_threshold - float(np.median(calibration.image_scores)), 1e-6)
     distance = (scores - calibration.image_threshold) / reach
     return 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100)))
   threshold = max(calibration.image_threshold, _TINY)
   middle = float(np.median(np.log(np.maximum(calibration.image_scores, _TINY))))
-  reach = max(math.log(threshold) - middle, 1e-6)  # of images that all score the same
+  reach = max(math.log(threshold) - middle, 1e-6)  # it is 0 where all score the same
   # log(score / threshold), precise near the threshold in float32 too.
   positive = scores > 0  # others have no logarithm
   distance = xp.log1p((xp.where(positive, scores, threshold) - threshold) / threshold) / reach
@@ -149,11 +151,11 @@ def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> An
 
 
 def suspicious(scores: Sequence[float]) -> list[int]:
-  """Positions of images that look unlike the others, most so first: perhaps they are not good.
+  """Lists positions of images that look unlike the others, most so first: perhaps they are not good.
 
-  Those whose score lies 4.5 standard deviations above the median, the deviation taken from the median
-  absolute one, which outliers hardly move. The scale is that of `calibrated_score`. With fewer than 8 images
-  there are none.
+  Their scores lie 4.5 standard deviations above the median, the deviation taken from the median absolute
+  one, which outliers hardly move. The scale is that of `calibrated_score`. With fewer than 8 images there
+  are none.
 
   Args:
     scores: [n], cross-fitted: an image that is in the model itself would hide.

@@ -22,7 +22,7 @@ _ALIKE = ('preprocessing', 'grid', 'image_size')
 
 
 def covering_radius(bank: Model) -> float:
-  """How near a patch must be to one of the bank to count as covered.
+  """Measures how near a patch must be to one of the bank to count as covered.
 
   Greedy selection takes the patch that is farthest from all before it: when it stops, all others are nearer
   than the last one was. This is the median distance of the last 2 % to their nearest neighbours.
@@ -84,7 +84,7 @@ def append(
 
 
 def merge(bank: Model, other: Model) -> Model:
-  """One bank that covers what either does.
+  """Unites two banks in one that covers what either does.
 
   Args:
     bank: its rows stay, in front; its covering radius and false-alarm rate hold.
@@ -125,8 +125,8 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   though they were made with these patches in the bank.
 
   Args:
-    bank: that knows its images.
-    names: as the bank has them, or their last parts if that is clear.
+    bank: a bank that knows its images.
+    names: names of images, as the bank has them, or their last parts if that is clear.
 
   Raises:
     ValueError: an image that the bank does not have, a part that several have, or nothing left.
@@ -158,13 +158,13 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
 
 
 def shrink(bank: Model, ratio: float) -> Model:
-  """The bank of a smaller ratio.
+  """Makes the bank of a smaller ratio.
 
   The first rows of a greedy selection are that bank; where rows were added since, they are selected anew. A
   smaller bank gives larger scores, so the thresholds are gone: `calibrate` with good images makes new ones.
 
   Args:
-    ratio: of the training patches, in (0, 1].
+    ratio: the share of the training patches, in (0, 1].
 
   Raises:
     ValueError: a ratio that is not smaller.
@@ -188,13 +188,13 @@ def shrink(bank: Model, ratio: float) -> Model:
 def calibrate(
     model: Model, image_scores: Sequence[float], map_maxima: Sequence[float] | None, *,
     false_alarm_rate: float, allowances: tuple[float, float] = (0.0, 0.0)) -> Model:
-  """The model, of any method, with thresholds from good images that it was not fitted on.
+  """Gives a model, of any method, thresholds from good images that it was not fitted on.
 
   The guarantee is then exact.
 
   Args:
     image_scores, map_maxima: [n], of those images; None for the maxima where the method has no maps.
-    false_alarm_rate: of good images, in (0, 1).
+    false_alarm_rate: the share of good images that may alarm, in (0, 1).
     allowances: for other kinds of devices, see `Calibration`.
   """
   found = calibration.calibrate(
@@ -212,12 +212,13 @@ def check_is_bank(model: Model) -> None:
 
 
 def _rows(bank: Model) -> np.ndarray:
+  """Returns the rows of a bank, or raises BankError for another model."""
   check_is_bank(bank)
   return np.asarray(bank.arrays['embeddings'])
 
 
 def _uncovered(points, rows, radius, most) -> np.ndarray:
-  """Positions of at most `most` points, each farther than `radius` from all rows and those before it."""
+  """Lists positions of at most `most` points, each beyond `radius` from all rows and from those before it."""
   prepared = search_bank.prepare(rows)
   distances_sq = np.concatenate([
       np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared)[0])[:, 0]
@@ -227,7 +228,7 @@ def _uncovered(points, rows, radius, most) -> np.ndarray:
     return outside
   points, distances_sq = points[outside], distances_sq[outside]
   size = min(most, len(points))
-  # A selection that goes on: its distances so far are those to the bank.
+  # This continues a selection, whose distances so far are those to the bank.
   state = k_center.initial_state(jnp.asarray(distances_sq), size)
   order = coreset.greedy_k_center(points, size, start=[0], resume=state)
   inserted_sq = np.minimum(distances_sq[order], _to_earlier_sq(points[order]))
@@ -235,7 +236,7 @@ def _uncovered(points, rows, radius, most) -> np.ndarray:
 
 
 def _to_earlier_sq(points) -> np.ndarray:
-  """[n] squared distance of every point to the nearest of those before it; infinite for the first."""
+  """Computes squared distances [n] of points to the nearest of those before; infinite for the first."""
   result = np.full(len(points), np.inf, np.float32)
   points = points.astype(np.float64)  # near points are a small difference of large squares
   squares = (points**2).sum(axis=1)
@@ -250,6 +251,7 @@ def _to_earlier_sq(points) -> np.ndarray:
 def _extended(
     bank, rows, indices, radius, *, names, files, image_scores, map_maxima, what, num_images=None,
     allowances=(0.0, 0.0)):
+  """Adds rows and images to a bank, and makes its thresholds from the scores of old and new images."""
   description, found = bank.description, bank.description.calibration
   if found:
     found = _recalibrated(
@@ -267,16 +269,19 @@ def _extended(
 
 
 def _recalibrated(found: Calibration, image_scores, map_maxima, allowances=None) -> Calibration:
+  """Makes thresholds from other scores, with the rate and the method of `found`."""
   return calibration.calibrate(
       image_scores, map_maxima, false_alarm_rate=found.false_alarm_rate, method=found.method,
       allowances=allowances or _allowances(found))
 
 
 def _allowances(found: Calibration | None) -> tuple[float, float]:
+  """Reads the allowances (images, pixels) of thresholds; 0 where there are none."""
   return (found.image_allowance, found.pixel_allowance) if found else (0.0, 0.0)
 
 
 def _position(name, images):
+  """Finds the position of the image that has this name, or whose path ends in it."""
   at = [i for i, image in enumerate(images) if image == name] or [
       i for i, image in enumerate(images) if PurePath(image).match(name)]
   if len(at) == 1:

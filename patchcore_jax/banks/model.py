@@ -33,7 +33,7 @@ class Model(NamedTuple):
   description: 'Description'
 
   def recorded(self, what: str) -> 'Model':
-    """The model with a line added to its history."""
+    """Makes the same model with a line added to its history."""
     import patchcore_jax  # for its version; it imports nothing itself
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -41,13 +41,13 @@ class Model(NamedTuple):
     return self.with_description(history=(*self.description.history, event))
 
   def with_description(self, **changes) -> 'Model':
-    """The model with other values in some fields of its description."""
+    """Makes the same model with other values in some fields of its description."""
     return self._replace(description=dataclasses.replace(self.description, **changes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """How a network is made again: arguments of `backbones.create`."""
+  """The arguments of `backbones.create` that make a network again."""
 
   name: str
   weights: str = ''
@@ -56,14 +56,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Which network a model was made with.
+  """The network that a model was made with.
 
   Attributes:
     name: what made it.
-    layers: that it gives, shallow to deep.
-    mean, std: of the normalisation.
-    precision: of its products.
-    weights: its fingerprint.
+    layers: names of the layers that it gives, shallow to deep.
+    mean, std: what its images are normalised by.
+    precision: precision of its products.
+    weights: fingerprint of its weights.
     source: how it is made again; None for a network from Python, which must be given again.
   """
 
@@ -81,7 +81,7 @@ class Calibration:
   """Scores of good images that a model had not seen, and the thresholds that follow.
 
   Attributes:
-    false_alarm_rate: of good images, asked for.
+    false_alarm_rate: the share of good images that may alarm, as asked for.
     guaranteed_rate: at most this share of good images alarms; larger than what was asked for where there are
       too few images.
     image_scores: one for each image.
@@ -116,25 +116,25 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """How a model was made, and how it is to be used.
+  """The record of how a model was made, and how it is to be used.
 
   Attributes:
     detector: name of the method.
-    settings: of the method, as JSON has them.
+    settings: settings of the method, as JSON has them.
     backbones: the networks.
     image_size: (height, width) of the images after preprocessing.
-    num_images: that it was fitted on.
+    num_images: number of images that it was fitted on.
     grid: (rows, columns) of the patches of an image; None for methods without.
     images: files of the training images, in their order; () where they were arrays.
     num_skipped: training images that could not be read.
     category: what the images show.
-    seed: of the fit.
+    seed: seed of the fit.
     shots: names of the training images, where they are a draw from all; else ().
     preprocessing: what is done to images; None for a model of arrays, which takes images as they come.
     calibration: thresholds; None for a model without.
     device: where it was made: 'cpu', 'gpu' or 'tpu'.
-    versions: of the packages that made it.
-    fit_seconds: that the fit took; None if nobody measured.
+    versions: versions of the packages that made it.
+    fit_seconds: seconds that the fit took; None if nobody measured.
     history: what happened to it.
     covering_radius: how near a patch must be to one of the bank to count as covered, where rows were added.
     ordered: whether the rows of the bank are in the order of one selection.
@@ -164,7 +164,7 @@ class Description:
 
   @property
   def num_patches(self) -> int:
-    """Patches of all training images."""
+    """The number of patches of all training images."""
     return self.num_images * self.grid[0] * self.grid[1]
 
   def check(self, expected: Mapping[str, Any], name: Any = '') -> None:
@@ -172,7 +172,7 @@ class Description:
 
     Args:
       expected: fields that it must have, as JSON has them; of those that are records, some of their fields.
-      name: of the model, for the message.
+      name: the model's name, for the message.
 
     Raises:
       BankError: some differ; the message names each.
@@ -186,12 +186,12 @@ class Description:
     check(to_json(self), expected, name)
 
   def to_json(self) -> dict[str, Any]:
-    """The description as JSON has it."""
+    """Converts the description to dicts and lists, as JSON has them."""
     return to_json(self)
 
   @classmethod
   def from_json(cls, values: Mapping[str, Any]) -> 'Description':
-    """What `to_json` made, here or in an older version.
+    """Reads what `to_json` made, here or in an older version.
 
     Raises:
       BankError: values that are no description.
@@ -204,7 +204,7 @@ class Description:
 
 
 def check(have: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') -> None:
-  """`Description.check` of any description, as JSON has it."""
+  """Compares any description, as JSON has it, as `Description.check` does."""
   have, expected = flat(have), flat(to_json(expected))
   differences = [
       f'{field}: the model has {have.get(field)!r}, asked for is {value!r}'
@@ -216,7 +216,7 @@ def check(have: Mapping[str, Any], expected: Mapping[str, Any], name: Any = '') 
 
 
 def to_json(value: Any) -> Any:
-  """Records as dicts and tuples as lists, all the way down.
+  """Converts records to dicts and tuples to lists, all the way down.
 
   >>> to_json({'source': Source('resnet50.tv_in1k'), 'size': (8, 9)})
   {'source': {'name': 'resnet50.tv_in1k', 'weights': '', 'seed': 0}, 'size': [8, 9]}
@@ -229,7 +229,9 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-  """What `to_json` made of a value of that type. Fields that an older version lacked have their defaults.
+  """Converts back what `to_json` made of a value of type `kind`.
+
+  Fields that an older version lacked have their defaults.
 
   >>> from_json(Source, {'name': 'a', 'seed': 3})
   Source(name='a', weights='', seed=3)
@@ -247,7 +249,7 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  """Nested dicts, and lists of them, as one level, keys joined by dots; for comparing two of them.
+  """Flattens nested dicts, and lists of them, to one level, keys joined by dots; for comparing two.
 
   >>> flat({'a': {'b': [1, 2]}, 'c': None, 'd': [{'e': 3}]})
   {'a.b': [1, 2], 'c': None, 'd.0.e': 3}
@@ -265,7 +267,7 @@ def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def _of_format_2(old: Mapping[str, Any]) -> dict[str, Any]:
-  """A description of before: of a PatchCore bank, in a dict without types."""
+  """Converts a description of an older version: that of a PatchCore bank, in a dict without types."""
   new = {k: old[k] for k in (
       'image_size', 'num_images', 'grid', 'images', 'num_skipped', 'category', 'shots', 'calibration',
       'device', 'versions', 'fit_seconds', 'history', 'covering_radius', 'ordered') if old.get(k) is not None}

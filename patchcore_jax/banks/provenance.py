@@ -14,16 +14,16 @@ from PIL import Image
 from patchcore_jax.banks.model import Model
 
 _FILES, _OFFSETS = 'thumbnails', 'thumbnail_offsets'
-_QUALITY = 85  # of JPEG: about 15 kB for 224 x 224 pixels
+_QUALITY = 85  # of the JPEG files: about 15 kB for 224 x 224 pixels
 
 
 class Origin(NamedTuple):
-  """Where a row of a bank comes from.
+  """The place that a row of a bank comes from.
 
   Attributes:
     image: number of the training image.
-    name: of its file; '' if the model has none.
-    row, column: of the patch, on the grid of patches.
+    name: name of its file; '' if the model has none.
+    row, column: place of the patch on the grid of patches.
   """
 
   image: int
@@ -54,14 +54,14 @@ def thumbnail(model: Model, image: int) -> np.ndarray | None:
 
 
 def encode(image: np.ndarray) -> bytes:
-  """The JPEG file of an image [h, w, 3] uint8."""
+  """Encodes an image [h, w, 3] uint8 as a JPEG file."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, 'JPEG', quality=_QUALITY)
   return file.getvalue()
 
 
 def pack(files: Sequence[bytes]) -> dict[str, Any]:
-  """Arrays of a model with the pictures, by `encode`, of all training images; {} for none."""
+  """Packs the pictures, by `encode`, of all training images into arrays of a model; {} for none."""
   if not files:
     return {}
   offsets = np.cumsum([0, *map(len, files)], dtype=np.int64)
@@ -69,12 +69,12 @@ def pack(files: Sequence[bytes]) -> dict[str, Any]:
 
 
 def has_thumbnails(model: Model) -> bool:
-  """Whether the model has pictures of its training images."""
+  """Tells whether the model has pictures of its training images."""
   return _FILES in model.arrays
 
 
 def thumbnails(model: Model) -> list[bytes]:
-  """The JPEG files that `pack` took; [] if the model has none."""
+  """Unpacks the JPEG files that `pack` took; [] if the model has none."""
   if not has_thumbnails(model):
     return []
   data, offsets = np.asarray(model.arrays[_FILES]), np.asarray(model.arrays[_OFFSETS])

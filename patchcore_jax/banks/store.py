@@ -20,7 +20,7 @@ from absl import logging
 
 from patchcore_jax.banks.model import BankError, Description, Model
 
-# Of the folder that is written. 1 and 2, until November 2026, had descriptions without types, 1 no digest.
+# The format that is written. 1 and 2, until November 2026, had descriptions without types, and 1 no digest.
 FORMAT = 3
 _PIECE = 2**25  # bytes that are encoded and written at once
 
@@ -36,7 +36,10 @@ def save(path: str | os.PathLike, model: Model) -> None:
 
 
 def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-  """`save` of named arrays, such as the state of a training, and of how they came about as JSON has it."""
+  """Writes named arrays, such as the state of a training, and their description, as `save` does.
+
+  The description tells, as JSON has it, how they came about.
+  """
   path = Path(path).absolute()
   if path.exists():
     raise ValueError(f'{path} exists: a model is not overwritten. Remove it or choose another path.')
@@ -44,15 +47,15 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], description:
   _remove_unfinished(path)  # what a killed run left
   arrays = {k: np.asarray(v) for k, v in arrays.items()}
   shapes = {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()}
-  # Asked beforehand, because a write that fails half-way leaves Orbax's threads in disorder.
+  # This is asked beforehand, because a write that fails half-way leaves Orbax's threads in disorder.
   needed, free = sum(v.nbytes for v in arrays.values()), shutil.disk_usage(path.parent).free
   if free < needed + 2**20:
     raise OSError(
         f'Cannot write the model {path}: it takes {needed / 2**20:.1f} MiB, and '
         f'{free / 2**20:.1f} MiB of the disk are free. Make room, or choose another folder.')
   try:
-    # In pieces and as they are: Orbax then takes one copy of the arrays instead of two. Features compress
-    # by a few percent only.
+    # Written in pieces and uncompressed, Orbax takes one copy of the arrays instead of two. Features
+    # compress by a few percent only.
     pieces = {k: ocp.SaveArgs(chunk_byte_size=_PIECE) for k in arrays}
     handlers = {
         'arrays': ocp.PyTreeCheckpointHandler(use_compression=False),
@@ -90,11 +93,12 @@ def replace(path: str | os.PathLike, model: Model) -> None:
 
 
 def _before(path: Path) -> Path:
+  """Names the folder to which `replace` moves the old model for a moment."""
   return path.with_name(path.name + '.before')
 
 
 def _recover(path: Path) -> None:
-  """After a `replace` that was killed: puts the old bank back, or removes it where the new one is there."""
+  """Mends a `replace` that was killed: puts the old bank back, or removes it if the new one is there."""
   before = _before(path)
   if before.is_dir():
     if path.exists():
@@ -104,7 +108,10 @@ def _recover(path: Path) -> None:
 
 
 def _remove_unfinished(path: Path) -> None:
-  """Orbax writes to a temporary name beside `path` and renames at the end."""
+  """Removes what a write that did not end has left beside `path`.
+
+  Orbax writes to a temporary name there, and renames at the end.
+  """
   for _ in range(10):
     leftovers = list(path.parent.glob(path.name + '.orbax-checkpoint-tmp*'))
     for leftover in leftovers:
@@ -116,7 +123,7 @@ def _remove_unfinished(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet():
-  """Orbax logs the traces of errors that are raised, and so told, anyway."""
+  """Silences the log of Orbax, which has the traces of errors that are raised, and so told, anyway."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -187,6 +194,7 @@ def restore_arrays(
 
 
 def _check_format(path, number):
+  """Raises BankError for a format that is newer than this version."""
   if number > FORMAT:
     raise BankError(
         f'{path} has format {number}, and this version of patchcore_jax reads up to {FORMAT}: the model '
@@ -194,7 +202,7 @@ def _check_format(path, number):
 
 
 def _digest(arrays, values):
-  """SHA-256 of everything that is saved."""
+  """Computes the SHA-256 of everything that is saved."""
   digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
   for name in sorted(arrays):
     array = np.ascontiguousarray(arrays[name])
@@ -204,6 +212,7 @@ def _digest(arrays, values):
 
 
 def _checkpointer(**handlers):
+  """Makes an Orbax checkpointer for this process alone."""
   # Whoever calls reads or writes alone: of several processes, Orbax would have each wait for the others.
   alone = ocp.options.MultiprocessingOptions(
       primary_host=jax.process_index(), active_processes={jax.process_index()})

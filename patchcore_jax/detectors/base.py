@@ -22,7 +22,7 @@ LIVE, PORTABLE, LOOP_FREE = 'live', 'portable', 'loop_free'
 
 
 class Scores(NamedTuple):
-  """What a detector says of b images.
+  """The answers of a detector for b images.
 
   Attributes:
     image: [b] float32; larger is more anomalous.
@@ -65,7 +65,7 @@ class HostScoreFn(ScoreFn):
 
 
 class CrossScores(NamedTuple):
-  """How each training image scores by a model of the others; n images.
+  """Scores of n training images, each by a model of the others.
 
   Attributes:
     image: [n] float32.
@@ -77,7 +77,7 @@ class CrossScores(NamedTuple):
 
 
 class Statistics(NamedTuple):
-  """How the scores of good images spread, for ensembles: mean and standard deviation, float64."""
+  """Mean and standard deviation, float64, of the scores of good images, by which ensembles normalise."""
 
   mean: float
   std: float
@@ -104,11 +104,11 @@ class Data(Protocol):
     """
 
   def part(self, positions: Sequence[int]) -> 'Data':
-    """The data of some of the examples."""
+    """Selects the examples at these positions, as data of their own."""
 
 
 def _ignore(*_) -> None:
-  """Takes what nobody wants to know."""
+  """Ignores its arguments: the default of `Run.progress` and `Run.notify`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Run:
   Attributes:
     progress: called with (stage, done, total).
     notify: called with a line for the user, such as the plan of the memory.
-    seed: of everything that is random.
+    seed: the seed of everything that is random.
     memory_gb: the most that the process may take on the host, in 10^9 bytes.
     scratch: folder for temporary files; None for the system's.
     checkpoints: folder in which a fit that takes long keeps what it has, so that a killed one goes on; None
@@ -144,9 +144,9 @@ class Detector:
   used; one of your own may override the two here instead.
 
   Attributes:
-    name: in configs, files and on the command line.
-    title: in reports and tables.
-    module: with the functions `fit(detector, data, backbones, run)` and
+    name: its name in configs, files and on the command line.
+    title: its name in reports and tables.
+    module: the module with the functions `fit(detector, data, backbones, run)` and
       `score_fn(detector, model, backbones, search, program)`.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
@@ -175,10 +175,10 @@ class Detector:
   def score_fn(
       self, model: Model, backbones: Sequence[Any], *, search: SearchSpec | None = None,
       program: str = LIVE) -> ScoreFn:
-    """The function that scores images, with its parameters.
+    """Makes the function that scores images, with its parameters.
 
     Args:
-      model: from `fit`.
+      model: what `fit` made.
       backbones: the networks of the fit.
       search: how neighbours are found; no influence on the result.
       program: 'live' runs in this process; 'portable' is for programs that are kept, and calls nothing that
@@ -194,13 +194,13 @@ class Detector:
   def fit_and_cross_score(
       self, data: Data, backbones: Sequence[Any], run: Run | None = None, *, folds: int,
       search: SearchSpec | None = None) -> tuple[Model, CrossScores]:
-    """`fit`, and the scores of the training images as if they were new, for thresholds.
+    """Fits a model, and scores the training images as if they were new, for thresholds.
 
     The images are parted at random into `folds` parts of like size; each part is scored by a model of the
     others. A method that can do this faster than with as many fits has a `fit_and_cross_score` of its own.
 
     Args:
-      folds: at least 2; of fewer images, each is a part of its own.
+      folds: how many parts, at least 2; where there are fewer images, each is a part of its own.
       search: see `score_fn`.
 
     Returns:
@@ -217,12 +217,12 @@ class Detector:
   def statistics(
       self, model: Model, data: Data, backbones: Sequence[Any], run: Run | None = None, *,
       search: SearchSpec | None = None) -> Statistics:
-    """How far the scores of good images spread, in which an ensemble measures them.
+    """Measures how the scores of good images spread, by which an ensemble normalises its members.
 
     A method that knows this without further fits has a `statistics` of its own.
 
     Args:
-      model: fitted on `data`.
+      model: a model that was fitted on `data`.
     """
     code = self._code()
     if not hasattr(code, 'statistics'):
@@ -231,14 +231,14 @@ class Detector:
         self, model, data, tuple(backbones), run or Run(), search=search or SearchSpec())
 
   def settings(self) -> dict[str, Any]:
-    """The fields as JSON has them."""
+    """Converts the fields to a dict, as JSON has them."""
     return to_json(self)
 
   def fit_settings(self) -> dict[str, Any]:
-    """Those of `settings` that a model depends on."""
+    """Picks the settings that a model depends on: all but `only_scoring`."""
     return {k: v for k, v in self.settings().items() if k not in self.only_scoring}
 
   def _code(self):
-    """The module of the method; None for one that overrides `fit` and `score_fn`."""
+    """Imports the module of the method; returns None for one that overrides `fit` and `score_fn`."""
     return importlib.import_module(self.module) if self.module else None
 

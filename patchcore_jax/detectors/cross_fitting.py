@@ -17,7 +17,7 @@ from patchcore_jax.settings import SearchSpec
 def fit_and_cross_score(
     detector: Detector, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int,
     search: SearchSpec) -> tuple[Model, CrossScores]:
-  """See `Detector.fit_and_cross_score`."""
+  """Fits, and scores each part of the images by a model of the others (`Detector.fit_and_cross_score`)."""
   noting = _Noting(data)
   model = detector.fit(noting, backbones, run)
   read = sorted(noting.read)
@@ -42,7 +42,7 @@ def fit_and_cross_score(
 def score_maxima(
     detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
 ) -> CrossScores:
-  """Image scores and the largest values of the maps, of images that the model has not seen."""
+  """Scores images that the model has not seen, and keeps the largest value of each map."""
   score_fn = streaming.with_maxima(detector.score_fn(model, backbones, search=search))
   found = [scores for _, scores in streaming.predict(
       score_fn, data.batches(), image_size=model.description.image_size)]
@@ -55,12 +55,12 @@ def score_maxima(
 def statistics(
     detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], run: Run, *,
     search: SearchSpec) -> Statistics:
-  """See `Detector.statistics`: of two halves of the images, each is scored by a model of the other.
+  """Measures the scores of each half of the images by a model of the other (`Detector.statistics`).
 
-  They are those of the maps' values, or of the image scores where there are no maps.
+  Mean and deviation are those of the maps' values, or of the image scores where there are no maps.
   """
   read = list(range(len(data.examples)))
-  if model.description.num_skipped:  # only files are
+  if model.description.num_skipped:  # only images in files can be skipped
     files = set(model.description.images)
     read = [i for i in read if data.examples[i].image_path in files]
   values = []
@@ -74,7 +74,7 @@ def statistics(
 
 
 def _quiet(run: Run) -> Run:
-  """What a fit on the way may use: it tells nobody, and leaves nothing."""
+  """Makes the `Run` of a fit on the way, which tells nobody and leaves nothing."""
   return Run(seed=run.seed, memory_gb=run.memory_gb, scratch=run.scratch)
 
 

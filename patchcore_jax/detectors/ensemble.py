@@ -25,7 +25,7 @@ from patchcore_jax.settings import SearchSpec
 
 
 def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
-  """`Detector.fit`: one member after another. Pictures of the training images are not kept.
+  """Fits one member after another (`Detector.fit`). Pictures of the training images are not kept.
 
   With `run.checkpoints`, a member that is fitted is kept there, and found again by a fit that goes on.
 
@@ -58,7 +58,7 @@ def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run)
 
 
 def members(model: Model) -> list[Model]:
-  """The models of an ensemble."""
+  """Takes the models of the members out of the model of an ensemble."""
   return [
       Model({k.partition('.')[2]: v for k, v in model.arrays.items() if k.partition('.')[0] == str(i)}, d)
       for i, d in enumerate(model.description.members)]
@@ -67,7 +67,10 @@ def members(model: Model) -> list[Model]:
 def score_fn(
     detector: Ensemble, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn`: the mean over members of their normalised scores and maps, (score - mean) / std."""
+  """Makes the score function (`Detector.score_fn`).
+
+  It returns the mean over members of their normalised scores and maps, (score - mean) / std.
+  """
   parts = [
       detector.member.score_fn(member, (backbone,), search=search, program=program)
       for member, backbone in zip(members(model), backbones, strict=True)]
@@ -77,7 +80,9 @@ def score_fn(
 def score_fn_at(
     detector: Ensemble, model: Model, backbones: Sequence[Backbone], ratios: Sequence[float], *,
     search: SearchSpec | None = None) -> ScoreFn:
-  """`patchcore.score_fn_at` for an ensemble of PatchCore.
+  """Makes the function that scores at several ratios in one pass, for an ensemble of PatchCore.
+
+  See `patchcore.score_fn_at`.
 
   Args:
     ratios: some of the member's own and those that the ensemble was told of, in any order.
@@ -100,7 +105,7 @@ def score_fn_at(
 
 
 def _fitted(detector, data, backbone, run, checkpoint):
-  """A member: the one that an earlier run kept, or a new one, which is then kept."""
+  """Restores the member that an earlier run kept, or fits a new one, which is then kept."""
   if checkpoint and checkpoint.exists():
     return store.restore(checkpoint, expected={
         'detector': detector.member.name, 'settings': detector.member.fit_settings(), 'seed': run.seed,
@@ -113,7 +118,7 @@ def _fitted(detector, data, backbone, run, checkpoint):
 
 
 def _statistics(detector, model, data, backbone, run):
-  """[1 + number of further ratios] of (mean, std)."""
+  """Measures how a member's scores spread: [1 + number of further ratios] of (mean, std)."""
   if isinstance(detector.member, PatchCore):
     return patchcore.statistics_at(
         detector.member, model, data, (backbone,), run, (detector.member.ratio, *detector.ratios),
@@ -122,7 +127,7 @@ def _statistics(detector, model, data, backbone, run):
 
 
 def _combined(parts, model, places, several):
-  """One `ScoreFn` of those of the members; of several ratios, its function returns a tuple."""
+  """Combines the `ScoreFn`s of the members. With `several`, the function returns a tuple, as theirs do."""
   mean, std = (model.arrays[name][:, places] for name in ('mean', 'std'))
   fn = _combined_fn(tuple(part.fn for part in parts), tuple(len(part.parameters) for part in parts), several)
   parameters = tuple(p for part in parts for p in part.parameters)
@@ -132,11 +137,13 @@ def _combined(parts, model, places, several):
 
 @functools.lru_cache(maxsize=16)
 def _combined_fn(fns, counts, several):
-  """Makes ((parameters of all members, means and deviations [2, members, ratios]), images) -> `Scores`.
+  """Makes the combined function (parameters, images) -> `Scores`.
+
+  The parameters are those of all members, then means and deviations [2, members, ratios].
 
   Args:
-    fns: of the members.
-    counts: how many of the parameters are of each.
+    fns: the members' functions.
+    counts: how many of the parameters belong to each.
     several: whether the functions return a tuple, the `Scores` of each ratio, as this one then does.
   """
 
@@ -154,7 +161,7 @@ def _combined_fn(fns, counts, several):
 
 
 def _mean(results, spread):
-  """The mean of the members' `Scores`, each normalised by its (mean, std)."""
+  """Averages the members' `Scores`, each normalised by its (mean, std)."""
   def of(values):
     if any(v is None for v in values):
       return None

@@ -1,5 +1,5 @@
 """MahalanobisAD (Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features
-for Anomaly Detection", ICPR 2020): one Gaussian of the pooled features of each level. Image-level only.
+for Anomaly Detection", ICPR 2020): one Gaussian of the pooled features of each level. It makes no maps.
 """
 
 import functools
@@ -50,7 +50,10 @@ def fit(detector: MahalanobisAD, data: Data, backbones: Sequence[Backbone], run:
 def score_fn(
     detector: MahalanobisAD, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn`: the sum over levels of the Mahalanobis distances (the paper's section III)."""
+  """Makes the score function (`Detector.score_fn`).
+
+  The score is the sum over levels of the Mahalanobis distances (the paper's section III).
+  """
   (backbone,) = backbones
   gaussians = [
       (model.arrays[f'mean_{layer}'], model.arrays[f'factor_{layer}']) for layer in backbone.layers]
@@ -59,12 +62,14 @@ def score_fn(
 
 
 def _covariance(values, detector):
+  """Estimates the covariance of features [n, c], shrunk as the settings say."""
   if detector.shrinkage is None:
     return ledoit_wolf(values)[0]
   return shrunk_covariance(empirical_covariance(values), detector.shrinkage)
 
 
 def _factor(covariance, layer):
+  """Computes L^-1 of a covariance LL', or raises a ValueError that names the layer."""
   try:
     lower = np.linalg.cholesky(covariance)
   except np.linalg.LinAlgError as e:
@@ -76,7 +81,7 @@ def _factor(covariance, layer):
 
 @functools.lru_cache(maxsize=16)
 def _score_fn(pooled_fn):
-  """Makes ((variables, [(mean, factor)]), images) -> `Scores`."""
+  """Makes the function ((variables, [(mean, factor)]), images) -> `Scores`."""
 
   def score(parameters, images):
     variables, gaussians = parameters

@@ -1,5 +1,5 @@
 """A one-class SVM (Schölkopf et al., "Estimating the Support of a High-Dimensional Distribution", Neural
-Computation 13, 2001) of pooled pretrained features, the usual plain baseline. Image-level only.
+Computation 13, 2001) of pooled pretrained features, the usual plain baseline. It makes no maps.
 """
 
 import functools
@@ -41,7 +41,7 @@ def fit(detector: OCSVM, data: Data, backbones: Sequence[Backbone], run: Run) ->
   features, image_size = streaming.collect(
       streaming.pooled_fn(streaming.maps_of(backbone)), backbone.variables, read, len(data.examples), run)
   values = np.concatenate(features, axis=1).astype(np.float64)
-  # What 'scale' stands for; 1 where all values are equal, as in scikit-learn.
+  # This is scikit-learn's 'scale'; as there, 1 stands in for a variance of 0.
   gamma = detector.gamma or 1 / (values.shape[1] * values.var() or 1)
   svm = OneClassSVM(nu=detector.nu, gamma=gamma, tol=_TOLERANCE).fit(values)
   arrays = {
@@ -55,7 +55,10 @@ def fit(detector: OCSVM, data: Data, backbones: Sequence[Backbone], run: Run) ->
 def score_fn(
     detector: OCSVM, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn`: minus scikit-learn's `decision_function`, above 0 outside the boundary."""
+  """Makes the score function (`Detector.score_fn`).
+
+  The score is minus scikit-learn's `decision_function`: it is above 0 outside the boundary.
+  """
   (backbone,) = backbones
   svm = {name: model.arrays[name] for name in ('support_vectors', 'weights', 'gamma', 'offset')}
   return ScoreFn(_score_fn(streaming.pooled_fn(streaming.maps_of(backbone))), (backbone.variables, svm))
@@ -63,12 +66,12 @@ def score_fn(
 
 @functools.lru_cache(maxsize=16)
 def _score_fn(pooled_fn):
-  """Makes ((variables, the model's arrays), images) -> `Scores`."""
+  """Makes the function ((variables, the model's arrays), images) -> `Scores`."""
 
   def score(parameters, images):
     variables, svm = parameters
     values = jnp.concatenate(pooled_fn(variables, images), axis=1)
-    # By differences: an image is at 0 from itself, which |x|^2 + |y|^2 - 2xy would blur.
+    # Differences put an image at 0 from itself, which |x|^2 + |y|^2 - 2xy would blur.
     kernel = jnp.exp(-svm['gamma'] * distances_sq(values[:, None], svm['support_vectors'], axis=-1))
     return Scores(svm['offset'] - jnp.dot(kernel, svm['weights'], precision=lax.Precision.HIGHEST))
 

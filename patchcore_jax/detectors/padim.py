@@ -1,6 +1,6 @@
 """PaDiM (Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR workshops 2020).
 
-A Gaussian for every position of the grid. With n images and d dimensions, the covariance is
+It estimates a Gaussian for every position of the grid. With n images and d dimensions, the covariance is
 X'X + epsilon I, X being the [n, d] centred embeddings over sqrt(n - 1); from one
 image it is epsilon I. Its inverse is not stored but a factor F, [d, d] or, where there are fewer images
 than dimensions, [n, d]:
@@ -83,7 +83,9 @@ def fit(detector: PaDiM, data: Data, backbones: Sequence[Backbone], run: Run) ->
 def score_fn(
     detector: PaDiM, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn` (section III-C): the parameters are the network's variables and the model's arrays.
+  """Makes the score function (`Detector.score_fn`, the paper's section III-C).
+
+  Its parameters are the network's variables and the model's arrays.
 
   The map holds the Mahalanobis distances of the positions, enlarged bilinearly and blurred.
   """
@@ -108,7 +110,7 @@ def _dims(backbone, batch, detector, seed):
 
 @functools.lru_cache(maxsize=16)
 def _collect_fn(maps_fn):
-  """((variables, dims), images) -> ([b, rows, columns, d],)."""
+  """Makes the function ((variables, dims), images) -> ([b, rows, columns, d],)."""
 
   def embed(parameters, images):
     variables, dims = parameters
@@ -118,7 +120,7 @@ def _collect_fn(maps_fn):
 
 
 def _concatenate(maps):
-  """Every cell of the first map with the cell of each other map that it lies in (section III-A)."""
+  """Joins every cell of the first map with the cell of each other map that it lies in (section III-A)."""
   grid = maps[0].shape[1:3]
 
   def enlarge(m):
@@ -130,7 +132,7 @@ def _concatenate(maps):
 
 @jax.jit
 def _gaussians(embeddings, epsilon):
-  """Embeddings [n, p, d] -> (mean [p, d], factor [p, min(n, d), d])."""
+  """Computes the mean [p, d] and the factor [p, min(n, d), d] of embeddings [n, p, d]."""
   n, _, dim = embeddings.shape
   mean = embeddings.mean(axis=0)
   x = jnp.swapaxes(embeddings - mean, 0, 1) / math.sqrt(max(1, n - 1))
@@ -143,7 +145,7 @@ def _gaussians(embeddings, epsilon):
 
 @functools.lru_cache(maxsize=16)
 def _score_fn(maps_fn, low_rank, detector):
-  """Makes ((variables, dims, mean, factor), images) -> `Scores`."""
+  """Makes the function ((variables, dims, mean, factor), images) -> `Scores`."""
 
   def score(parameters, images):
     variables, dims, mean, factor = parameters

@@ -48,13 +48,13 @@ class PatchCore(Detector):
 class SPADE(Detector):
   """SPADE (Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 2020).
 
-  The defaults are the paper's for MVTec AD (section 3.5). None is of the fit, which keeps everything.
+  The defaults are the paper's for MVTec AD (section 3.5). None concerns the fit, which keeps everything.
 
   Attributes:
     num_images: K, the training images nearest to an image, with which it is compared.
     num_neighbors: kappa, the pixels of those images nearest to a pixel.
     distance: 'squared', as the paper's equations 2 and 3 have it, or 'root'.
-    sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
 
   Raises:
     ValueError: values out of range.
@@ -92,7 +92,7 @@ class PaDiM(Detector):
     num_dims: channels chosen at random (section III-A); the paper's are 550 for WideResNet-50, 100 for
       ResNet-18. 0 for all.
     epsilon: added to the diagonal of every covariance (section III-B).
-    sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
     image_score: an image's score is the largest Mahalanobis distance of its positions ('position', as
       section III-C has it) or the largest value of the blurred map ('map', as public implementations
       have it, which is often better).
@@ -125,7 +125,7 @@ class PaDiM(Detector):
 @dataclasses.dataclass(frozen=True)
 class MahalanobisAD(Detector):
   """MahalanobisAD (Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features
-  for Anomaly Detection", ICPR 2020). Scores of images only.
+  for Anomaly Detection", ICPR 2020). It scores images, and makes no maps.
 
   Attributes:
     shrinkage: None, as in the paper, for the share that Ledoit and Wolf (2004) estimate for each
@@ -152,12 +152,12 @@ class MahalanobisAD(Detector):
 @dataclasses.dataclass(frozen=True)
 class OCSVM(Detector):
   """A one-class SVM (Schölkopf et al., "Estimating the Support of a High-Dimensional Distribution", Neural
-  Computation 13, 2001) of pooled features, the usual plain baseline. Scores of images only.
+  Computation 13, 2001) of pooled features, the usual plain baseline. It makes no maps.
 
   Attributes:
     nu: largest share of training images outside the boundary, and smallest share of support vectors
       (the paper's nu-property), in (0, 1].
-    gamma: of the RBF kernel exp(-gamma |x - y|^2); 0 for 1 / (dimensions * variance of all values),
+    gamma: that of the RBF kernel exp(-gamma |x - y|^2); 0 for 1 / (dimensions * variance of all values),
       scikit-learn's 'scale'.
 
   Raises:
@@ -184,7 +184,7 @@ class Ensemble(Detector):
 
   Attributes:
     member: the method.
-    ratios: of a PatchCore, further coreset ratios at which it can be scored, besides its own.
+    ratios: for PatchCore, further coreset ratios at which it can be scored, besides its own.
 
   Raises:
     ValueError: a method that cannot be a member.
@@ -208,7 +208,7 @@ class Ensemble(Detector):
 
   @classmethod
   def of_settings(cls, settings: Mapping[str, Any]) -> 'Ensemble':
-    """The ensemble with what `settings` gave."""
+    """Makes the ensemble from what `settings` gave."""
     member = settings['member']
     return cls(of_settings(member['detector'], member['settings']), tuple(settings['ratios']))
 
@@ -225,7 +225,7 @@ DETECTORS: dict[str, Any] = {
 
 
 def find(name: str) -> type[Detector]:
-  """The record of the method called `name`: one of `DETECTORS`, or 'module:Record' for one of your own.
+  """Finds the record of a method: one of `DETECTORS`, or 'module:Record' for one of your own.
 
   Raises:
     ValueError: there is none.
@@ -248,11 +248,11 @@ def find(name: str) -> type[Detector]:
 
 
 def of_settings(name: str, settings: Mapping[str, Any]) -> Detector:
-  """The method with these settings, as `Detector.settings` gave them."""
+  """Makes the method with these settings, as `Detector.settings` gave them."""
   record = find(name)
   return record.of_settings(settings) if hasattr(record, 'of_settings') else from_json(record, settings)
 
 
 def of_model(model: Model) -> Detector:
-  """The method that made a model, with its settings."""
+  """Makes the method that made a model, with its settings."""
   return of_settings(model.description.detector, model.description.settings)

@@ -58,7 +58,9 @@ def fit(detector: SPADE, data: Data, backbones: Sequence[Backbone], run: Run) ->
 def score_fn(
     detector: SPADE, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> HostScoreFn:
-  """`Detector.score_fn`: the nearest training images (section 3.2), then every pixel among theirs (3.3).
+  """Makes the score function (`Detector.score_fn`).
+
+  It finds the nearest training images (section 3.2), then the nearest of their pixels to every pixel (3.3).
 
   The search is exact, and long: (K p) p d products for an image, 1.8e12 with the paper's network and
   settings at 224; fewer where `search_bank.prepare` can reduce d. One image is searched on each device at
@@ -97,6 +99,7 @@ def score_fn(
 
 
 def _check_enough(num_images, detector):
+  """Raises ValueError where there are fewer training images than an image is compared with."""
   if num_images < detector.num_images:
     raise ValueError(
         f'spade.num_images={detector.num_images}: an image cannot be compared with so many, there are '
@@ -104,7 +107,7 @@ def _check_enough(num_images, detector):
 
 
 def _for_devices(*arrays):
-  """The arrays in pieces of as many rows as there are devices; the last row fills the last piece."""
+  """Yields the arrays in pieces of as many rows as devices; the last row fills the last piece."""
   devices = jax.local_device_count()
   arrays = [x[np.minimum(np.arange(-(-len(x) // devices) * devices), len(x) - 1)] for x in arrays]
   for i in range(0, len(arrays[0]), devices):
@@ -112,20 +115,20 @@ def _for_devices(*arrays):
 
 
 def _search(pixels_fn, prepared, num_images, images, queries):
-  """Maps of one image for each device: `images` [devices, K] are those it is compared with."""
+  """Computes the maps of one image for each device; `images` [devices, K] are those it is compared with."""
   parameters = _on_devices([_part(prepared, num_images, chosen) for chosen in images])
   return parallel.gather(pixels_fn(parameters, queries))
 
 
 def _on_devices(banks):
-  """One bank for each device. A function of its own, so that the copies on the host end with it."""
+  """Puts one bank on each device; as a function of its own, so that the copies on the host end with it."""
   if len(banks) == 1:
     return parallel.replicate(banks[0])
   return parallel.split(jax.tree.map(lambda *x: np.stack(x), *banks))
 
 
 def _part(prepared, num_images, images):
-  """The `SearchBank` of all pixels of some training images."""
+  """Takes the pixels of some training images out of the `SearchBank` of all."""
   def of_rows(x):
     return x.reshape(num_images, -1, *x.shape[1:])[images].reshape(-1, *x.shape[1:])
 
@@ -138,7 +141,7 @@ def _part(prepared, num_images, images):
 
 @functools.lru_cache(maxsize=16)
 def _features_fn(maps_fn):
-  """(variables, images) -> (pyramids [b, rows, columns, d], pooled [b, c])."""
+  """Makes the function (variables, images) -> (pyramids [b, rows, columns, d], pooled [b, c])."""
 
   def features(variables, images):
     *pyramid, last = maps_fn(variables, images)
@@ -149,8 +152,11 @@ def _features_fn(maps_fn):
 
 @functools.lru_cache(maxsize=16)
 def _images_fn(features_fn, num_images, distance):
-  """((variables, bank of pooled features), images) -> image scores [b], the nearest training images
-  [b, K], pyramids [b, p, d]."""
+  """Makes the function that finds the nearest training images.
+
+  It maps ((variables, bank of pooled features), images) to image scores [b], the nearest training images
+  [b, K] and pyramids [b, p, d].
+  """
 
   def images_fn(parameters, images):
     variables, bank = parameters
@@ -164,7 +170,7 @@ def _images_fn(features_fn, num_images, distance):
 
 @functools.lru_cache(maxsize=16)
 def _pixels_fn(grid, image_size, detector):
-  """(bank, pyramids [1, p, d]) -> anomaly maps [1, h, w]."""
+  """Makes the function (bank, pyramids [1, p, d]) -> anomaly maps [1, h, w]."""
   scoring_spec = ScoringSpec(
       num_neighbors=detector.num_neighbors, distance=detector.distance, sigma=detector.sigma)
 

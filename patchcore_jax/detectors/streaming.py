@@ -23,7 +23,7 @@ NO_IMAGES = 'No images: none were given, or none could be read.'
 
 
 def identity(backbone: Backbone) -> Network:
-  """The network, as a model's description tells it."""
+  """Makes the record of a network for a model's description."""
   return Network(
       backbone.name, tuple(backbone.layers), tuple(backbone.mean), tuple(backbone.std), backbone.precision,
       fingerprint(backbone.variables), backbone.source and Source(*backbone.source))
@@ -45,20 +45,21 @@ def check(detector: Detector, model: Model, backbones: Sequence[Backbone]) -> No
 
 
 def network_fields(backbone: Backbone) -> dict[str, Any]:
-  """Those of `identity` that must agree, whatever it was made from."""
+  """Picks the fields of `identity` that must agree, whatever the network was made from."""
   return {k: v for k, v in to_json(identity(backbone)).items() if k != 'source'}
 
 
 def maps_of(backbone: Backbone) -> Callable:
-  """The function (variables, images [b, h, w, 3] uint8) -> feature maps of the layers, in a list.
+  """Makes the function (variables, images [b, h, w, 3] uint8) -> feature maps of the layers, in a list.
 
-  The same object for the same network, so that what is made of it can be cached, and is compiled once.
+  It is the same object for the same network, so that what is made of it can be cached, and is compiled once.
   """
   return _maps_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std)
 
 
 @functools.lru_cache(maxsize=16)
 def _maps_fn(apply, layers, mean, std):
+  """Makes the function of `maps_of`, once for the same arguments."""
 
   def maps(variables, images):
     found = apply(variables, normalize(images, mean, std))
@@ -69,7 +70,7 @@ def _maps_fn(apply, layers, mean, std):
 
 @functools.lru_cache(maxsize=16)
 def pooled_fn(maps: Callable) -> Callable:
-  """From `maps_of`: (variables, images) -> the mean over positions of every map, a tuple of [b, c]."""
+  """Makes, from `maps_of`, (variables, images) -> the mean over positions of every map, a tuple of [b, c]."""
 
   def pooled(variables, images):
     return tuple(jnp.mean(m, axis=(1, 2)) for m in maps(variables, images))
@@ -79,7 +80,7 @@ def pooled_fn(maps: Callable) -> Callable:
 
 @functools.lru_cache(maxsize=16)
 def maxima_fn(fn: Callable) -> Callable:
-  """From `ScoreFn.fn`: (parameters, images) -> `CrossScores` of the batch.
+  """Makes, from `ScoreFn.fn`, the function (parameters, images) -> `CrossScores` of the batch.
 
   What is left of a map is one number, so that maps need not leave the device.
   """
@@ -87,14 +88,14 @@ def maxima_fn(fn: Callable) -> Callable:
 
 
 def with_maxima(score_fn: ScoreFn) -> ScoreFn:
-  """The score function with `CrossScores` as its result."""
+  """Makes a score function return `CrossScores`."""
   if isinstance(score_fn, HostScoreFn):
     return dataclasses.replace(score_fn, finish=lambda results: _maxima(score_fn.finish(results)))
   return dataclasses.replace(score_fn, fn=maxima_fn(score_fn.fn))
 
 
 def in_tuple(score_fn: ScoreFn) -> ScoreFn:
-  """The score function with its result in a tuple, as those of several ratios have it."""
+  """Makes a score function return its result in a tuple, as those of several ratios do."""
   if isinstance(score_fn, HostScoreFn):
     return dataclasses.replace(score_fn, finish=lambda results: (score_fn.finish(results),))
   return dataclasses.replace(score_fn, fn=_in_tuple(score_fn.fn))
@@ -102,15 +103,17 @@ def in_tuple(score_fn: ScoreFn) -> ScoreFn:
 
 @functools.lru_cache(maxsize=16)
 def _in_tuple(fn):
+  """Makes a function return its result in a tuple."""
   return lambda parameters, images: (fn(parameters, images),)
 
 
 def _maxima(scores):
+  """Converts `Scores` to `CrossScores`, which keep the largest value of each map."""
   return CrossScores(scores.image, None if scores.map is None else scores.map.max(axis=(1, 2)))
 
 
 def first_of(batches: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
-  """The first batch, and all of them.
+  """Looks at the first batch: returns it, and an iterator over all of them.
 
   Raises:
     ValueError: there is none.
@@ -131,9 +134,9 @@ def stream(
   The next batch is sent off before one is waited for.
 
   Args:
-    fn: pure; the same object every time, because it is compiled once for each.
-    parameters: on the devices, by `parallel.replicate` or `parallel.split`.
-    batches: the batch size is a multiple of the number of local devices.
+    fn: a pure function; the same object every time, because it is compiled once for each.
+    parameters: its parameters, put on the devices by `parallel.replicate` or `parallel.split`.
+    batches: batches whose size is a multiple of the number of local devices.
     image_size: (height, width) that images must have; None where any will do.
     to_host: whether results leave the device; else they are as `parallel.data_parallel` leaves them.
 
@@ -174,8 +177,8 @@ def predict(
   """Yields for every batch the `index` of its images, and their scores; padding is dropped.
 
   Args:
-    score_fn: from `Detector.score_fn`.
-    batches: the batch size is a multiple of the number of local devices.
+    score_fn: what `Detector.score_fn` made.
+    batches: batches whose size is a multiple of the number of local devices.
     image_size: (height, width) of the model's images.
 
   Raises:
@@ -188,7 +191,7 @@ def predict(
 
 
 def finished(score_fn: ScoreFn, results: Any) -> Any:
-  """The scores, after the step on the host if there is one."""
+  """Finishes scores by the step on the host, if there is one."""
   return score_fn.finish(results) if isinstance(score_fn, HostScoreFn) else results
 
 
@@ -198,11 +201,11 @@ def collect(
   """Runs `fn(parameters, images)`, a tuple of arrays [b, ...], over all images.
 
   Args:
-    fn: pure; the same object every time, because it is compiled once for each.
-    parameters: pytree.
+    fn: a pure function; the same object every time, because it is compiled once for each.
+    parameters: its parameters, a pytree.
     batches: images of one size; the batch size is a multiple of the number of local devices.
     num_images: how many images the batches hold at most.
-    run: whose scratch folder, if there is one, takes a temporary file that holds the results instead of
+    run: its scratch folder, if there is one, takes a temporary file that holds the results instead of
       memory; it has no name, and is gone with the arrays. The stage of the progress is 'embed'.
 
   Returns:
@@ -231,7 +234,7 @@ def made(
     detector: Detector, backbones: tuple[Backbone, ...], arrays: dict[str, np.ndarray], data: Data,
     read: provenance.Recorder, run: Run, *, image_size: tuple[int, int],
     grid: tuple[int, int] | None = None, first: int | None = None) -> Model:
-  """A model with what is to be told of any fit.
+  """Makes a model, and tells in its description what is to be told of any fit.
 
   Args:
     read: which of the data's images there were, and their pictures.
@@ -256,6 +259,7 @@ def made(
 
 
 def _empty(shape, scratch):
+  """Makes an array in memory or, with a scratch folder, in a file without a name there."""
   if scratch is None:
     return np.empty(shape, np.float32)
   with TemporaryFile(dir=scratch) as file:  # the mapping outlives the file object

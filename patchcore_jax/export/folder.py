@@ -1,4 +1,4 @@
-"""A model -> a folder whose program answers with JAX alone: neither this package nor its other dependencies.
+"""Exports a model as a folder whose program needs JAX alone, not this package or its other dependencies.
 
   program.jax        the network, the model and all between, from uint8 pixels on (`jax.export`, StableHLO)
   description.json   inputs, outputs, thresholds, versions, checksum
@@ -39,7 +39,7 @@ from patchcore_jax.export import program as programs
 from patchcore_jax.export.program import Program
 from patchcore_jax.inspection import Inspector
 
-FORMAT = 1  # of the folder
+FORMAT = 1  # of the folder that is written
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 # Two programs of the same arithmetic differ in the order of sums: 1e-6 of an embedding's length, which weighs
 # more in a small distance than in a large one. Seen: 3e-7. Another weight, bank row or pixel shows at 1e-2.
@@ -56,11 +56,11 @@ def write(
     path: str | os.PathLike, inspector: Inspector, *, camera: tuple[int, int] | None = None,
     platforms: Sequence[str] = ('cpu', 'cuda', 'tpu'), at_once: int = 8, onnx: bool = False,
     progress: Callable[[str, int, int], None] | None = None) -> dict[str, Any]:
-  """Exports, compares, and writes the folder, which appears only when it is complete.
+  """Exports a model, checks the program, and writes the folder, which appears only when it is complete.
 
   Args:
-    path: of the folder, which must not exist.
-    inspector, camera, at_once: as of `program`.
+    path: the folder, which must not exist.
+    inspector, camera, at_once: see `program.program`.
     platforms: where the program is to run, some of `PLATFORMS`. This machine's must be among them, because
       the comparison runs here.
     onnx: also writes program.onnx, and compares it, in ONNX Runtime.
@@ -118,8 +118,11 @@ def write(
 
 
 def probes(inspector: Inspector, count: int, camera: tuple[int, int] | None = None) -> np.ndarray:
-  """Images [count, h, w, 3] uint8 to compare programs on: noise, one without any structure, gradients, and
-  the model's own training images where it has pictures of them."""
+  """Makes images [count, h, w, 3] uint8 to compare programs on.
+
+  They are noise, one without any structure, gradients, and the model's own training images where it has
+  pictures of them.
+  """
   height, width = camera or inspector.image_size
   rng = np.random.default_rng(0)
   y, x = np.mgrid[:height, :width] / max(height, width)
@@ -150,8 +153,8 @@ def check(
     call: the program.
     inspector: what it was made of.
     images: [n, h, w, 3] uint8, as the program takes them.
-    sizes: of batches; of each the last images.
-    camera: as of `program`.
+    sizes: sizes of batches; a batch of b holds the last b images.
+    camera: see `program.program`.
     progress: called with (done, total).
 
   Returns:
@@ -186,7 +189,7 @@ def check(
 
 
 def _write_onnx(path, inspector, camera, at_once, progress):
-  """Writes and compares the ONNX file; what description.json tells of it."""
+  """Writes and compares the ONNX file, and returns what description.json tells of it."""
   images = probes(inspector, at_once + 3, camera)
   onnx_file.convert(programs.program_in_one_pass(inspector, camera=camera), (1, *images.shape[1:]), path)
   progress('build onnx', 1, 1)
@@ -202,7 +205,7 @@ def _write_onnx(path, inspector, camera, at_once, progress):
 def describe(
     inspector: Inspector, camera: tuple[int, int] | None, platforms: Sequence[str], at_once: int, *,
     has_map: bool, digest: str, size: int, parity: dict[str, Any]) -> dict[str, Any]:
-  """What a user of the program needs to know; JSON-able."""
+  """Describes what a user of the program needs to know, as JSON has it."""
   height, width = inspector.image_size
   c, model = inspector.calibration, inspector.model
   outputs = {
@@ -246,6 +249,7 @@ def describe(
 
 
 def _checked(platforms):
+  """Checks names of platforms, and drops those named twice."""
   platforms = tuple(dict.fromkeys(platforms))
   if not platforms or (unknown := [p for p in platforms if p not in PLATFORMS]):
     raise ValueError(
@@ -259,7 +263,7 @@ def _checked(platforms):
 
 
 def _predicted(inspector, images, camera):
-  """Scores images by `inspection.predict` or, through Pillow, of frames."""
+  """Scores images by `inspection.predict`; frames of a camera are first preprocessed, through Pillow."""
   if camera:
     images = np.stack([
         np.asarray(preprocess.transform(Image.fromarray(image), inspector.preprocessing))
@@ -273,6 +277,7 @@ def _predicted(inspector, images, camera):
 
 
 def _check_calibrated(c, got):
+  """Raises ParityError where calibrated scores or decisions do not follow from the scores."""
   if c is None:
     return
   scores = got['image_score']
@@ -284,6 +289,7 @@ def _check_calibrated(c, got):
 
 
 def _readme(description):
+  """Writes the text of README.md."""
   batch, *size = description['input']['shape']
   outputs = '\n'.join(
       f'| `{name}` | {" x ".join(map(str, o["shape"]))} | {o["dtype"]} | {o["meaning"]} |'

@@ -1,7 +1,7 @@
-"""A model -> a pure function from pixels to answers, which `jax.export` can keep.
+"""Makes a pure function from pixels to answers of a model, which `jax.export` can keep.
 
-It is what prediction runs (`Detector.score_fn`), so there is no second scorer; only how a batch of any size
-is gone through is of this module.
+It is what prediction runs (`Detector.score_fn`), so there is no second scorer; this module adds only how a
+batch of any size is gone through.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ _MOST_BYTES = 2**31 - 2**26
 def program(
     inspector: Inspector, *, camera: tuple[int, int] | None = None, at_once: int = 8,
     shortlist: str = 'auto') -> Program:
-  """The pure function that is exported; the network and the bank are in it.
+  """Makes the pure function that is exported; the network and the bank are in it.
 
   Args:
     inspector: from `inspection.load`.
@@ -65,20 +65,20 @@ def program(
 
 
 def program_in_one_pass(inspector: Inspector, *, camera: tuple[int, int] | None = None) -> Program:
-  """`program` of a batch of known size, without loops: for converters to other runtimes."""
+  """Makes `program` for a batch of known size, without loops: for converters to other runtimes."""
   score_fn = _score_fn(inspector, LOOP_FREE, SearchSpec())
   fn = _program_of_parts(inspector, score_fn, camera)
   return lambda images: fn(score_fn.parameters, images)
 
 
 def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> bytearray:
-  """`jax.export` of a program of images [b, *shape] uint8, b free.
+  """Serializes a program of images [b, *shape] uint8, b free, by `jax.export`.
 
   Raises:
     ValueError: it has operations that one of the platforms lacks.
   """
   (b,) = jax_export.symbolic_shape('b')
-  # Else the file would tell the paths of this machine's source files.
+  # Without this, the file would tell the paths of this machine's source files.
   limit = jax.config.jax_traceback_in_locations_limit
   jax.config.update('jax_traceback_in_locations_limit', 0)
   try:
@@ -93,13 +93,14 @@ def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> by
 
 
 def _score_fn(inspector, program, search):
+  """Makes the score function of a model, or raises ValueError if its method cannot be exported."""
   if inspector.detector.host_step:
     raise ValueError(f'{inspector.detector.title} cannot be exported: {inspector.detector.host_step}.')
   return inspector.detector.score_fn(inspector.model, inspector.backbones, search=search, program=program)
 
 
 def _program_of_parts(inspector: Inspector, score_fn: ScoreFn, camera):
-  """Makes (parameters, images) -> the dict of `program`."""
+  """Makes the function (parameters, images) -> the dict of `program`."""
   prepare, found = _preparation(inspector, camera), inspector.calibration
 
   def run(parameters, images):
@@ -116,6 +117,7 @@ def _program_of_parts(inspector: Inspector, score_fn: ScoreFn, camera):
 
 
 def _preparation(inspector, camera):
+  """Makes the function that preprocesses frames of a camera; without one, images stay as they are."""
   if camera is None:
     return lambda images: images
   fn = camera_frames.transform_fn(*camera, inspector.preprocessing)
@@ -125,7 +127,7 @@ def _preparation(inspector, camera):
 
 
 def _in_parts(fn, images, at_once):
-  """`fn` of a batch of any size, even one that is not known: `at_once` images at a time, the rest singly."""
+  """Runs `fn` on a batch of any size, known or not: `at_once` images at a time, the rest singly."""
   shapes = jax.eval_shape(fn, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
   results = jax.tree.map(lambda x: jnp.zeros((images.shape[0], *x.shape[1:]), x.dtype), shapes)
 
@@ -146,6 +148,7 @@ def _in_parts(fn, images, at_once):
 
 
 def _check_bytes(score_fn):
+  """Raises ValueError for a program that is too large for one file."""
   needed = sum(x.nbytes for x in jax.tree.leaves(score_fn.parameters))
   if needed > _MOST_BYTES:
     weights = sum(x.nbytes for x in jax.tree.leaves(score_fn.parameters[0]))

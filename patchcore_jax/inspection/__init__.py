@@ -1,4 +1,4 @@
-"""A model and its thresholds -> answers about images."""
+"""Answers about images, from a model and its thresholds."""
 
 from patchcore_jax.inspection.finding import Finding, cell, find
 from patchcore_jax.inspection.inspector import Inspector, check_size, load, of_model, predict, scorer

@@ -15,7 +15,9 @@ SAMPLE = 32  # images that tell how far scores are off elsewhere
 
 
 def sample_of(model: Model, needed: int, seed: int = 0) -> tuple[np.ndarray, Model]:
-  """Some of a bank's training images, and the bank without their patches: they are then as good as new to it.
+  """Draws some of a bank's training images, and takes their patches out of the bank.
+
+  The images are then as good as new to it.
 
   Args:
     needed: patches that scores need; where the others are too few for that, the bank stays whole.
@@ -39,15 +41,15 @@ def sample_of(model: Model, needed: int, seed: int = 0) -> tuple[np.ndarray, Mod
 def score_differences(
     detector: Detector, model: Model, data: Data, networks: Sequence[Backbone],
     search: SearchSpec | None = None) -> CrossScores:
-  """How far scores of good images are off where another kind of device computes the network.
+  """Measures how far scores of good images are off where another kind of device computes the network.
 
   Args:
-    model: without patches of these images.
+    model: a model without patches of these images.
     data: good images, which are read twice.
-    networks: with `elsewhere`; where none has it, nothing is computed.
+    networks: networks with `elsewhere`; where none has it, nothing is computed.
 
   Returns:
-    Of the images' scores and the largest values of their maps; [0] where nothing differs.
+    The differences of the images' scores and of the largest values of their maps; [0] where nothing differs.
   """
   if all(network.elsewhere is None for network in networks):
     return CrossScores(np.zeros(0, np.float32), np.zeros(0, np.float32))

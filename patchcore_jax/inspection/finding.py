@@ -27,11 +27,11 @@ class Finding:
     score: larger is more anomalous; its unit is the model's own.
     threshold: scores from here on are anomalous.
     calibrated_score: 0 to 1, 0.5 at the threshold (`calibration.calibrated_score`).
-    p_value: of the hypothesis that the part is good (`calibration.p_value`).
+    p_value: p-value of the hypothesis that the part is good (`calibration.p_value`).
     anomalous: whether the score reaches the threshold.
-    box: of the most anomalous region.
+    box: box of the most anomalous region.
     centroid: (x, y) of that region; whole numbers are centres of pixels.
-    patch_box: of the most anomalous patch.
+    patch_box: box of the most anomalous patch.
     patch: (row, column) of that patch on the grid.
     nearest: where the patch of the bank comes from that is nearest to it.
     nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
@@ -54,11 +54,11 @@ class Finding:
 
   @property
   def decision(self) -> str | None:
-    """'anomalous' or 'good'; None without a threshold."""
+    """The decision, 'anomalous' or 'good'; None without a threshold."""
     return None if self.anomalous is None else 'anomalous' if self.anomalous else 'good'
 
   def to_json(self) -> dict[str, Any]:
-    """All but the map, as JSON has it; `nearest` with the name of the training image as 'image'.
+    """Converts all but the map to what JSON has; `nearest` has the name of the training image as 'image'.
 
     >>> Finding((640, 480), 3.5, threshold=3.0, anomalous=True, box=(1, 2, 30, 40)).to_json()['decision']
     'anomalous'
@@ -74,12 +74,12 @@ class Finding:
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
     threshold: float | None = None) -> Finding:
-  """The answer for image i of a batch.
+  """Makes the `Finding` of image i of a batch.
 
   Args:
-    scores: of the batch, NumPy arrays.
+    scores: scores of the batch, NumPy arrays.
     original_size: (height, width) of the image before preprocessing.
-    threshold: of scores, in place of the model's.
+    threshold: threshold of scores, in place of the model's.
   """
   found, description = inspector.calibration, inspector.model.description
   score = float(scores.image[i])
@@ -111,7 +111,7 @@ def find(
 
 
 def cell(inspector: Inspector, row: int, column: int) -> Box:
-  """The box of a patch in pixels of the network's input."""
+  """Computes the box of a patch in pixels of the network's input."""
   (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
   return (column * width / columns, row * height / rows,
           (column + 1) * width / columns, (row + 1) * height / rows)

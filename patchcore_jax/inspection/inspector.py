@@ -1,4 +1,4 @@
-"""A saved model -> answers about images: what prediction, the service and the export have in common.
+"""Answers about images, from a saved model: what prediction, the service and the export have in common.
 
     inspector = load('banks/bottle')
     for index, scores in predict(inspector, batches): ...   # many images
@@ -44,7 +44,7 @@ class Inspector(NamedTuple):
 
   @property
   def image_size(self) -> tuple[int, int]:
-    """(height, width) of the network's input."""
+    """The (height, width) of the network's input."""
     return self.model.description.image_size
 
   @property
@@ -58,11 +58,11 @@ class Inspector(NamedTuple):
     return self.model.description.calibration
 
   def score_fn(self, **arguments) -> ScoreFn:
-    """`Detector.score_fn` of the model."""
+    """Makes the score function of the model (`Detector.score_fn`)."""
     return self.detector.score_fn(self.model, self.backbones, search=self.search, **arguments)
 
   def about(self) -> str:
-    """What it is, in a few words: the size of the bank, and the networks."""
+    """Describes the model in a few words: the size of the bank, and the networks."""
     networks = ' + '.join(backbone.name for backbone in self.backbones)
     rows = self.model.arrays.get('embeddings')
     return f'{self.detector.title if rows is None else f"{len(rows)} patches"}, {networks or "no network"}'
@@ -72,9 +72,9 @@ def load(path: str | os.PathLike, *, name: str = '', weights: str = '') -> Inspe
   """Restores a model, and makes the networks that it was made with.
 
   Args:
-    path: of the model.
-    name, weights: of the backbone, where it is called otherwise or lies elsewhere on this machine; '' for
-      what the model says.
+    path: folder of the model.
+    name, weights: those of the backbone, where it is called otherwise or lies elsewhere on this machine; ''
+      for what the model says.
 
   Raises:
     BankError: no model, a damaged one, one that does not say how its network is made, or other weights than
@@ -85,7 +85,7 @@ def load(path: str | os.PathLike, *, name: str = '', weights: str = '') -> Inspe
 
 
 def of_model(model: Model, *, name: str = '', weights: str = '', path: Any = '') -> Inspector:
-  """`load` of a model at hand."""
+  """Makes the inspector of a model at hand, as `load` does of one on disk."""
   networks = model.description.backbones
   if (name or weights) and len(networks) != 1:
     raise ValueError(
@@ -96,6 +96,7 @@ def of_model(model: Model, *, name: str = '', weights: str = '', path: Any = '')
 
 
 def _made_again(network: Network, name: str, weights: str, path: Any) -> Backbone:
+  """Makes a network of a model again, and checks that its weights are the same."""
   source = network.source
   if source is None:
     raise BankError(
@@ -104,7 +105,7 @@ def _made_again(network: Network, name: str, weights: str, path: Any) -> Backbon
   name, weights = name or source.name, weights or ('' if name else source.weights)
   backbone = backbones.create(
       name, weights=weights, layers=network.layers, seed=source.seed,
-      # A factory's is its own affair; that it is the model's is checked with all else when the two meet.
+      # A factory decides its precision; `Detector.score_fn` checks that it is the model's.
       precision=backbones.AUTO if ':' in name else network.precision)
   found = streaming.identity(backbone)
   if found.weights != network.weights:
@@ -122,7 +123,7 @@ def predict(inspector: Inspector, batches: Iterable[Batch]) -> Iterator[tuple[np
 
 
 def scorer(inspector: Inspector, *batch_sizes: int) -> Callable[[np.ndarray], Scores]:
-  """A function of images [n, h, w, 3] uint8 that returns their `Scores`, as NumPy arrays.
+  """Makes a function of images [n, h, w, 3] uint8 that returns their `Scores`, as NumPy arrays.
 
   It gives what `predict` gives. The network and the model are put on the devices now.
 
@@ -152,7 +153,7 @@ def scorer(inspector: Inspector, *batch_sizes: int) -> Callable[[np.ndarray], Sc
 
 
 def check_size(inspector: Inspector, size: tuple[int, int]) -> None:
-  """ImageError if images of that (height, width), after preprocessing, are not what the model was made of."""
+  """Raises ImageError for images whose (height, width), after preprocessing, the model was not made of."""
   if tuple(size) != tuple(inspector.image_size):
     height, width = inspector.image_size
     raise ImageError(

@@ -24,7 +24,7 @@ _EMBEDDINGS = 'embeddings'
 def fit_and_cross_score(
     detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int,
     search: SearchSpec) -> tuple[Model, CrossScores]:
-  """`Detector.fit_and_cross_score`: the images pass through the network once.
+  """Fits and cross-scores with one pass through the network (`Detector.fit_and_cross_score`).
 
   Each part is scored against a bank of the others, selected at the same ratio. No image meets a patch of its
   own. `run.progress` is also called with ('calibrate', done, number of images).
@@ -43,6 +43,7 @@ def fit_and_cross_score(
 
 
 def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
+  """Scores each part of the images against a bank selected from the others' patches."""
   num_images, joint = int(fit.images.sum()), len(fit.images) > 1
   if num_images < 2:
     raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
@@ -99,7 +100,7 @@ def score_embeddings(
     bank: [m, d] embeddings.
     image_size: (height, width) of the images.
     scoring_spec: how distances become scores.
-    images: which of them; None for all.
+    images: positions of those that are scored; None for all.
     batch_size: a multiple of the number of local devices.
     search: how neighbours are found; no influence on the result.
   """
@@ -115,7 +116,7 @@ def score_embeddings(
 
 
 def _batches_of(embeddings, images, batch_size, image_size):
-  """Batches of embeddings [n, rows, columns, d] in the place of images."""
+  """Yields batches of embeddings [n, rows, columns, d] in the place of images."""
   for begin in range(0, len(images), batch_size):
     index = images[begin:begin + batch_size].astype(np.int32)
     missing = batch_size - len(index)
@@ -126,22 +127,26 @@ def _batches_of(embeddings, images, batch_size, image_size):
 
 
 def _embeddings_as_they_are(variables, features):
+  """Returns embeddings that are at hand, in the place of a function that computes them."""
   return features.maps[_EMBEDDINGS]
 
 
 def statistics(
     detector: PatchCore, model: Model, data: Data, backbones: Sequence[Backbone], run: Run, *,
     search: SearchSpec) -> Statistics:
-  """`Detector.statistics`: see `statistics_at`."""
+  """Measures how the patch scores of the training images spread (`Detector.statistics`).
+
+  See `statistics_at`.
+  """
   return statistics_at(detector, model, data, backbones, run, (detector.ratio,), search=search)[0]
 
 
 def statistics_at(
     detector: PatchCore, model: Model, data: Data, backbones: Sequence[Backbone], run: Run,
     ratios: Sequence[float], *, search: SearchSpec) -> list[Statistics]:
-  """Mean and standard deviation of patch scores of the training images, each against the others' patches.
+  """Measures mean and standard deviation of the training images' patch scores against the others' patches.
 
-  A training image's own patches are in the bank, or near to what is: against the whole bank it would
+  A training image's own patches are in the bank, or near to others that are: against the whole bank it would
   score too low, and 0 at ratio 1. So the images are parted in two halves, every other one, and the
   patches of each half are scored against those rows of the bank that come from the other. No patch
   meets one of its own image. Two things remain to be known: half a bank covers less than the whole, and
@@ -150,8 +155,8 @@ def statistics_at(
 
   Args:
     data: the images that the model was fitted on, in that order.
-    ratios: of the coreset; one pass for all.
-    run: whose progress is called with ('statistics', done, total).
+    ratios: coreset ratios; one pass serves all.
+    run: its progress is called with ('statistics', done, total).
 
   Raises:
     BankError: images of another size.
@@ -189,7 +194,7 @@ def statistics_at(
 
 @functools.lru_cache(maxsize=16)
 def _halves_fn(embed_fn, spec, half_sizes):
-  """((variables, the two halves of the bank), images) -> patch scores [b, 2, s, p]."""
+  """Makes ((variables, the two halves of the bank), images) -> patch scores [b, 2, s, p]."""
 
   def score(parameters, images):
     variables, halves = parameters

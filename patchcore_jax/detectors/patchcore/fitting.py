@@ -1,4 +1,4 @@
-"""Good images -> a bank, within the memory that there is."""
+"""Makes a bank of good images, within the memory that there is."""
 
 import dataclasses
 import functools
@@ -35,8 +35,7 @@ def embed(
     backbone: frozen network.
     data: images of one size.
     embedding: how patches are embedded.
-    run: whose progress is called with ('embed', done, number of images), and which says whether pictures are
-      kept.
+    run: its progress is called with ('embed', done, number of images), and it says whether pictures are kept.
 
   Returns:
     [n, rows, columns, d] float32 in the order of the images, and which of them could be read.
@@ -52,9 +51,9 @@ def embed(
 
 
 def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
-  """`Detector.fit`: embeds good images and selects a memory bank.
+  """Embeds good images and selects a memory bank (`Detector.fit`).
 
-  Of several processes that fit together each embeds its part of the images, and gets the bank of all;
+  Where several processes fit together, each embeds its part of the images, and gets the bank of all;
   embeddings stay where they are made, and the selection runs over all devices. Arrays for which
   `run.memory_gb` is not enough lie in files without a name in `run.scratch`, which vanish with the process.
   The stages of the progress are 'embed', 'project' and 'coreset'; `run.notify` is told the plan of the memory
@@ -82,7 +81,7 @@ class Fit:
     embeddings: [n, rows, columns, d] of this process's images.
     points: the same as [n * rows * columns, d].
     counts: [p] numbers of points of each process, which are together one fit; p is 1 for one alone.
-    images: [p] numbers of images.
+    images: [p] numbers of images of each process.
     project: makes the points in which 'greedy' selects.
     plan: where the arrays lie.
     image_size: (height, width).
@@ -102,7 +101,7 @@ class Fit:
 def fit_and_use(
     detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int = 0,
     use: Callable[[Fit], Any] | None = None) -> tuple[Model, Any]:
-  """`fit`, and what `use` makes of the patches while they are there; None without it.
+  """Fits a model, and returns it with what `use` makes of the patches while they are there, or None.
 
   Args:
     folds: parts of the images from which `use` selects, one after another; the plan allows for them.
@@ -142,7 +141,7 @@ def fit_and_use(
 
 
 def _shape(backbone, batch, embedding):
-  """The shape [rows, columns, d] of an image's embeddings."""
+  """Computes the shape [rows, columns, d] of an image's embeddings."""
   return jax.eval_shape(embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:]
 
 
@@ -185,19 +184,23 @@ class _OnDevice:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _images_of(points, images, grid):
+  """Picks the embeddings [b, rows, columns, d] of some images out of the points of all."""
   return points.reshape(-1, *grid, points.shape[1])[images]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_images(points, values, images):
-  """`points` with the embeddings of some images [b, rows, columns, d] in their places; others are none."""
+  """Puts embeddings [b, rows, columns, d] in the places of their images in `points`.
+
+  Those whose place is beyond the end are padding, and are dropped.
+  """
   b, *_, dim = values.shape
   values = values.reshape(b, -1, dim)
   return points.reshape(-1, *values.shape[1:]).at[images].set(values, mode='drop').reshape(points.shape)
 
 
 def _embed_into(embeddings, backbone, batches, embedding, progress):
-  """Fills `embeddings` [n, rows, columns, d]; how many images there were."""
+  """Fills `embeddings` [n, rows, columns, d], and counts the images that there were."""
   done = 0
   for batch, values in streaming.stream(
       embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches):
@@ -211,7 +214,7 @@ def _embed_into(embeddings, backbone, batches, embedding, progress):
 
 
 def _embed_on_device(shape, backbone, batches, embedding, progress):
-  """The embeddings [n, rows, columns, d] of `shape`, fewer where there are fewer images, and their number."""
+  """Embeds up to n images on the device, as `shape` [n, rows, columns, d] says, and counts them."""
   n, *grid, dim = shape
   points, done = jnp.zeros((n * math.prod(grid), dim), jnp.float32), 0
   for batch, values in streaming.stream(
@@ -228,12 +231,12 @@ def _embed_on_device(shape, backbone, batches, embedding, progress):
 
 
 def counts(n: int, joint: bool) -> np.ndarray:
-  """[p] numbers of things of each process, which are together one fit; p is 1 if it is not joint."""
+  """Gathers the number of things of each process of a joint fit: [p]; p is 1 if the fit is not joint."""
   return processes.counts(n) if joint else np.array([n])
 
 
 def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
-  """Plans for this process, which has `num_patches.max()` at the most, and the whole bank."""
+  """Plans the memory of a fit for this process: at most `num_patches.max()` patches, and the whole bank."""
   device = jax.local_devices()[0]
   memory = device.memory_stats() if device.platform != 'cpu' else None
   batch_bytes = parallel.working_bytes(
@@ -247,11 +250,12 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
 
 
 def _projection_dim(spec, counts):
+  """Computes the dimensions in which the selection of all points runs."""
   return spec.projection_dim or coreset.johnson_lindenstrauss_dim(int(counts.sum()))
 
 
 def given(value: Any) -> Any:
-  """The value itself; for `functools.partial` in the place of a function that makes it."""
+  """Returns its argument; for `functools.partial` in the place of a function that makes it."""
   return value
 
 
@@ -283,7 +287,7 @@ def select(
 
 
 def _cluster_centers(points, size, seed):
-  """Centres of clusters, and for each the nearest of the points that were seen last."""
+  """Computes centres of clusters, and finds for each the nearest of the points that were seen last."""
   from sklearn.cluster import MiniBatchKMeans  # a second to import, for one method
 
   clusters = MiniBatchKMeans(
@@ -308,6 +312,7 @@ def _project(points, dim, spec, plan, allocate, seed, progress):
 
 
 def _greedy(projected, counts, size, spec, plan, seed, progress):
+  """Selects greedily from the projected points of all processes, on all devices unless it streams."""
   n = int(counts.sum())
   _, key = jax.random.split(jax.random.key(seed))
   num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)

@@ -1,4 +1,4 @@
-"""Images against a bank: one pure function from pixels to scores and maps."""
+"""Scores images against a bank, by one pure function from pixels to scores and maps."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,7 +20,9 @@ from patchcore_jax.settings import EmbeddingSpec, SearchSpec
 def score_fn(
     detector: PatchCore, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
-  """`Detector.score_fn`: the parameters are the network's variables and the bank, made ready for the search.
+  """Makes the score function (`Detector.score_fn`).
+
+  Its parameters are the network's variables and the bank, made ready for the search.
 
   Raises:
     ValueError: more neighbours than patches.
@@ -32,13 +34,13 @@ def score_fn(
 def score_fn_at(
     detector: PatchCore, model: Model, backbones: Sequence[Backbone], ratios: Sequence[float], *,
     search: SearchSpec | None = None) -> ScoreFn:
-  """The function that scores images at several coreset ratios in one pass.
+  """Makes the function that scores images at several coreset ratios in one pass.
 
   A bank is in the order of its selection, so its first rows are the bank of a smaller ratio: all of them
   together cost what the largest alone costs.
 
   Args:
-    detector, model, backbones, search: as of `Detector.score_fn`.
+    detector, model, backbones, search: see `Detector.score_fn`.
     ratios: in any order, none larger than the model's.
 
   Returns:
@@ -54,7 +56,7 @@ def score_fn_at(
 
 
 def bank_size(model: Model, ratio: float) -> int:
-  """Patches that the bank of a ratio holds.
+  """Counts the patches that the bank of a ratio holds.
 
   Raises:
     ValueError: a ratio larger than the bank was selected with.
@@ -67,7 +69,7 @@ def bank_size(model: Model, ratio: float) -> int:
 
 
 def at_ratio(model: Model, ratio: float) -> Model:
-  """The bank of a smaller ratio: the first rows of a greedy selection.
+  """Cuts a bank to a smaller ratio: the first rows of a greedy selection.
 
   Raises:
     ValueError: a ratio larger than the bank was selected with.
@@ -79,12 +81,16 @@ def at_ratio(model: Model, ratio: float) -> Model:
 
 
 def embed_fn_of(backbone: Backbone, embedding: EmbeddingSpec) -> Callable:
-  """The function (variables, images [b, h, w, 3] uint8) -> [b, rows, columns, d]; the same for the same."""
+  """Makes the function (variables, images [b, h, w, 3] uint8) -> embeddings [b, rows, columns, d].
+
+  It is the same object for the same arguments, so that it is compiled once.
+  """
   return _embed_fn(streaming.maps_of(backbone), embedding)
 
 
 @functools.lru_cache(maxsize=16)
 def _embed_fn(maps_fn, embedding):
+  """Makes the function of `embed_fn_of`, once for the same arguments."""
 
   def embed(variables, images):
     return patch_embeddings(maps_fn(variables, images), embedding)
@@ -93,6 +99,7 @@ def _embed_fn(maps_fn, embedding):
 
 
 def _score_fn(detector, model, backbones, sizes, search, program):
+  """Makes the `ScoreFn` that scores against the bank's first rows, one result for each of `sizes`."""
   (backbone,) = backbones
   devices = jax.local_device_count()
   sharded = search.bank == 'sharded' and devices > 1 and program == LIVE
@@ -122,7 +129,7 @@ def only(fn: Callable) -> Callable:
 def scores_of_embeddings(
     embed: Callable, spec: scoring.ScoringSpec, sizes: tuple[int, ...], axis_name: str | None = None,
     kernels: bool = True) -> Callable:
-  """The function ((variables, bank), images) -> `Scores` for each of some numbers of leading rows.
+  """Makes ((variables, bank), images) -> `Scores` for each of some numbers of leading rows.
 
   Args:
     embed: (variables, images) -> [b, rows, columns, d].
