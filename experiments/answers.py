@@ -1,4 +1,4 @@
-"""Findings of a prediction run -> rows, pictures and the report, as they come."""
+"""Writes the findings of a prediction run as they come: rows, pictures and the report."""
 
 import collections
 import contextlib
@@ -33,7 +33,7 @@ class Answers:
     images, anomalous, failed: how many were scored so far, how many of them are anomalous, and how many files
       could not be scored.
     threshold: scores from here on are anomalous; None if none is known.
-    limits: of the colours.
+    limits: limits of the colours.
   """
 
   def __init__(
@@ -42,12 +42,12 @@ class Answers:
     """Begins the tables.
 
     Args:
-      inspector: that makes the findings.
+      inspector: what makes the findings.
       out: folder to write to, which exists.
       root: folder that the images are named from.
       overlays, maps, why: which files are written; `maps` is a suffix or 'none'.
-      limits: of the colours; None for those of each map.
-      threshold: of scores, in place of the model's.
+      limits: limits of the colours; None for those of each map.
+      threshold: threshold of scores, in place of the model's.
     """
     self.images = self.anomalous = self.failed = 0
     self._inspector, self._out, self._root = inspector, out, root
@@ -67,7 +67,7 @@ class Answers:
     """Writes the files of one image.
 
     Args:
-      path: of the image.
+      path: path of the image.
       image: as it was decoded.
       pixels: [h, w, 3] uint8, as the network saw it.
       finding: what was found.
@@ -83,7 +83,7 @@ class Answers:
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
   def add(self, answer: Answer, picture: page.Picture | None = None, place: str = '') -> None:
-    """Adds a row, and says it.
+    """Adds an answer to the tables, and prints its line.
 
     Args:
       answer, picture: from `draw`.
@@ -131,12 +131,13 @@ class Answers:
     return path
 
   def _threshold_name(self):
-    """What the threshold promises, or that it is one's own."""
+    """Names the threshold by what it promises, or says that it was given."""
     if self._given_threshold:
       return 'given threshold'
     return f'{100 * self._inspector.calibration.guaranteed_rate:.2g} % false alarms'
 
   def _draw(self, path, image, pixels, finding):
+    """Draws and writes the files of one image, and makes its row and its picture for the report."""
     place = placement.placement(image.height, image.width, self._inspector.preprocessing)
     whole_map = None if finding.map is None else placement.to_original(finding.map, place)
     answer, name = Answer(path, finding), name_of(path, self._root)
@@ -166,7 +167,7 @@ class Answers:
         patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
   def _comparison(self, name, pixels, finding, file):
-    """The most anomalous patch beside the nearest normal one, where there is a picture of that."""
+    """Draws the most anomalous patch beside the nearest normal one, where there is a picture of that."""
     normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
     nearest = finding.nearest.name if finding.nearest is not None else ''
     return overlay.comparison(
@@ -175,7 +176,7 @@ class Answers:
 
 
 def line_of(answer: Answer) -> str:
-  """One line for people.
+  """Writes an answer as one line for people.
 
   >>> line_of(Answer('a.png', Finding((64, 48), 3.21678, p_value=0.02, anomalous=False, box=(1, 2, 30, 40))))
   'a.png  score 3.217  p 0.02  good  most anomalous at 1,2-30,40'
@@ -197,7 +198,7 @@ def line_of(answer: Answer) -> str:
 
 
 def name_of(path: str, root: Path) -> str:
-  """The image's name, relative to the folder that all lie in.
+  """Names an image, relative to the folder that all lie in.
 
   >>> name_of('parts/left/001.png', Path('parts'))
   'left/001.png'
@@ -207,13 +208,13 @@ def name_of(path: str, root: Path) -> str:
 
 
 def shown(text: str) -> str:
-  """Text that a terminal can show: names of files may hold bytes that are no UTF-8."""
+  """Makes text that a terminal can show: names of files may hold bytes that are no UTF-8."""
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
 @contextlib.contextmanager
 def writing_to(out: Path):
-  """OSErrors within say where nothing could be written, and what to do."""
+  """Makes OSErrors in a block say where nothing could be written, and what to do."""
   try:
     yield
   except OSError as e:
@@ -221,12 +222,14 @@ def writing_to(out: Path):
 
 
 def _cannot_write(out, error):
+  """Makes the error that says where nothing could be written, and what to do."""
   return OSError(
       f'Cannot write to {out}: {error.strerror or error}. Make room or change its permissions, or choose '
       'another --out.')
 
 
 def _fractions(box, width, height):
+  """Converts a box to fractions of a width and a height."""
   if box is None:
     return None
   left, top, right, bottom = box

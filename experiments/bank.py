@@ -65,7 +65,7 @@ def main(argv) -> None:
 
 
 def info(model: Model) -> list[str]:
-  """What there is to know about a model, in lines."""
+  """Lists what there is to know about a model, in lines."""
   d, rows = model.description, model.arrays.get('embeddings')
   size = ' x '.join(map(str, reversed(d.image_size)))
   nbytes = sum(array.nbytes for array in model.arrays.values())
@@ -97,6 +97,7 @@ def info(model: Model) -> list[str]:
   return lines
 
 def _append(bank):
+  """Adds the images of --images to a bank."""
   editing.check_is_bank(bank)
   inspector = inspection.of_model(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
   (backbone,), (data, skipped) = inspector.backbones, _data(inspector)
@@ -116,18 +117,22 @@ def _append(bank):
 
 
 def _merge(bank):
+  """Merges a bank with that of --other."""
   return editing.merge(bank, store.restore(_OTHER.value))
 
 
 def _drop(bank):
+  """Takes the training images that --images names out of a bank."""
   return editing.drop(bank, [name.strip() for name in cli.IMAGES.value.split(',') if name.strip()])
 
 
 def _shrink(bank):
+  """Shrinks a bank to --share."""
   return editing.shrink(bank, _RATIO.value)
 
 
 def _calibrate(model):
+  """Makes the thresholds of a model from the images of --images."""
   inspector = inspection.of_model(model, weights=cli.WEIGHTS.value, path=cli.BANK.value)
   data, skipped = _data(inspector)
   known = {Path(name).name for name in model.description.images}
@@ -146,7 +151,7 @@ def _calibrate(model):
 
 
 def _data(inspector: Inspector) -> tuple[FileData, list]:
-  """The images of --images, and a list that takes the errors of those that cannot be read."""
+  """Makes the data of the images of --images, and a list that takes the errors of unreadable ones."""
   skipped = []
   examples = [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
   return FileData(
@@ -155,6 +160,7 @@ def _data(inspector: Inspector) -> tuple[FileData, list]:
 
 
 def _say_skipped(skipped):
+  """Prints the errors of images that could not be read."""
   for message in sorted({str(error) for error in skipped}):
     cli.console.print(f'skipped: {message}', markup=False)
 

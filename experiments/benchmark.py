@@ -63,6 +63,7 @@ def main(_) -> None:
 
 
 def measure_coreset(limits: timing.Limits) -> Iterator[str]:
+  """Measures greedy selections, and how their time grows with the number of points."""
   if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
     points = np.asarray(coreset.random_projection(embeddings, 128, key=jax.random.key(0)))
@@ -85,6 +86,7 @@ def measure_coreset(limits: timing.Limits) -> Iterator[str]:
 
 
 def _coreset_table(title, points, ratio, limits):
+  """Measures one selection and its alternatives, and yields a table."""
   n, dim = points.shape
   size = coreset.coreset_size(n, ratio)
   first = _FIRST_STEPS if entries.on_cpu() else 15 * _FIRST_STEPS
@@ -120,6 +122,7 @@ def _products_of_lazy(points, size):
 
 
 def _not_installed(*modules):
+  """Yields a line for each of the modules that is not installed."""
   for module in modules:
     if not alternatives.available(module):
       yield f'{module} is not installed.\n'
@@ -129,6 +132,7 @@ def _not_installed(*modules):
 
 
 def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
+  """Measures searches for the nearest neighbours."""
   rng = np.random.default_rng(0)
   if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
@@ -144,6 +148,7 @@ def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
 
 
 def _neighbors_table(title, queries, bank, limits, plain=True):
+  """Measures one search and its alternatives, and yields a table."""
   work, found, notes = entries.search_entries(queries, bank, plain=plain)
   yield from _not_installed('torch', 'faiss')
   seconds = timing.race(work, _REPEATS.value)
@@ -159,6 +164,7 @@ def _neighbors_table(title, queries, bank, limits, plain=True):
 
 
 def measure_backbone(limits: timing.Limits) -> Iterator[str]:
+  """Measures networks on a batch of images."""
   images = entries.pictures(_BATCH.value, _SIZE.value)
   work, maps = entries.network_entries(images, timing.PRECISIONS, torch_compile=_TORCH_COMPILE.value)
   built_in = backbones.create(checkpoints.BUILT_IN)
@@ -177,7 +183,10 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
 
 
 def measure_predict(limits: timing.Limits) -> Iterator[str]:
-  """Measures from pixels to scores and maps, against 16,384 patches of the network's own features."""
+  """Measures predictions from pixels to scores and maps.
+
+  One bank is of 16,384 patches of the network's own features, another of as many made rows.
+  """
   images = entries.pictures(_BATCH.value, _SIZE.value)
   precisions, stream = (('float32',), 0) if entries.on_cpu() else (('tensorfloat32', 'bfloat16'), 8)
   rows = _own_features(images)
@@ -205,7 +214,7 @@ def _own_features(images):
 
 
 def measure_fit(limits: timing.Limits) -> Iterator[str]:
-  """Measures from pixels to a bank of 10 %, 64 images."""
+  """Measures fits, from the pixels of 64 images to a bank of 10 %."""
   precision = 'float32' if entries.on_cpu() else 'tensorfloat32'
   backbone, n = entries.network(precision), _BATCH.value
   data = ArrayData(np.concatenate([entries.pictures(n, _SIZE.value, seed=i) for i in range(64 // n)]), n)
@@ -221,6 +230,7 @@ def measure_fit(limits: timing.Limits) -> Iterator[str]:
 
 
 def _torch_fit(network, data):
+  """Fits in torch, from pixels to a bank of 10 %."""
   torch = alternatives.torch_on_all_cores()
   embeddings = torch.cat([alternatives.torch_embed(network, b.image) for b in data.batches()])
   points = embeddings @ torch.rand(embeddings.shape[1], 128, device=embeddings.device)
@@ -232,7 +242,7 @@ def _torch_fit(network, data):
 
 
 def measure_memory(_) -> Iterator[str]:
-  """Measures a fit of many images whose features are made: what it takes is what the fit itself takes."""
+  """Measures what a fit of many images takes; their features are made, so that all of it is the fit's."""
   plans, stages, began = [], {}, time.perf_counter()
   detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1))
 
@@ -260,7 +270,10 @@ def measure_memory(_) -> Iterator[str]:
 
 
 def _made_backbone():
-  """Makes 1024 values of each 8 x 8 pixels: random products of them, so that they have some structure."""
+  """Makes a backbone of 1024 values for each 8 x 8 pixels.
+
+  They are random products of the pixels, so that they have some structure.
+  """
   weights = np.random.default_rng(0).standard_normal((192, 1024), np.float32) / 14
 
   def apply(variables, images):

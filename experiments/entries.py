@@ -1,7 +1,7 @@
-"""What is raced: the same piece of work by this package and by torch, on the device that JAX runs on.
+"""Entries of races: the same piece of work by this package and by torch, on the device that JAX runs on.
 
-`experiments.benchmark` and `experiments.gpu_check` share these. What reads images is imported where it is
-used: without Grain the rest still runs.
+`experiments.benchmark` and `experiments.gpu_check` share these. Modules that read images are imported where
+they are used: without Grain the rest still runs.
 """
 
 import functools
@@ -48,7 +48,7 @@ def start_of(n: int) -> np.ndarray:
 
 
 def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """Makes (queries, bank), float32, normal; with a rank below `dim` within so many dimensions."""
+  """Makes (queries, bank), float32, normal, in a space of `rank` dimensions if that is below `dim`."""
   key = jax.random.key(0)
 
   @jax.jit
@@ -96,15 +96,15 @@ def selection_entries(
     points: np.ndarray, size: int, *, steps: int, dense_steps: int, streamed: bool = False,
     anomalib: bool = False,
 ) -> tuple[Entries, dict[str, np.ndarray]]:
-  """Lists greedy selections of `size` points.
+  """Makes entries of greedy selections of `size` points.
 
   Args:
     points: [n, d] float32.
     size: how many are selected.
-    steps: that the alternatives run; scaled up, because every step costs the same.
-    dense_steps: likewise of the package's own definition.
-    streamed: with the points on the host too.
-    anomalib: with its loop too, where torch is.
+    steps: steps that the alternatives run; times are scaled up, because every step costs the same.
+    dense_steps: likewise those of the package's own definition.
+    streamed: whether there is an entry with the points on the host.
+    anomalib: whether there is an entry with anomalib's loop, where torch is installed.
 
   Returns:
     The entries, ours first, and a dict into which they put their picks.
@@ -150,11 +150,11 @@ def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str
 def search_entries(
     queries: np.ndarray, bank: np.ndarray, *, plain: bool = True,
 ) -> tuple[Entries, dict[str, np.ndarray], dict[str, str]]:
-  """Lists searches for the nearest row of each query.
+  """Makes entries of searches for the nearest row of each query.
 
   Args:
     queries, bank: [q, d] and [m, d] float32, on the host.
-    plain: with those that write the whole matrix of distances, or run on the host.
+    plain: whether there are entries that write the whole matrix of distances, or run on the host.
 
   Returns:
     The entries, ours first; a dict into which they put the indices; and notes on ours.
@@ -209,13 +209,13 @@ def network_entries(
     images: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     torch_compile: bool = False,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Lists networks up to layer3; the times are those of one image.
+  """Makes entries of networks up to layer3; the times are those of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
-    precisions: ours and, on a GPU, torch's.
-    architecture: ours; torch's is WideResNet-50-2.
-    torch_compile: with torch.compile too.
+    precisions: those of ours and, on a GPU, of torch's.
+    architecture: that of ours; torch's is WideResNet-50-2.
+    torch_compile: whether there are entries with torch.compile.
 
   Returns:
     The entries, and our maps by precision, on the device.
@@ -255,11 +255,13 @@ def rate_notes(
 
 
 def _relative(a, b):
+  """Computes the norm of a difference, relative to that of the second array."""
   a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
   return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def _torch_network_entries(images, precisions, flops, torch_compile):
+  """Makes the entries of `network_entries` that are of torch."""
   torch, b = alternatives.torch_on_all_cores(), len(images)
   x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
   if on_cpu():
@@ -306,14 +308,14 @@ def prediction_entries(
     images: np.ndarray, rows: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     stream: int = 0,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Lists predictions from pixels on the host to scores and maps on the host; times are of one image.
+  """Makes entries of predictions from pixels to scores and maps, all on the host; times are of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
     rows: [m, 1024] float32, the bank.
-    precisions: of ours and, on a GPU, of torch's network.
-    architecture: ours; torch's is WideResNet-50-2.
-    stream: also so many batches one after the other, as `streaming.predict` runs them.
+    precisions: those of ours and, on a GPU, of torch's network.
+    architecture: that of ours; torch's is WideResNet-50-2.
+    stream: how many batches further entries run one after the other, as `streaming.predict` does; or 0.
 
   Returns:
     The entries, and by precision a function without arguments that predicts one batch and leaves the
@@ -342,6 +344,7 @@ def prediction_entries(
 
 
 def _predict_all(fn, parameters, images, number):
+  """Scores a batch so many times in a row, as `streaming.predict` does."""
   from patchcore_jax.data.pipeline import Batch
   from patchcore_jax.detectors import streaming
   batch = Batch(images, None, np.arange(len(images), dtype=np.int32))
@@ -350,6 +353,7 @@ def _predict_all(fn, parameters, images, number):
 
 
 def _torch_prediction_entries(images, rows, precisions, flops, search):
+  """Makes the entries of `prediction_entries` that are of torch."""
   entries, b = {}, len(images)
   if on_cpu():
     if not alternatives.available('scipy'):
@@ -370,6 +374,7 @@ def _torch_prediction_entries(images, rows, precisions, flops, search):
 
 
 def _sum(*flops):
+  """Adds up numbers of operations, by precision."""
   together = {}
   for part in flops:
     for precision, value in part.items():

@@ -37,8 +37,8 @@ def compare(folder: Path, *, small: bool = False, seconds: float = 100.0) -> Ite
   """Compares this process's device with the CPU.
 
   Args:
-    folder: for the CPU's answers.
-    small: less, for trying out.
+    folder: folder for the CPU's answers.
+    small: whether to compute less, for trying out.
     seconds: the most that the CPU may take.
   """
   path = Path(folder) / 'cpu.npz'
@@ -67,6 +67,7 @@ _ROUNDING = {'network': 1e-4, 'scores': 1e-3}
 
 
 def _row(name, ours, theirs):
+  """Compares one array with the CPU's: bit for bit, or within rounding."""
   tolerance = _ROUNDING.get(name.partition('/')[0])
   if tolerance is None:
     different = int((ours != theirs).sum()) if ours.shape == theirs.shape else ours.size
@@ -132,10 +133,12 @@ def _scores(rows, small):
 
 
 def _small_network():
+  """Makes the network that the scores are of."""
   return entries.network('float32', 'resnet18')
 
 
 def _images(small, seed):
+  """Draws the images that the scores are of."""
   from patchcore_jax.data.dataset import ArrayData
   return ArrayData(entries.pictures(8, 64 if small else 224, seed), batch_size=8)
 

@@ -54,7 +54,7 @@ def main(_) -> None:
 
 
 def frame_size(text: str) -> tuple[int, int] | None:
-  """Reads --camera: (height, width); None for none.
+  """Parses --camera: (height, width), or None if it is empty.
 
   Raises:
     ValueError: another form.

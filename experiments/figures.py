@@ -27,7 +27,7 @@ def main(_) -> None:
 
 
 def run(workdir: str | os.PathLike, name: str) -> None:
-  """Draws and writes one.
+  """Draws the figure called `name`, and writes it.
 
   Raises:
     ValueError: no run in `workdir`, or none that this figure could show.

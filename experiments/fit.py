@@ -38,7 +38,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, out: str) -> Model:
-  """Looks at the images, fits, calibrates, saves.
+  """Looks at the images, fits a model, calibrates it, and saves it.
 
   Args:
     config: see `configs/default.py`; `data.source` is 'images'.
@@ -99,7 +99,7 @@ def run(config: ConfigDict, out: str) -> Model:
 
 
 def report(found: survey.Survey) -> list[str]:
-  """Lines that tell what a survey found.
+  """Tells in lines what a survey found.
 
   >>> report(survey.Survey({(700, 500): 2}, {'RGB': 2}, [], [['a.png', 'b.png']], []))
   ['2 images: 2 of 700 x 500 pixels; 2 RGB', 'equal files, which count twice: a.png, b.png']
@@ -118,7 +118,7 @@ def report(found: survey.Survey) -> list[str]:
 
 
 def verdict(found: Calibration, names: Sequence[str]) -> list[str]:
-  """Lines that tell the thresholds, what they guarantee, and which training images are unlike the others."""
+  """Tells in lines the thresholds, what they guarantee, and which training images are unlike the others."""
   n, rate = len(found.image_scores), found.false_alarm_rate
   lines = [
       f'threshold {found.image_threshold:.4g} for images{_for_pixels(found)}, from {n} good images: at most '
@@ -145,11 +145,12 @@ def verdict(found: Calibration, names: Sequence[str]) -> list[str]:
 
 
 def _for_pixels(found: Calibration) -> str:
+  """Tells the pixels' threshold, where there is one."""
   return '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
 
 
 def _allowances(settings, backbones, model, data, seed):
-  """How much further the thresholds are for devices that compute the network otherwise: (images, pixels)."""
+  """Measures the allowances for devices that compute the network otherwise: (images, pixels)."""
   if all(backbone.elsewhere is None for backbone in backbones):
     return 0.0, 0.0
   scoring = getattr(settings.detector, 'scoring', ScoringSpec())
@@ -164,6 +165,7 @@ def _allowances(settings, backbones, model, data, seed):
 
 
 def _check(config, out):
+  """Raises ValueError for a config that is not for this binary, or an `out` that cannot be made."""
   if not out:
     raise ValueError('--out is not set: expected the folder of the bank that is to be made.')
   if Path(out).exists():
@@ -177,20 +179,23 @@ def _check(config, out):
 
 
 def _name(root):
-  """What the images show, for messages: the folder's name."""
+  """Names what the images show, for messages, by the folder's name."""
   parts = [p for p in Path(root).absolute().parts if not any(c in p for c in '*?[')]
   meaningful = [p for p in parts if p not in ('train', 'good')]
   return (meaningful or parts)[-1]
 
 
 def _some(paths):
+  """Lists the first few paths, and counts the rest."""
   more = f' and {len(paths) - _SHOWN} more' if len(paths) > _SHOWN else ''
   return ', '.join(paths[:_SHOWN]) + more
 
 
 def _with_estimate(progress, batch_size, folds):
-  """Tells how long the network will take, by the second batch, because the first compiles; and then the
-  thresholds, for which as many banks are selected again, each from most of the images.
+  """Makes a progress that also tells how long the network and then the thresholds will take.
+
+  The time of the network follows from the second batch, because the first compiles. For the thresholds as
+  many banks as there are folds are selected again, each from most of the images.
   """
   batches, selecting = [], time.monotonic()
 
@@ -213,6 +218,7 @@ def _with_estimate(progress, batch_size, folds):
 
 
 def _say_time(seconds, what):
+  """Prints a time that is worth telling."""
   if seconds >= _LONG:
     cli.console.print(f'about {datetime.timedelta(seconds=round(seconds))} {what}')
 

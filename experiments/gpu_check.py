@@ -82,7 +82,7 @@ def run_parts(given: argparse.Namespace, until: float) -> None:
   """Runs the parts in another process, in a new one after each that ends it.
 
   Args:
-    given: by `arguments`.
+    given: what `arguments` read.
     until: the time at which all must have ended, as `time.time` tells it.
   """
   folder, parts = given.out, given.parts
@@ -126,7 +126,7 @@ def _watch(process, folder, until):
 
 
 def _environment():
-  """Has JAX leave torch some of the card, and take from its cache what it has compiled before."""
+  """Makes variables by which JAX leaves torch some of the card, and reuses what it compiled before."""
   cache = Path(tempfile.gettempdir()) / 'patchcore_gpu_check_cache'
   defaults = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.6', 'JAX_COMPILATION_CACHE_DIR': str(cache),
               'TF_CPP_MIN_LOG_LEVEL': '2', 'PYTHONUNBUFFERED': '1'}

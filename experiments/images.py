@@ -22,12 +22,12 @@ from patchcore_jax.settings import Preprocessing
 
 
 class Images:
-  """What a run needs to know of a category.
+  """The images of a category, and what a run needs to know of it.
 
   Attributes:
-    name: of the category.
+    name: name of the category.
     train, test: its images; those of the test with masks where there are any.
-    has_masks: whether there are.
+    has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
     shots: names of the training images, where they are a draw from all; else empty.
     skipped: errors of files that could not be read, of all passes.
@@ -43,11 +43,11 @@ class Images:
     self.test = wiring.data_of(settings, category.test, self.skipped, with_masks=category.has_masks)
 
   def train_example(self, name: str) -> Example | None:
-    """The training image of that file, if there is one."""
+    """Finds the training image of that file; None if there is none."""
     return next((e for e in self.train.examples if e.image_path == name), None)
 
   def with_features(self, features: 'Features') -> 'Images':
-    """The same with feature maps that are at hand in the place of pixels; for `backbones.without_network`."""
+    """Makes the same with feature maps in the place of pixels, for `backbones.without_network`."""
     images = copy.copy(self)
     images.train, images.test = (FeatureData(data, features) for data in (self.train, self.test))
     return images
@@ -57,8 +57,8 @@ class Features:
   """The feature maps of all of a category's images, on disk as long as this lives.
 
   Args:
-    backbone: whose layers are wanted.
-    images: which are read once.
+    backbone: the network whose layers are wanted.
+    images: the images, which are read once.
     scratch: folder on the disk to use.
     progress: called with ('features', done, total).
   """
@@ -77,6 +77,7 @@ class Features:
         progress('features', len(self.rows), total)
 
   def _add(self, example, batch, row, maps, scratch, total):
+    """Adds the feature maps and the mask of one image."""
     at = self.rows[example] = len(self.rows)
     if batch.mask is not None:
       self.masks[example] = batch.mask[row]
@@ -110,7 +111,7 @@ class FeatureData:
     return len(self.data)
 
   def part(self, positions: Sequence[int]) -> 'FeatureData':
-    """The data of some of the examples."""
+    """Selects the examples at these positions, as data of their own."""
     return dataclasses.replace(self, data=self.data.part(positions))
 
   def batches(self, *, shuffle: int | None = None, augment: Any = None) -> Iterator[Batch]:
@@ -138,9 +139,9 @@ class FeatureData:
 
 def drawn(
     examples: Sequence[Example], shots: int, seed: int, draw: int) -> list[Example]:
-  """`shots` of the examples, in their order; all of them for 0.
+  """Draws `shots` of the examples, and keeps their order; 0 stands for all of them.
 
-  A draw is of its own for each category, and a larger one of the same number contains the smaller.
+  Each category has a draw of its own, and a larger draw of the same number contains the smaller.
 
   Raises:
     ValueError: fewer examples than shots.

@@ -121,7 +121,7 @@ def service(bank: str) -> Iterator[tuple[str, int]]:
 
 
 def _client(address, good, bad, seed, end):
-  """Sends requests: of each (seconds, whether it was a good one, problem or None)."""
+  """Sends requests, and tells of each (seconds, whether it was a good one, problem or None)."""
   rng, results = np.random.default_rng(seed), []
   connection = http.client.HTTPConnection(*address, timeout=60)
   while time.monotonic() < end:
@@ -135,6 +135,7 @@ def _client(address, good, bad, seed, end):
 
 
 def _problem(connection, sent):
+  """Sends a request, and tells what is wrong with the answer; None if nothing is."""
   with contextlib.suppress(ConnectionError):  # the body was refused on the way; the answer is there
     connection.request('POST', '/inspect', sent.body, sent.headers)
   try:
@@ -152,6 +153,7 @@ def _problem(connection, sent):
 
 
 def _metric(address, name):
+  """Reads one of the service's metrics."""
   connection = http.client.HTTPConnection(*address, timeout=60)
   connection.request('GET', '/metrics')
   text = connection.getresponse().read().decode()
@@ -160,7 +162,7 @@ def _metric(address, name):
 
 
 def predict(bank: str, paths) -> float:
-  """Asks `experiments.predict` for images a second, reading the same files, without pictures."""
+  """Measures the images a second of `experiments.predict` on the same files, without pictures."""
   with tempfile.TemporaryDirectory() as temporary:
     images = Path(temporary, 'images')
     images.mkdir()

@@ -40,7 +40,7 @@ from patchcore_jax.report import per_image, results
 cli.key_flags('config', 'workdir', *cli.OF_SEVERAL_PROCESSES)
 
 Progress = Callable[[str, int, int], None]
-# On results: a run may go on with others.
+# Settings without influence on results: a run may go on with others.
 _NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
 
 
@@ -49,7 +49,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
-  """The whole experiment.
+  """Fits and measures the detector on every category.
 
   Args:
     config: see `configs/default.py`.
@@ -96,7 +96,11 @@ class Experiment:
   """
 
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
-    """Raises ValueError for a bad config, or a workdir with results of another."""
+    """Reads the config, and the results so far.
+
+    Raises:
+      ValueError: a bad config, or a workdir with results of another.
+    """
     self._config, self._workdir = config, Path(workdir)
     self.settings = wiring.settings(config)
     _check_same_config(config, self._workdir)
@@ -108,12 +112,12 @@ class Experiment:
       _claim(self._config, self._workdir)
 
   def has(self, category: str) -> bool:
-    """Whether its rows are there."""
+    """Tells whether the rows of a category are there."""
     finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
     return finished >= set(self.settings.ratios)
 
   def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
-    """Fits (or restores), predicts and measures one category: adds a row per ratio.
+    """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
@@ -195,7 +199,7 @@ class Experiment:
 
   def _at_ratios(
       self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
-    """Scores all ratios in one pass: a function that returns a tuple, and the patches of each bank."""
+    """Makes a score function that returns a tuple, one of all ratios, and counts the patches of each bank."""
     detector, ratios, search = self.settings.detector, self.settings.ratios, self.settings.search
     if isinstance(detector, PatchCore):
       sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
@@ -209,7 +213,7 @@ class Experiment:
     return score_fn, dict(zip(ratios, sizes, strict=True))
 
   def _write_errors(self, category, examples, labels, scores, masks, ratio):
-    """The images are read once more: they were not kept."""
+    """Writes the wrongly classified images, which are read once more: they were not kept."""
     if len(set(labels)) < 2:
       return  # no threshold
     threshold = metrics.f1_optimal(labels, scores.image).threshold
@@ -222,18 +226,18 @@ class Experiment:
 
 
 def _of_all(scores: Sequence[Scores]) -> Scores:
-  """The scores of all batches of all processes."""
+  """Joins the scores of all batches of all processes."""
   return jax.tree.map(lambda *batches: processes.joined(np.concatenate(batches)), *scores)
 
 
 def _still_to_do(workdir, experiment, categories):
-  """Categories, how many images they have, and whether there is a bank."""
+  """Lists categories without rows: how many images they have, and whether there is a bank."""
   return [(c.name, len(c.train), len(c.test), (Path(workdir) / 'banks' / c.name).exists())
           for c in categories if not experiment.has(c.name)]
 
 
 def _ms_per_image(times, batch_size):
-  """The median of a full batch; the first, which compiles, counts only where there is no other."""
+  """Computes ms per image of the median batch; the first, which compiles, counts only if alone."""
   seconds = np.diff(times)
   seconds = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
   return 1000 * seconds / (batch_size * jax.process_count())
@@ -248,6 +252,7 @@ def _keep_masks(batches, masks):
 
 
 def _published(config):
+  """Reads the published numbers that the config names."""
   return {
       (metric, float(ratio)): results.read_published(config.published[metric], method)
       for ratio, method in zip(config.published.ratios, config.published.methods, strict=True)
@@ -255,6 +260,7 @@ def _published(config):
 
 
 def _check_same_config(config, workdir) -> None:
+  """Raises ValueError for a workdir that holds results of other settings."""
   path = workdir / 'config.json'
   if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
     return  # nothing yet that could be mixed
@@ -273,6 +279,7 @@ def _check_same_config(config, workdir) -> None:
 
 
 def _claim(config, workdir) -> None:
+  """Writes config.json."""
   with atomic_files.written(workdir / 'config.json') as aside:
     aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
 

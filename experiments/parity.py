@@ -44,7 +44,7 @@ class Row(NamedTuple):
     quantity, origin: what is compared, and whose it is.
     absolute, relative: largest differences; what `relative` is relative to is said in `reason`.
     tolerance: limit on the relative difference, or on the absolute one where `limits` says so.
-    reason: of the tolerance.
+    reason: why the tolerance is what it is.
     limits: 'relative' or 'absolute'.
   """
 
@@ -125,7 +125,7 @@ def preprocessing(folder: Path) -> Iterator[Row]:
 
 
 def networks(folder: Path) -> Iterator[Row]:
-  """Compares every layer of the family."""
+  """Compares the maps of every layer of the ResNets."""
   arrays = _load(folder, 'backbones.npz')
   real = _load(folder, 'images_backbones.npz')
   names = sorted(
@@ -186,7 +186,7 @@ def selections(folder: Path) -> Iterator[Row]:
 
 
 def end_to_end_paper(folder: Path) -> Iterator[Row]:
-  """Compares from pixels to scores and maps with the paper's code: 6 training and 4 test images."""
+  """Compares scores and maps, from pixels on, with the paper's code: 6 training and 4 test images."""
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_pi.npz')
     spec = EmbeddingSpec('adaptive')
@@ -209,7 +209,10 @@ def end_to_end_paper(folder: Path) -> Iterator[Row]:
 
 
 def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
-  """Compares the same with anomalib: given the paper's coreset, and its own where its pixels are at hand."""
+  """Compares scores and maps with anomalib, given the paper's coreset.
+
+  With its own coreset it is compared where its pixels are at hand.
+  """
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_anomalib.npz')
     spec = EmbeddingSpec('mean')
@@ -278,6 +281,7 @@ _FILES = (
 
 
 def _load(folder: Path, name: str) -> Arrays:
+  """Loads the arrays of a file; {} if it does not exist."""
   path = folder / name
   if not path.exists():
     return {}
@@ -286,6 +290,7 @@ def _load(folder: Path, name: str) -> Arrays:
 
 
 def _prefixes(arrays: Arrays) -> list[str]:
+  """Lists the cases: what the arrays' names begin with."""
   return sorted({k.partition('/')[0] for k in arrays if '/' in k})
 
 
@@ -306,11 +311,13 @@ def _categories(folder):
 
 
 def _normalized(pixels):
+  """Normalises pixels by ImageNet's mean and standard deviation."""
   return backbones.normalize(jnp.asarray(pixels), checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD)
 
 
 @functools.lru_cache(maxsize=1)
 def _network(architecture):
+  """Makes the function of images that gives all layers of a network with reference weights."""
   variables = reference.variables(architecture)
   return jax.jit(functools.partial(resnet.apply_fn(architecture, resnet.LAYERS), variables))
 
@@ -322,6 +329,7 @@ _nearest = jax.jit(
 
 @functools.cache
 def _wide_resnet():
+  """Makes a WideResNet-50-2 with reference weights."""
   layers = resnet.DEFAULT_LAYERS
   variables = resnet.truncate(reference.variables('wide_resnet50_2'), layers)
   return backbones.Backbone(
@@ -343,7 +351,7 @@ def _replay(points, expected, start):
 
 
 def _selection_row(quantity, origin, embeddings, projection, expected, start):
-  """Counts picks that differ from the original's; and the largest loss of one against the best."""
+  """Counts picks that differ from the original's, and measures the largest loss of one against the best."""
   picks = _replay(coreset.project(embeddings, projection.T), expected, start)
   points = embeddings.astype(np.float64) @ projection.T.astype(np.float64)
 
@@ -360,7 +368,7 @@ def _selection_row(quantity, origin, embeddings, projection, expected, start):
 
 
 def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=False):
-  """Compares at the stored positions with the float64 run; relative to the std, or in L2 with `norm`."""
+  """Compares values at the stored positions with the float64 run, by the std or, with `norm`, by L2."""
   if value.shape != tuple(arrays[f'{name}/shape']):
     return Row(f'{quantity}: shape {value.shape}', origin, np.inf, np.inf, tolerance, reason)
   truth = arrays[f'{name}/f64']
@@ -372,7 +380,7 @@ def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=
 
 
 def _closer_row(quantity, origin, value, arrays, name):
-  """Compares with the float64 run; relative to how far the original's own float32 is from it."""
+  """Compares values with the float64 run, relative to how far the original's own float32 is from it."""
   truth = arrays[f'{name}_f64'].ravel()
   theirs = np.abs(arrays[f'{name}_f32'].ravel() - truth).max()
   ours = np.abs(value.ravel() - truth).max()
@@ -397,6 +405,7 @@ def _score_rows(label, origin, images, bank, detector, arrays, name, maps_name):
 
 
 def _number_row(quantity, origin, value, truth, tolerance, reason):
+  """Compares a number, by its absolute difference."""
   difference = abs(value - float(truth))
   return Row(quantity, origin, difference, difference / max(abs(float(truth)), 1e-12), tolerance,
              reason, 'absolute')

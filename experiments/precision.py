@@ -45,7 +45,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-  """Measures one network; returns the rows, which are in WORKDIR/precision.csv too.
+  """Measures one network, and returns the rows, which are in WORKDIR/precision.csv too.
 
   Raises:
     ValueError: bad config, or another method than PatchCore with one network.
@@ -110,7 +110,7 @@ def compare(
     return detector.fit(images.train, without, Run(progress=progress, seed=seed))
 
   def predict(images, model):
-    """Scores the test images: of each ratio the scores [n], and the metrics."""
+    """Scores the test images: returns the scores [n] of each ratio, and the metrics of each."""
     score_fn = patchcore.score_fn_at(detector, model, without, settings.ratios, search=settings.search)
     _, batches = zip(*streaming.predict(score_fn, images.test.batches()))
     found = [jax.tree.map(lambda *x: np.concatenate(x), *scores) for scores in zip(*batches)]
@@ -153,12 +153,14 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row(ratio, precision, selection, values):
+  """Makes a row of the table; but for float32's own, its values are differences."""
   form = '.4f' if (precision, selection) == (FLOAT32, 'its own') else '+.5f'
   return {'coreset_ratio': ratio, 'precision': precision, 'selection': selection} | {
       m: format(v, form) for m, v in zip(METRICS, values)}
 
 
 def _all_in_bfloat16(apply: Callable) -> Callable:
+  """Makes a network compute with weights and images in bfloat16, and return float32."""
   def rounded(variables, images):
     variables, images = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (variables, images))
     return jax.tree.map(lambda x: x.astype(jnp.float32), apply(variables, images))

@@ -60,7 +60,7 @@ _WATCH_SECONDS = flags.DEFINE_float('watch_seconds', 0, 'End --watch after so lo
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is asked for.
+  """The options of a run, as the flags have them.
 
   Attributes:
     bank: folder of the bank.
@@ -71,7 +71,7 @@ class Options:
     overlays: whether heatmaps are drawn.
     maps: 'npy', 'tif' or 'none'.
     why: whether the most anomalous patch is drawn beside the nearest normal one.
-    threshold: of scores, in place of the bank's.
+    threshold: threshold of scores, in place of the bank's.
     scale: values of the map where colour begins and where it is red; () for those of the bank.
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
@@ -113,8 +113,9 @@ class Options:
 
 
 class Summary(NamedTuple):
-  """Of a run: images that were scored, those of them that are anomalous, files that could not be scored,
-  seconds of work without waiting for images to arrive, and whether it was stopped before all were done.
+  """The outcome of a run: images that were scored, those of them that are anomalous, files that could not be
+  scored, seconds of work without waiting for images to arrive, and whether it was stopped before all were
+  done.
   """
 
   images: int
@@ -146,7 +147,7 @@ def main(_) -> int:
 
 
 def run(options: Options, stop: threading.Event | None = None) -> Summary:
-  """The whole run.
+  """Scores the images, and writes the answers.
 
   Args:
     options: what is asked for.
@@ -208,7 +209,7 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
 
 
 def read(path: str, inspector: Inspector) -> Loaded:
-  """Decodes and preprocesses. What is wrong with a file is part of the answer."""
+  """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
     image = preprocess.read_image(path)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
@@ -222,7 +223,10 @@ def read(path: str, inspector: Inspector) -> Loaded:
 def read_ahead(
     paths: Iterable[str | None], read_one: Callable[[str], Any], pool: concurrent.futures.Executor,
     ahead: int) -> Iterator[Any]:
-  """Yields read_one(path) in order, while so many more are being read. At a None all is yielded, and None."""
+  """Yields read_one(path) in order, while `ahead` more are being read.
+
+  At a None among the paths, all that is being read is yielded, and then a None.
+  """
   pending = collections.deque()
   for path in paths:
     if path is not None:
@@ -236,7 +240,7 @@ def read_ahead(
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-  """Lists of `size` items. A None ends a list early, even an empty one.
+  """Groups items into lists of `size`. A None ends a list early, even an empty one.
 
   >>> list(batched([1, 2, 3, None, None, 4], 2))
   [[1, 2], [3], [], [4]]
@@ -253,7 +257,7 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _listed(options):
-  """Paths of the images, and folders that a pattern with ** would look into, but may not."""
+  """Lists the images, and the folders that a pattern with ** would look into, but may not."""
   paths = list(_outside(options.out, folder.find_images(options.images)))
   if not paths:
     raise ValueError(f'{options.images}: there are only pictures that an earlier run wrote to {options.out}.')
@@ -265,11 +269,12 @@ def _listed(options):
 
 
 def _outside(out, paths):
+  """Drops paths of pictures that an earlier run wrote to `out`; a None passes."""
   return (p for p in paths if p is None or not predictions.is_of_a_run(p, out))
 
 
 def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Scores]]:
-  """The model and its networks, compiled."""
+  """Loads the model and its networks, and compiles them."""
   began = time.monotonic()
   inspector = inspection.load(options.bank, weights=options.weights)
   if options.threshold is None and not inspector.calibration:
@@ -287,15 +292,17 @@ def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Scores]]:
 
 
 def _batch_size(options):
+  """Chooses how many images go through the network at once."""
   return options.batch_size or (1 if options.watch else 8)
 
 
 def _speed(images, seconds):
+  """Writes the images a second; '' where no time has passed."""
   return f'{images / seconds:.1f} images/s' if seconds else ''
 
 
 def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
-  """While a batch is scored, the next is read, and the pictures of the one before are drawn."""
+  """Scores the images: while a batch is scored, the next is read, and the one before is drawn."""
   clock, drawing = _Clock(), []
   reported, when = 0, time.monotonic()
   total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
@@ -342,12 +349,13 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
 
 
 class _Clock:
-  """Tells work from waiting."""
+  """A clock that tells work from waiting."""
 
   def __init__(self):
     self._began, self._waited = time.monotonic(), 0.0
 
   def waiting_for(self, items):
+    """Yields the items, and counts the time until each comes as waiting."""
     items = iter(items)
     while True:
       began = time.monotonic()
@@ -358,12 +366,13 @@ class _Clock:
       yield item
 
   def worked(self):
+    """Computes the seconds so far without those of waiting."""
     return time.monotonic() - self._began - self._waited
 
 
 @contextlib.contextmanager
 def _stopping(stop: threading.Event):
-  """Ctrl-C, and a service manager's request, set `stop`; a second Ctrl-C interrupts at once."""
+  """Has Ctrl-C, or a service manager's request, set `stop` in a block; a second Ctrl-C interrupts at once."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -381,6 +390,7 @@ def _stopping(stop: threading.Event):
 
 
 def _say(text):
+  """Prints a line, with what a terminal cannot show escaped."""
   cli.console.print(answers.shown(text), markup=False)
 
 

@@ -123,10 +123,10 @@ def _settings(config):
 
 
 class _Log:
-  """config.json and log.csv of a workdir, and the same on the console."""
+  """The log of a run, in config.json and log.csv of a workdir and on the console."""
 
   def __init__(self, workdir, step, config):
-    """Drops lines behind `step`: those steps are made again."""
+    """Writes config.json, and drops lines of log.csv behind `step`: those steps are made again."""
     with atomic_files.written(workdir / 'config.json') as aside:
       aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []
@@ -135,6 +135,7 @@ class _Log:
         self._rows = [row for row in csv.DictReader(f) if int(row['step']) <= step]
 
   def write(self, step, steps, values, rate):
+    """Adds a line with the means of what the steps reported."""
     mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
     told = ', '.join(f'{k} {v:.4f}' for k, v in mean.items())
     cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')

@@ -14,7 +14,7 @@ from patchcore_jax.backbones import port, resnet
 
 
 def rng_for(name: str) -> np.random.Generator:
-  """Makes the generator of everything called `name`."""
+  """Makes the random generator of everything called `name`."""
   return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
 
 

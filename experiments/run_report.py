@@ -1,5 +1,8 @@
-"""report.html of a workdir. What a page shows of a category is kept in WORKDIR/report/<category>.json, so
-that a run which goes on later makes the page of all categories."""
+"""Writes report.html of a workdir.
+
+What a page shows of a category is kept in WORKDIR/report/<category>.json, so that a run which goes on later
+makes the page of all categories.
+"""
 
 import functools
 import os
@@ -34,14 +37,14 @@ def category(
     name: str, examples: Sequence[Example], scores: Scores, masks: np.ndarray | None, *,
     thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
     preprocessing: Preprocessing, most: int) -> page.Category:
-  """What the page shows of a category. The images to show are read once more: they were not kept.
+  """Makes what the page shows of a category. The images to show are read once more: they were not kept.
 
   Args:
-    name: of the category.
-    examples, scores: of n images.
+    name: name of the category.
+    examples, scores: n images, and their scores.
     masks: [n, h, w], or None.
     thresholds: the first one decides which images are errors.
-    why: of an image, 'patch' and 'nearest' of its `page.Picture`: see `reasons`.
+    why: makes 'patch' and 'nearest' of the `page.Picture` of image i: see `reasons`.
     preprocessing: the images are shown as the network saw them.
     most: images to show.
   """
@@ -62,12 +65,12 @@ def category(
 def reasons(
     model: Model, images: Images, evidence: Mapping[str, np.ndarray], preprocessing: Preprocessing,
 ) -> Callable[[int], dict[str, Any]]:
-  """`why` of `category`; it knows nothing where there is no bank that names its training images.
+  """Makes `why` of `category`, which knows nothing without a bank that names its training images.
 
   Args:
-    model: whose training images are read when they are first asked for.
-    images: of the category.
-    evidence: of all test images, as in `Scores`.
+    model: the model, whose training images are read when they are first asked for.
+    images: the images of the category.
+    evidence: evidence of all test images, as in `Scores`.
     preprocessing: the images are shown as the network saw them.
   """
   if 'nearest' not in evidence or not model.description.images:
@@ -94,7 +97,7 @@ def reasons(
 
 
 def thresholds(description: Description, row: results.Row) -> list[page.Threshold]:
-  """The model's own, where it was calibrated, and the one that the labels of the test images give."""
+  """Lists the model's own threshold, where it was calibrated, and that of the test images' labels."""
   found, calibration = [], description.calibration
   if calibration:
     found.append(page.Threshold(
@@ -106,7 +109,9 @@ def thresholds(description: Description, row: results.Row) -> list[page.Threshol
 
 def heat_scale(
     labels: np.ndarray, maps: np.ndarray | None) -> tuple[Callable[[np.ndarray], np.ndarray], float, float]:
-  """What is done to a map for the page, and the values that are then shown as nothing and as strongest:
+  """Chooses how maps are coloured on the page.
+
+  Returns what is done to a map for the page, and the values that are then shown as nothing and as strongest:
   what pixels of good images hardly reach, and what most of the other images do.
 
   Distances are shown by their logarithm: among those of plain defects, one at the threshold is next to 0.
@@ -123,7 +128,7 @@ def heat_scale(
 
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
-  """Writes the category's file, in one step."""
+  """Writes the file of a category, in one step."""
   with atomic_files.written(Path(workdir) / 'report' / f'{shown.name}.json') as aside:
     aside.write_text(page.to_json(shown))
 
@@ -159,6 +164,7 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
 
 
 def _facts(config, ratios, banks):
+  """Lists the facts at the top of the page."""
   size = ' then '.join(
       f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
   facts = [('Backbone', config.backbone.name), ('Images', size or 'as they are')]
@@ -173,11 +179,12 @@ def _facts(config, ratios, banks):
 
 
 def _data_name(config):
+  """Names the data for the title."""
   return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
 
 
 def _short(path, name):
-  """The path from the category's folder on.
+  """Cuts a path to what follows the category's folder.
 
   >>> _short('data/gear/test/good/000.png', 'gear')
   'test/good/000.png'
@@ -187,4 +194,5 @@ def _short(path, name):
 
 
 def _text(value):
+  """Writes a value, and the items of a list with commas."""
   return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -38,7 +38,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over: str = '') -> None:
-  """The whole sweep; `only` and `over` as the flags --only and --set.
+  """Runs the points of a sweep; `only` and `over` are what the flags --only and --set say.
 
   Raises:
     ValueError: a config without a sweep, a point that cannot be read, or as `mvtec.run`.
@@ -94,7 +94,7 @@ def _features(points: Sequence[ConfigDict], category: Category, workdir: Path) -
 
 
 def at_point(config: ConfigDict, point: str) -> ConfigDict:
-  """The config with the fields of a point set, and no sweep.
+  """Makes the config of a point: with its fields set, and no sweep.
 
   Raises:
     ValueError: a field that does not exist, or a value of another type.
@@ -123,7 +123,7 @@ def at_point(config: ConfigDict, point: str) -> ConfigDict:
 
 
 def folder_name(point: str) -> str:
-  """The name of a point's folder.
+  """Names a point's folder.
 
   >>> folder_name('backbone.name=module:create data.shots=5')
   'backbone.name=module-create,data.shots=5'
@@ -132,7 +132,7 @@ def folder_name(point: str) -> str:
 
 
 def _parsed(text, before):
-  """A value of the type that the field has."""
+  """Parses text to a value of the type that the field has."""
   if isinstance(before, tuple):
     items = [item for item in text.split(',') if item]
     number = _number if not before or not isinstance(before[0], str) else str
@@ -143,7 +143,7 @@ def _parsed(text, before):
 
 
 def _number(text):
-  """An int or a float where it is one."""
+  """Parses text to an int or a float where it is one."""
   for kind in (int, float):
     try:
       return kind(text)
@@ -153,7 +153,7 @@ def _number(text):
 
 
 def _shared_settings(point: ConfigDict) -> str:
-  """What decides about feature maps, but for the layers."""
+  """Writes down what decides about feature maps, but for the layers."""
   backbone = point.backbone.to_dict()
   del backbone['layers']
   return repr((backbone, point.preprocess.to_dict(), point.seed))

@@ -1,4 +1,4 @@
-"""Config fields -> the library's own objects. Every field is read here or in the binary."""
+"""Makes the library's own objects of config fields. Every field is read here or in the binary."""
 
 import dataclasses
 import functools
@@ -71,13 +71,14 @@ def settings(config: ConfigDict) -> Settings:
 
 
 def _record(record: type, section: ConfigDict, **more) -> Any:
-  """The settings record of a section."""
+  """Makes the settings record of a section."""
   known = {field.name for field in dataclasses.fields(record)}
   return record(**more, **{
       k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items() if k in known})
 
 
 def _ratios(config) -> tuple[float, ...]:
+  """Reads and checks the coreset ratios."""
   ratios = tuple(float(r) for r in config.coreset.ratios)
   if not ratios:
     raise ValueError('coreset.ratios is empty: expected for example 0.1 or 0.25,0.1,0.01.')
@@ -90,6 +91,7 @@ def _ratios(config) -> tuple[float, ...]:
 
 
 def _detector(config, ratios) -> Detector:
+  """Makes the detector that the config names, or an ensemble of it."""
   if config.detector == 'patchcore':
     detector = detectors.PatchCore(
         max(ratios), _record(EmbeddingSpec, config.embedding), _record(CoresetSpec, config.coreset),
@@ -130,9 +132,10 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
 
 
 def with_named_backbone(config: ConfigDict) -> ConfigDict:
-  """The config with what 'auto' stands for on this machine, now: a run that goes on later must not go on
-  with another network, or another precision. The paper's embedding is for ResNets of the usual width, and
-  'mean' for others.
+  """Replaces 'auto' in a copy of the config by what it stands for on this machine now.
+
+  A run that goes on later must not go on with another network, or another precision. The paper's embedding
+  is for ResNets of the usual width, and 'mean' for others.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.name == backbones.AUTO:
@@ -147,7 +150,7 @@ def with_named_backbone(config: ConfigDict) -> ConfigDict:
 
 
 def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
-  """The backbone that the config names, or several, joined by '+'.
+  """Creates the backbone that the config names, or several, joined by '+'.
 
   Raises:
     ValueError: several with a file of weights, which can be of one only, besides what
@@ -164,19 +167,20 @@ def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
 
 
 def _names(config):
+  """Lists the names of the backbones."""
   return [name.strip() for name in config.backbone.name.split('+')]
 
 
 @functools.lru_cache(maxsize=4)
 def _create_backbone(name, weights, layers, seed, precision):
-  """Kept, for sweeps that come back to one."""
+  """Creates a backbone, and keeps it for sweeps that come back to it."""
   return backbones.create(name, weights=weights, layers=layers, seed=seed, precision=precision)
 
 
 def data_of(
     settings: Settings, examples: Sequence[folder.Example], skipped: list[ImageError], *,
     with_masks: bool = False) -> FileData:
-  """The images of examples; with data.on_error=skip, unreadable files are added to `skipped`."""
+  """Makes the data of examples; with data.on_error=skip, unreadable files are added to `skipped`."""
   return FileData(
       examples, settings.preprocessing, parallel.divisible_batch_size(settings.data.batch_size),
       num_workers=settings.data.num_workers, with_masks=with_masks,
@@ -184,7 +188,9 @@ def data_of(
 
 
 def check_same_everywhere(config: ConfigDict, work: Any) -> None:
-  """Of several processes: those that differ in what there is to do would wait for each other forever.
+  """Raises ValueError where processes differ in what there is to do.
+
+  They would wait for each other forever.
 
   Args:
     config: may differ in `data.root`.
@@ -201,7 +207,7 @@ def check_same_everywhere(config: ConfigDict, work: Any) -> None:
 
 
 def names_of(value: Sequence[str]) -> tuple[str, ...]:
-  """Names from a list field: on the command line 'a,b' arrives as one string.
+  """Splits a list field into names: on the command line 'a,b' arrives as one string.
 
   >>> names_of(('screw,transistor',))
   ('screw', 'transistor')
@@ -210,7 +216,7 @@ def names_of(value: Sequence[str]) -> tuple[str, ...]:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-  """The config as it looks after a round trip through JSON (tuples become lists)."""
+  """Converts the config to what a round trip through JSON makes of it (tuples become lists)."""
 
   def plain(value):
     if isinstance(value, dict):
