@@ -69,8 +69,8 @@ def run(config: ConfigDict, out: str) -> Model:
     run = Run(
         progress=_with_estimate(progress, data.batch_size, settings.calibration.folds),
         notify=lambda plan: cli.console.print(f'bank: {plan}'), seed=config.seed,
-        memory_gb=settings.fit.memory_gb, scratch=Path(out).absolute().parent, keep_images=settings.fit.keep_images,
-        several_processes=jax.process_count() > 1)
+        memory_gb=settings.fit.memory_gb, scratch=Path(out).absolute().parent,
+        keep_images=settings.fit.keep_images, several_processes=jax.process_count() > 1)
     if settings.calibration.folds:
       model, scores = settings.detector.fit_and_cross_score(
           data, backbones, run, folds=settings.calibration.folds, search=settings.search)
