@@ -246,14 +246,14 @@ def made(
   index, files = np.array(read.index, np.int32), read.files
   if first is not None:
     index, files = processes.joined(index + np.int32(first)), processes.joined_files(files)
-  examples = [data.examples[i] for i in index]
-  names = tuple(e.image_path for e in examples)
+  given = data.examples
+  names = tuple(given[i].image_path for i in index)
   return Model(arrays | provenance.pack(files), Description(
       detector=detector.name, settings=detector.settings(),
       backbones=tuple(identity(backbone) for backbone in backbones),
       image_size=tuple(image_size), grid=grid, num_images=len(index),
-      images=names if all(names) else (), num_skipped=len(data.examples) - len(index),
-      category=examples[0].category, seed=run.seed, preprocessing=data.preprocessing,
+      images=names if all(names) else (), num_skipped=len(given) - len(index),
+      category=given[index[0]].category, seed=run.seed, preprocessing=data.preprocessing,
       device=jax.default_backend(),
       versions={'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__}))
 
