@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax import export
 from PIL import Image
 
 from patchcore_jax import inspection
@@ -29,10 +30,11 @@ from patchcore_jax.detectors import (
     of_settings,
     streaming,
 )
+from patchcore_jax.detectors.base import LIVE, LOOP_FREE, PORTABLE
 from patchcore_jax.export import folder
 from patchcore_jax.inspection import Inspector
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec, SearchSpec
-from tests import small
+from tests import precision, small
 from tests.toy import Toy
 
 pytestmark = pytest.mark.accelerator
@@ -228,7 +230,7 @@ class TestFit:
     assert model.description == fitted.model.description
     assert_close_scores(fitted.predict(model), fitted.scores)
 
-  def test_an_unreadable_file_is_left_out_and_counted(self, fitted, tmp_path):
+  def test_an_unreadable_file_is_left_out_and_counted(self, fitted, crossed, tmp_path):
     examples = []
     for i, image in enumerate(GOOD):
       Image.fromarray(image).save(tmp_path / f'{i}.png')
@@ -237,7 +239,8 @@ class TestFit:
     examples.insert(3, Example(str(tmp_path / 'damaged.png'), (), 0, 'line', 'good'))
     skipped, as_they_are = [], Preprocessing(resize=(), crop=())
     data = FileData(examples, as_they_are, 8, on_error=skipped.append)
-    model = fitted.detector.fit(data, fitted.case.networks, Run(keep_images=True))
+    model, scores = fitted.detector.fit_and_cross_score(
+        data, fitted.case.networks, Run(keep_images=True), folds=FOLDS)
     assert 'damaged.png' in str(skipped[0])
     found = model.description
     assert (found.num_images, found.num_skipped, found.category) == (12, 1, 'line')
@@ -247,6 +250,7 @@ class TestFit:
     assert len(provenance.thumbnails(model)) == kept
     # The same images in other batches.
     assert_close_scores(fitted.predict(model), fitted.scores)
+    assert_close(scores.image, crossed[1].image)
     none = data.part([3])
     with pytest.raises(ValueError, match='images'):
       fitted.detector.fit(none, fitted.case.networks)
@@ -283,6 +287,12 @@ class TestScores:
   def test_compiled_once(self, fitted):
     one, other = (fitted.detector.score_fn(fitted.model, fitted.case.networks) for _ in range(2))
     assert one.fn is other.fn
+
+  @pytest.mark.parametrize('program', [LIVE, PORTABLE, LOOP_FREE])
+  def test_products_ask_for_the_highest_precision(self, fitted, program):
+    if fitted.case.networks:  # the toy has no product
+      score_fn = fitted.detector.score_fn(fitted.model, fitted.case.networks, program=program)
+      precision.assert_highest(score_fn.fn, score_fn.parameters, NEW)
 
   def test_search_has_no_influence(self, fitted):
     scores = predict(fitted.case, fitted.model, shortlist='float32')
@@ -380,13 +390,14 @@ class TestInspector:
       assert_same_scores(scores, fitted.predict(images=NEW[:n]))
 
   def test_export(self, fitted, inspector, tmp_path):
+    platforms = (export.default_export_platform(),)
     if fitted.detector.host_step:
       with pytest.raises(ValueError, match=f'^{fitted.detector.title} cannot be exported: .*[^\n]$'):
-        folder.write(tmp_path / 'exported', inspector, platforms=('cpu',))
+        folder.write(tmp_path / 'exported', inspector, platforms=platforms)
       assert not list(tmp_path.iterdir())
     else:
       # It compares the program with `inspection.predict`, in batches of 1 and 8, before it writes.
-      written = folder.write(tmp_path / 'exported', inspector, platforms=('cpu',), at_once=5)
+      written = folder.write(tmp_path / 'exported', inspector, platforms=platforms, at_once=5)
       assert ('anomaly_map' in written['outputs']) == fitted.case.maps
       assert {'image_score', 'calibrated_score', 'anomalous'} <= written['outputs'].keys()
       assert written['bank']['detector'] == fitted.detector.name
@@ -403,6 +414,7 @@ def scores_of_every_detector():
   return np.array(found)
 
 
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='Only of a CPU can there be several for a test.')
 def test_number_of_devices_has_no_influence():
   value = np.array(small.on_devices(2, 'detectors_contract_test', 'scores_of_every_detector()'))
   expected = scores_of_every_detector()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones
-from patchcore_jax.detectors import MahalanobisAD, mahalanobis_ad, streaming
-from tests import precision, small
+from patchcore_jax.detectors import MahalanobisAD
+from tests import small
 
 
 def _shrunk(values, share):
@@ -58,10 +57,3 @@ class TestFitAndScore:
     for shrinkage in (0.0, 1.1, float('nan')):
       with pytest.raises(ValueError, match='expected None'):
         MahalanobisAD(shrinkage)
-
-
-def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', precision='float32', layers=('layer1', 'layer2'))
-  fn = mahalanobis_ad._score_fn(streaming.pooled_fn(streaming.maps_of(backbone)))
-  gaussians = [(np.zeros(c, np.float32), np.zeros((c, c), np.float32)) for c in (64, 128)]
-  precision.assert_highest(fn, (backbone.variables, gaussians), np.zeros((1, 64, 64, 3), np.uint8))

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from sklearn.svm import OneClassSVM
 
-from patchcore_jax import backbones
-from patchcore_jax.detectors import OCSVM, ocsvm, streaming
-from tests import precision, small
+from patchcore_jax.detectors import OCSVM
+from tests import small
 
 
 def _features(images):
@@ -42,12 +41,3 @@ class TestFitAndScore:
     for name, value in (('nu', 0.0), ('nu', 1.5), ('gamma', -1.0)):
       with pytest.raises(ValueError, match=f'{name}={value}'):
         OCSVM(**{name: value})
-
-
-def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', precision='float32', layers=('layer1', 'layer2'))
-  fn = ocsvm._score_fn(streaming.pooled_fn(streaming.maps_of(backbone)))
-  arrays = {
-      'support_vectors': np.zeros((5, 192), np.float32), 'weights': np.ones(5, np.float32),
-      'gamma': np.float32(1), 'offset': np.float32(1)}
-  precision.assert_highest(fn, (backbone.variables, arrays), np.zeros((1, 64, 64, 3), np.uint8))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones, scoring
+from patchcore_jax import scoring
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
-from patchcore_jax.detectors.patchcore import fit_plan, scores
+from patchcore_jax.detectors.patchcore import fit_plan
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.embedding import patch_embeddings
 from patchcore_jax.search import coreset
@@ -222,10 +222,8 @@ class TestScores:
       predict_at(model, (0.2, 0.5))
 
 
-def test_products_ask_for_the_highest_precision():
-  network = backbones.create('resnet18', weights='random', precision='float32')
-  embed = scores.embed_fn_of(network, EmbeddingSpec())
-  for spec in (ScoringSpec(), ScoringSpec(image_score='reweighted', num_neighbors=2)):
-    precision.assert_highest(
-        scores.scores_of_embeddings(embed, spec, (96, 10)),
-        (network.variables, np.zeros((96, 1024), np.float32)), np.zeros((1, 64, 64, 3), np.uint8))
+def test_products_ask_for_the_highest_precision(model):
+  # Of the plain score they are looked at with those of all detectors.
+  detector = dataclasses.replace(DETECTOR, scoring=ScoringSpec(image_score='reweighted', num_neighbors=2))
+  score_fn = detector.score_fn(model, (NETWORK,))
+  precision.assert_highest(score_fn.fn, score_fn.parameters, NEW)
