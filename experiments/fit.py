@@ -128,9 +128,10 @@ def verdict(found: Calibration, names: Sequence[str]) -> list[str]:
         f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
         f'{100 * found.guaranteed_rate:.2g} %. Give more good images for a smaller rate.')
   if found.image_allowance or found.pixel_allowance:
+    share = found.image_allowance / abs(found.image_threshold)
     lines.append(
         f'on another kind of device scores are off by up to {found.image_allowance:.2g}, which is '
-        f'{100 * found.image_allowance / found.image_threshold:.2g} % of the threshold, and in it already')
+        f'{100 * share:.2g} % of the threshold, and in it already')
   if calibration.allows_much(found):
     lines.append(
         'That is more than a tenth of the way from a usual good image to the threshold. If the bank is for '

@@ -363,11 +363,11 @@ class TestBankBinary:
       _bank('explode', bank=fitted)
 
 
-@pytest.fixture(scope='module', params=['mahalanobis_ad', 'ocsvm', 'padim'])
+@pytest.fixture(scope='module', params=['mahalanobis_ad', 'ocsvm', 'padim', 'spade'])
 def other(request, good, tmp_path_factory):
   """A model of a method without a bank."""
   out = tmp_path_factory.mktemp('others') / request.param
-  fit.run(_config(good, detector=request.param, padim__num_dims=8, calibration__folds=3,
+  fit.run(_config(good, detector=request.param, padim__num_dims=8, spade__num_images=3, calibration__folds=3,
                   calibration__false_alarm_rate=0.1), str(out))
   return out
 
@@ -376,7 +376,8 @@ class TestOtherMethods:
   """They go through the same doors: images in, answers out; what they do not know is said."""
 
   def test_predict(self, other, good, pristine, tmp_path, capsys):
-    images, out, has_maps = tmp_path / 'images', tmp_path / 'out', other.name == 'padim'
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    has_maps, has_patch = other.name in ('padim', 'spade'), other.name == 'padim'
     images.mkdir()
     shutil.copy(good / '03.png', images / 'good.png')
     shutil.copy(pristine / 'bolt/test/hole/001.png', images / 'hole.png')
@@ -384,14 +385,16 @@ class TestOtherMethods:
     assert (summary.images, summary.failed) == (2, 0)
     told, title = capsys.readouterr().out, inspection.load(other).detector.title
     assert (f'{title} scores whole images: there are no heatmaps' in told) == (not has_maps)
-    assert (f'{title} does not tell why' in told) == (not has_maps)
+    assert (f'{title} does not tell why' in told) == (not has_patch)
     assert {p.name for p in out.iterdir()} == {'predictions.csv', 'predictions.jsonl', 'report.html'} | (
-        {'overlays', 'maps', 'why'} if has_maps else set())
+        {'overlays', 'maps'} if has_maps else set()) | ({'why'} if has_patch else set())
     rows = [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
     assert rows[0]['score'] < rows[1]['score'] and rows[0]['decision'] == 'good'
     for row in rows:
-      for field in ('box', 'centroid', 'patch', 'patch_box', 'overlay', 'map', 'why'):
+      for field in ('box', 'centroid', 'overlay', 'map'):
         assert (row[field] is None) == (not has_maps), field
+      for field in ('patch', 'patch_box', 'why'):
+        assert (row[field] is None) == (not has_patch), field
       assert row['nearest'] is row['nearest_box'] is None
       alarms = row['score'] >= row['threshold']
       assert (row['calibrated_score'] >= 0.5) == alarms == (row['decision'] == 'anomalous')
@@ -401,9 +404,9 @@ class TestOtherMethods:
     with running(inspector, Options(batch_size=1)) as address:
       status, _, answer = ask(address, '/inspect?map=png&why=png', body)
       about = ask(address, '/bank')[2]
-    has_maps = other.name == 'padim'
+    has_maps = other.name in ('padim', 'spade')
     assert status == 200 and answer['why']['nearest'] is None
-    assert ('map' in answer) == bool(answer['why']['patch']) == has_maps
+    assert ('map' in answer) == has_maps and bool(answer['why']['patch']) == (other.name == 'padim')
     assert about['detector'] == other.name and about['patches'] == 0
     assert (about['pixel_threshold'] is None) == (not has_maps)
     assert answer['threshold'] == about['threshold'] == inspector.calibration.image_threshold
@@ -414,7 +417,7 @@ class TestOtherMethods:
     _bank('info', bank=path)
     told, name = capsys.readouterr().out, other.name
     assert f'{name}, ' in told and '(held out): at most' in told and '11.png' in told
-    assert (' for pixels' in told) == (name == 'padim')
+    assert (' for pixels' in told) == (name in ('padim', 'spade'))
     before = store.restore(path).description
     for action, values in (('append', {'images': good}), ('merge', {'other': path}),
                            ('drop', {'images': '03.png'}), ('shrink', {'share': 0.1})):
