@@ -105,8 +105,8 @@ class Options:
       raise ValueError('--watch_seconds is of --watch: set that too.')
     if self.maps not in MAPS:
       raise ValueError(f'--maps={self.maps}: expected one of {", ".join(MAPS)}.')
-    if self.threshold is not None and not 0 < self.threshold < math.inf:
-      raise ValueError(f'--threshold={self.threshold}: expected a number above 0.')
+    if self.threshold is not None and not math.isfinite(self.threshold):
+      raise ValueError(f'--threshold={self.threshold}: expected a number.')
     if self.scale and not (len(self.scale) == 2 and -math.inf < self.scale[0] < self.scale[1] < math.inf):
       raise ValueError(
           f'--scale={",".join(map(str, self.scale))}: expected two numbers, the larger one last, as 1.5,6.')

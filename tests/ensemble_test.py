@@ -160,6 +160,8 @@ class TestEnsemble:
       detector.fit(small.data(GOOD), (ONE,))
     with pytest.raises(ValueError, match='SPADE has no ensembles: it gathers'):
       Ensemble(SPADE())
+    with pytest.raises(ValueError, match='MahalanobisAD has no coreset'):
+      Ensemble(MahalanobisAD(), ratios=(0.1,))
     same = np.repeat(GOOD[:1], 4, axis=0)
     with pytest.raises(ValueError, match='scores have no scale'):
       Ensemble(PaDiM(num_dims=5)).fit(small.data(same), (ONE, OTHER))

@@ -380,7 +380,8 @@ class TestBadInput:
     assert not (tmp_path / 'out').exists()
 
   @pytest.mark.parametrize('kwargs, words', [
-      ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': 0.0}, 'above 0'), ({'scale': (2.0, 1.0)}, 'larger'),
+      ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': math.inf}, 'a number'),
+      ({'scale': (2.0, 1.0)}, 'larger'),
       ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'of --watch'),
       ({'images': ''}, '--images')])
   def test_bad_options(self, kwargs, words):

@@ -200,6 +200,8 @@ class Ensemble(Detector):
   def __post_init__(self):
     if self.member.host_step:
       raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
+    if self.ratios and not isinstance(self.member, PatchCore):
+      raise ValueError(f'ratios={self.ratios}: {self.member.title} has no coreset. Leave them empty.')
 
   def settings(self) -> dict[str, Any]:
     return {
