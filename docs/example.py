@@ -1,4 +1,4 @@
-"""The library without the binary: fit on good images, score new ones, draw what was found.
+"""Uses the library without a binary: fits on good images, scores new ones, draws what was found.
 
     python docs/example.py            writes docs/picture.png from the built-in data set
 """
@@ -10,28 +10,24 @@ from PIL import Image
 
 from patchcore_jax import backbones
 from patchcore_jax.builtin import synthetic
-from patchcore_jax.data import folder, pipeline, preprocess
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.data import folder
+from patchcore_jax.data.dataset import FileData
+from patchcore_jax.detectors import PatchCore, streaming
 from patchcore_jax.report import overlay
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.settings import EmbeddingSpec, Preprocessing
 
 DEFECTS = {'wood_veneer': 'crack', 'woven_fabric': 'hole', 'circuit_board': 'missing_part'}
 
 
 def row(root: Path, category: str, defect: str, backbone: backbones.Backbone) -> np.ndarray:
-  """A good part, a defect, and the heatmap of the defect, side by side."""
-  data = folder.MVTEC.load_category(root, category)
-  spec, embedding = preprocess.Preprocessing(resize=(256,), crop=(256,)), EmbeddingSpec('mean')
-  good = pipeline.batches(data.train, spec, batch_size=20)
-  bank = patchcore.fit(backbone, good, len(data.train), embedding=embedding,
-                       coreset_spec=patchcore.CoresetSpec(ratio=0.02))
+  """Draws a good part, a defect, and the heatmap of the defect, side by side."""
+  data, size = folder.MVTEC.load_category(root, category), Preprocessing(resize=(256,), crop=(256,))
+  detector = PatchCore(ratio=0.02, embedding=EmbeddingSpec('mean'))
+  model = detector.fit(FileData(data.train, size, batch_size=20), [backbone])
 
-  images = next(pipeline.batches(data.test, spec, batch_size=len(data.test)))
-  (prediction,) = patchcore.predict(backbone, bank, [images], embedding=embedding,
-                                    scoring_spec=ScoringSpec())
-  labels = np.array([e.label for e in data.test])
-  maps = prediction.anomaly_maps[0]
+  (images,) = FileData(data.test, size, batch_size=len(data.test)).batches()
+  ((_, scores),) = streaming.predict(detector.score_fn(model, [backbone]), [images])
+  labels, maps = np.array([e.label for e in data.test]), scores.map
   shown = max(i for i, e in enumerate(data.test) if e.defect == defect)  # the plainest
   first_good = int(np.argmin(labels))
   drawn = overlay.overlay(images.image[shown], maps[shown], np.quantile(maps[labels == 0], 0.99),

@@ -40,7 +40,7 @@ def resize(driver, width: int, height: int, scale: int = 1) -> None:
 
 
 def save(driver, name: str) -> None:
-  """With a palette of 256 colours: a third of the size."""
+  """Saves the page with a palette of 256 colours: a third of the size."""
   image = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert('RGB')
   image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
 
@@ -63,7 +63,7 @@ def report(driver) -> None:
 
 
 def service(driver, folder: Path) -> None:
-  """`folder` is for images that are named after their defects."""
+  """Saves the page of the service; `folder` is for images named after their defects."""
   for defect in SENT:
     shutil.copy(TEST / defect / '003.png', folder / f'{defect}.png')
   for name, width, height, scale, sent in (

@@ -1,6 +1,6 @@
 """The plain ways to do what this package does, for `experiments.benchmark` to measure against.
 
-Written from their descriptions. torch, faiss and scikit-learn are asked for only when they are used;
+They are written from their descriptions. torch, faiss and scikit-learn are asked for only when they are used;
 `available` says which of them are there. torch runs on the device that JAX runs on; every function waits
 for its results.
 """
@@ -18,11 +18,12 @@ from experiments import timing
 
 
 def available(*modules: str) -> bool:
-  """Whether all can be imported."""
+  """Tells whether all of these modules can be imported."""
   return all(importlib.util.find_spec(m) is not None for m in modules)
 
 
 def torch_on_all_cores():
+  """Imports torch, and has it use all cores and compute no gradients."""
   import torch
   torch.set_num_threads(os.cpu_count() or 1)
   torch.set_grad_enabled(False)
@@ -30,7 +31,7 @@ def torch_on_all_cores():
 
 
 def torch_device() -> str:
-  """'cuda' if JAX runs on a GPU and torch can too, else 'cpu'."""
+  """Names torch's device: 'cuda' if JAX runs on a GPU and torch can too, else 'cpu'."""
   on_gpu = jax.default_backend() not in ('cpu', 'tpu')
   return 'cuda' if on_gpu and torch_on_all_cores().cuda.is_available() else 'cpu'
 
@@ -42,13 +43,13 @@ def torch_wait() -> None:
 
 
 def torch_release() -> None:
-  """Gives the memory that torch keeps on the card back."""
+  """Gives back the memory that torch keeps on the card."""
   if available('torch') and torch_device() == 'cuda':
     torch_on_all_cores().cuda.empty_cache()
 
 
 def torch_tensor(values):
-  """An array or tensor, on the device that torch uses."""
+  """Puts an array or tensor on the device that torch uses."""
   torch = torch_on_all_cores()
   if not isinstance(values, torch.Tensor):
     values = torch.from_numpy(np.require(values, requirements='W'))
@@ -57,7 +58,7 @@ def torch_tensor(values):
 
 @contextlib.contextmanager
 def torch_precision(precision: str):
-  """The arithmetic of a block: 'float32', 'tensorfloat32', or 'bfloat16', torch's automatic casts.
+  """Sets the arithmetic of a block: 'float32', 'tensorfloat32', or 'bfloat16', torch's automatic casts.
 
   The fastest of cuDNN's convolutions are chosen by trying, as anyone does who wants speed.
   """
@@ -72,7 +73,7 @@ def torch_precision(precision: str):
 
 
 def numpy_k_center(points, num_selected, start):
-  """One norm for each step."""
+  """Selects points in NumPy, with one norm for each step."""
   distance = np.mean([np.linalg.norm(points - points[s], axis=1) for s in start], axis=0)
   picks = []
   for _ in range(num_selected):
@@ -82,7 +83,7 @@ def numpy_k_center(points, num_selected, start):
 
 
 def torch_k_center(points, num_selected, start):
-  """One norm for each step, as the PyTorch versions have it."""
+  """Selects points in torch, with one norm for each step, as the PyTorch versions have it."""
   torch, points = torch_on_all_cores(), torch_tensor(points)
   distance = torch.stack([torch.linalg.norm(points - points[s], dim=1) for s in start]).mean(0)
   picks = []
@@ -93,7 +94,7 @@ def torch_k_center(points, num_selected, start):
 
 
 def torch_anomalib_k_center(points, num_selected, first=0):
-  """anomalib's loop: from one point, without a copy to the host in a step."""
+  """Selects points in anomalib's loop: from one point, without a copy to the host in a step."""
   torch, points = torch_on_all_cores(), torch_tensor(points)
   pick = torch.tensor(first, device=points.device)
   distance = torch.linalg.norm(points - points[first], dim=1, keepdim=True)
@@ -112,16 +113,18 @@ def torch_anomalib_k_center(points, num_selected, first=0):
 
 @jax.jit
 def jax_nearest(queries, bank):
-  """One matrix of all distances."""
+  """Finds the nearest rows in JAX, in one matrix of all distances."""
   products = jnp.dot(queries, bank.T, precision=lax.Precision.HIGHEST)
   return jnp.argmin(jnp.square(bank).sum(1) - 2 * products, axis=1)
 
 
 def numpy_nearest(queries, bank):
+  """Finds the nearest rows in NumPy, in one matrix of all distances."""
   return ((bank**2).sum(1) - 2 * queries @ bank.T).argmin(1)
 
 
 def sklearn_nearest(queries, bank):
+  """Finds the nearest rows by scikit-learn's brute force."""
   from sklearn.neighbors import NearestNeighbors
   search = NearestNeighbors(n_neighbors=1, algorithm='brute').fit(bank)
   return search.kneighbors(queries, return_distance=False)[:, 0]
@@ -132,7 +135,7 @@ _CARD_ROWS = 4096
 
 
 def torch_nearest(queries, bank, how='cdist', precision='float32'):
-  """By torch's own distances, or by 'product' and minimum; on a card some rows of the matrix at a time."""
+  """Finds the nearest rows by torch's 'cdist', or by 'product' and minimum; on a card some rows at a time."""
   torch, queries, bank = torch_on_all_cores(), torch_tensor(queries), torch_tensor(bank)
   rows = len(queries) if torch_device() == 'cpu' else _CARD_ROWS
   found = []
@@ -145,14 +148,14 @@ def torch_nearest(queries, bank, how='cdist', precision='float32'):
 
 
 def torch_search(bank):
-  """A function from queries to the squared distances of their nearest."""
+  """Makes a function in torch from queries to the squared distances of their nearest rows."""
   torch = torch_on_all_cores()
   bank = torch.from_numpy(bank)
   return lambda q: torch.cdist(torch.from_numpy(q), bank).min(dim=1).values.square().numpy()
 
 
 def faiss_index(bank):
-  """Exact, as the paper's code uses it; on the card where faiss was built for it."""
+  """Makes an exact index, as the paper's code has it; on the card where faiss was built for it."""
   import faiss
   faiss.omp_set_num_threads(os.cpu_count() or 1)
   index = faiss.IndexFlatL2(bank.shape[1])
@@ -163,7 +166,7 @@ def faiss_index(bank):
 
 
 def faiss_search(bank):
-  """As `torch_search`."""
+  """Makes the function that `torch_search` makes, with faiss."""
   index = faiss_index(bank)
   return lambda q: index.search(q, 1)[0][:, 0]
 
@@ -172,7 +175,7 @@ def faiss_search(bank):
 
 
 def torch_wide_resnet():
-  """WideResNet-50-2 up to layer3, random: images [b, 3, h, w] -> (layer2, layer3)."""
+  """Makes a random WideResNet-50-2 up to layer3: images [b, 3, h, w] -> (layer2, layer3)."""
   torch = torch_on_all_cores()
   nn = torch.nn
 
@@ -214,12 +217,12 @@ def torch_wide_resnet():
 
 
 def torch_network(precision='float32', *, whole=False, compiled=False):
-  """images [b, 3, h, w] float32 -> (layer2, layer3), on torch's device and channels last.
+  """Makes a function of images [b, 3, h, w] float32 -> (layer2, layer3), channels last on torch's device.
 
   Args:
     precision: see `torch_precision`.
     whole: bfloat16 throughout, weights too, in place of automatic casts.
-    compiled: by torch.compile, which raises TimeoutError where it takes too long.
+    compiled: whether torch.compile compiles it, which raises TimeoutError where it takes too long.
   """
   torch = torch_on_all_cores()
   network = torch_wide_resnet().to(torch_device(), memory_format=torch.channels_last)
@@ -243,13 +246,13 @@ _COMPILE_SECONDS = 100
 
 
 def torch_predict_on_device(network, bank, images, precision='float32'):
-  """anomalib's steps on torch's device: image scores and anomaly maps, on the host.
+  """Scores images in anomalib's steps on torch's device: image scores and anomaly maps, on the host.
 
   Args:
-    network: of `torch_network`.
+    network: what `torch_network` made.
     bank: [m, 1024] tensor on the device.
     images: [b, h, w, 3] uint8, on the host.
-    precision: of all products but those of the network.
+    precision: precision of all products but those of the network.
   """
   torch = torch_on_all_cores()
   functional = torch.nn.functional
@@ -272,7 +275,7 @@ def torch_predict_on_device(network, bank, images, precision='float32'):
 
 
 def torch_embed(network, images):
-  """Images [b, h, w, 3] uint8 -> embeddings [b * rows * columns, 1024], in the paper's code's steps."""
+  """Embeds images [b, h, w, 3] uint8 in the steps of the paper's code: [b * rows * columns, 1024]."""
   torch = torch_on_all_cores()
   functional = torch.nn.functional
   x = torch_tensor(images).permute(0, 3, 1, 2).float() / 255
@@ -295,7 +298,10 @@ def torch_embed(network, images):
 
 
 def torch_predict(network, search, images):
-  """Images -> image scores and anomaly maps; `search` gives squared distances [n] of embeddings."""
+  """Scores images in torch: image scores and anomaly maps.
+
+  `search` gives squared distances [n] of embeddings.
+  """
   from scipy.ndimage import gaussian_filter
   torch = torch_on_all_cores()
   embeddings = torch_embed(network, images)

@@ -1,10 +1,9 @@
-"""Findings of a prediction run -> rows, pictures and the report, as they come."""
+"""Writes the findings of a prediction run as they come: rows, pictures and the report."""
 
 import collections
 import contextlib
 import errno
 import io
-import math
 import os
 from pathlib import Path
 
@@ -12,17 +11,15 @@ import numpy as np
 from PIL import Image
 
 from experiments import cli
-from patchcore_jax import scoring
+from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector
+from patchcore_jax.inspection import Finding, Inspector, colours
 from patchcore_jax.report import overlay, page, predictions
 from patchcore_jax.report.predictions import Answer
-from patchcore_jax.search import neighbors
 
 _GALLERY = 200  # images that the report shows, of 10 kB each
 _REMEMBERED = 100_000  # the latest scores, which the report's histogram is of
-_SAMPLE = 256  # rows of a bank that tell how far apart they lie
 # A name that the file system does not take is a matter of one image; a full disk is not.
 _NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
 
@@ -36,28 +33,29 @@ class Answers:
     images, anomalous, failed: how many were scored so far, how many of them are anomalous, and how many files
       could not be scored.
     threshold: scores from here on are anomalous; None if none is known.
-    limits: of the colours.
+    limits: limits of the colours.
   """
 
   def __init__(
       self, inspector: Inspector, out: Path, root: Path, *, overlays: bool, maps: str, why: bool,
-      limits: tuple[float, float], threshold: float | None = None):
+      limits: tuple[float, float] | None, threshold: float | None = None):
     """Begins the tables.
 
     Args:
-      inspector: that makes the findings.
+      inspector: what makes the findings.
       out: folder to write to, which exists.
       root: folder that the images are named from.
       overlays, maps, why: which files are written; `maps` is a suffix or 'none'.
-      limits: of the colours.
-      threshold: of scores, for a bank without calibration.
+      limits: limits of the colours; None for those of each map.
+      threshold: threshold of scores, in place of the model's.
     """
     self.images = self.anomalous = self.failed = 0
     self._inspector, self._out, self._root = inspector, out, root
     self._overlays, self._maps, self._why, self.limits = overlays, maps, why, limits
     calibration = inspector.calibration
-    self.threshold = calibration.image_threshold if calibration else threshold
-    self._thumbnails = provenance.thumbnails(inspector.bank)
+    self._given_threshold = threshold is not None
+    self.threshold = threshold if self._given_threshold or not calibration else calibration.image_threshold
+    self._thumbnails = provenance.thumbnails(inspector.model)
     self._pictures: list[page.Picture] = []
     self._scores = collections.deque(maxlen=_REMEMBERED)
     with writing_to(out):
@@ -69,7 +67,7 @@ class Answers:
     """Writes the files of one image.
 
     Args:
-      path: of the image.
+      path: path of the image.
       image: as it was decoded.
       pixels: [h, w, 3] uint8, as the network saw it.
       finding: what was found.
@@ -85,7 +83,7 @@ class Answers:
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
   def add(self, answer: Answer, picture: page.Picture | None = None, place: str = '') -> None:
-    """Adds a row, and says it.
+    """Adds an answer to the tables, and prints its line.
 
     Args:
       answer, picture: from `draw`.
@@ -95,21 +93,22 @@ class Answers:
       self._tables.add(answer)
     self.failed += answer.error is not None
     self.images += answer.error is None
-    self.anomalous += answer.decision == 'anomalous'
+    anomalous = answer.finding is not None and answer.finding.anomalous
+    self.anomalous += bool(anomalous)
     if picture is not None:
-      self._scores.append(answer.score)
+      self._scores.append(answer.finding.score)
       self._pictures.append(picture)
       if len(self._pictures) >= 2 * _GALLERY:
         self._pictures = page.keep(self._pictures, self.threshold, _GALLERY)
-    loud = answer.error or answer.decision == 'anomalous'
+    loud = answer.error or anomalous
     cli.console.print(place + line_of(answer), style='bold red' if loud else None, markup=False)
 
   def report(self, facts: tuple[tuple[str, str], ...]) -> Path:
     """Writes report.html, with `facts` at the top."""
-    description, images = self._inspector.bank.description, self.images
+    description, images = self._inspector.model.description, self.images
     thresholds, notes = (), []
     if self.threshold is not None:
-      thresholds = (page.Threshold(_threshold_name(self._inspector.calibration), self.threshold),)
+      thresholds = (page.Threshold(self._threshold_name(), self.threshold),)
     else:
       notes.append('The bank has no threshold: scores only, no decisions.')
     if self.failed:
@@ -117,7 +116,7 @@ class Answers:
     if images > _REMEMBERED:
       notes.append(f'The histogram is of the latest {_REMEMBERED} images.')
     category = page.Category(
-        description.get('category') or 'images', list(self._scores), None, thresholds,
+        description.category or 'images', list(self._scores), None, thresholds,
         tuple(page.keep(self._pictures, self.threshold, _GALLERY)))
     columns = tuple(page.Column(*c) for c in (
         ('part',), ('images', 'count'), ('anomalous', 'count'), ('share', 'percent'), ('failed', 'count')))
@@ -131,91 +130,75 @@ class Answers:
           notes=tuple(notes)))
     return path
 
+  def _threshold_name(self):
+    """Names the threshold by what it promises, or says that it was given."""
+    if self._given_threshold:
+      return 'given threshold'
+    return f'{100 * self._inspector.calibration.guaranteed_rate:.2g} % false alarms'
+
   def _draw(self, path, image, pixels, finding):
-    height, width = image.height, image.width
-    place = placement.placement(height, width, self._inspector.preprocessing)
-    whole_map = placement.to_original(finding.anomaly_map, place)
-    patch = self._on_grid(*finding.patch)
-    origin = provenance.origin(self._inspector.bank, finding.nearest)
-    nearest_box = self._on_grid(origin.row, origin.column)
-    anomalous = finding.anomalous
-    if anomalous is None and self.threshold is not None:
-      anomalous = finding.score >= self.threshold
-    answer = Answer(
-        path, width, height, finding.score, finding.calibrated_score, finding.p_value,
-        {True: 'anomalous', False: 'good', None: None}[anomalous], finding.box, finding.centroid,
-        placement.box_to_original(patch, place), origin.name or None, nearest_box)
-    name = name_of(path, self._root)
-    if self._overlays:
+    """Draws and writes the files of one image, and makes its row and its picture for the report."""
+    place = placement.placement(image.height, image.width, self._inspector.preprocessing)
+    whole_map = None if finding.map is None else placement.to_original(finding.map, place)
+    answer, name = Answer(path, finding), name_of(path, self._root)
+    nearest = finding.nearest
+    file = self._thumbnails[nearest.image] if nearest is not None and self._thumbnails else b''
+    low, high = self.limits or (colours.limits_of_map(whole_map) if whole_map is not None else (0.0, 1.0))
+    if self._overlays and whole_map is not None:
       answer = answer._replace(overlay=predictions.file_for(predictions.OVERLAYS, name, '.png'))
-      drawn = overlay.overlay(np.asarray(image), whole_map, *self.limits)
-      if anomalous is not False:  # a frame says: look here
+      drawn = overlay.overlay(np.asarray(image), whole_map, low, high)
+      if finding.anomalous is not False:  # a frame says: look here
         drawn = overlay.outlined(drawn, finding.box)
       predictions.write_png(self._out / answer.overlay, drawn)
-    if self._maps != 'none':
+    if self._maps != 'none' and whole_map is not None:
       answer = answer._replace(map=predictions.file_for(predictions.MAPS, name, f'.{self._maps}'))
       predictions.write_map(self._out / answer.map, whole_map)
-    file = self._thumbnails[origin.image] if self._thumbnails else b''
-    if self._why:
+    if self._why and finding.patch is not None:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
-      normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
-      captions = name, f'nearest: {"/".join(Path(origin.name).parts[-2:])}'
-      predictions.write_png(self._out / answer.why, overlay.comparison(
-          pixels, patch, normal, nearest_box if file else None, captions))
+      predictions.write_png(self._out / answer.why, self._comparison(name, pixels, finding, file))
     facts = () if finding.p_value is None else (
         ('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}'))
-    picture = page.picture(
-        shown(name), finding.score, image, anomaly_map=whole_map, low=self.limits[0],
-        high=self.limits[1], region=_fractions(answer.box, width, height),
-        patch=_fractions(answer.patch, width, height), facts=facts,
-        nearest=page.Patch(
-            shown(origin.name), file, _fractions(nearest_box, *pixels.shape[1::-1])) if file else None)
-    return answer, picture
+    width, height = finding.image_size
+    normal = page.Patch(
+        shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None
+    return answer, page.picture(
+        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=facts,
+        region=_fractions(finding.box, width, height),
+        patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
-  def _on_grid(self, row, column):
-    """Box of a patch in pixels of the network's input."""
-    height, width = self._inspector.image_size
-    rows, columns = self._inspector.bank.description['grid']
-    return (column * width / columns, row * height / rows,
-            (column + 1) * width / columns, (row + 1) * height / rows)
-
-
-def limits_of(
-    inspector: Inspector, threshold: float | None = None) -> tuple[float, float]:
-  """Where colours begin and end: the same for all images of a bank, so that pictures compare.
-
-  They follow from the bank's pixel threshold (`overlay.limits`). A bank without one: from `threshold` if
-  given, or from the bank's own spread, the median distance of its patches to the nearest others, which good
-  patches seldom exceed.
-  """
-  if inspector.calibration:
-    level = inspector.calibration.pixel_threshold
-  else:
-    level = threshold or _spread(inspector)
-  return overlay.limits(max(level, 1e-6))  # of images that are all the same it is 0
+  def _comparison(self, name, pixels, finding, file):
+    """Draws the most anomalous patch beside the nearest normal one, where there is a picture of that."""
+    normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
+    nearest = finding.nearest.name if finding.nearest is not None else ''
+    return overlay.comparison(
+        pixels, inspection.cell(self._inspector, *finding.patch), normal,
+        finding.nearest_box if file else None, (name, f'nearest: {"/".join(Path(nearest).parts[-2:])}'))
 
 
 def line_of(answer: Answer) -> str:
-  """One line for people.
+  """Writes an answer as one line for people.
 
-  >>> line_of(Answer('a.png', score=3.21678, p_value=0.02, decision='good', box=(1, 2, 30, 40)))
+  >>> line_of(Answer('a.png', Finding((64, 48), 3.21678, p_value=0.02, anomalous=False, box=(1, 2, 30, 40))))
   'a.png  score 3.217  p 0.02  good  most anomalous at 1,2-30,40'
   >>> line_of(Answer('a.png', error='a.png is no image.'))
   'not scored: a.png is no image.'
   """
   if answer.error:
     return shown(f'not scored: {answer.error}')
-  words = [answer.path, f'score {answer.score:.4g}']
-  if answer.p_value is not None:
-    words.append(f'p {answer.p_value:.2g}')
-  if answer.decision:
-    words.append(answer.decision.upper() if answer.decision == 'anomalous' else answer.decision)
-  left, top, right, bottom = answer.box
-  return shown('  '.join([*words, f'most anomalous at {left},{top}-{right},{bottom}']))
+  found = answer.finding
+  words = [answer.path, f'score {found.score:.4g}']
+  if found.p_value is not None:
+    words.append(f'p {found.p_value:.2g}')
+  if found.decision:
+    words.append(found.decision.upper() if found.anomalous else found.decision)
+  if found.box:
+    left, top, right, bottom = found.box
+    words.append(f'most anomalous at {left},{top}-{right},{bottom}')
+  return shown('  '.join(words))
 
 
 def name_of(path: str, root: Path) -> str:
-  """The image's name, relative to the folder that all lie in.
+  """Names an image, relative to the folder that all lie in.
 
   >>> name_of('parts/left/001.png', Path('parts'))
   'left/001.png'
@@ -225,13 +208,13 @@ def name_of(path: str, root: Path) -> str:
 
 
 def shown(text: str) -> str:
-  """Text that a terminal can show: names of files may hold bytes that are no UTF-8."""
+  """Makes text that a terminal can show: names of files may hold bytes that are no UTF-8."""
   return text.encode('utf-8', 'backslashreplace').decode()
 
 
 @contextlib.contextmanager
 def writing_to(out: Path):
-  """OSErrors within say where nothing could be written, and what to do."""
+  """Makes OSErrors in a block say where nothing could be written, and what to do."""
   try:
     yield
   except OSError as e:
@@ -239,28 +222,15 @@ def writing_to(out: Path):
 
 
 def _cannot_write(out, error):
+  """Makes the error that says where nothing could be written, and what to do."""
   return OSError(
       f'Cannot write to {out}: {error.strerror or error}. Make room or change its permissions, or choose '
       'another --out.')
 
 
 def _fractions(box, width, height):
+  """Converts a box to fractions of a width and a height."""
+  if box is None:
+    return None
   left, top, right, bottom = box
   return left / width, top / height, right / width, bottom / height
-
-
-def _threshold_name(calibration):
-  """What the threshold promises, or that it is one's own."""
-  if calibration is None or math.isnan(calibration.guaranteed_rate):
-    return 'given threshold'
-  return f'{100 * calibration.guaranteed_rate:.2g} % false alarms'
-
-
-def _spread(inspector):
-  rows = np.asarray(inspector.bank.embeddings)
-  if len(rows) < 2:
-    return 0.0
-  sample = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
-  k = min(inspector.scoring.num_neighbors, len(rows) - 1)
-  distances_sq, _ = neighbors.nearest_neighbors(sample, rows, k=k + 1)
-  return float(np.median(scoring.patch_scores(distances_sq[:, 1:], inspector.scoring)))

@@ -11,7 +11,6 @@ A change replaces BANK in one step, or with --out=NEW leaves it alone, and is re
 For drop, --images names training images as `info` lists them, or the last parts of their paths.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,12 @@ from absl import flags
 from experiments import cli
 from patchcore_jax import inspection, parallel
 from patchcore_jax.banks import editing, provenance, store
-from patchcore_jax.banks.store import MemoryBank
-from patchcore_jax.data import folder, pipeline
+from patchcore_jax.banks.model import Model, to_json
+from patchcore_jax.data import folder
+from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.detectors import Run, cross_fitting, patchcore
+from patchcore_jax.inspection import Inspector, differences
 
 cli.key_flags('bank', 'images', 'out', 'batch_size', 'backbone_weights')
 _OTHER = flags.DEFINE_string('other', None, 'merge: the other bank.')
@@ -48,7 +48,7 @@ def main(argv) -> None:
       cli.console.print(line, markup=False)
     return
   if cli.OUT.value and Path(cli.OUT.value).exists():
-    raise ValueError(f'{cli.OUT.value} exists: a bank is not overwritten. Choose another --out.')
+    raise ValueError(f'{cli.OUT.value} exists: a model is not overwritten. Choose another --out.')
   bank = store.restore(cli.BANK.value)
   changed = {'append': _append, 'merge': _merge, 'drop': _drop, 'shrink': _shrink, 'calibrate': _calibrate}[
       action](bank)
@@ -56,104 +56,113 @@ def main(argv) -> None:
     store.save(cli.OUT.value, changed)
   else:
     store.replace(cli.BANK.value, changed)
-  what = changed.description['history'][-1]['what']
+  what = changed.description.history[-1].what
   cli.console.print(f'{cli.OUT.value or cli.BANK.value}: {what}', markup=False)
-  if bank.description.get('calibration') and not changed.description.get('calibration'):
+  if bank.description.calibration and not changed.description.calibration:
     cli.console.print(
         'Its thresholds are gone, because scores are larger now. `experiments.bank calibrate` makes new ones '
         'from good images.')
 
 
-def info(bank: MemoryBank) -> list[str]:
-  """What there is to know about a bank, in lines."""
-  d, found = bank.description, bank.description.get('calibration')
-  size = ' x '.join(map(str, reversed(d['image_size'])))
-  lines = [
-      f'{len(bank.embeddings)} patches of {bank.embeddings.shape[1]} values, '
-      f'{bank.embeddings.nbytes / 1e6:.1f} MB, from {d["num_patches"]} patches of {d["num_images"]} images',
-      f'backbone {d["backbone"]["name"]}, layers {", ".join(d["backbone"]["layers"])}, weights '
-      f'{d["backbone"]["weights"]}, precision {d["backbone"]["precision"]}, made on '
-      f'{d.get("device", "an unknown device")}',
-      f'images of {size} pixels (width x height) after {d.get("preprocess", "unknown preprocessing")}']
-  if found:
+def info(model: Model) -> list[str]:
+  """Lists what there is to know about a model, in lines."""
+  d, rows = model.description, model.arrays.get('embeddings')
+  size = ' x '.join(map(str, reversed(d.image_size)))
+  nbytes = sum(array.nbytes for array in model.arrays.values())
+  if rows is None:
+    lines = [f'{d.detector}, {nbytes / 1e6:.1f} MB, from {d.num_images} images']
+  else:
+    lines = [
+        f'{len(rows)} patches of {rows.shape[1]} values, {rows.nbytes / 1e6:.1f} MB, from {d.num_patches} '
+        f'patches of {d.num_images} images']
+  lines += [
+      f'backbone {network.name}, layers {", ".join(network.layers)}, weights {network.weights}, precision '
+      f'{network.precision}, made on {d.device or "an unknown device"}' for network in d.backbones]
+  how = to_json(d.preprocessing) if d.preprocessing else 'no preprocessing: images come as they are'
+  lines.append(f'images of {size} pixels (width x height) after {how}')
+  if found := d.calibration:
+    pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
     lines.append(
-        f'threshold {found["image_threshold"]:.4g} for images, {found["pixel_threshold"]:.4g} for pixels, '
-        f'from {len(found["image_scores"])} images ({found["method"]}): at most '
-        f'{100 * found["guaranteed_rate"]:.2g} % of good images alarm')
+        f'threshold {found.image_threshold:.4g} for images{pixels}, from {len(found.image_scores)} images '
+        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images alarm')
   else:
     lines.append('no thresholds')
-  lines += [f'{entry["when"]} {entry["what"]}' for entry in d.get('history', ())]
-  counts = np.bincount(
-      np.asarray(bank.indices) // np.prod(d['grid']), minlength=d['num_images'])
-  lines += [f'  {count:6} patches of {name}' for count, name in zip(counts, d.get('images', ()))]
+  lines += [f'{event.when} {event.what}' for event in d.history]
+  if 'indices' in model.arrays:
+    image = np.asarray(model.arrays['indices']) // (d.num_patches // d.num_images)
+    counts = np.bincount(image, minlength=d.num_images)
+    lines += [f'  {count:6} patches of {name}' for count, name in zip(counts, d.images)]
+  else:
+    lines += [f'  {name}' for name in d.images]
   return lines
 
-
 def _append(bank):
-  inspector = inspection.of_bank(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
-  embeddings, names, files = _embedded(inspector, provenance.has_thumbnails(bank))
+  """Adds the images of --images to a bank."""
+  editing.check_is_bank(bank)
+  inspector = inspection.of_model(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
+  (backbone,), (data, skipped) = inspector.backbones, _data(inspector)
+  with cli.progress_bar('images') as progress:
+    embeddings, read = patchcore.embed(
+        backbone, data, embedding=inspector.detector.embedding,
+        run=Run(progress=progress, keep_images=provenance.has_thumbnails(bank)))
+  _say_skipped(skipped)
   scores = ((), ())
-  if bank.description.get('calibration'):
+  if bank.description.calibration:
     scores = patchcore.score_embeddings(
-        embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
-        batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
+        embeddings, bank.arrays['embeddings'], inspector.image_size,
+        scoring_spec=inspector.detector.scoring, batch_size=data.batch_size)
   return editing.append(
-      bank, embeddings, names, files=files, image_scores=scores[0], map_maxima=scores[1])
+      bank, embeddings, [data.examples[i].image_path for i in read.index], files=read.files,
+      image_scores=scores[0], map_maxima=scores[1])
 
 
 def _merge(bank):
+  """Merges a bank with that of --other."""
   return editing.merge(bank, store.restore(_OTHER.value))
 
 
 def _drop(bank):
+  """Takes the training images that --images names out of a bank."""
   return editing.drop(bank, [name.strip() for name in cli.IMAGES.value.split(',') if name.strip()])
 
 
 def _shrink(bank):
+  """Shrinks a bank to --share."""
   return editing.shrink(bank, _RATIO.value)
 
 
-def _calibrate(bank):
-  inspector = inspection.of_bank(bank, weights=cli.WEIGHTS.value, path=cli.BANK.value)
-  embeddings, names, _ = _embedded(inspector, False)
-  known = {Path(name).name for name in bank.description.get('images', ())}
-  if again := sorted(known & {Path(name).name for name in names}):
+def _calibrate(model):
+  """Makes the thresholds of a model from the images of --images."""
+  inspector = inspection.of_model(model, weights=cli.WEIGHTS.value, path=cli.BANK.value)
+  data, skipped = _data(inspector)
+  known = {Path(name).name for name in model.description.images}
+  if again := sorted(known & {Path(e.image_path).name for e in data.examples}):
     cli.console.print(
         f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, their '
         'scores are too small, and so will be the thresholds.', markup=False)
-  scores = patchcore.score_embeddings(
-      embeddings, bank.embeddings, inspector.image_size, scoring_spec=inspector.scoring,
-      batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value))
-  found = inspection.score_differences(
-      inspector.backbone, bank, lambda: _batches(inspector, _examples()[:inspection.SAMPLE], []),
-      embedding=inspector.embedding, scoring=inspector.scoring, search=inspector.search)
+  detector, networks = inspector.detector, inspector.backbones
+  scores = cross_fitting.score_maxima(detector, model, data, networks, inspector.search)
+  _say_skipped(skipped)
+  sample = data.part(range(min(len(data), differences.SAMPLE)))
+  off = differences.score_differences(detector, model, sample, networks, inspector.search)
   return editing.calibrate(
-      bank, *scores, false_alarm_rate=_RATE.value,
-      allowances=tuple(float(values.max(initial=0)) for values in found))
+      model, *scores, false_alarm_rate=_RATE.value,
+      allowances=tuple(0.0 if values is None else float(values.max(initial=0)) for values in off))
 
 
-def _embedded(inspector: Inspector, keep_images: bool) -> tuple[np.ndarray, list[str], list[bytes]]:
-  """(embeddings, names, pictures) of --images; unreadable files are told and left out."""
-  examples, skipped = _examples(), []
-  recorder = provenance.Recorder(_batches(inspector, examples, skipped), keep_images)
-  with cli.progress_bar('images') as progress:
-    embeddings = patchcore.embed(
-        inspector.backbone, recorder, len(examples), embedding=inspector.embedding, progress=progress)
+def _data(inspector: Inspector) -> tuple[FileData, list]:
+  """Makes the data of the images of --images, and a list that takes the errors of unreadable ones."""
+  skipped = []
+  examples = [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
+  return FileData(
+      examples, inspector.preprocessing, parallel.divisible_batch_size(cli.BATCH_SIZE.value),
+      on_error=skipped.append), skipped
+
+
+def _say_skipped(skipped):
+  """Prints the errors of images that could not be read."""
   for message in sorted({str(error) for error in skipped}):
     cli.console.print(f'skipped: {message}', markup=False)
-  return embeddings, [examples[i].image_path for i in recorder.index], recorder.files
-
-
-def _examples() -> list[Example]:
-  return [Example(path, (), 0, '', 'good') for path in folder.find_images(cli.IMAGES.value)]
-
-
-def _batches(inspector: Inspector, examples: list[Example], skipped: list) -> Iterator[pipeline.Batch]:
-  for batch in pipeline.batches(
-      examples, inspector.preprocessing, batch_size=parallel.divisible_batch_size(cli.BATCH_SIZE.value),
-      on_error=skipped.append):
-    inspection.check_size(inspector, batch.image.shape[1:3])
-    yield batch
 
 
 if __name__ == '__main__':

@@ -27,11 +27,10 @@ from experiments import alternatives, cli, entries, timing, wiring
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.patchcore import CoresetSpec
-from patchcore_jax.embedding import EmbeddingSpec
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PatchCore, Run, patchcore
 from patchcore_jax.search import coreset
+from patchcore_jax.settings import EmbeddingSpec
 
 cli.key_flags('config')
 
@@ -64,6 +63,7 @@ def main(_) -> None:
 
 
 def measure_coreset(limits: timing.Limits) -> Iterator[str]:
+  """Measures greedy selections, and how their time grows with the number of points."""
   if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
     points = np.asarray(coreset.random_projection(embeddings, 128, key=jax.random.key(0)))
@@ -86,6 +86,7 @@ def measure_coreset(limits: timing.Limits) -> Iterator[str]:
 
 
 def _coreset_table(title, points, ratio, limits):
+  """Measures one selection and its alternatives, and yields a table."""
   n, dim = points.shape
   size = coreset.coreset_size(n, ratio)
   first = _FIRST_STEPS if entries.on_cpu() else 15 * _FIRST_STEPS
@@ -107,7 +108,7 @@ def _coreset_table(title, points, ratio, limits):
 
 
 def _products_of_lazy(points, size):
-  """Operations in the products of a selection: 2 d for each point and selected one compared."""
+  """Counts operations in the products of a selection: 2 d for each point and selected one compared."""
   compared, ages = 0, np.zeros(len(points), np.int64)
 
   def add(state):
@@ -121,6 +122,7 @@ def _products_of_lazy(points, size):
 
 
 def _not_installed(*modules):
+  """Yields a line for each of the modules that is not installed."""
   for module in modules:
     if not alternatives.available(module):
       yield f'{module} is not installed.\n'
@@ -130,6 +132,7 @@ def _not_installed(*modules):
 
 
 def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
+  """Measures searches for the nearest neighbours."""
   rng = np.random.default_rng(0)
   if cli.CONFIG.value:
     name, embeddings = _train_embeddings()
@@ -145,6 +148,7 @@ def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
 
 
 def _neighbors_table(title, queries, bank, limits, plain=True):
+  """Measures one search and its alternatives, and yields a table."""
   work, found, notes = entries.search_entries(queries, bank, plain=plain)
   yield from _not_installed('torch', 'faiss')
   seconds = timing.race(work, _REPEATS.value)
@@ -160,6 +164,7 @@ def _neighbors_table(title, queries, bank, limits, plain=True):
 
 
 def measure_backbone(limits: timing.Limits) -> Iterator[str]:
+  """Measures networks on a batch of images."""
   images = entries.pictures(_BATCH.value, _SIZE.value)
   work, maps = entries.network_entries(images, timing.PRECISIONS, torch_compile=_TORCH_COMPILE.value)
   built_in = backbones.create(checkpoints.BUILT_IN)
@@ -178,7 +183,10 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
 
 
 def measure_predict(limits: timing.Limits) -> Iterator[str]:
-  """From pixels to scores and maps, against a bank of 16,384 patches of the network's own features."""
+  """Measures predictions from pixels to scores and maps.
+
+  One bank is of 16,384 patches of the network's own features, another of as many made rows.
+  """
   images = entries.pictures(_BATCH.value, _SIZE.value)
   precisions, stream = (('float32',), 0) if entries.on_cpu() else (('tensorfloat32', 'bfloat16'), 8)
   rows = _own_features(images)
@@ -196,41 +204,35 @@ def measure_predict(limits: timing.Limits) -> Iterator[str]:
 
 
 def _own_features(images):
-  """A bank's rows: patches of other images, as the network embeds them."""
-  n, backbone, spec = len(images), entries.network(), EmbeddingSpec()
+  """Makes a bank's rows: patches of other images, as the network embeds them."""
+  n = len(images)
   enough = -(-entries.BANK_SIZE // ((_SIZE.value // 8) ** 2 * n))
-  train = (
-      Batch(entries.pictures(n, _SIZE.value, seed=i + 1), None, np.arange(n, dtype=np.int32))
-      for i in range(enough))
-  embeddings = patchcore.embed(backbone, train, enough * n, embedding=spec)
+  train = np.concatenate([entries.pictures(n, _SIZE.value, seed=i + 1) for i in range(enough)])
+  embeddings, _ = patchcore.embed(entries.network(), ArrayData(train, n), embedding=EmbeddingSpec())
   rows = embeddings.reshape(-1, embeddings.shape[-1])
   return rows[np.random.default_rng(0).permutation(len(rows))[:entries.BANK_SIZE]]
 
 
 def measure_fit(limits: timing.Limits) -> Iterator[str]:
-  """From pixels to a bank of 10 %, 64 images."""
+  """Measures fits, from the pixels of 64 images to a bank of 10 %."""
   precision = 'float32' if entries.on_cpu() else 'tensorfloat32'
-  backbone, spec, number = entries.network(precision), EmbeddingSpec(), 64
-  index = np.arange(_BATCH.value, dtype=np.int32)
-  batches = [
-      Batch(entries.pictures(_BATCH.value, _SIZE.value, seed=i), None, index)
-      for i in range(number // _BATCH.value)]
-  number = len(batches) * _BATCH.value
-  work = {'JAX': Entry(lambda: patchcore.fit(
-      backbone, batches, number, embedding=spec, coreset_spec=CoresetSpec(ratio=0.1)))}
+  backbone, n = entries.network(precision), _BATCH.value
+  data = ArrayData(np.concatenate([entries.pictures(n, _SIZE.value, seed=i) for i in range(64 // n)]), n)
+  work = {'JAX': Entry(lambda: PatchCore(0.1).fit(data, (backbone,)))}
   yield from _not_installed('torch')
   if alternatives.available('torch'):
     network = alternatives.torch_network(precision)
-    work['torch, a norm per step'] = Entry(lambda: _torch_fit(network, batches))
+    work['torch, a norm per step'] = Entry(lambda: _torch_fit(network, data))
   seconds = timing.race(work, max(1, _REPEATS.value // 2))
-  notes = {name: f'{number / median(values):.1f} images/s' for name, values in seconds.items()}
+  notes = {name: f'{len(data) / median(values):.1f} images/s' for name, values in seconds.items()}
   yield from timing.table(
-      f'fit: {backbone.name}, {_SIZE.value} px, {number} images, 10 %', work, seconds, notes, limits)
+      f'fit: {backbone.name}, {_SIZE.value} px, {len(data)} images, 10 %', work, seconds, notes, limits)
 
 
-def _torch_fit(network, batches):
+def _torch_fit(network, data):
+  """Fits in torch, from pixels to a bank of 10 %."""
   torch = alternatives.torch_on_all_cores()
-  embeddings = torch.cat([alternatives.torch_embed(network, b.image) for b in batches])
+  embeddings = torch.cat([alternatives.torch_embed(network, b.image) for b in data.batches()])
   points = embeddings @ torch.rand(embeddings.shape[1], 128, device=embeddings.device)
   picks = alternatives.torch_k_center(points, len(points) // 10, entries.start_of(len(points)))
   return embeddings[alternatives.torch_tensor(picks)].cpu()
@@ -240,8 +242,9 @@ def _torch_fit(network, batches):
 
 
 def measure_memory(_) -> Iterator[str]:
-  """A fit of many images whose features are made: what it takes is what the fit itself takes."""
+  """Measures what a fit of many images takes; their features are made, so that all of it is the fit's."""
   plans, stages, began = [], {}, time.perf_counter()
+  detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1))
 
   def progress(stage, done, total):
     if done == total:
@@ -249,18 +252,17 @@ def measure_memory(_) -> Iterator[str]:
     print(f'\r{stage} {done}/{total} ', end='', file=sys.stderr, flush=True)
 
   with tempfile.TemporaryDirectory(dir='.') as scratch:
-    bank = patchcore.fit(
-        _made_backbone(), _many_batches(), _NUM_IMAGES.value, embedding=EmbeddingSpec('mean', 1),
-        coreset_spec=CoresetSpec(ratio=_RATIO.value), memory_gb=_MEMORY_GB.value, scratch=scratch,
-        notify=plans.append, progress=progress)
-  (plan,) = plans
+    model = detector.fit(
+        ArrayData(_Pictures(), _BATCH.value), (_made_backbone(),), Run(
+            progress=progress, notify=plans.append, memory_gb=_MEMORY_GB.value, scratch=scratch))
+  (plan,), dim = plans, model.arrays['embeddings'].shape[1]
   print(file=sys.stderr)
   yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
          f'fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
   yield f'| said before | {plan} |'
   yield f'| peak of the process | {disk_arrays.peak_bytes() / 1e9:.2f} GB |'
-  yield f'| embeddings alone | {4 * plan.num_patches * bank.embeddings.shape[1] / 1e9:.1f} GB |'
+  yield f'| embeddings alone | {4 * model.description.num_patches * dim / 1e9:.1f} GB |'
   for stage, until in stages.items():
     yield f'| {stage} | {until - began:.0f} s |'
     began = until
@@ -268,7 +270,10 @@ def measure_memory(_) -> Iterator[str]:
 
 
 def _made_backbone():
-  """1024 values for each 8 x 8 pixels: random products of its pixels, so that they have some structure."""
+  """Makes a backbone of 1024 values for each 8 x 8 pixels.
+
+  They are random products of the pixels, so that they have some structure.
+  """
   weights = np.random.default_rng(0).standard_normal((192, 1024), np.float32) / 14
 
   def apply(variables, images):
@@ -280,25 +285,31 @@ def _made_backbone():
   return Backbone(apply, jnp.asarray(weights), ('features',), (0.5,) * 3, (0.25,) * 3, 'made')
 
 
-def _many_batches():
-  for begin in range(0, _NUM_IMAGES.value, _BATCH.value):
-    images = entries.pictures(_BATCH.value, _SIZE.value, seed=begin)
-    index = np.arange(begin, begin + _BATCH.value, dtype=np.int32)
-    yield Batch(images, None, np.where(index < _NUM_IMAGES.value, index, -1).astype(np.int32))
+class _Pictures:
+  """Stands for an array of many images, which are drawn when they are read."""
+
+  def __init__(self):
+    self.shape = (_NUM_IMAGES.value, _SIZE.value, _SIZE.value, 3)
+
+  def __len__(self):
+    return self.shape[0]
+
+  def __getitem__(self, positions):
+    return entries.pictures(len(positions), self.shape[1], seed=int(positions[0]))
 
 
 # Inputs.
 
 
 def _train_embeddings():
-  """(name, [n, d]) of the training images of the config's first category."""
+  """Embeds the training images of the config's first category: (name, [n, d])."""
   config = cli.CONFIG.value
   settings, (category, *_) = wiring.settings(config), wiring.load_data(config, lambda *_: None)
   backbone, *_ = wiring.create_backbones(config)
   with cli.progress_bar(category.name) as progress:
-    embeddings = patchcore.embed(
-        backbone, wiring.batches(config, category.train, settings.preprocessing, []),
-        len(category.train), embedding=settings.embedding, progress=progress)
+    embeddings, _ = patchcore.embed(
+        backbone, wiring.data_of(settings, category.train, []),
+        embedding=EmbeddingSpec(**config.embedding), run=Run(progress=progress))
   return f'{category.name}, {backbone.name}', embeddings.reshape(-1, embeddings.shape[-1])
 
 

@@ -41,12 +41,12 @@ _WORTH_KEEPING = 0.3  # seconds that compiling took; shorter ones would fill the
 OF_SEVERAL_PROCESSES = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 flags.disclaim_key_flags()  # `key_flags` is for the module that calls it
 
-console = Console(highlight=False, soft_wrap=True)  # of several processes, of the first
-notices = Console(highlight=False, soft_wrap=True)  # of all
+console = Console(highlight=False, soft_wrap=True)  # the first of several processes prints
+notices = Console(highlight=False, soft_wrap=True)  # all of them print
 
 
 def key_flags(*names: str) -> None:
-  """Flags of this module that --help of the calling one explains, besides its own."""
+  """Declares flags of this module that --help of the calling one explains, besides its own."""
   for name in (*names, 'compilation_cache', 'debug'):
     flags.declare_key_flag(name)
 
@@ -82,7 +82,7 @@ def progress_bar(title: str):
 
 
 def _plain_progress(title, every_seconds=30.0):
-  """A line when a stage ends, and now and then while it lasts."""
+  """Makes an `update` that prints a line when a stage ends, and now and then while it lasts."""
   began = said = time.monotonic()  # a stage begins where the one before ended
 
   def update(stage, done, total):
@@ -139,6 +139,7 @@ def keep_compiled(folder: str) -> None:
 
 
 def _kind_of_cpu():
+  """Names the kind of this CPU by a digest of what it can do."""
   try:
     with open('/proc/cpuinfo') as f:
       abilities = next((line for line in f if line.startswith(('flags', 'Features'))), '')
@@ -148,7 +149,7 @@ def _kind_of_cpu():
 
 
 def _join_processes(distributed):
-  """Before anything else that asks JAX."""
+  """Joins the processes that the flags tell of, before anything else asks JAX."""
   wanted, *named = (flags.FLAGS[name].value for name in OF_SEVERAL_PROCESSES)
   if not wanted and named == [None, None, None]:
     return
@@ -168,6 +169,7 @@ def _join_processes(distributed):
 
 
 def _guarded(main, argv, arguments, distributed):
+  """Runs `main(argv)`, and turns errors that a user can mend into one line."""
   if not flags.FLAGS['verbosity'].present:  # Orbax tells every step at the default level
     logging.set_verbosity(logging.WARNING)
   if len(argv) > 1 and not arguments:
@@ -189,6 +191,7 @@ def _guarded(main, argv, arguments, distributed):
 
 
 def _parse_flags(argv):
+  """Parses the flags, and turns errors in the config into one line."""
   for arg in argv:
     if arg.startswith('--config='):
       path = arg.partition('=')[2].partition(':')[0]
@@ -205,6 +208,7 @@ def _parse_flags(argv):
 
 
 def _fail(message, code=1):
+  """Prints an error and ends the process."""
   several = jax.distributed.is_initialized()
   who = f'process {jax.process_index()}: ' if several else ''
   if several and 'closed by peer' in message:

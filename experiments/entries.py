@@ -1,7 +1,7 @@
-"""What is raced: the same piece of work by this package and by torch, on the device that JAX runs on.
+"""Entries of races: the same piece of work by this package and by torch, on the device that JAX runs on.
 
-`experiments.benchmark` and `experiments.gpu_check` share these. Detectors are imported where they are
-used: without Grain the rest still runs.
+`experiments.benchmark` and `experiments.gpu_check` share these. Modules that read images are imported where
+they are used: without Grain the rest still runs.
 """
 
 import functools
@@ -15,7 +15,9 @@ import numpy as np
 from experiments import alternatives, timing
 from experiments.timing import Entry
 from patchcore_jax import backbones, parallel
-from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.banks.model import Description, Model
+from patchcore_jax.detectors import PatchCore, ScoreFn
+from patchcore_jax.search import coreset, neighbors, search_bank
 
 WIDE_RESNET = 'wide_resnet50_2'
 BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
@@ -24,7 +26,7 @@ Entries = dict[str, Entry]
 
 
 def on_cpu() -> bool:
-  """Whether JAX runs on the CPU, where the alternatives are other ones."""
+  """Tells whether JAX runs on the CPU, where the alternatives are other ones."""
   return jax.default_backend() == 'cpu'
 
 
@@ -32,7 +34,7 @@ def on_cpu() -> bool:
 
 
 def clustered(n: int, dim: int = 128) -> np.ndarray:
-  """[n, dim] float32 around 300 centres, tighter around some than around others."""
+  """Makes [n, dim] float32 around 300 centres, tighter around some than around others."""
   rng = np.random.default_rng(0)
   centers = 3 * rng.standard_normal((300, dim), np.float32)
   which = rng.integers(300, size=n)
@@ -41,12 +43,12 @@ def clustered(n: int, dim: int = 128) -> np.ndarray:
 
 
 def start_of(n: int) -> np.ndarray:
-  """The ten points that selections of n points start from."""
+  """Names the ten points that selections of n points start from."""
   return np.arange(10) * 997 % n
 
 
 def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-  """(queries, bank), float32, normal; with a rank below `dim` within so many dimensions."""
+  """Makes (queries, bank), float32, normal, in a space of `rank` dimensions if that is below `dim`."""
   key = jax.random.key(0)
 
   @jax.jit
@@ -62,7 +64,7 @@ def of_rank(num_queries: int, num_rows: int, dim: int, rank: int) -> tuple[np.nd
 
 
 def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
-  """[n, size, size, 3] uint8: smooth shapes and a little noise, another for every seed."""
+  """Draws [n, size, size, 3] uint8: smooth shapes and a little noise, another for every seed."""
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:size, :size] / size
   phase = rng.uniform(0, 2 * np.pi, (n, 4, 3))
@@ -76,12 +78,12 @@ def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
 
 @functools.cache
 def network(precision: str = 'float32', architecture: str = WIDE_RESNET, layers: tuple[str, ...] = ()):
-  """A backbone with random weights."""
+  """Makes a backbone with random weights."""
   return backbones.create(architecture, weights='random', layers=layers, precision=precision)
 
 
 def network_flops(backbone: backbones.Backbone, size: int) -> float:
-  """Operations of one image, with direct convolutions, as a GPU has them; 0 where JAX does not tell."""
+  """Counts operations of one image, by direct convolutions, as a GPU has them; 0 where JAX does not tell."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   traced = jax.jit(backbone.apply).trace(backbone.variables, image)
   return (traced.lower(lowering_platforms=('cuda',)).cost_analysis() or {}).get('flops', 0.0)
@@ -94,15 +96,15 @@ def selection_entries(
     points: np.ndarray, size: int, *, steps: int, dense_steps: int, streamed: bool = False,
     anomalib: bool = False,
 ) -> tuple[Entries, dict[str, np.ndarray]]:
-  """Greedy selections of `size` points.
+  """Makes entries of greedy selections of `size` points.
 
   Args:
     points: [n, d] float32.
     size: how many are selected.
-    steps: that the alternatives run; scaled up, because every step costs the same.
-    dense_steps: likewise of the package's own definition.
-    streamed: with the points on the host too.
-    anomalib: with its loop too, where torch is.
+    steps: steps that the alternatives run; times are scaled up, because every step costs the same.
+    dense_steps: likewise those of the package's own definition.
+    streamed: whether there is an entry with the points on the host.
+    anomalib: whether there is an entry with anomalib's loop, where torch is installed.
 
   Returns:
     The entries, ours first, and a dict into which they put their picks.
@@ -131,7 +133,7 @@ def selection_entries(
 
 
 def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str]:
-  """How many picks of each differ from ours, which are the first; anomalib's start elsewhere."""
+  """Tells how many picks of each differ from ours, which are the first; anomalib's start elsewhere."""
   ours, *others = picks
   notes = {}
   for name in others:
@@ -148,11 +150,11 @@ def picks_notes(entries: Entries, picks: dict[str, np.ndarray]) -> dict[str, str
 def search_entries(
     queries: np.ndarray, bank: np.ndarray, *, plain: bool = True,
 ) -> tuple[Entries, dict[str, np.ndarray], dict[str, str]]:
-  """The nearest row of each query.
+  """Makes entries of searches for the nearest row of each query.
 
   Args:
     queries, bank: [q, d] and [m, d] float32, on the host.
-    plain: with those that write the whole matrix of distances, or run on the host.
+    plain: whether there are entries that write the whole matrix of distances, or run on the host.
 
   Returns:
     The entries, ours first; a dict into which they put the indices; and notes on ours.
@@ -169,7 +171,7 @@ def search_entries(
 
   for shortlist in ('float32', 'bfloat16'):
     began = time.perf_counter()
-    prepared = jax.block_until_ready(jax.device_put(neighbors.prepare(bank, shortlist)))
+    prepared = jax.block_until_ready(jax.device_put(search_bank.prepare(bank, shortlist)))
     name, dim = f'{shortlist} shortlist', prepared.columns.shape[0]
     notes[name] = (
         f'{dim} of {bank.shape[1]} dimensions; prepared once in {time.perf_counter() - began:.2f} s')
@@ -207,13 +209,13 @@ def network_entries(
     images: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     torch_compile: bool = False,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Feature maps up to layer3; the times are those of one image.
+  """Makes entries of networks up to layer3; the times are those of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
-    precisions: ours and, on a GPU, torch's.
-    architecture: ours; torch's is WideResNet-50-2.
-    torch_compile: with torch.compile too.
+    precisions: those of ours and, on a GPU, of torch's.
+    architecture: that of ours; torch's is WideResNet-50-2.
+    torch_compile: whether there are entries with torch.compile.
 
   Returns:
     The entries, and our maps by precision, on the device.
@@ -239,7 +241,7 @@ def network_entries(
 def rate_notes(
     entries: Entries, seconds: dict[str, list[float]], maps: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-  """Images and operations a second; and how far our maps are from those of the first precision."""
+  """Tells images and operations a second, and how far our maps are from those of the first precision."""
   notes = {}
   for name, values in seconds.items():
     notes[name] = f'{1 / timing.median(values):,.1f} images/s'
@@ -253,11 +255,13 @@ def rate_notes(
 
 
 def _relative(a, b):
+  """Computes the norm of a difference, relative to that of the second array."""
   a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
   return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def _torch_network_entries(images, precisions, flops, torch_compile):
+  """Makes the entries of `network_entries` that are of torch."""
   torch, b = alternatives.torch_on_all_cores(), len(images)
   x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
   if on_cpu():
@@ -288,41 +292,43 @@ def _torch_network_entries(images, precisions, flops, torch_compile):
 # Prediction.
 
 
-def prediction(precision: str, rows: np.ndarray, size: int, architecture: str = WIDE_RESNET):
-  """(function, parameters on the devices) from pixels to scores and maps, against `rows`."""
-  from patchcore_jax.banks.store import MemoryBank
-  from patchcore_jax.detectors import patchcore
-  from patchcore_jax.embedding import EmbeddingSpec
-  from patchcore_jax.scoring import ScoringSpec
-  backbone, spec = network(precision, architecture), EmbeddingSpec()
-  description = patchcore.describe(backbone, spec) | {'image_size': [size, size]}
-  bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
-  return patchcore.prediction(backbone, bank, embedding=spec, scoring_spec=ScoringSpec())
+def score_fn(
+    backbone: backbones.Backbone, rows: np.ndarray, image_size: tuple[int, int],
+    detector: PatchCore | None = None) -> ScoreFn:
+  """Makes the function that scores images of that (height, width) against a bank of `rows` [m, d] float32."""
+  from patchcore_jax.detectors import streaming
+  detector = detector or PatchCore()
+  arrays = {'embeddings': rows, 'indices': np.arange(len(rows), dtype=np.int32)}
+  return detector.score_fn(Model(arrays, Description(
+      detector.name, detector.settings(), (streaming.identity(backbone),), image_size, num_images=0)),
+      (backbone,))
 
 
 def prediction_entries(
     images: np.ndarray, rows: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     stream: int = 0,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Lists predictions from pixels on the host to scores and maps on the host; times are of one image.
+  """Makes entries of predictions from pixels to scores and maps, all on the host; times are of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
     rows: [m, 1024] float32, the bank.
-    precisions: of ours and, on a GPU, of torch's network.
-    architecture: ours; torch's is WideResNet-50-2.
-    stream: also so many batches one after the other, as `patchcore.predict` runs them.
+    precisions: those of ours and, on a GPU, of torch's network.
+    architecture: that of ours; torch's is WideResNet-50-2.
+    stream: how many batches further entries run one after the other, as `streaming.predict` does; or 0.
 
   Returns:
     The entries, and by precision a function without arguments that predicts one batch and leaves the
     results on the device.
   """
+  from patchcore_jax.detectors import streaming
   entries, runs, b = {}, {}, len(images)
   size = images.shape[1]
   flops = network_flops(network(architecture=architecture), size)
   search = 2.0 * (size // 8) ** 2 * len(rows) * rows.shape[1]
   for precision in precisions:
-    fn, parameters = prediction(precision, rows, size, architecture)
+    scored = score_fn(network(precision, architecture), rows, (size, size))
+    fn, parameters = scored.fn, streaming.place(scored)
     run = functools.partial(parallel.data_parallel(fn), parameters, images)
     work = _sum({precision: flops}, {'float32' if on_cpu() else 'bfloat16': search})
     runs[precision] = run
@@ -338,14 +344,16 @@ def prediction_entries(
 
 
 def _predict_all(fn, parameters, images, number):
+  """Scores a batch so many times in a row, as `streaming.predict` does."""
   from patchcore_jax.data.pipeline import Batch
-  from patchcore_jax.detectors import base
+  from patchcore_jax.detectors import streaming
   batch = Batch(images, None, np.arange(len(images), dtype=np.int32))
-  for _ in base.stream(fn, parameters, [batch] * number):
+  for _ in streaming.stream(fn, parameters, [batch] * number):
     pass
 
 
 def _torch_prediction_entries(images, rows, precisions, flops, search):
+  """Makes the entries of `prediction_entries` that are of torch."""
   entries, b = {}, len(images)
   if on_cpu():
     if not alternatives.available('scipy'):
@@ -366,6 +374,7 @@ def _torch_prediction_entries(images, rows, precisions, flops, search):
 
 
 def _sum(*flops):
+  """Adds up numbers of operations, by precision."""
   together = {}
   for part in flops:
     for precision, value in part.items():

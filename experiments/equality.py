@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments import entries
 from patchcore_jax import backbones
-from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.detectors import PatchCore
+from patchcore_jax.search import coreset, neighbors, search_bank
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,8 +37,8 @@ def compare(folder: Path, *, small: bool = False, seconds: float = 100.0) -> Ite
   """Compares this process's device with the CPU.
 
   Args:
-    folder: for the CPU's answers.
-    small: less, for trying out.
+    folder: folder for the CPU's answers.
+    small: whether to compute less, for trying out.
     seconds: the most that the CPU may take.
   """
   path = Path(folder) / 'cpu.npz'
@@ -66,6 +67,7 @@ _ROUNDING = {'network': 1e-4, 'scores': 1e-3}
 
 
 def _row(name, ours, theirs):
+  """Compares one array with the CPU's: bit for bit, or within rounding."""
   tolerance = _ROUNDING.get(name.partition('/')[0])
   if tolerance is None:
     different = int((ours != theirs).sum()) if ours.shape == theirs.shape else ours.size
@@ -75,7 +77,7 @@ def _row(name, ours, theirs):
 
 
 def selections(small: bool) -> Arrays:
-  """Picks from given points: the paper's start, anomalib's, and from points on the host."""
+  """Selects from given points: the paper's start, anomalib's, and from points on the host."""
   points = entries.clustered(*((3000, 16) if small else (60_000, 128)))
   size = len(points) // 10
   start = entries.start_of(len(points))
@@ -86,7 +88,7 @@ def selections(small: bool) -> Arrays:
 
 
 def searches(small: bool) -> Arrays:
-  """Neighbours of given queries in given banks."""
+  """Searches for neighbours of given queries in given banks."""
   num_queries, num_rows, dim = (100, 1000, 64) if small else (3136, 20_000, 1024)
   rng, found = np.random.default_rng(0), {}
   for rank, k, shortlist in (
@@ -94,7 +96,7 @@ def searches(small: bool) -> Arrays:
     made = rng.standard_normal((num_queries + num_rows, rank), np.float32)
     if rank < dim:  # coarse, so that the order of NumPy's sums does not show
       made = np.round(256 * (made @ rng.standard_normal((rank, dim)))).astype(np.float32) / 256
-    prepared = neighbors.prepare(made[num_queries:], shortlist)
+    prepared = search_bank.prepare(made[num_queries:], shortlist)
     search = jax.jit(functools.partial(neighbors.nearest_neighbors, k=k))
     values, indices = search(made[:num_queries], prepared)
     name = f'neighbours, rank {rank}, k {k}, {shortlist} shortlist'
@@ -103,7 +105,7 @@ def searches(small: bool) -> Arrays:
 
 
 def networks(small: bool) -> Arrays:
-  """Maps of networks in float32."""
+  """Computes maps of networks in float32."""
   images, maps = entries.pictures(2, 64 if small else 224), {}
   for architecture in ('resnet18',) if small else ('resnet18', entries.WIDE_RESNET):
     network = entries.network('float32', architecture)
@@ -117,34 +119,28 @@ PARTS: tuple[Callable[[bool], Arrays], ...] = (selections, searches, networks)
 
 
 def _bank(small):
-  """A bank of network features: it is made on the CPU only, so that both devices have the same."""
-  from patchcore_jax.detectors import patchcore
-  images = entries.pictures(8, 64 if small else 224)
-  bank = patchcore.fit(
-      _small_network(), [_batch(images)], len(images), embedding=patchcore.EmbeddingSpec(),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.1))
-  return bank.embeddings
+  """Makes a bank of network features: on the CPU only, so that both devices have the same."""
+  return PatchCore(0.1).fit(_images(small, seed=0), (_small_network(),)).arrays['embeddings']
 
 
 def _scores(rows, small):
-  """Scores and maps of new images against a given bank, and where the nearest are."""
-  from patchcore_jax.banks.store import MemoryBank
-  from patchcore_jax.detectors import patchcore
-  images, spec = entries.pictures(8, 64 if small else 224, seed=1), patchcore.EmbeddingSpec()
-  description = patchcore.describe(_small_network(), spec) | {'image_size': list(images.shape[1:3])}
-  bank = MemoryBank(rows, np.arange(len(rows), dtype=np.int32), description)
-  (found,) = patchcore.predict(
-      _small_network(), bank, [_batch(images)], embedding=spec, scoring_spec=patchcore.ScoringSpec())
-  return {'scores/images': found.image_scores, 'scores/maps': np.asarray(found.anomaly_maps, np.float32)}
+  """Scores new images against a given bank."""
+  from patchcore_jax.detectors import streaming
+  data = _images(small, seed=1)
+  score_fn = entries.score_fn(_small_network(), rows, data.images.shape[1:3])
+  ((_, found),) = streaming.predict(score_fn, data.batches())
+  return {'scores/images': found.image, 'scores/maps': found.map}
 
 
 def _small_network():
+  """Makes the network that the scores are of."""
   return entries.network('float32', 'resnet18')
 
 
-def _batch(images):
-  from patchcore_jax.data.pipeline import Batch
-  return Batch(images, None, np.arange(len(images), dtype=np.int32))
+def _images(small, seed):
+  """Draws the images that the scores are of."""
+  from patchcore_jax.data.dataset import ArrayData
+  return ArrayData(entries.pictures(8, 64 if small else 224, seed), batch_size=8)
 
 
 def main(argv: list[str]) -> None:

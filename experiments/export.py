@@ -9,7 +9,7 @@ package nor the bank:
     python FOLDER/run.py IMAGE...
 
 By default the program takes images of the network's size; with --camera it takes whole frames of the camera
-and resizes and crops them itself. Before anything is written it is compared with patchcore.predict on this
+and resizes and crops them itself. Before anything is written it is compared with prediction on this
 machine. docs/export.md tells how it is taken to other runtimes.
 """
 
@@ -19,14 +19,14 @@ from absl import flags
 
 from experiments import cli
 from patchcore_jax import inspection
-from patchcore_jax.export import exporter
+from patchcore_jax.export import folder
 
 cli.key_flags('bank', 'out', 'backbone_weights')
 _CAMERA = flags.DEFINE_string(
     'camera', '', 'HEIGHTxWIDTH of camera frames in pixels, for a program that takes them as they come.')
 _PLATFORMS = flags.DEFINE_list(
     'platforms', ['cpu', 'cuda', 'tpu'],
-    f'Where the program is to run, this machine among them; of {", ".join(exporter.PLATFORMS)}.')
+    f'Where the program is to run, this machine among them; of {", ".join(folder.PLATFORMS)}.')
 _AT_ONCE = flags.DEFINE_integer(
     'at_once', 8, 'So many images pass through the network together; of a batch, the rest singly. More is '
     'faster on accelerators with large batches.')
@@ -36,7 +36,7 @@ _ONNX = flags.DEFINE_bool('onnx', False, "Also write program.onnx; needs the ext
 def main(_) -> None:
   inspector, out = inspection.load(cli.BANK.value, weights=cli.WEIGHTS.value), cli.OUT.value
   with cli.progress_bar('export') as progress:
-    description = exporter.write(
+    description = folder.write(
         out, inspector, camera=frame_size(_CAMERA.value), platforms=_PLATFORMS.value,
         at_once=_AT_ONCE.value, onnx=_ONNX.value, progress=progress)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
@@ -44,7 +44,7 @@ def main(_) -> None:
       f'{out}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
       f'{description["bytes"] / 2**20:.1f} MiB', markup=False)
   cli.console.print(
-      f'differs from patchcore.predict by {parity["largest_difference"]:.1e} at most '
+      f'differs from prediction by {parity["largest_difference"]:.1e} at most '
       f'(on {parity["platform"]})')
   if onnx := description.get('onnx'):
     cli.console.print(
@@ -54,7 +54,7 @@ def main(_) -> None:
 
 
 def frame_size(text: str) -> tuple[int, int] | None:
-  """(height, width) of --camera; None for none.
+  """Parses --camera: (height, width), or None if it is empty.
 
   Raises:
     ValueError: another form.

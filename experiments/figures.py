@@ -1,4 +1,4 @@
-"""The figures of the paper's supplement, of what the runs in a folder have measured.
+"""Draws the figures of the paper's supplement, of what the runs in a folder have measured.
 
     python -m experiments.figures --workdir=runs/wrn50 --figure=S1
     python -m experiments.figures --workdir=runs/resolution --figure=S4
@@ -27,7 +27,7 @@ def main(_) -> None:
 
 
 def run(workdir: str | os.PathLike, name: str) -> None:
-  """Draws and writes one.
+  """Draws the figure called `name`, and writes it.
 
   Raises:
     ValueError: no run in `workdir`, or none that this figure could show.

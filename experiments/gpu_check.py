@@ -48,7 +48,7 @@ PARTS = {
 
 
 def arguments() -> argparse.Namespace:
-  """The command line. Not by absl, whose flags are those of all imported modules: this one starts another."""
+  """Reads the command line, not by absl, whose flags are those of all imported modules."""
   parser = argparse.ArgumentParser(
       prog='python -m experiments.gpu_check', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,7 +82,7 @@ def run_parts(given: argparse.Namespace, until: float) -> None:
   """Runs the parts in another process, in a new one after each that ends it.
 
   Args:
-    given: by `arguments`.
+    given: what `arguments` read.
     until: the time at which all must have ended, as `time.time` tells it.
   """
   folder, parts = given.out, given.parts
@@ -110,7 +110,7 @@ def run_parts(given: argparse.Namespace, until: float) -> None:
 
 
 def _watch(process, folder, until):
-  """Waits for the process; why it did not end well, or ''."""
+  """Waits for the process, and tells why it did not end well, or ''."""
   current, began = None, time.time()
   while process.poll() is None:
     time.sleep(0.1)
@@ -126,7 +126,7 @@ def _watch(process, folder, until):
 
 
 def _environment():
-  """JAX leaves torch some of the card, and compiles what it has compiled before from its cache."""
+  """Makes variables by which JAX leaves torch some of the card, and reuses what it compiled before."""
   cache = Path(tempfile.gettempdir()) / 'patchcore_gpu_check_cache'
   defaults = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.6', 'JAX_COMPILATION_CACHE_DIR': str(cache),
               'TF_CPP_MIN_LOG_LEVEL': '2', 'PYTHONUNBUFFERED': '1'}

@@ -1,4 +1,4 @@
-"""The parts of `experiments.gpu_check`, which runs this in a process of its own and says what they are."""
+"""Runs the parts of `experiments.gpu_check`, which starts this as a process and says what they are."""
 
 import dataclasses
 import functools
@@ -18,6 +18,8 @@ import jax
 import numpy as np
 
 from experiments import alternatives, entries, equality, gpu_report, timing
+from patchcore_jax import detectors
+from patchcore_jax.detectors import PatchCore
 from patchcore_jax.search import coreset
 
 _HALF = ('tensorfloat32', 'bfloat16')
@@ -25,12 +27,12 @@ _HALF = ('tensorfloat32', 'bfloat16')
 
 @dataclasses.dataclass
 class Run:
-  """What the parts share.
+  """What the parts share: the settings, the limits, the time and the report.
 
   Attributes:
-    folder: of the report.
+    folder: folder of the report.
     settings: as `gpu_check` gives them.
-    limits: of the machine.
+    limits: what the machine can do.
     until: the time, as `time.time` tells it, at which the present part should have ended.
   """
 
@@ -44,6 +46,7 @@ class Run:
     return self.settings['small']
 
   def say(self, *lines: str) -> None:
+    """Prints lines, and adds them to the report."""
     gpu_report.say(self.folder, *lines)
 
   def keep(self, **figures: Any) -> None:
@@ -51,11 +54,11 @@ class Run:
     gpu_report.keep(self.folder, {name.replace('__', '/'): value for name, value in figures.items()})
 
   def left(self) -> float:
-    """Seconds for the present part."""
+    """Computes the seconds that are left for the present part."""
     return self.until - time.time()
 
   def race(self, title: str, work: entries.Entries, repeats: int = 3, notes: Callable | Mapping = ()):
-    """Runs a race and tells it; the medians by name."""
+    """Runs a race, prints its table, and returns the medians by name."""
     failures = {}
     seconds = timing.race(work, repeats, failures)
     if seconds:
@@ -103,13 +106,14 @@ def main(argv: list[str]) -> None:
 
 
 def _torch_version():
+  """Names the version and the device of torch."""
   if not alternatives.available('torch'):
     return 'torch is not installed.'
   return f'torch {alternatives.torch_on_all_cores().__version__} on {alternatives.torch_device()}.'
 
 
 def selection(run: Run) -> None:
-  """Time, and the same picks as torch's loop and the definition."""
+  """Measures a selection, and compares its picks with those of torch's loop and of the definition."""
   points, what = _points(run)
   size = coreset.coreset_size(len(points), 0.1)
   work, picks = entries.selection_entries(
@@ -128,12 +132,14 @@ def selection(run: Run) -> None:
 
 
 def _points(run):
+  """Reads or makes the points of the selection, and says what they are."""
   if path := run.settings['points']:
     return np.load(path), f'from {Path(path).name}'
   return entries.clustered(3000 if run.small else 250_880, 16 if run.small else 128), 'made clusters'
 
 
 def _large_selection(run):
+  """Measures a selection of a tenth of 1,000,000 points."""
   n = 6000 if run.small else 1_000_000
   points, size = jax.numpy.asarray(entries.clustered(n)), n // 10
   seconds = []
@@ -147,7 +153,7 @@ def _large_selection(run):
 
 
 def network(run: Run) -> None:
-  """Images a second, at two sizes, and how far the maps are from float32."""
+  """Measures networks at two sizes: images a second, and how far the maps are from float32."""
   architecture = 'resnet18' if run.small else entries.WIDE_RESNET
   made = {}
   for size, batch in _sizes(run):
@@ -163,10 +169,12 @@ def network(run: Run) -> None:
 
 
 def _sizes(run):
+  """Lists (size of images in pixels, batch size)."""
   return ((64, 2),) if run.small else ((224, 64), (448, 16))
 
 
 def _keep_rates(run, name, medians):
+  """Writes down images a second, ours and torch's, by precision."""
   for precision in _HALF:
     for side, entry in (('ours', f'JAX {precision}'), ('torch', f'torch {precision}')):
       if entry in medians:
@@ -178,7 +186,7 @@ def _keep_rates(run, name, medians):
 
 
 def search(run: Run) -> None:
-  """Three searches; a sample is checked in float64."""
+  """Measures three searches, and checks a sample of each in float64."""
   shapes = ((256, 2000, 256, 8),) if run.small else (
       (50_176, 250_000, 1024, 64), (50_176, 25_000, 1024, 64), (6272, 25_000, 1024, 1024))
   for i, (num_queries, num_rows, dim, rank) in enumerate(shapes):
@@ -201,6 +209,7 @@ def search(run: Run) -> None:
 
 
 def _search_notes(found, notes, queries, bank):
+  """Counts indices that differ, and those of a sample that are nearest in float64."""
   sample = np.random.default_rng(0).permutation(len(queries))[:64]
   nearest = _float64_distances_sq(queries[sample], bank)
   least, notes = nearest.min(1), dict(notes)
@@ -214,6 +223,7 @@ def _search_notes(found, notes, queries, bank):
 
 
 def _float64_distances_sq(queries, bank, rows=25_000):
+  """Computes the squared distances of queries to all rows in float64, some rows at a time."""
   queries = queries.astype(np.float64)
   parts = []
   for begin in range(0, len(bank), rows):
@@ -223,7 +233,7 @@ def _float64_distances_sq(queries, bank, rows=25_000):
 
 
 def predict(run: Run) -> None:
-  """Images a second with the maps on the host, and what a batch launches."""
+  """Measures predictions: images a second with the maps on the host, and what a batch launches."""
   architecture = 'resnet18' if run.small else entries.WIDE_RESNET
   rows = np.random.default_rng(1).standard_normal(
       (256 if run.small else entries.BANK_SIZE, 1024), np.float32)
@@ -245,7 +255,7 @@ def predict(run: Run) -> None:
 
 
 def same_as_cpu(run: Run) -> None:
-  """The same answers as this machine's CPU."""
+  """Compares answers with those of this machine's CPU."""
   with_cpu = equality.compare(Path(run.settings['scratch']), small=run.small, seconds=run.left())
   run.say('| what | difference | allowed | |', '|---|---|---|---|')
   for row in with_cpu:
@@ -255,7 +265,7 @@ def same_as_cpu(run: Run) -> None:
 
 
 def parity(run: Run) -> None:
-  """Comparisons with the reference arrays that lie in the project."""
+  """Compares the package with the reference arrays that lie in the project."""
   folder = Path(run.settings['golden'])
   if not folder.is_dir():
     run.say(f'Not compared: no folder {folder} (--golden).\n')
@@ -287,7 +297,7 @@ def parity(run: Run) -> None:
 
 
 def demo(run: Run) -> None:
-  """The demo config as a user runs it, twice."""
+  """Runs the demo config as a user does, twice."""
   if missing := _missing('ml_collections', 'grain', 'tensorflow_datasets'):
     run.say(f'Not run: {missing} cannot be imported.\n')
     return
@@ -313,7 +323,7 @@ def demo(run: Run) -> None:
 
 
 def resolution(run: Run) -> None:
-  """Fits and predictions at high resolution, with layers 1 to 3 and a bank of 10 %."""
+  """Measures fits and predictions at high resolution, with layers 1 to 3 and a bank of 10 %."""
   if missing := _missing('grain'):
     run.say(f'Not run: {missing} cannot be imported.\n')
     return
@@ -329,38 +339,35 @@ def resolution(run: Run) -> None:
 
 
 def _resolution_row(run, size, number, batch):
-  from patchcore_jax.data.pipeline import Batch
-  from patchcore_jax.detectors import patchcore
-  from patchcore_jax.embedding import EmbeddingSpec
-  from patchcore_jax.scoring import ScoringSpec
+  """Measures a fit and predictions at one size: prints a row, and returns the seconds of its parts."""
+  from patchcore_jax.data.dataset import ArrayData
+  from patchcore_jax.detectors import streaming
   backbone = entries.network(
       'float32' if run.small else 'tensorfloat32', 'resnet18' if run.small else entries.WIDE_RESNET,
       ('layer1', 'layer2', 'layer3'))
-  index = np.arange(number, dtype=np.int32).reshape(-1, batch)
-  batches = [Batch(entries.pictures(batch, size, seed=i), None, part) for i, part in enumerate(index)]
+  images = [entries.pictures(batch, size, seed=i) for i in range(number // batch)]
+  data, detector = ArrayData(np.concatenate(images), batch), PatchCore(0.1)
   plans, ends, began = [], {}, time.perf_counter()
 
   def progress(stage, done, total):
     ends[stage] = time.perf_counter()
 
-  bank = patchcore.fit(
-      backbone, batches, number, embedding=EmbeddingSpec(),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.1), notify=plans.append, progress=progress)
+  model = detector.fit(data, (backbone,), detectors.Run(notify=plans.append, progress=progress))
   stages = np.diff([began, *(ends.get(stage, began) for stage in ('embed', 'project', 'coreset'))])
-  seconds = []
+  seconds, batches = [], list(data.batches())
   began = time.perf_counter()
-  for _ in patchcore.predict(
-      backbone, bank, batches, embedding=EmbeddingSpec(), scoring_spec=ScoringSpec()):
+  for _ in streaming.predict(detector.score_fn(model, (backbone,)), batches):
     seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
   memory = jax.local_devices()[0].memory_stats() or {}
   peak = f'{memory["peak_bytes_in_use"] / 1e9:.1f} GB so far' if 'peak_bytes_in_use' in memory else '-'
   times = [timing.duration(x) for x in (*stages, timing.median(seconds) / batch)]
-  run.say('| ' + ' | '.join([str(size), str(number), str(plans[0]), *times, peak]) + ' |')
+  run.say('| ' + ' | '.join([str(size), str(number), plans[0], *times, peak]) + ' |')
   return [*stages, *seconds]
 
 
 def _missing(*modules):
+  """Lists those of the modules that are not installed."""
   return ', '.join(m for m in modules if importlib.util.find_spec(m) is None)
 
 

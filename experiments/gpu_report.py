@@ -9,7 +9,7 @@ REPORT, MEASURED, KERNELS = 'gpu_check.md', 'measured.json', 'kernels.md'
 
 
 def measured(folder: Path) -> dict:
-  """What was measured so far: figures by name, and under 'begun' the parts that were begun."""
+  """Reads what was measured so far: figures by name, and under 'begun' the parts that were begun."""
   path = folder / MEASURED
   return json.loads(path.read_text()) if path.exists() else {}
 
@@ -36,8 +36,8 @@ class Goal(NamedTuple):
     work, then, torch_then, to_reach: as the issue says them.
     name: `NAME/ours` and `NAME/torch` are its figures.
     unit: 's', where less is better, or 'images/s'.
-    factor: by which ours must be better than torch's of the same run, or 0.
-    at_most: that ours must not exceed, for figures without torch's, or 0.
+    factor: factor by which ours must be better than torch's of the same run, or 0.
+    at_most: figure that ours must not exceed, for figures without torch's, or 0.
   """
 
   work: str
@@ -82,7 +82,7 @@ GOALS = (
 
 
 def table(figures: Mapping) -> Iterator[str]:
-  """What must show, as Markdown, from the figures of a run."""
+  """Yields what must show, as Markdown, from the figures of a run."""
   yield '## What must show\n'
   yield f'{figures.get("machine", "No machine was reached.")}\n'
   yield '| work | ours then | PyTorch there | to reach | ours now | torch beside it | ratio | reached? |'
@@ -100,6 +100,7 @@ def table(figures: Mapping) -> Iterator[str]:
 
 
 def _figure(value, unit):
+  """Writes a figure in its unit; '-' for none."""
   if value is None:
     return '-'
   if unit == 's':
@@ -108,6 +109,7 @@ def _figure(value, unit):
 
 
 def _reached(goal, ours, ratio, figures):
+  """Tells whether a goal is reached."""
   if ours is None:
     return 'not measured'
   if figures.get('small'):

@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import benchmark, cli
+from experiments import cli, timing
 from patchcore_jax import inspection
 from patchcore_jax.data import folder, preprocess
 
@@ -71,22 +71,22 @@ def main(_) -> int:
     cli.console.print(f'WRONG, {count} times: {problem}', markup=False)
   for line in table(results, memory, batch, predict(cli.BANK.value, paths)):
     print(line, flush=True)
-  print(benchmark.machine())
+  print(timing.machine())
   return 1 if wrong else 0
 
 
 def requests(inspector: inspection.Inspector, paths) -> list[Sent]:
-  """A request for every image, with the score that the library gives it."""
+  """Makes a request of every image, with the score that the library gives it."""
   score = inspection.scorer(inspector, 8)
   pixels = [np.asarray(preprocess.transform(preprocess.read_image(path), inspector.preprocessing))
             for path in paths]
   scores = np.concatenate([
-      score(np.stack(pixels[i:i + 8])).image_scores[0] for i in range(0, len(pixels), 8)])
+      score(np.stack(pixels[i:i + 8])).image for i in range(0, len(pixels), 8)])
   return [Sent(Path(path).read_bytes(), {}, 200, float(s)) for path, s in zip(paths, scores)]
 
 
 def malformed(image: bytes) -> list[Sent]:
-  """Broken requests, with the status that each must get."""
+  """Makes broken requests, with the status that each must get."""
   header = struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0)
   bomb = b'\x89PNG\r\n\x1a\n' + b''.join(
       struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -121,7 +121,7 @@ def service(bank: str) -> Iterator[tuple[str, int]]:
 
 
 def _client(address, good, bad, seed, end):
-  """(seconds, whether it was a good request, problem or None) of each request."""
+  """Sends requests, and tells of each (seconds, whether it was a good one, problem or None)."""
   rng, results = np.random.default_rng(seed), []
   connection = http.client.HTTPConnection(*address, timeout=60)
   while time.monotonic() < end:
@@ -135,6 +135,7 @@ def _client(address, good, bad, seed, end):
 
 
 def _problem(connection, sent):
+  """Sends a request, and tells what is wrong with the answer; None if nothing is."""
   with contextlib.suppress(ConnectionError):  # the body was refused on the way; the answer is there
     connection.request('POST', '/inspect', sent.body, sent.headers)
   try:
@@ -152,6 +153,7 @@ def _problem(connection, sent):
 
 
 def _metric(address, name):
+  """Reads one of the service's metrics."""
   connection = http.client.HTTPConnection(*address, timeout=60)
   connection.request('GET', '/metrics')
   text = connection.getresponse().read().decode()
@@ -160,7 +162,7 @@ def _metric(address, name):
 
 
 def predict(bank: str, paths) -> float:
-  """Images a second that `experiments.predict` tells, reading the same files, without pictures."""
+  """Measures the images a second of `experiments.predict` on the same files, without pictures."""
   with tempfile.TemporaryDirectory() as temporary:
     images = Path(temporary, 'images')
     images.mkdir()
@@ -175,7 +177,7 @@ def predict(bank: str, paths) -> float:
 
 
 def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
-  """Markdown."""
+  """Yields the results as Markdown."""
   seconds = np.array([s for s, good, _ in results if good])
   rate = len(seconds) / _SECONDS.value
   settled = memory[len(memory) // 6]  # the first requests fill caches and the threads' heaps

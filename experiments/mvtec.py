@@ -17,7 +17,9 @@ Each reads its share of the images and keeps their embeddings; the results are t
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -25,16 +27,20 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, methods, run_report, wiring
+from experiments import cli, run_report, wiring
 from experiments.images import Images
-from patchcore_jax import atomic_files, metrics, parallel, processes
+from patchcore_jax import atomic_files, metrics, processes
+from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
+from patchcore_jax.banks.model import Model, flat
 from patchcore_jax.data import preprocess
+from patchcore_jax.detectors import Ensemble, PatchCore, Run, ScoreFn, Scores, ensemble, patchcore, streaming
 from patchcore_jax.report import per_image, results
 
 cli.key_flags('config', 'workdir', *cli.OF_SEVERAL_PROCESSES)
 
-# On results: a run may go on with others.
+Progress = Callable[[str, int, int], None]
+# Settings without influence on results: a run may go on with others.
 _NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
 
 
@@ -43,7 +49,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
-  """The whole experiment.
+  """Fits and measures the detector on every category.
 
   Args:
     config: see `configs/default.py`.
@@ -68,12 +74,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
   cli.console.print(f'{len(categories)} categories; results in {workdir}')
   experiment.claim()
   wiring.check_same_everywhere(config, _still_to_do(workdir, experiment, categories))
-  method = methods.create(config, experiment.settings, backbones)
   for category in categories:
     if experiment.has(category.name):
       cli.console.print(f'{category.name}: finished before')
     else:
-      experiment.evaluate(method, Images(config, experiment.settings, category))
+      experiment.evaluate(backbones, Images(experiment.settings, config.seed, category))
   if processes.is_first():
     run_report.write(workdir, config, experiment.rows)
     results.print_table(experiment.rows, published=published)
@@ -91,7 +96,11 @@ class Experiment:
   """
 
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
-    """Raises ValueError for a bad config, or a workdir with results of another."""
+    """Reads the config, and the results so far.
+
+    Raises:
+      ValueError: a bad config, or a workdir with results of another.
+    """
     self._config, self._workdir = config, Path(workdir)
     self.settings = wiring.settings(config)
     _check_same_config(config, self._workdir)
@@ -103,59 +112,60 @@ class Experiment:
       _claim(self._config, self._workdir)
 
   def has(self, category: str) -> bool:
-    """Whether its rows are there."""
+    """Tells whether the rows of a category are there."""
     finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
-    return finished >= set(self.settings.ratios if self._config.detector == 'patchcore' else (1.0,))
+    return finished >= set(self.settings.ratios)
 
-  def evaluate(self, method, images: Images) -> None:
-    """Fits (or restores), predicts and measures one category: adds a row per ratio.
+  def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
+    """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
-    config = self._config
+    config, settings = self._config, self.settings
     with cli.progress_bar(images.name) as progress:
-      model = method.obtain(
-          self._workdir / 'banks' / images.name, images,
-          lambda plan: cli.console.print(f'{images.name}: {plan}'), progress)
-      description, sizes = method.describe(model), method.sizes(model)
+      model = self._fit_or_restore(backbones, images, progress)
+      score_fn, sizes = self._at_ratios(model, backbones)
       test, masks, times = [], [], [time.monotonic()]
-      part = processes.part(len(images.test_examples))
-      for prediction in method.predict(model, _keep_masks(images.test(part), masks)):
+      part = processes.part(len(images.test))
+      batches = _keep_masks(images.test.part(range(part.start, part.stop)).batches(), masks)
+      for prediction in streaming.predict(score_fn, batches, image_size=model.description.image_size):
         test.append(prediction)
         times.append(time.monotonic())
-        progress('predict', sum(len(p.index) for p in test), part.stop - part.start)
+        progress('predict', sum(len(index) for index, _ in test), part.stop - part.start)
     if not test:
       raise ValueError(f'{images.name}: no test image could be read.')
     for message in sorted({str(error) for error in images.skipped}):
       cli.notices.print(f'skipped: {message}', markup=False)
-    index = processes.joined(np.concatenate([p.index for p in test]) + np.int32(part.start))
-    masks = masks if test[0].anomaly_maps is not None else []
-    masks = processes.joined(np.concatenate(masks)) if masks else None
-    examples = [images.test_examples[i] for i in index]
+    indices, scores_of_batches = zip(*test, strict=True)
+    index = processes.joined(np.concatenate(indices) + np.int32(part.start))
+    has_maps = scores_of_batches[0][0].map is not None
+    masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
+    examples = [images.test.examples[i] for i in index]
     labels = np.array([e.label for e in examples])
     scores_of_images = []
     for i, (ratio, size) in enumerate(sizes.items()):
-      scores, maps, patches, nearest = _of_all(test, i)
+      scores = _of_all([batch[i] for batch in scores_of_batches])
       if not processes.is_first():
         continue
-      measured = metrics.evaluate(labels, scores, masks, maps, **config.metrics)
+      measured = metrics.evaluate(labels, scores.image, masks, scores.map, **vars(settings.metrics))
       self.rows.append({
-          'category': images.name, 'coreset_ratio': ratio, 'num_train': description['num_images'],
+          'category': images.name, 'coreset_ratio': ratio, 'num_train': model.description.num_images,
           'num_test': len(index),
-          'num_skipped': description['num_skipped'] + len(images.test_examples) - len(index),
-          'bank_size': size, **measured, 'fit_seconds': round(description['fit_seconds'], 2),
-          'ms_per_image': round(_ms_per_image(times, config), 2)})
+          'num_skipped': model.description.num_skipped + len(images.test) - len(index),
+          'bank_size': size, **measured, 'fit_seconds': round(model.description.fit_seconds, 2),
+          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2)})
       scores_of_images += [
           per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
-          for e, score in zip(examples, scores, strict=True)]
-      if config.report.errors and ratio == max(sizes) and masks is not None:
-        self._write_errors(images.name, examples, labels, scores, masks, maps, ratio)
-      if ratio == max(sizes):
-        shown = run_report.category(
-            images.name, examples, scores, masks, maps,
-            thresholds=run_report.thresholds(description, self.rows[-1]),
-            why=run_report.reasons(model, images, patches, nearest, self.settings.preprocessing),
-            preprocessing=self.settings.preprocessing, most=config.report.gallery)
+          for e, score in zip(examples, scores.image, strict=True)]
+      if ratio != max(sizes):
+        continue
+      if settings.report.errors and masks is not None:
+        self._write_errors(images.name, examples, labels, scores, masks, ratio)
+      shown = run_report.category(
+          images.name, examples, scores, masks,
+          thresholds=run_report.thresholds(model.description, self.rows[-1]),
+          why=run_report.reasons(model, images, scores.evidence, settings.preprocessing),
+          preprocessing=settings.preprocessing, most=settings.report.gallery)
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
@@ -163,36 +173,72 @@ class Experiment:
     results.write_csv(self._workdir / 'results.csv', self.rows)
     run_report.write(self._workdir, config, self.rows)
 
-  def _write_errors(self, category, examples, labels, scores, masks, maps, ratio):
-    """The images are read once more: they were not kept."""
+  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
+    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can be large."""
+    detector, path = self.settings.detector, self._workdir / 'banks' / images.name
+    kept = isinstance(detector, PatchCore | Ensemble)
+    if kept and path.exists():
+      return store.restore(path, expected={
+          'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self._config.seed,
+          'backbones': [streaming.network_fields(backbone) for backbone in backbones],
+          'preprocessing': {
+              k: v for k, v in vars(self.settings.preprocessing).items() if not k.startswith('mask_')},
+          'shots': images.shots})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = path.with_name(f'{path.name}.members')
+    began = time.monotonic()
+    model = detector.fit(images.train, backbones, Run(
+        progress=progress, notify=lambda plan: cli.console.print(f'{images.name}: {plan}'),
+        seed=self._config.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
+        checkpoints=members, several_processes=jax.process_count() > 1))
+    model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
+    if kept and processes.is_first():
+      store.save(path, model)
+      shutil.rmtree(members, ignore_errors=True)
+    return model
+
+  def _at_ratios(
+      self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
+    """Makes a score function that returns a tuple, one of all ratios, and counts the patches of each bank."""
+    detector, ratios, search = self.settings.detector, self.settings.ratios, self.settings.search
+    if isinstance(detector, PatchCore):
+      sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
+      score_fn = patchcore.score_fn_at(detector, model, backbones, ratios, search=search)
+    elif isinstance(detector, Ensemble) and isinstance(detector.member, PatchCore):
+      banks = ensemble.members(model)
+      sizes = [sum(patchcore.bank_size(bank, ratio) for bank in banks) for ratio in ratios]
+      score_fn = ensemble.score_fn_at(detector, model, backbones, ratios, search=search)
+    else:
+      return streaming.in_tuple(detector.score_fn(model, backbones, search=search)), {1.0: None}
+    return score_fn, dict(zip(ratios, sizes, strict=True))
+
+  def _write_errors(self, category, examples, labels, scores, masks, ratio):
+    """Writes the wrongly classified images, which are read once more: they were not kept."""
     if len(set(labels)) < 2:
       return  # no threshold
-    threshold = metrics.f1_optimal(labels, scores).threshold
-    wrong = np.flatnonzero((scores >= threshold) != labels)
+    threshold = metrics.f1_optimal(labels, scores.image).threshold
+    wrong = np.flatnonzero((scores.image >= threshold) != labels)
     loaded = [preprocess.load(examples[i], self.settings.preprocessing)[0] for i in wrong]
     per_image.write_errors(self._workdir / 'errors' / f'{category}.npz', per_image.Errors(
-        np.stack(loaded) if loaded else np.zeros((0, *maps.shape[1:], 3), np.uint8), maps[wrong],
+        np.stack(loaded) if loaded else np.zeros((0, *masks.shape[1:], 3), np.uint8), scores.map[wrong],
         masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
         np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
 
 
-def _of_all(predictions, i):
-  """Of all batches of all processes, at bank size i: scores [n], maps [n, h, w], patches and nearest [n]."""
-  fields = zip(*(p[1:] for p in predictions))
-  return [None if batches[0] is None else processes.joined(np.concatenate([b[i] for b in batches]))
-          for batches in fields]
+def _of_all(scores: Sequence[Scores]) -> Scores:
+  """Joins the scores of all batches of all processes."""
+  return jax.tree.map(lambda *batches: processes.joined(np.concatenate(batches)), *scores)
 
 
 def _still_to_do(workdir, experiment, categories):
-  """Categories, how many images they have, and whether there is a bank."""
+  """Lists categories without rows: how many images they have, and whether there is a bank."""
   return [(c.name, len(c.train), len(c.test), (Path(workdir) / 'banks' / c.name).exists())
           for c in categories if not experiment.has(c.name)]
 
 
-def _ms_per_image(times, config):
-  """Of a full batch, the median; the first, which compiles, counts only where there is no other."""
+def _ms_per_image(times, batch_size):
+  """Computes ms per image of the median batch; the first, which compiles, counts only if alone."""
   seconds = np.diff(times)
-  batch_size = parallel.divisible_batch_size(config.data.batch_size)
   seconds = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
   return 1000 * seconds / (batch_size * jax.process_count())
 
@@ -206,6 +252,7 @@ def _keep_masks(batches, masks):
 
 
 def _published(config):
+  """Reads the published numbers that the config names."""
   return {
       (metric, float(ratio)): results.read_published(config.published[metric], method)
       for ratio, method in zip(config.published.ratios, config.published.methods, strict=True)
@@ -213,13 +260,14 @@ def _published(config):
 
 
 def _check_same_config(config, workdir) -> None:
+  """Raises ValueError for a workdir that holds results of other settings."""
   path = workdir / 'config.json'
   if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
     return  # nothing yet that could be mixed
   if not path.exists():
     raise ValueError(f'{workdir} holds results but no config.json: use another --workdir.')
-  before = store.flat(json.loads(path.read_text()))
-  now = store.flat(wiring.to_json(config))
+  before = flat(json.loads(path.read_text()))
+  now = flat(wiring.to_json(config))
   differences = [
       f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*before, *now})
@@ -231,6 +279,7 @@ def _check_same_config(config, workdir) -> None:
 
 
 def _claim(config, workdir) -> None:
+  """Writes config.json."""
   with atomic_files.written(workdir / 'config.json') as aside:
     aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
 

@@ -20,16 +20,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, reference
+from experiments import cli, entries, reference
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.banks.store import MemoryBank
 from patchcore_jax.data import preprocess
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PatchCore, patchcore, streaming
 from patchcore_jax.search import coreset, neighbors
+from patchcore_jax.settings import EmbeddingSpec, Preprocessing, ScoringSpec
 
 cli.key_flags()
 
@@ -46,7 +44,7 @@ class Row(NamedTuple):
     quantity, origin: what is compared, and whose it is.
     absolute, relative: largest differences; what `relative` is relative to is said in `reason`.
     tolerance: limit on the relative difference, or on the absolute one where `limits` says so.
-    reason: of the tolerance.
+    reason: why the tolerance is what it is.
     limits: 'relative' or 'absolute'.
   """
 
@@ -93,7 +91,7 @@ def print_rows(rows: list[Row]) -> None:
 
 
 def preprocessing(folder: Path) -> Iterator[Row]:
-  """Resize, crop and masks of made images of five sizes; scaling of real crops."""
+  """Compares resize, crop and masks of made images of five sizes, and scaling of real crops."""
   arrays = _load(folder, 'preprocessing.npz')
   real = _load(folder, 'images_preprocessing.npz')
   for case in _prefixes(arrays):
@@ -101,7 +99,7 @@ def preprocessing(folder: Path) -> Iterator[Row]:
       width, height = map(int, case.partition('_')[2].split('x'))
       pixels = reference.image(width, height)
       mask = Image.fromarray(np.where(pixels[..., 0] > 128, 255, 0).astype(np.uint8))
-      spec = preprocess.Preprocessing()
+      spec = Preprocessing()
       crop = np.asarray(preprocess.transform(Image.fromarray(pixels), spec))
       resized = np.asarray(preprocess.transform(mask, spec))
       for name, value in (('u8', crop), ('mask_u8', resized)):
@@ -127,7 +125,7 @@ def preprocessing(folder: Path) -> Iterator[Row]:
 
 
 def networks(folder: Path) -> Iterator[Row]:
-  """Every layer of the family."""
+  """Compares the maps of every layer of the ResNets."""
   arrays = _load(folder, 'backbones.npz')
   real = _load(folder, 'images_backbones.npz')
   names = sorted(
@@ -148,7 +146,7 @@ def networks(folder: Path) -> Iterator[Row]:
 
 
 def embeddings(folder: Path) -> Iterator[Row]:
-  """The paper's embedding for each patch size, layer set and target size."""
+  """Compares the paper's embedding for each patch size, layer set and target size."""
   arrays = _load(folder, 'embedding.npz')
   for case in _prefixes(arrays):
     if f'{case}/layers' not in arrays:
@@ -165,7 +163,7 @@ def embeddings(folder: Path) -> Iterator[Row]:
 
 
 def selections(folder: Path) -> Iterator[Row]:
-  """Greedy selections replayed on clouds, with the originals' projections and starting points."""
+  """Replays greedy selections on clouds, with the originals' projections and starting points."""
   arrays = _load(folder, 'coreset.npz')
   for cloud in _prefixes(arrays):
     for method, origin in (('pi_approx', 'PI'), ('anomalib', 'AL')):
@@ -188,7 +186,7 @@ def selections(folder: Path) -> Iterator[Row]:
 
 
 def end_to_end_paper(folder: Path) -> Iterator[Row]:
-  """From pixels to scores and maps as the paper's code: 6 training and 4 test images."""
+  """Compares scores and maps, from pixels on, with the paper's code: 6 training and 4 test images."""
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_pi.npz')
     spec = EmbeddingSpec('adaptive')
@@ -199,18 +197,22 @@ def end_to_end_paper(folder: Path) -> Iterator[Row]:
                          "of the std: the backbone's float32 error")
     yield _selection_row(f'{label} coreset', 'PI', fitted, arrays['projection'],
                          arrays['coreset_indices'], arrays['start_points'])
-    bank = _bank(fitted, arrays['coreset_indices'], spec)
+    bank = fitted[arrays['coreset_indices']]
     for k in (1, 5):
       scoring = ScoringSpec(num_neighbors=k)
-      distances_sq, _ = _nearest(queries, bank.embeddings, k)
+      distances_sq, _ = _nearest(queries, bank, k)
       value = np.asarray(distances_sq).mean(-1)
       yield _closer_row(f'{label} patch scores, {k} neighbours', 'PI', value, arrays,
                         f'nn{k}/patch_scores')
-      yield from _score_rows(label, 'PI', test, bank, spec, scoring, arrays, f'nn{k}', 'segmentation')
+      detector = PatchCore(embedding=spec, scoring=scoring)
+      yield from _score_rows(label, 'PI', test, bank, detector, arrays, f'nn{k}', 'segmentation')
 
 
 def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
-  """The same as anomalib: given the paper's coreset, and its own where its pixels are at hand."""
+  """Compares scores and maps with anomalib, given the paper's coreset.
+
+  With its own coreset it is compared where its pixels are at hand.
+  """
   for category, train, test in _categories(folder):
     arrays = _load(folder, f'scoring_{category}_anomalib.npz')
     spec = EmbeddingSpec('mean')
@@ -224,8 +226,8 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
       if run == 'own':
         yield _selection_row(f'{label}, selection', 'AL', fitted, arrays['own/projection'],
                              arrays['own/coreset_indices'], None)
-      bank = _bank(fitted, arrays[f'{run}/coreset_indices'], spec)
-      distances_sq, _ = _nearest(queries, bank.embeddings, 1)
+      bank = fitted[arrays[f'{run}/coreset_indices']]
+      distances_sq, _ = _nearest(queries, bank, 1)
       yield _closer_row(f'{label}, patch scores', 'AL', np.sqrt(np.asarray(distances_sq)[:, 0]),
                         arrays, f'{run}/nn9/patch_scores')
       for support in (9, 3, 1) if run == 'given' else (9,):
@@ -234,12 +236,12 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
             distance='root', image_score='reweighted' if support > 1 else 'max',
             support_neighbors=max(support, 2), upsampling='nearest', blur_edges='reflect')
         yield from _score_rows(
-            f'{label}, {support} neighbours', 'AL', test, bank, spec, scoring, arrays,
-            f'{run}/nn{support}', 'maps')
+            f'{label}, {support} neighbours', 'AL', test, bank, PatchCore(embedding=spec, scoring=scoring),
+            arrays, f'{run}/nn{support}', 'maps')
 
 
 def measures(folder: Path) -> Iterator[Row]:
-  """AUROC, AP, F1 and AUPRO on made maps."""
+  """Compares AUROC, AP, F1 and AUPRO on made maps."""
   arrays = _load(folder, 'metrics.npz')
   for case in _prefixes(arrays):
     if f'{case}/maps' not in arrays:
@@ -279,6 +281,7 @@ _FILES = (
 
 
 def _load(folder: Path, name: str) -> Arrays:
+  """Loads the arrays of a file; {} if it does not exist."""
   path = folder / name
   if not path.exists():
     return {}
@@ -287,13 +290,14 @@ def _load(folder: Path, name: str) -> Arrays:
 
 
 def _prefixes(arrays: Arrays) -> list[str]:
+  """Lists the cases: what the arrays' names begin with."""
   return sorted({k.partition('/')[0] for k in arrays if '/' in k})
 
 
 def _categories(folder):
-  """(name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
+  """Yields (name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
   if arrays := _load(folder, 'scoring_synthetic_pi.npz'):
-    crop = preprocess.Preprocessing()
+    crop = Preprocessing()
 
     def made(paths):
       return np.stack([
@@ -307,11 +311,13 @@ def _categories(folder):
 
 
 def _normalized(pixels):
+  """Normalises pixels by ImageNet's mean and standard deviation."""
   return backbones.normalize(jnp.asarray(pixels), checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD)
 
 
 @functools.lru_cache(maxsize=1)
 def _network(architecture):
+  """Makes the function of images that gives all layers of a network with reference weights."""
   variables = reference.variables(architecture)
   return jax.jit(functools.partial(resnet.apply_fn(architecture, resnet.LAYERS), variables))
 
@@ -323,6 +329,7 @@ _nearest = jax.jit(
 
 @functools.cache
 def _wide_resnet():
+  """Makes a WideResNet-50-2 with reference weights."""
   layers = resnet.DEFAULT_LAYERS
   variables = resnet.truncate(reference.variables('wide_resnet50_2'), layers)
   return backbones.Backbone(
@@ -330,30 +337,21 @@ def _wide_resnet():
       checkpoints.IMAGENET_STD, 'reference')
 
 
-def _batch(images):
-  return Batch(images, None, np.arange(len(images), dtype=np.int32))
-
-
 def _embed(images, spec):
-  """Embeddings [patches, d] of images [n, h, w, 3] uint8."""
-  value = patchcore.embed(_wide_resnet(), [_batch(images)], len(images), embedding=spec)
+  """Embeds images [n, h, w, 3] uint8: [patches, d]."""
+  value, _ = patchcore.embed(_wide_resnet(), ArrayData(images, len(images)), embedding=spec)
   return value.reshape(-1, value.shape[-1])
 
 
-def _bank(embeddings, indices, spec):
-  description = patchcore.describe(_wide_resnet(), spec) | {'image_size': [224, 224]}
-  return MemoryBank(embeddings[indices], indices.astype(np.int32), description)
-
-
 def _replay(points, expected, start):
-  """Our selection from the original's starting points; without any, from its first pick."""
+  """Selects from the original's starting points; without any, from its first pick."""
   return np.asarray(coreset.greedy_k_center(
       points, len(expected), start=expected[:1] if start is None else start,
       select_start=start is None))
 
 
 def _selection_row(quantity, origin, embeddings, projection, expected, start):
-  """Picks that differ from the original's, and the largest loss of a pick against the best, in float64."""
+  """Counts picks that differ from the original's, and measures the largest loss of one against the best."""
   picks = _replay(coreset.project(embeddings, projection.T), expected, start)
   points = embeddings.astype(np.float64) @ projection.T.astype(np.float64)
 
@@ -370,7 +368,7 @@ def _selection_row(quantity, origin, embeddings, projection, expected, start):
 
 
 def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=False):
-  """Compares at the stored positions with the float64 run; relative to the std, or in L2 with `norm`."""
+  """Compares values at the stored positions with the float64 run, by the std or, with `norm`, by L2."""
   if value.shape != tuple(arrays[f'{name}/shape']):
     return Row(f'{quantity}: shape {value.shape}', origin, np.inf, np.inf, tolerance, reason)
   truth = arrays[f'{name}/f64']
@@ -382,7 +380,7 @@ def _sampled_row(quantity, origin, value, arrays, name, tolerance, reason, norm=
 
 
 def _closer_row(quantity, origin, value, arrays, name):
-  """Distance to the float64 run, measured in that of the original's own float32."""
+  """Compares values with the float64 run, relative to how far the original's own float32 is from it."""
   truth = arrays[f'{name}_f64'].ravel()
   theirs = np.abs(arrays[f'{name}_f32'].ravel() - truth).max()
   ours = np.abs(value.ravel() - truth).max()
@@ -390,23 +388,24 @@ def _closer_row(quantity, origin, value, arrays, name):
              f"of the original's own float32 error, {theirs:.1e}")
 
 
-def _score_rows(label, origin, images, bank, spec, scoring, arrays, name, maps_name):
-  """Image scores and maps of `patchcore.predict`."""
-  (value,) = patchcore.predict(
-      _wide_resnet(), bank, [_batch(images)], embedding=spec, scoring_spec=scoring)
+def _score_rows(label, origin, images, bank, detector, arrays, name, maps_name):
+  """Compares image scores and maps against the rows of a bank."""
+  score_fn = entries.score_fn(_wide_resnet(), bank, images.shape[1:3], detector)
+  ((_, value),) = streaming.predict(score_fn, ArrayData(images, len(images)).batches())
   truth = arrays[f'{name}/image_scores_f64']
-  difference = np.abs(value.image_scores[0] - truth)
+  difference = np.abs(value.image - truth)
   yield Row(f'{label}, image scores {name}', origin, float(difference.max()),
             float((difference / truth).max()), 1e-4, 'of the score, float32')
   if f'{name}/{maps_name}/idx' in arrays:
     truth = arrays[f'{name}/{maps_name}/f64']
-    sampled = value.anomaly_maps[0].reshape(-1)[arrays[f'{name}/{maps_name}/idx']]
+    sampled = value.map.reshape(-1)[arrays[f'{name}/{maps_name}/idx']]
     difference = float(np.abs(sampled - truth).max())
     yield Row(f'{label}, maps {name}', origin, difference, difference / float(np.ptp(truth)), 1e-3,
               "of the map's range")
 
 
 def _number_row(quantity, origin, value, truth, tolerance, reason):
+  """Compares a number, by its absolute difference."""
   difference = abs(value - float(truth))
   return Row(quantity, origin, difference, difference / max(abs(float(truth)), 1e-12), tolerance,
              reason, 'absolute')

@@ -1,4 +1,4 @@
-r"""What the precisions of a network change in results: a table of the differences.
+r"""Measures what the precisions of a network change in results: a table of the differences.
 
     python -m experiments.precision --config=configs/demo.py --workdir=runs/precision
     python -m experiments.precision --config=configs/wrn50.py --config.data.root=PATH --workdir=runs/precision
@@ -25,13 +25,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
-from experiments.images import Features, Images, SharedImages
+from experiments.images import Features, Images
 from experiments.wiring import Settings
 from patchcore_jax import backbones, metrics
 from patchcore_jax.backbones import Backbone, resnet, simulation
 from patchcore_jax.data.folder import Category
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.detectors.base import Progress
+from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
 
 cli.key_flags('config', 'workdir')
 
@@ -46,9 +45,17 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
-  """The whole study of one network; returns the rows, which are in WORKDIR/precision.csv too."""
+  """Measures one network, and returns the rows, which are in WORKDIR/precision.csv too.
+
+  Raises:
+    ValueError: bad config, or another method than PatchCore with one network.
+  """
   config = wiring.with_named_backbone(config)
   settings = wiring.settings(config)
+  if not isinstance(settings.detector, PatchCore):
+    raise ValueError(
+        f'{settings.detector.title}: precisions are compared of PatchCore with one network. Set '
+        "config.detector='patchcore' and one config.backbone.name.")
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'precision.csv'
   rows = list(csv.DictReader(path.open())) if path.exists() else []
@@ -62,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
       continue
     with cli.progress_bar(category.name) as progress:
       rows += [{'network': name, 'category': category.name} | row
-               for row in compare(networks, category, settings, config, workdir, progress)]
+               for row in compare(networks, category, settings, config.seed, workdir, progress)]
     with path.open('w', newline='') as file:
       writer = csv.DictWriter(file, COLUMNS, restval='')
       writer.writeheader()
@@ -73,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
 
 
 def network(config: ConfigDict, precision: str) -> Backbone:
-  """The config's network as an accelerator computes it in that precision, simulated if this is a CPU."""
+  """Makes the config's network as an accelerator computes it in a precision, simulated if this is a CPU."""
   config = config.copy_and_resolve_references()
   own = ':' in config.backbone.name
   config.backbone.precision = FLOAT32 if own else precision
@@ -82,60 +89,55 @@ def network(config: ConfigDict, precision: str) -> Backbone:
   if precision == 'tensorfloat32' and jax.default_backend() == 'cpu':
     apply = simulation.on_gpu(apply)
   elif own and precision == FLOAT32:
-    apply = _highest(apply)
+    apply = simulation.in_highest_precision(apply)
   elif own and precision == 'bfloat16':
     apply = simulation.in_bfloat16(apply) if jax.default_backend() == 'cpu' else _all_in_bfloat16(apply)
   return dataclasses.replace(backbone, apply=apply)
 
 
 def compare(
-    networks: dict[str, Backbone], category: Category, settings: Settings, config: ConfigDict, scratch: Path,
-    progress: Progress) -> Iterator[dict[str, Any]]:
-  """The rows of one category, without its name. The images pass through each network once."""
+    networks: dict[str, Backbone], category: Category, settings: Settings, seed: int, scratch: Path,
+    progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
+  """Yields the rows of one category, without its name. The images pass through each network once."""
+  detector, files = settings.detector, Images(settings, seed, category)
+  # One record for all: only the feature maps tell the precisions apart.
+  without = (backbones.without_network(networks[FLOAT32]),)
 
   def computed(backbone):
-    maps = Features(backbone, Images(config, settings, category), scratch, progress)
-    return SharedImages(config, settings, category, maps)
+    return files.with_features(Features(backbone, files, scratch, progress))
 
-  def fit(images, seed=config.seed):
-    return patchcore.fit(
-        without, images.train(), images.num_train, embedding=settings.embedding,
-        coreset_spec=dataclasses.replace(settings.coreset, seed=seed), progress=progress)
+  def fit(images, seed=seed):
+    return detector.fit(images.train, without, Run(progress=progress, seed=seed))
 
-  def predict(images, bank):
-    """Image scores [s, n] and the metrics of each of the s sizes, of the test images."""
-    found = patchcore.predict(
-        without, bank, images.test(), embedding=settings.embedding, scoring_spec=settings.scoring,
-        search=settings.search, sizes=sizes)
-    scores, maps = (
-        np.concatenate(x, axis=1) for x in zip(*((p.image_scores, p.anomaly_maps) for p in found)))
-    measured = [metrics.evaluate(labels, s, masks, m, **config.metrics) for s, m in zip(scores, maps)]
-    return scores, [np.array([m[name] for name in METRICS]) for m in measured]
+  def predict(images, model):
+    """Scores the test images: returns the scores [n] of each ratio, and the metrics of each."""
+    score_fn = patchcore.score_fn_at(detector, model, without, settings.ratios, search=settings.search)
+    _, batches = zip(*streaming.predict(score_fn, images.test.batches()))
+    found = [jax.tree.map(lambda *x: np.concatenate(x), *scores) for scores in zip(*batches)]
+    measured = [metrics.evaluate(labels, s.image, masks, s.map, **vars(settings.metrics)) for s in found]
+    return [s.image for s in found], [np.array([m[name] for name in METRICS]) for m in measured]
 
-  # One record for all: only the feature maps tell the precisions apart.
-  without = backbones.without_network(networks[FLOAT32])
   exact = computed(networks[FLOAT32])
   labels = np.array([e.label for e in category.test])
-  masks = np.concatenate([b.mask[b.valid] for b in exact.test()])
+  masks = np.concatenate([b.mask[b.valid] for b in exact.test.batches()])
   reference = fit(exact)
-  sizes = reference.sizes(settings.ratios)
   _, before = predict(exact, reference)
   for ratio, values in zip(settings.ratios, before):
     yield _row(ratio, FLOAT32, 'its own', values)
-  _, seeded = predict(exact, fit(exact, config.seed + 1))
+  _, seeded = predict(exact, fit(exact, seed + 1))
   for ratio, values, other in zip(settings.ratios, before, seeded):
     yield _row(ratio, FLOAT32, 'another seed', other - values)
   for precision, backbone in networks.items():
     if precision == FLOAT32:
       continue
     images = computed(backbone)
-    everything = patchcore.embed(without, images.train(), images.num_train, embedding=settings.embedding)
-    rows = everything.reshape(-1, everything.shape[-1])[np.asarray(reference.indices)]
+    everything, _ = patchcore.embed(*without, images.train, embedding=detector.embedding)
+    rows = everything.reshape(-1, everything.shape[-1])[reference.arrays['indices']]
     del everything
-    for bank, selection in (
-        (dataclasses.replace(reference, embeddings=rows), "float32's"), (fit(images), 'its own')):
-      here, measured = predict(images, bank)
-      there, _ = predict(exact, bank)
+    same_patches = reference._replace(arrays=reference.arrays | {'embeddings': rows})
+    for model, selection in ((same_patches, "float32's"), (fit(images), 'its own')):
+      here, measured = predict(images, model)
+      there, _ = predict(exact, model)
       for i, ratio in enumerate(settings.ratios):
         off = np.abs(there[i] / here[i] - 1)[labels == 0]
         yield _row(ratio, precision, selection, measured[i] - before[i]) | {
@@ -143,7 +145,7 @@ def compare(
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-  """Markdown."""
+  """Yields the rows as Markdown."""
   yield '| ' + ' | '.join(c.replace('_', ' ') for c in COLUMNS) + ' |'
   yield '|---' * len(COLUMNS) + '|'
   for row in rows:
@@ -151,19 +153,14 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row(ratio, precision, selection, values):
+  """Makes a row of the table; but for float32's own, its values are differences."""
   form = '.4f' if (precision, selection) == (FLOAT32, 'its own') else '+.5f'
   return {'coreset_ratio': ratio, 'precision': precision, 'selection': selection} | {
       m: format(v, form) for m, v in zip(METRICS, values)}
 
 
-def _highest(apply: Callable) -> Callable:
-  def highest(variables, images):
-    with jax.default_matmul_precision('highest'):
-      return apply(variables, images)
-  return highest
-
-
 def _all_in_bfloat16(apply: Callable) -> Callable:
+  """Makes a network compute with weights and images in bfloat16, and return float32."""
   def rounded(variables, images):
     variables, images = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (variables, images))
     return jax.tree.map(lambda x: x.astype(jnp.float32), apply(variables, images))

@@ -34,9 +34,10 @@ from PIL import Image
 from experiments import answers, cli
 from experiments.answers import Answers
 from patchcore_jax import inspection
+from patchcore_jax.banks import provenance
 from patchcore_jax.data import arrivals, folder, preprocess
-from patchcore_jax.detectors.base import Prediction
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.detectors import Scores
+from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.report import predictions
 from patchcore_jax.report.predictions import Answer
 
@@ -59,7 +60,7 @@ _WATCH_SECONDS = flags.DEFINE_float('watch_seconds', 0, 'End --watch after so lo
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is asked for.
+  """The options of a run, as the flags have them.
 
   Attributes:
     bank: folder of the bank.
@@ -70,7 +71,7 @@ class Options:
     overlays: whether heatmaps are drawn.
     maps: 'npy', 'tif' or 'none'.
     why: whether the most anomalous patch is drawn beside the nearest normal one.
-    threshold: of scores, in place of the bank's.
+    threshold: threshold of scores, in place of the bank's.
     scale: values of the map where colour begins and where it is red; () for those of the bank.
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
@@ -104,16 +105,17 @@ class Options:
       raise ValueError('--watch_seconds is of --watch: set that too.')
     if self.maps not in MAPS:
       raise ValueError(f'--maps={self.maps}: expected one of {", ".join(MAPS)}.')
-    if self.threshold is not None and not 0 < self.threshold < math.inf:
-      raise ValueError(f'--threshold={self.threshold}: expected a number above 0.')
+    if self.threshold is not None and not math.isfinite(self.threshold):
+      raise ValueError(f'--threshold={self.threshold}: expected a number.')
     if self.scale and not (len(self.scale) == 2 and -math.inf < self.scale[0] < self.scale[1] < math.inf):
       raise ValueError(
           f'--scale={",".join(map(str, self.scale))}: expected two numbers, the larger one last, as 1.5,6.')
 
 
 class Summary(NamedTuple):
-  """Of a run: images that were scored, those of them that are anomalous, files that could not be scored,
-  seconds of work without waiting for images to arrive, and whether it was stopped before all were done.
+  """The outcome of a run: images that were scored, those of them that are anomalous, files that could not be
+  scored, seconds of work without waiting for images to arrive, and whether it was stopped before all were
+  done.
   """
 
   images: int
@@ -145,7 +147,7 @@ def main(_) -> int:
 
 
 def run(options: Options, stop: threading.Event | None = None) -> Summary:
-  """The whole run.
+  """Scores the images, and writes the answers.
 
   Args:
     options: what is asked for.
@@ -170,7 +172,7 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
       place = predictions.publish(unfinished) if options.watch else unfinished
     writer = Answers(
         inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
-        why=options.why, limits=options.scale or answers.limits_of(inspector, options.threshold),
+        why=options.why, limits=options.scale or colours.limits(inspector, options.threshold),
         threshold=options.threshold)
   except BaseException:
     predictions.discard(unfinished)
@@ -178,8 +180,9 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
 
   def report(speed):
     writer.report((
-        ('bank', options.bank), ('images', options.images), ('backbone', inspector.backbone.name),
-        ('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits)), ('speed', speed)))
+        ('bank', options.bank), ('images', options.images), ('model', inspector.about()),
+        *([('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits))] if writer.limits else []),
+        ('speed', speed)))
 
   for folder_name in denied:
     writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
@@ -206,7 +209,7 @@ def run(options: Options, stop: threading.Event | None = None) -> Summary:
 
 
 def read(path: str, inspector: Inspector) -> Loaded:
-  """Decodes and preprocesses. What is wrong with a file is part of the answer."""
+  """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
     image = preprocess.read_image(path)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
@@ -220,7 +223,10 @@ def read(path: str, inspector: Inspector) -> Loaded:
 def read_ahead(
     paths: Iterable[str | None], read_one: Callable[[str], Any], pool: concurrent.futures.Executor,
     ahead: int) -> Iterator[Any]:
-  """Yields read_one(path) in order, while so many more are being read. At a None all is yielded, and None."""
+  """Yields read_one(path) in order, while `ahead` more are being read.
+
+  At a None among the paths, all that is being read is yielded, and then a None.
+  """
   pending = collections.deque()
   for path in paths:
     if path is not None:
@@ -234,7 +240,7 @@ def read_ahead(
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-  """Lists of `size` items. A None ends a list early, even an empty one.
+  """Groups items into lists of `size`. A None ends a list early, even an empty one.
 
   >>> list(batched([1, 2, 3, None, None, 4], 2))
   [[1, 2], [3], [], [4]]
@@ -251,7 +257,7 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _listed(options):
-  """Paths of the images, and folders that a pattern with ** would look into, but may not."""
+  """Lists the images, and the folders that a pattern with ** would look into, but may not."""
   paths = list(_outside(options.out, folder.find_images(options.images)))
   if not paths:
     raise ValueError(f'{options.images}: there are only pictures that an earlier run wrote to {options.out}.')
@@ -263,37 +269,40 @@ def _listed(options):
 
 
 def _outside(out, paths):
+  """Drops paths of pictures that an earlier run wrote to `out`; a None passes."""
   return (p for p in paths if p is None or not predictions.is_of_a_run(p, out))
 
 
-def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Prediction]]:
-  """The bank and its network, compiled."""
+def _prepared(options) -> tuple[Inspector, Callable[[np.ndarray], Scores]]:
+  """Loads the model and its networks, and compiles them."""
   began = time.monotonic()
   inspector = inspection.load(options.bank, weights=options.weights)
-  if options.threshold is not None and inspector.calibration:
-    inspector = inspector._replace(calibration=dataclasses.replace(
-        inspector.calibration, image_threshold=options.threshold, guaranteed_rate=math.nan))
-  elif options.threshold is None and not inspector.calibration:
+  if options.threshold is None and not inspector.calibration:
     _say('the bank has no threshold: scores only, no decisions; --threshold sets one')
-  if options.why and not inspector.bank.extras:
-    _say('the bank holds no pictures of its training images: --why shows the patches of new images only')
   score = inspection.scorer(inspector, _batch_size(options))
-  score(np.zeros((1, *inspector.image_size, 3), np.uint8))
-  _say(f'{options.bank}: {len(inspector.bank.embeddings)} patches, {inspector.backbone.name}; loaded and '
-       f'compiled in {time.monotonic() - began:.1f} s')
+  found = score(np.zeros((1, *inspector.image_size, 3), np.uint8))
+  if found.map is None and (options.maps != 'none' or options.overlays):
+    _say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
+  if options.why and 'patch' not in found.evidence:
+    _say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
+  elif options.why and not provenance.has_thumbnails(inspector.model):
+    _say('the bank holds no pictures of its training images: --why shows the patches of new images only')
+  _say(f'{options.bank}: {inspector.about()}; loaded and compiled in {time.monotonic() - began:.1f} s')
   return inspector, score
 
 
 def _batch_size(options):
+  """Chooses how many images go through the network at once."""
   return options.batch_size or (1 if options.watch else 8)
 
 
 def _speed(images, seconds):
+  """Writes the images a second; '' where no time has passed."""
   return f'{images / seconds:.1f} images/s' if seconds else ''
 
 
 def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
-  """While a batch is scored, the next is read, and the pictures of the one before are drawn."""
+  """Scores the images: while a batch is scored, the next is read, and the one before is drawn."""
   clock, drawing = _Clock(), []
   reported, when = 0, time.monotonic()
   total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
@@ -304,10 +313,10 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
       done = writer.images + writer.failed + 1
       writer.add(answer, picture, f'[{done}/{total}] ' if total else '')
 
-  def draw(loaded, prediction, i):
+  def draw(loaded, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    finding = inspection.finding(inspector, prediction, i, loaded.image.size[::-1])
+    finding = inspection.find(inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold)
     return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
@@ -317,9 +326,9 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
     items = read_ahead(clock.waiting_for(paths), lambda path: read(path, inspector), pool, threads)
     for batch in batched(items, _batch_size(options)):
       good = [loaded for loaded in batch if not loaded.error]
-      prediction = score(np.stack([loaded.pixels for loaded in good])) if good else None
+      scores = score(np.stack([loaded.pixels for loaded in good])) if good else None
       position = iter(range(len(good)))
-      jobs = [pool.submit(draw, loaded, prediction, 0 if loaded.error else next(position))
+      jobs = [pool.submit(draw, loaded, scores, 0 if loaded.error else next(position))
               for loaded in batch]
       finish()
       drawing.extend(jobs)
@@ -340,12 +349,13 @@ def _predict(inspector, score, paths, writer, options, stop, report) -> Summary:
 
 
 class _Clock:
-  """Tells work from waiting."""
+  """A clock that tells work from waiting."""
 
   def __init__(self):
     self._began, self._waited = time.monotonic(), 0.0
 
   def waiting_for(self, items):
+    """Yields the items, and counts the time until each comes as waiting."""
     items = iter(items)
     while True:
       began = time.monotonic()
@@ -356,12 +366,13 @@ class _Clock:
       yield item
 
   def worked(self):
+    """Computes the seconds so far without those of waiting."""
     return time.monotonic() - self._began - self._waited
 
 
 @contextlib.contextmanager
 def _stopping(stop: threading.Event):
-  """Ctrl-C, and a service manager's request, set `stop`; a second Ctrl-C interrupts at once."""
+  """Has Ctrl-C, or a service manager's request, set `stop` in a block; a second Ctrl-C interrupts at once."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -379,6 +390,7 @@ def _stopping(stop: threading.Event):
 
 
 def _say(text):
+  """Prints a line, with what a terminal cannot show escaped."""
   cli.console.print(answers.shown(text), markup=False)
 
 

@@ -48,7 +48,7 @@ def run(
     folder: str | os.PathLike | None = None, categories: Sequence[str] = (),
     url: str = mvtec_ad.ARCHIVE_URL, sha256: str = mvtec_ad.ARCHIVE_SHA256,
 ) -> None:
-  """Prepares MVTec AD.
+  """Prepares MVTec AD as a data set of TensorFlow Datasets.
 
   Args:
     data_dir: the folder of TensorFlow Datasets to write to.
@@ -94,7 +94,9 @@ def run(
 
 
 def download(url: str, path: Path, sha256: str, progress: Callable[[str, int, int], None]) -> None:
-  """Fetches a file; `path` appears when its checksum is right. Goes on with the `.part` of a stopped one.
+  """Downloads a file; `path` appears when its checksum is right.
+
+  A download that was stopped goes on from its `.part`.
 
   Args:
     url: where from.
@@ -188,6 +190,7 @@ def extract(
 
 
 def _sha256(path, progress) -> str:
+  """Computes the SHA-256 of a file, in hexadecimal."""
   digest, done, update = hashlib.sha256(), 0, _in_mib(progress, 'check', path.stat().st_size)
   with path.open('rb') as file:
     while block := file.read(_BLOCK):
@@ -198,7 +201,7 @@ def _sha256(path, progress) -> str:
 
 
 def _in_mib(progress, stage, size):
-  """Returns `update(done bytes)`, which tells `progress` of each MiB; a size of 0 is not known."""
+  """Makes `update(done bytes)`, which tells `progress` of each MiB; a size of 0 stands for an unknown one."""
   told, total = 0, -(-size // _BLOCK)
 
   def update(done):
@@ -212,6 +215,7 @@ def _in_mib(progress, stage, size):
 
 
 def _made(folder: Path) -> Path:
+  """Makes a folder where there is none, and returns it."""
   folder.mkdir(parents=True, exist_ok=True)
   return folder
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments import cli, wiring
 from patchcore_jax import atomic_files
-from patchcore_jax.banks import store
+from patchcore_jax.banks.model import BankError
 from patchcore_jax.builtin import pool, procedural, training, views
 
 cli.key_flags('config', 'workdir')
@@ -34,7 +34,7 @@ def main(_) -> None:
 
 
 def recipe(config: ConfigDict) -> training.Recipe:
-  """What the config says about training itself.
+  """Reads what the config says about training itself.
 
   Raises:
     ValueError: a value out of range, or an unknown name.
@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   settings = _settings(config)
   try:
     state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
-  except store.BankError as e:
+  except BankError as e:
     raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
                      f'that lies there. ({e})') from e
   step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
 
 
 def _keep(workdir, spec, state, settings, config):
-  """A checkpoint and the backbone as it is now."""
+  """Writes a checkpoint, and the backbone as it is now."""
   training.save(workdir / 'checkpoints', state, settings)
   unseen = np.stack([
       procedural.draw(config.seed + 1, i, config.pool.image_size) for i in range(_TO_SCALE)])
@@ -116,17 +116,17 @@ def _keep(workdir, spec, state, settings, config):
 
 
 def _settings(config):
-  """Those that decide about the result; a run may go on with others of the rest."""
+  """Picks the settings that decide about the result; a run may go on with others of the rest."""
   settings = wiring.to_json(config)
   del settings['report_every'], settings['save_every'], settings['pool']['num_workers']
   return settings
 
 
 class _Log:
-  """config.json and log.csv of a workdir, and the same on the console."""
+  """The log of a run, in config.json and log.csv of a workdir and on the console."""
 
   def __init__(self, workdir, step, config):
-    """Lines behind `step` are dropped: those steps are made again."""
+    """Writes config.json, and drops lines of log.csv behind `step`: those steps are made again."""
     with atomic_files.written(workdir / 'config.json') as aside:
       aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []
@@ -135,6 +135,7 @@ class _Log:
         self._rows = [row for row in csv.DictReader(f) if int(row['step']) <= step]
 
   def write(self, step, steps, values, rate):
+    """Adds a line with the means of what the steps reported."""
     mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
     told = ', '.join(f'{k} {v:.4f}' for k, v in mean.items())
     cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')

@@ -1,4 +1,4 @@
-"""Inputs of the reference arrays, made from their definitions: weights and images from a name alone.
+"""Makes the inputs of the reference arrays from their definitions: weights and images from a name alone.
 
 The arrays were made by running the paper's released code and anomalib on these very inputs, so that
 neither a weight file nor an image is needed to compare with them. Everything follows from
@@ -14,19 +14,17 @@ from patchcore_jax.backbones import port, resnet
 
 
 def rng_for(name: str) -> np.random.Generator:
-  """The generator of everything called `name`."""
+  """Makes the random generator of everything called `name`."""
   return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
 
 
-def weight(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-  """The tensor of a PyTorch state-dict key, float32; None for batch counters.
+def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Draws the tensor of a PyTorch state-dict key, float32.
 
   Convolutions are normal with variance 2 / fan_in; batch norm has scales 1 + 0.1 z (a fifth of that
   at the end of a bottleneck), shifts and means 0.1 z, variances 1 + 0.1 |z|.
   """
   name = key.rpartition('.')[2]
-  if name == 'num_batches_tracked':
-    return None
   z = rng_for(key).standard_normal(shape, dtype=np.float32)
   if len(shape) > 1:
     return z * np.float32(math.sqrt(2 / math.prod(shape[1:])))
@@ -40,21 +38,21 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def variables(architecture: str) -> dict:
-  """Flax variables of a network whose PyTorch weights are `weight(key, shape)`."""
-  shapes = resnet.init_shapes(architecture)
-  state = {key: weight(key, shape) for key, shape in port.torch_shapes(shapes).items()}
-  return port.port({k: v for k, v in state.items() if v is not None}, shapes, source='reference')
+  """Makes the Flax variables of a network whose PyTorch weights are `weight(key, shape)`."""
+  shapes = resnet.state_dict_shapes(architecture)
+  state = {key: weight(key, shape) for key, shape in shapes.items() if shape is not None}
+  return port.port(state, resnet.FAMILY, architecture, source='reference')
 
 
 def image(width: int, height: int) -> np.ndarray:
-  """A colour gradient with noise: uint8 [height, width, 3]."""
+  """Draws a colour gradient with noise: uint8 [height, width, 3]."""
   noise = rng_for(f'synthetic/{width}x{height}').integers(0, 256, (height, width, 3), dtype=np.int64)
   y, x, c = np.ogrid[:height, :width, :3]
   return ((x * (c + 1) // 2 + y * (3 - c) // 2 + noise // 4) % 256).astype(np.uint8)
 
 
 def part(path: str) -> tuple[np.ndarray, np.ndarray]:
-  """An image of the made category: a chequered plate, inverted in a rectangle where it is defective.
+  """Draws an image of the made category: a chequered plate, inverted in a rectangle where it is defective.
 
   Args:
     path: 'train/good/000.png', 'test/good/000.png' or 'test/<defect>/000.png'.
@@ -77,7 +75,7 @@ def part(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cloud(name: str) -> np.ndarray:
-  """A cloud of points called 'kind_NxD', float32 [N, D]; kinds gauss, relu, ints, dups."""
+  """Makes a cloud of points called 'kind_NxD', float32 [N, D]; kinds gauss, relu, ints, dups."""
   kind, shape = name.split('_')
   n, d = map(int, shape.split('x'))
   rng = rng_for(f'cloud/{name}')

@@ -1,5 +1,8 @@
-"""report.html of a workdir. What a page shows of a category is kept in WORKDIR/report/<category>.json, so
-that a run which goes on later makes the page of all categories."""
+"""Writes report.html of a workdir.
+
+What a page shows of a category is kept in WORKDIR/report/<category>.json, so that a run which goes on later
+makes the page of all categories.
+"""
 
 import functools
 import os
@@ -12,69 +15,67 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.images import Images
-from patchcore_jax import atomic_files
-from patchcore_jax.banks import provenance, store
+from patchcore_jax import atomic_files, detectors, metrics
+from patchcore_jax.banks import provenance
+from patchcore_jax.banks.model import Description, Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
-from patchcore_jax.report import page, results, runs
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.detectors import Scores
+from patchcore_jax.report import page, results
+from patchcore_jax.settings import Preprocessing
 
-_COLUMNS = {
-    'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent'),
-    'image_auroc': page.Column('Image AUROC', 'percent'), 'image_ap': page.Column('Image AP', 'percent'),
-    'image_f1': page.Column('Best F1', 'percent'), 'pixel_auroc': page.Column('Pixel AUROC', 'percent'),
-    'aupro': page.Column('AUPRO', 'percent'), 'false_positives': page.Column('False alarms', 'count'),
-    'false_negatives': page.Column('Missed', 'count'), 'num_train': page.Column('Trained on', 'count'),
-    'num_test': page.Column('Tested on', 'count'), 'num_skipped': page.Column('Skipped', 'count'),
-    'bank_size': page.Column('Bank', 'count'), 'fit_seconds': page.Column('Fit s', 'number'),
-    'ms_per_image': page.Column('ms per image', 'number')}
-_MEANS = ('image_auroc', 'image_ap', 'image_f1', 'pixel_auroc', 'aupro', 'fit_seconds', 'ms_per_image')
+# Around the metrics.
+_WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
+_SIZES_AND_TIMINGS = {
+    'num_train': page.Column('Trained on', 'count'), 'num_test': page.Column('Tested on', 'count'),
+    'num_skipped': page.Column('Skipped', 'count'), 'bank_size': page.Column('Bank', 'count'),
+    'fit_seconds': page.Column('Fit s', 'number'), 'ms_per_image': page.Column('ms per image', 'number')}
 
 
 def category(
-    name: str, examples: Sequence[Example], scores: np.ndarray, masks: np.ndarray | None,
-    maps: np.ndarray | None, *, thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
+    name: str, examples: Sequence[Example], scores: Scores, masks: np.ndarray | None, *,
+    thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
     preprocessing: Preprocessing, most: int) -> page.Category:
-  """What the page shows of a category. The images to show are read once more: they were not kept.
+  """Makes what the page shows of a category. The images to show are read once more: they were not kept.
 
   Args:
-    name: of the category.
-    examples, scores: [n].
-    masks, maps: [n, h, w], or None.
+    name: name of the category.
+    examples, scores: n images, and their scores.
+    masks: [n, h, w], or None.
     thresholds: the first one decides which images are errors.
-    why: of an image, 'patch' and 'nearest' of its `page.Picture`: see `reasons`.
+    why: makes 'patch' and 'nearest' of the `page.Picture` of image i: see `reasons`.
     preprocessing: the images are shown as the network saw them.
     most: images to show.
   """
   labels = np.array([e.label for e in examples])
-  heat, low, high = heat_scale(labels, maps)
+  heat, low, high = heat_scale(labels, scores.map)
   pictures = []
-  for i in page.telling(scores, labels, thresholds[0].value if thresholds else None, most):
+  for i in page.telling(scores.image, labels, thresholds[0].value if thresholds else None, most):
     image, _ = preprocess.load(examples[i], preprocessing)
     pictures.append(page.picture(
-        _short(examples[i].image_path, name), float(scores[i]), image,
-        anomaly_map=None if maps is None else heat(maps[i]), low=low, high=high,
+        _short(examples[i].image_path, name), float(scores.image[i]), image,
+        anomaly_map=None if scores.map is None else heat(scores.map[i]), low=low, high=high,
         mask=None if masks is None else masks[i], label=int(labels[i]),
         defect=examples[i].defect if labels[i] else '', **why(i)))
   return page.Category(
-      name, scores.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
+      name, scores.image.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
 
 
 def reasons(
-    model: Any, images: Images, patches: np.ndarray | None, nearest: np.ndarray | None,
-    preprocessing: Preprocessing,
+    model: Model, images: Images, evidence: Mapping[str, np.ndarray], preprocessing: Preprocessing,
 ) -> Callable[[int], dict[str, Any]]:
-  """`why` of `category`; it knows nothing where there is no bank that names its training images.
+  """Makes `why` of `category`, which knows nothing without a bank that names its training images.
 
   Args:
-    model: a bank, or what another detector has.
-    images: whose training images are read when they are first asked for.
-    patches, nearest: [n] of all test images, as in `Prediction`.
+    model: the model, whose training images are read when they are first asked for.
+    images: the images of the category.
+    evidence: evidence of all test images, as in `Scores`.
     preprocessing: the images are shown as the network saw them.
   """
-  if nearest is None or not model.description.get('images'):
+  if 'nearest' not in evidence or not model.description.images:
     return lambda i: {}
-  grid = tuple(model.description['grid'])
+  grid = model.description.grid
 
   @functools.cache
   def read(name):
@@ -85,22 +86,22 @@ def reasons(
       return None
 
   def why(i):
-    origin = provenance.origin(model, int(nearest[i]))
+    origin = provenance.origin(model, int(evidence['nearest'][i]))
     image = read(origin.name)
     return {} if image is None else {
-        'patch': page.grid_cell(*divmod(int(patches[i]), grid[1]), grid),
+        'patch': page.grid_cell(*divmod(int(evidence['patch'][i]), grid[1]), grid),
         'nearest': page.Patch(
             _short(origin.name, images.name), image, page.grid_cell(origin.row, origin.column, grid))}
 
   return why
 
 
-def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Threshold]:
-  """The bank's own, where it was calibrated, and the one that the labels of the test images give."""
-  found, calibration = [], description.get('calibration')
+def thresholds(description: Description, row: results.Row) -> list[page.Threshold]:
+  """Lists the model's own threshold, where it was calibrated, and that of the test images' labels."""
+  found, calibration = [], description.calibration
   if calibration:
     found.append(page.Threshold(
-        f'{100 * calibration["false_alarm_rate"]:g} % false alarms', calibration['image_threshold']))
+        f'{100 * calibration.false_alarm_rate:g} % false alarms', calibration.image_threshold))
   if row['image_threshold'] is not None:
     found.append(page.Threshold('best F1', row['image_threshold'], needs_labels=True))
   return found
@@ -108,7 +109,9 @@ def thresholds(description: Mapping[str, Any], row: results.Row) -> list[page.Th
 
 def heat_scale(
     labels: np.ndarray, maps: np.ndarray | None) -> tuple[Callable[[np.ndarray], np.ndarray], float, float]:
-  """What is done to a map for the page, and the values that are then shown as nothing and as strongest:
+  """Chooses how maps are coloured on the page.
+
+  Returns what is done to a map for the page, and the values that are then shown as nothing and as strongest:
   what pixels of good images hardly reach, and what most of the other images do.
 
   Distances are shown by their logarithm: among those of plain defects, one at the threshold is next to 0.
@@ -125,7 +128,7 @@ def heat_scale(
 
 
 def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
-  """Writes the category's file, in one step."""
+  """Writes the file of a category, in one step."""
   with atomic_files.written(Path(workdir) / 'report' / f'{shown.name}.json') as aside:
     aside.write_text(page.to_json(shown))
 
@@ -136,30 +139,32 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
   kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
   ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
   banks = config.detector == 'patchcore'
-  columns = dict(_COLUMNS)
+  measured = [metric for metric in metrics.METRICS.values() if metric.in_report]
+  columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
     del columns['coreset_ratio'], columns['bank_size']
   if not any(row['num_skipped'] for row in rows):
     del columns['num_skipped']
   totals = [
       {'category': 'mean', 'coreset_ratio': ratio} | {
-          metric: results.mean([r for r in rows if r['coreset_ratio'] == ratio], metric)
-          for metric in _MEANS}
+          name: results.mean([r for r in rows if r['coreset_ratio'] == ratio], name)
+          for name in (*(m.name for m in measured if m.is_averaged), *results.TIMINGS)}
       for ratio in ratios]
   notes = []
   if config.backbone.weights == 'random' or config.backbone.name.endswith('.random'):
     notes.append('The network has random weights: these numbers do not show what the method can do.')
   page.write(workdir / 'report.html', page.Page(
-      f'{runs.METHODS[config.detector]} on {_data_name(config)}', facts=_facts(config, ratios, banks),
+      f'{detectors.find(config.detector).title} on {_data_name(config)}', facts=_facts(config, ratios, banks),
       columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
       totals=[[row.get(k) for k in columns] for row in totals],
       categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
       settings=tuple(
-          (k, _text(v)) for k, v in store.flat(wiring.to_json(config)).items()
+          (k, _text(v)) for k, v in flat(wiring.to_json(config)).items()
           if k != 'data.root')))  # of this machine; the page is passed on
 
 
 def _facts(config, ratios, banks):
+  """Lists the facts at the top of the page."""
   size = ' then '.join(
       f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
   facts = [('Backbone', config.backbone.name), ('Images', size or 'as they are')]
@@ -174,11 +179,12 @@ def _facts(config, ratios, banks):
 
 
 def _data_name(config):
+  """Names the data for the title."""
   return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
 
 
 def _short(path, name):
-  """The path from the category's folder on.
+  """Cuts a path to what follows the category's folder.
 
   >>> _short('data/gear/test/good/000.png', 'gear')
   'test/good/000.png'
@@ -188,4 +194,5 @@ def _short(path, name):
 
 
 def _text(value):
+  """Writes a value, and the items of a list with commas."""
   return ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -49,7 +49,7 @@ def main(_) -> None:
       failure, running.should_exit = error, True
       return
     cli.console.print(
-        f'Ready at {server.address(listener)}: bank {cli.BANK.value}, {inspector.backbone.name}, '
+        f'Ready at {server.address(listener)}: bank {cli.BANK.value}, {inspector.about()}, '
         f'{"a token is needed" if token else "no token"}. Ctrl-C ends it.', markup=False)
 
   service = app.create_app(
@@ -64,7 +64,7 @@ def main(_) -> None:
 
 
 def parts():
-  """The modules of the service.
+  """Imports the modules of the service.
 
   Raises:
     ValueError: what they need is not installed.
@@ -78,7 +78,7 @@ def parts():
 
 
 def read_token(path: str | None, variable: str | None) -> str | None:
-  """The token of a file, or else of an environment variable; None without either.
+  """Reads the token of a file, or else of an environment variable; None without either.
 
   Raises:
     ValueError: an empty token, or one that a header cannot carry.

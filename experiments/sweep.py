@@ -20,8 +20,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, methods, mvtec, wiring
-from experiments.images import Features, Images, SharedImages
+from experiments import cli, mvtec, wiring
+from experiments.images import Features, Images
 from patchcore_jax import backbones
 from patchcore_jax.data.folder import Category
 
@@ -38,7 +38,7 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over: str = '') -> None:
-  """The whole sweep; `only` and `over` as the flags --only and --set.
+  """Runs the points of a sweep; `only` and `over` are what the flags --only and --set say.
 
   Raises:
     ValueError: a config without a sweep, a point that cannot be read, or as `mvtec.run`.
@@ -69,34 +69,32 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
 
 
 def _run_group(points: dict[str, ConfigDict], experiments, category: Category, workdir: Path) -> None:
-  """Points that share images and a network, for one category."""
+  """Runs points that share images and a network, for one category."""
   features = None
   for name, point in points.items():
     cli.console.print(f'[bold]{category.name}[/bold] {name}')
-    settings, networks = experiments[name].settings, wiring.create_backbones(point)
-    if len(networks) > 1 or len(points) == 1:
-      images = Images(point, settings, category)
-    else:
+    experiment, networks = experiments[name], wiring.create_backbones(point)
+    images = Images(experiment.settings, point.seed, category)
+    if len(networks) == 1 and len(points) > 1:
       if features is None:
-        features = _features(points.values(), settings, category, workdir)
-      images = SharedImages(point, settings, category, features)
-      networks = tuple(map(backbones.without_network, networks))
-    experiments[name].evaluate(methods.create(point, settings, networks), images)
+        features = _features(points.values(), category, workdir)
+      images, networks = images.with_features(features), tuple(map(backbones.without_network, networks))
+    experiment.evaluate(networks, images)
 
 
-def _features(points: Sequence[ConfigDict], settings, category: Category, workdir: Path) -> Features:
-  """Of all layers that any of the points needs."""
+def _features(points: Sequence[ConfigDict], category: Category, workdir: Path) -> Features:
+  """Extracts the maps of all layers that any of the points needs."""
   points = list(points)
   needed = {layer for p in points for b in wiring.create_backbones(p) for layer in b.layers}
   union = points[0].copy_and_resolve_references()
   union.backbone.layers, union.data.shots = tuple(sorted(needed)), 0
   (backbone,) = wiring.create_backbones(union)
   with cli.progress_bar(category.name) as progress:
-    return Features(backbone, Images(union, settings, category), workdir, progress)
+    return Features(backbone, Images(wiring.settings(union), union.seed, category), workdir, progress)
 
 
 def at_point(config: ConfigDict, point: str) -> ConfigDict:
-  """The config with the fields of a point set, and no sweep.
+  """Makes the config of a point: with its fields set, and no sweep.
 
   Raises:
     ValueError: a field that does not exist, or a value of another type.
@@ -125,7 +123,7 @@ def at_point(config: ConfigDict, point: str) -> ConfigDict:
 
 
 def folder_name(point: str) -> str:
-  """The name of a point's folder.
+  """Names a point's folder.
 
   >>> folder_name('backbone.name=module:create data.shots=5')
   'backbone.name=module-create,data.shots=5'
@@ -134,7 +132,7 @@ def folder_name(point: str) -> str:
 
 
 def _parsed(text, before):
-  """A value of the type that the field has."""
+  """Parses text to a value of the type that the field has."""
   if isinstance(before, tuple):
     items = [item for item in text.split(',') if item]
     number = _number if not before or not isinstance(before[0], str) else str
@@ -145,7 +143,7 @@ def _parsed(text, before):
 
 
 def _number(text):
-  """An int or a float where it is one."""
+  """Parses text to an int or a float where it is one."""
   for kind in (int, float):
     try:
       return kind(text)
@@ -155,7 +153,7 @@ def _number(text):
 
 
 def _shared_settings(point: ConfigDict) -> str:
-  """What decides about feature maps, but for the layers."""
+  """Writes down what decides about feature maps, but for the layers."""
   backbone = point.backbone.to_dict()
   del backbone['layers']
   return repr((backbone, point.preprocess.to_dict(), point.seed))

@@ -1,4 +1,4 @@
-"""The tables of the paper's supplement, with what the runs in a folder have measured.
+"""Makes the tables of the paper's supplement, with what the runs in a folder have measured.
 
     python -m experiments.tables --workdir=runs/wrn50
     python -m experiments.tables --workdir=runs/s5 --table=S5

@@ -35,7 +35,8 @@ class Entry(NamedTuple):
 
   Attributes:
     run: () -> result; it returns when the result is there.
-    scale: by which its time is multiplied, where only a part is run, or the time of one of many is told.
+    scale: factor by which its time is multiplied, where only a part is run, or the time of one of many is
+      told.
     flops: operations in the products of the scaled run, by their precision.
     traffic: bytes that the scaled run reads and writes at the least.
     prepare: compiles what `run` runs, without running it; see `compile_side_by_side`.
@@ -61,7 +62,7 @@ class Limits:
   copies: float
 
   def least_seconds(self, entry: Entry) -> float:
-    """The time in which the machine could do the products and the traffic of an entry, one after the other.
+    """Computes in what time the machine could do the products and the traffic of an entry, one by one.
 
     >>> Limits({'float32': 2e9}, 1e9).least_seconds(Entry(print, flops={'float32': 1e9}, traffic=1e9))
     1.5
@@ -75,7 +76,9 @@ class Limits:
 
 
 def limits(small: bool = False) -> Limits:
-  """Measures the limits. On an accelerator several products are in flight, so that no launch is seen.
+  """Measures what the machine can do.
+
+  On an accelerator several products are in flight, so that no launch is seen.
 
   Args:
     small: for trying out; the figures mean nothing.
@@ -105,18 +108,19 @@ def limits(small: bool = False) -> Limits:
 
 
 def _dtype(precision):
+  """Chooses the type of the arrays of a precision."""
   return jnp.bfloat16 if precision == 'bfloat16' else jnp.float32
 
 
 def _product(precision):
-  """The product of a matrix with itself, its sums in float32."""
+  """Makes the function that multiplies a matrix by itself, its sums in float32."""
   accuracy = {'float32': lax.Precision.HIGHEST, 'tensorfloat32': lax.Precision.HIGH}.get(precision)
   result = jnp.float32 if jax.default_backend() == 'cpu' else _dtype(precision)
   return jax.jit(lambda x: jnp.dot(x, x, precision=accuracy, preferred_element_type=result))
 
 
 def machine(measured: Limits | None = None) -> str:
-  """Date, machine, and what it can do: the limits to see the figures against."""
+  """Tells date, machine, and what it can do: the limits to see the figures against."""
   measured = measured or limits()
   device = jax.devices()[0]
   kind = _processor() if device.platform == 'cpu' else device.device_kind
@@ -126,6 +130,7 @@ def machine(measured: Limits | None = None) -> str:
 
 
 def _processor():
+  """Names the CPU."""
   try:
     with open('/proc/cpuinfo') as f:
       return next(line.partition(':')[2].strip() for line in f if line.startswith('model name'))
@@ -139,7 +144,7 @@ def _processor():
 def race(
     entries: Mapping[str, Entry], repeats: int, failures: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
-  """Seconds of each, run in turn; before that all run once, which compiles.
+  """Runs all in turn, and measures the seconds of each; before that all run once, which compiles.
 
   Args:
     entries: by name.
@@ -180,7 +185,7 @@ def table(
     title: str, entries: Mapping[str, Entry], seconds: Mapping[str, list[float]],
     notes: Mapping[str, str], measured: Limits | None = None,
 ) -> Iterator[str]:
-  """Markdown; the first entry is ours, to which the others are compared."""
+  """Yields a race as Markdown; the first entry is ours, to which the others are compared."""
   ours = median(next(iter(seconds.values())))
   yield f'### {title}\n'
   yield '| what | median | range | times ours | of the limit | |'
@@ -195,15 +200,17 @@ def table(
 
 
 def median(values) -> float:
+  """Computes the median, as a float."""
   return float(np.median(values))
 
 
 def _median_of(run, repeats):
+  """Measures the median seconds of a function."""
   return median(race({'': Entry(run)}, repeats)[''])
 
 
 def duration(seconds: float) -> str:
-  """Three digits in the unit that suits.
+  """Writes a time with three digits, in the unit that suits.
 
   >>> duration(0.01234), duration(1.5)
   ('12.3 ms', '1.5 s')
@@ -212,7 +219,7 @@ def duration(seconds: float) -> str:
 
 
 def first_line(error: BaseException) -> str:
-  """What went wrong, short enough for a table."""
+  """Tells what went wrong, short enough for a table."""
   lines = str(error).strip().splitlines() or ['']
   return f'{type(error).__name__}: {lines[0][:200]}'.replace('|', '/')
 
@@ -256,7 +263,7 @@ class Profile(NamedTuple):
 
   @property
   def launches(self) -> tuple[int, int] | str:
-    """(kernels, memory copies and fills), or `NOT_COUNTED`.
+    """The numbers of (kernels, memory copies and fills); or `NOT_COUNTED`.
 
     >>> Profile({'gemm': Kernel(3, 0.1), 'MemcpyD2H': Kernel(2, 0.1)}, {}).launches
     (3, 2)
@@ -275,7 +282,7 @@ class Profile(NamedTuple):
         f' ({calls})' if calls else '')
 
   def table(self, most: int = 60) -> Iterator[str]:
-    """Markdown: what takes the most time."""
+    """Yields what takes the most time, as Markdown."""
     yield '| kernel | launches | ms together |'
     yield '|---|---|---|'
     for name, kernel in sorted(self.kernels.items(), key=lambda item: -item[1].seconds)[:most]:
@@ -288,7 +295,7 @@ _LAUNCH = re.compile(r'^cu(da)?(LaunchKernel|GraphLaunch)')
 
 
 def profile(fn: Callable, *args) -> Profile:
-  """Runs `fn(*args)` under the profiler. Compile before."""
+  """Runs `fn(*args)`, which should be compiled, under the profiler."""
   if jax.default_backend() == 'cpu':
     return Profile({}, {})
   with tempfile.TemporaryDirectory() as folder:
@@ -306,7 +313,7 @@ def profile(fn: Callable, *args) -> Profile:
 
 
 def _options():
-  """Without the Python of the host, which is much, and slows what is measured."""
+  """Makes the profiler's options, which leave out the Python of the host: it slows what is measured."""
   options = jax.profiler.ProfileOptions()
   options.python_tracer_level = 0
   options.host_tracer_level = 1
@@ -314,7 +321,7 @@ def _options():
 
 
 def read_profile(traces: Iterable[jax.profiler.ProfileData]) -> Profile:
-  """What ran on streams, and what the host launched; the other lines of a device are derived from these."""
+  """Reads what ran on streams, and what the host launched; other lines of a device derive from these."""
   kernels, calls = {}, collections.Counter()
   for trace in traces:
     for plane in trace.planes:
@@ -327,8 +334,3 @@ def read_profile(traces: Iterable[jax.profiler.ProfileData]) -> Profile:
         elif plane.name.startswith('/host'):
           calls.update(event.name for event in line.events if _LAUNCH.match(event.name))
   return Profile(kernels, calls)
-
-
-def count_launches(fn: Callable, *args) -> tuple[int, int] | str:
-  """(kernels, copies) that `fn(*args)` launches on the accelerators, or `NOT_COUNTED`."""
-  return profile(fn, *args).launches

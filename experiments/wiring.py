@@ -1,40 +1,57 @@
-"""Config fields -> the library's own objects. Every field is read here or in the binary."""
+"""Makes the library's own objects of config fields. Every field is read here or in the binary."""
 
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from patchcore_jax import backbones, parallel, processes
+from patchcore_jax import backbones, detectors, parallel, processes
 from patchcore_jax.backbones import checkpoints
-from patchcore_jax.banks import store
+from patchcore_jax.banks.model import flat
 from patchcore_jax.builtin import synthetic
-from patchcore_jax.data import folder, layouts, pipeline
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
-from patchcore_jax.detectors.patchcore import CoresetSpec
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
-from patchcore_jax.search import coreset
-from patchcore_jax.search.neighbors import SearchSpec
+from patchcore_jax.data import folder, layouts
+from patchcore_jax.data.dataset import FileData
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.detectors import Detector
+from patchcore_jax.settings import (
+    CalibrationSpec,
+    CoresetSpec,
+    DataSpec,
+    EmbeddingSpec,
+    FitSpec,
+    MetricsSpec,
+    Preprocessing,
+    ReportSpec,
+    ScoringSpec,
+    SearchSpec,
+    check_ratio,
+)
 
 SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
-DETECTORS = ('patchcore', 'spade', 'padim', 'mahalanobis_ad', 'ocsvm')
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What a config says, checked."""
+  """What a config says, checked.
 
+  Attributes:
+    detector: the method; an ensemble of it where `backbone.name` names several networks.
+    ratios: coreset ratios to score at, all from one fit; (1.0,) for methods without a coreset.
+  """
+
+  data: DataSpec
   preprocessing: Preprocessing
-  embedding: EmbeddingSpec
-  coreset: CoresetSpec
-  scoring: ScoringSpec
-  search: SearchSpec
+  detector: Detector
   ratios: tuple[float, ...]
+  search: SearchSpec
+  fit: FitSpec
+  calibration: CalibrationSpec
+  metrics: MetricsSpec
+  report: ReportSpec
 
 
 def settings(config: ConfigDict) -> Settings:
@@ -43,50 +60,48 @@ def settings(config: ConfigDict) -> Settings:
   Raises:
     ValueError: a value out of range; the message names the field.
   """
-  if config.detector not in DETECTORS:
-    raise ValueError(f'detector={config.detector!r}: expected one of {", ".join(DETECTORS)}.')
-  if config.data.shots < 0 or config.data.draw < 0:
-    raise ValueError(
-        f'data.shots={config.data.shots}, data.draw={config.data.draw}: expected at least 0.')
-  if config.data.on_error not in ('raise', 'skip'):
-    raise ValueError(f"data.on_error={config.data.on_error!r}: expected 'raise' or 'skip'.")
-  if config.data.batch_size < 1 or config.data.num_workers < 0:
-    raise ValueError(
-        f'data.batch_size={config.data.batch_size}, data.num_workers={config.data.num_workers}: '
-        'expected at least 1 and 0.')
-  if not 0 < config.metrics.max_fpr <= 1:
-    raise ValueError(f'metrics.max_fpr={config.metrics.max_fpr}: expected 0 < max_fpr <= 1.')
-  if config.metrics.connectivity not in (4, 8):
-    raise ValueError(f'metrics.connectivity={config.metrics.connectivity}: expected 4 or 8.')
-  if not 0 < config.calibration.false_alarm_rate < 1:
-    raise ValueError(
-        f'calibration.false_alarm_rate={config.calibration.false_alarm_rate}: expected a share between 0 '
-        'and 1, such as 0.01.')
-  if config.calibration.folds < 0 or config.calibration.folds == 1:
-    raise ValueError(f'calibration.folds={config.calibration.folds}: expected at least 2, or 0 for none.')
-  if config.report.gallery < 0:
-    raise ValueError(f'report.gallery={config.report.gallery}: expected at least 0.')
-  if config.fit.memory_gb <= 0:
-    raise ValueError(f'fit.memory_gb={config.fit.memory_gb}: expected more than 0.')
-  selection = dict(config.coreset)
-  ratios = tuple(float(r) for r in selection.pop('ratios'))
+  if len(config.published.ratios) != len(config.published.methods):
+    raise ValueError('published.ratios and published.methods differ in length.')
+  ratios = _ratios(config) if config.detector == 'patchcore' else (1.0,)
+  return Settings(
+      _record(DataSpec, config.data), _record(Preprocessing, config.preprocess), _detector(config, ratios),
+      ratios, _record(SearchSpec, config.search), _record(FitSpec, config.fit),
+      _record(CalibrationSpec, config.calibration), _record(MetricsSpec, config.metrics),
+      _record(ReportSpec, config.report))
+
+
+def _record(record: type, section: ConfigDict, **more) -> Any:
+  """Makes the settings record of a section."""
+  known = {field.name for field in dataclasses.fields(record)}
+  return record(**more, **{
+      k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in section.items() if k in known})
+
+
+def _ratios(config) -> tuple[float, ...]:
+  """Reads and checks the coreset ratios."""
+  ratios = tuple(float(r) for r in config.coreset.ratios)
   if not ratios:
     raise ValueError('coreset.ratios is empty: expected for example 0.1 or 0.25,0.1,0.01.')
   for ratio in ratios:
-    coreset.check_ratio(ratio)
+    check_ratio(ratio)
   if config.coreset.method == 'kmeans' and len(ratios) > 1:
     raise ValueError(
         f"coreset.method='kmeans' makes another bank for every ratio: expected one, got {ratios}.")
-  if len(config.published.ratios) != len(config.published.methods):
-    raise ValueError('published.ratios and published.methods differ in length.')
-  return Settings(
-      Preprocessing(**{k: tuple(v) if k in ('resize', 'pad', 'crop') else v
-                       for k, v in config.preprocess.items()}),
-      EmbeddingSpec(**config.embedding),
-      CoresetSpec(ratio=max(ratios), seed=config.seed, **selection),
-      ScoringSpec(**config.scoring),
-      SearchSpec(**config.search),
-      ratios)
+  return ratios
+
+
+def _detector(config, ratios) -> Detector:
+  """Makes the detector that the config names, or an ensemble of it."""
+  if config.detector == 'patchcore':
+    detector = detectors.PatchCore(
+        max(ratios), _record(EmbeddingSpec, config.embedding), _record(CoresetSpec, config.coreset),
+        _record(ScoringSpec, config.scoring))
+  else:
+    detector = _record(detectors.find(config.detector), config.get(config.detector, ConfigDict()))
+  if len(_names(config)) == 1:
+    return detector
+  further = tuple(ratio for ratio in ratios if ratio != max(ratios))
+  return detectors.Ensemble(detector, further)
 
 
 def load_data(config: ConfigDict, progress) -> list[folder.Category]:
@@ -117,9 +132,10 @@ def load_data(config: ConfigDict, progress) -> list[folder.Category]:
 
 
 def with_named_backbone(config: ConfigDict) -> ConfigDict:
-  """The config with what 'auto' stands for on this machine, now: a run that goes on later must not go on
-  with another network, or another precision. The paper's embedding is for ResNets of the usual width, and
-  'mean' for others.
+  """Replaces 'auto' in a copy of the config by what it stands for on this machine now.
+
+  A run that goes on later must not go on with another network, or another precision. The paper's embedding
+  is for ResNets of the usual width, and 'mean' for others.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.name == backbones.AUTO:
@@ -134,7 +150,7 @@ def with_named_backbone(config: ConfigDict) -> ConfigDict:
 
 
 def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
-  """The backbone that the config names, or several, joined by '+'.
+  """Creates the backbone that the config names, or several, joined by '+'.
 
   Raises:
     ValueError: several with a file of weights, which can be of one only, besides what
@@ -151,29 +167,30 @@ def create_backbones(config: ConfigDict) -> tuple[backbones.Backbone, ...]:
 
 
 def _names(config):
+  """Lists the names of the backbones."""
   return [name.strip() for name in config.backbone.name.split('+')]
 
 
 @functools.lru_cache(maxsize=4)
 def _create_backbone(name, weights, layers, seed, precision):
-  """Kept, for sweeps that come back to one."""
+  """Creates a backbone, and keeps it for sweeps that come back to it."""
   return backbones.create(name, weights=weights, layers=layers, seed=seed, precision=precision)
 
 
-def batches(
-    config: ConfigDict, examples: Sequence[folder.Example], preprocessing: Preprocessing,
-    skipped: list[ImageError], *, with_masks: bool = False,
-) -> Iterator[pipeline.Batch]:
-  """Batches of the examples; with data.on_error=skip, unreadable files are added to `skipped`."""
-  return pipeline.batches(
-      examples, preprocessing,
-      batch_size=parallel.divisible_batch_size(config.data.batch_size),
-      num_workers=config.data.num_workers, with_masks=with_masks,
-      on_error=skipped.append if config.data.on_error == 'skip' else None)
+def data_of(
+    settings: Settings, examples: Sequence[folder.Example], skipped: list[ImageError], *,
+    with_masks: bool = False) -> FileData:
+  """Makes the data of examples; with data.on_error=skip, unreadable files are added to `skipped`."""
+  return FileData(
+      examples, settings.preprocessing, parallel.divisible_batch_size(settings.data.batch_size),
+      num_workers=settings.data.num_workers, with_masks=with_masks,
+      on_error=skipped.append if settings.data.on_error == 'skip' else None)
 
 
 def check_same_everywhere(config: ConfigDict, work: Any) -> None:
-  """Of several processes: those that differ in what there is to do would wait for each other forever.
+  """Raises ValueError where processes differ in what there is to do.
+
+  They would wait for each other forever.
 
   Args:
     config: may differ in `data.root`.
@@ -182,7 +199,7 @@ def check_same_everywhere(config: ConfigDict, work: Any) -> None:
   Raises:
     ValueError: the processes differ.
   """
-  settings = store.flat(to_json(config)) | {'data.root': ''}
+  settings = flat(to_json(config)) | {'data.root': ''}
   if not processes.agree(json.dumps([settings, work])):
     raise ValueError(
         'The processes differ in their settings, in the images they see, or in what is done already: '
@@ -190,7 +207,7 @@ def check_same_everywhere(config: ConfigDict, work: Any) -> None:
 
 
 def names_of(value: Sequence[str]) -> tuple[str, ...]:
-  """Names from a list field: on the command line 'a,b' arrives as one string.
+  """Splits a list field into names: on the command line 'a,b' arrives as one string.
 
   >>> names_of(('screw,transistor',))
   ('screw', 'transistor')
@@ -199,7 +216,7 @@ def names_of(value: Sequence[str]) -> tuple[str, ...]:
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-  """The config as it looks after a round trip through JSON (tuples become lists)."""
+  """Converts the config to what a round trip through JSON makes of it (tuples become lists)."""
 
   def plain(value):
     if isinstance(value, dict):

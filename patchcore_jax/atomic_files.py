@@ -10,7 +10,7 @@ from pathlib import Path
 def written(path: str | os.PathLike) -> Iterator[Path]:
   """Gives a name beside `path` to write to, and renames it to `path` at the end, in place of an older file.
 
-  Folders above it are made. Where an error ends the writing, nothing is left, and an older file stays.
+  Folders above `path` are made. Where an error ends the writing, nothing is left, and an older file stays.
 
   >>> import tempfile
   >>> path = Path(tempfile.mkdtemp()) / 'made' / 'a.txt'

@@ -1,4 +1,4 @@
-"""Arrays that need not fit into memory: in a file that nobody else sees, used a part at a time."""
+"""Arrays that need not fit into memory: they lie in a file that nobody else sees, and are used in parts."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-# Rows that travel at once: 16 MB of 1024-dim embeddings.
+# Rows that are read at once: 16 MB of 1024-dim embeddings.
 _ROWS = 4096
 
 
@@ -22,8 +22,8 @@ class DiskArray:
   up at any time.
 
   Args:
-    folder: on the disk to use.
-    shape: its room is reserved at once.
+    folder: a folder on the disk to use.
+    shape: shape of the array, for which room is reserved at once.
 
   Raises:
     OSError: not enough room, or not writable.
@@ -64,7 +64,7 @@ class DiskArray:
     np.memmap(self._file, self.dtype, 'r+', shape=self.shape)[key] = value
 
   def view(self, *shape: int) -> 'DiskArray':
-    """The beginning of the same file in another shape."""
+    """Views the beginning of the same file in another shape."""
     other = object.__new__(DiskArray)
     other.shape, other.ndim, other._file = shape, len(shape), self._file
     return other
@@ -72,19 +72,19 @@ class DiskArray:
 
 def allocate(
     shape: tuple[int, ...], *, on_disk: bool, folder: str | os.PathLike) -> np.ndarray | DiskArray:
-  """An array to be filled, in memory or on the disk of `folder`."""
+  """Allocates an array to be filled, in memory or on the disk of `folder`."""
   return DiskArray(folder, shape) if on_disk else np.empty(shape, np.float32)
 
 
 def view(array: np.ndarray | DiskArray, shape: tuple[int, ...]) -> np.ndarray | DiskArray:
-  """The beginning of an array in another shape, without a copy."""
+  """Views the beginning of an array in another shape, without a copy."""
   if isinstance(array, DiskArray):
     return array.view(*shape)
   return array.reshape(-1)[:math.prod(shape)].reshape(shape)
 
 
-def take(array: np.ndarray | DiskArray, indices: np.ndarray) -> np.ndarray:
-  """array[indices] in any order, read in the order of the file."""
+def read_rows(array: np.ndarray | DiskArray, indices: np.ndarray) -> np.ndarray:
+  """Reads array[indices], for indices in any order, in the order of the file."""
   result = np.empty((len(indices), *array.shape[1:]), array.dtype)
   order = np.argsort(indices)
   for i in range(0, len(order), _ROWS):
@@ -94,7 +94,7 @@ def take(array: np.ndarray | DiskArray, indices: np.ndarray) -> np.ndarray:
 
 
 def resident_bytes() -> int:
-  """Memory of this process: what it takes now, or where that is not known, the most it has taken."""
+  """Measures the bytes that this process takes; where that is not known, the most that it has taken."""
   try:
     with open('/proc/self/statm') as f:
       return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
@@ -103,6 +103,6 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-  """The most memory that this process has taken."""
+  """Measures the most bytes of memory that this process has taken."""
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,6 +1,6 @@
-"""Feature maps -> locally aware patch embeddings (the paper's section 3.1).
+"""Makes locally aware patch embeddings from feature maps (the paper's section 3.1).
 
-Two kinds:
+There are two kinds:
   'adaptive': the paper's released code. Patches of P x P cells with zero padding, flattened over
     (channel, row, column) and averaged to `pretrain_dim` values per layer, the layers stacked and
     averaged again to `target_dim`; both averages are PyTorch's adaptive_avg_pool1d.
@@ -16,37 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class EmbeddingSpec:
-  """How embeddings are made.
-
-  Attributes:
-    kind: 'adaptive' or 'mean'.
-    patch_size: P, odd, in cells of each layer's own grid.
-    pretrain_dim: values per layer; only for 'adaptive'.
-    target_dim: size of the embedding; only for 'adaptive'.
-
-  Raises:
-    ValueError: an unknown kind, an even patch size, or sizes below 1.
-  """
-
-  kind: str = 'adaptive'
-  patch_size: int = 3
-  pretrain_dim: int = 1024
-  target_dim: int = 1024
-
-  def __post_init__(self):
-    if self.kind not in ('adaptive', 'mean'):
-      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive' or 'mean'.")
-    if self.patch_size < 1 or self.patch_size % 2 == 0:
-      raise ValueError(
-          f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '
-          'a patch has a centre.')
-    if self.pretrain_dim < 1 or self.target_dim < 1:
-      raise ValueError(
-          f'embedding.pretrain_dim={self.pretrain_dim}, target_dim={self.target_dim}: expected '
-          'positive sizes.')
+from patchcore_jax.settings import EmbeddingSpec
 
 
 def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> jax.Array:
@@ -89,7 +59,7 @@ def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> 
 
 
 def _joined_shares(feature_maps, spec, grid):
-  """Bins of the second mean may straddle layers: a sum of what each contributes."""
+  """Embeds where bins of the second mean may straddle layers: by a sum of what each layer contributes."""
   dim, layers = spec.pretrain_dim, len(feature_maps)
   starts, stops = _bins(layers * dim, spec.target_dim)
   total = 0.0
@@ -109,9 +79,9 @@ def _joined_shares(feature_maps, spec, grid):
 
 
 def adaptive_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> jax.Array:
-  """The definition of 'adaptive', for any number of channels, layers and sizes.
+  """Embeds by the definition of 'adaptive', for any number of channels, layers and sizes.
 
-  Arguments and result as in `patch_embeddings`.
+  Arguments and result are those of `patch_embeddings`.
   """
   grid = feature_maps[0].shape[1:3]
   layers = []
@@ -123,13 +93,16 @@ def adaptive_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) 
 
 
 def _adaptive_mean(x: jax.Array, size: int) -> jax.Array:
-  """PyTorch's adaptive_avg_pool1d on the last axis: bin i is [floor(i n / s), ceil((i + 1) n / s))."""
+  """Averages the last axis like PyTorch's adaptive_avg_pool1d.
+
+  Bin i of s is [floor(i n / s), ceil((i + 1) n / s)).
+  """
   starts, stops = _bins(x.shape[-1], size)
   return _sums(x, starts, stops) / (stops - starts).astype(np.float32)
 
 
 def _sums(x, starts, stops):
-  """Sums of x[..., start:stop] for every pair; they are of about one length."""
+  """Sums x[..., start:stop] for every pair of start and stop, which are about equally far apart."""
   total = 0.0
   for offset in range(int((stops - starts).max())):
     index = starts + offset
@@ -139,13 +112,14 @@ def _sums(x, starts, stops):
 
 
 def _bins(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Computes where the bins of an adaptive mean start and stop."""
   i = np.arange(size)
   return i * length // size, -((-(i + 1) * length) // size)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """Mean of every `group` adjacent channels, then k weighted sums over the P * P neighbours.
+  """The mean of every `group` adjacent channels, then k weighted sums over the P * P neighbours.
 
   `taps` is [P * P, k]; outputs are ordered by channel, then by k.
   """
@@ -155,11 +129,12 @@ class _Plan:
 
 
 def _uniform(patch_size: int) -> np.ndarray:
+  """Makes the `taps` of a plain mean."""
   return np.full((patch_size**2, 1), 1 / patch_size**2)
 
 
 def _plan(channels: int, num_layers: int, spec: EmbeddingSpec) -> _Plan | None:
-  """The two adaptive means of one layer as a `_Plan`, or None where they mix partial channels.
+  """Plans the two adaptive means of one layer; None where they mix partial channels.
 
   With n = channels * P^2 values in `pretrain_dim` bins, whole multiples either way keep every bin
   inside a channel or over whole channels. The second mean then joins `merge` neighbouring bins,
@@ -186,7 +161,7 @@ def _plan(channels: int, num_layers: int, spec: EmbeddingSpec) -> _Plan | None:
 
 
 def _neighborhood_sums(maps: jax.Array, plan: _Plan) -> jax.Array:
-  """[b, h, w, c] -> [b, h, w, c / group * k]. Everything is linear: channels are averaged first."""
+  """Applies a plan: [b, h, w, c] -> [b, h, w, c / group * k]. All is linear: channels are averaged first."""
   if plan.group > 1:
     maps = maps.reshape(*maps.shape[:3], -1, plan.group).mean(-1)
   patch_size = math.isqrt(len(plan.taps))
@@ -198,7 +173,7 @@ def _neighborhood_sums(maps: jax.Array, plan: _Plan) -> jax.Array:
 
 
 def _shifts(maps: jax.Array, patch_size: int) -> list[jax.Array]:
-  """The map shifted by every offset of a patch, row by row, zeros outside."""
+  """Shifts maps by every offset of a patch, row by row, with zeros outside."""
   margin = patch_size // 2
   height, width = maps.shape[1:3]
   padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
@@ -207,7 +182,7 @@ def _shifts(maps: jax.Array, patch_size: int) -> list[jax.Array]:
 
 
 def _resize(maps: jax.Array, grid: tuple[int, int]) -> jax.Array:
-  """Bilinear, corners not aligned, no antialiasing: PyTorch's interpolate."""
+  """Resizes bilinearly, corners not aligned, without antialiasing, like PyTorch's interpolate."""
   if maps.shape[1:3] == grid:
     return maps
   shape = (maps.shape[0], *grid, maps.shape[-1])

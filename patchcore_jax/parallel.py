@@ -1,4 +1,4 @@
-"""One pure function over a batch, on all local devices: parameters replicated, images split.
+"""Runs one pure function over a batch on all local devices: parameters replicated, images split.
 
 On one device this is `jax.jit`, on several `jax.pmap`.
 """
@@ -15,7 +15,7 @@ AXIS = 'device'  # what functions given to `data_parallel` may name in collectiv
 
 
 def has_kernels(device: jax.Device) -> bool:
-  """Whether a device is an NVIDIA GPU for which `k_center_gpu` and `neighbors_gpu` have kernels.
+  """Tells whether a device is an NVIDIA GPU for which `k_center_gpu` and `neighbors_gpu` have kernels.
 
   They are for compute capability 8 (Ampere) and later, where tensorfloat32 began.
   """
@@ -24,7 +24,7 @@ def has_kernels(device: jax.Device) -> bool:
 
 
 def divisible_batch_size(batch_size: int) -> int:
-  """The batch size, raised to the next multiple of the number of local devices."""
+  """Raises a batch size to the next multiple of the number of local devices."""
   devices = jax.local_device_count()
   return -(-batch_size // devices) * devices
 
@@ -48,7 +48,7 @@ def split(tree: Any, mesh: Mesh | None = None) -> Any:
 
   Args:
     tree: arrays on the host, the same in every process.
-    mesh: of one axis and n devices, of one process or several; None for the local devices, for use
+    mesh: a mesh of one axis and n devices, of one process or several; None for the local devices, for use
       with `data_parallel`.
   """
   mesh = Mesh(np.array(jax.local_devices()), (AXIS,)) if mesh is None else mesh
@@ -61,7 +61,7 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
   """Compiles `fn(parameters, batch) -> results` for all local devices.
 
   Args:
-    fn: pure; every result has the batch as its leading axis. Pass the same function object again
+    fn: a pure function; every result has the batch as its leading axis. Pass the same function object again
       for the compiled program to be used again.
 
   Returns:
@@ -73,9 +73,9 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
 
 
 def working_bytes(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: np.ndarray) -> int:
-  """Memory that a batch takes on all local devices together, by the compiler's account.
+  """Computes the bytes that a batch takes on all local devices together, by the compiler's account.
 
-  Two results: one may be on its way to the host while the next is computed.
+  Results count twice: one may be on its way to the host while the next is computed.
   """
   memory = _mapped(fn).lower(parameters, _by_device(batch)).compile().memory_analysis()
   each = memory.temp_size_in_bytes + 2 * memory.output_size_in_bytes if memory else 0
@@ -84,12 +84,14 @@ def working_bytes(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: n
 
 @functools.lru_cache(maxsize=64)
 def _mapped(fn):
+  """Compiles a function for all local devices."""
   if jax.local_device_count() == 1:
     return jax.jit(fn)
   return jax.pmap(fn, axis_name=AXIS, devices=jax.local_devices())  # not those of other processes
 
 
 def _by_device(batch):
+  """Gives a batch a leading axis for the devices, where there are several."""
   devices = jax.local_device_count()
   if devices == 1:
     return batch
@@ -97,13 +99,13 @@ def _by_device(batch):
 
 
 def fetch(results: Any) -> None:
-  """Sends results on their way to the host, as soon as they are there; `gather` waits for them."""
+  """Starts copying results to the host, each as soon as it is computed; `gather` waits for them."""
   for x in jax.tree.leaves(results):
     x.copy_to_host_async()
 
 
 def gather(results: Any) -> Any:
-  """Results of `data_parallel` as NumPy arrays with the batch as leading axis."""
+  """Gathers results of `data_parallel` as NumPy arrays with the batch as leading axis."""
   results = jax.device_get(results)
   if jax.local_device_count() == 1:
     return results

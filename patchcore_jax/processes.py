@@ -1,5 +1,5 @@
 """Several processes of one program, by `jax.distributed`: each has a part of the images, and what they find
-is put together. In a program of one process all of this is nothing, and costs nothing.
+is put together. In a program of one process none of this does or costs anything.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ _BLOCK = 2**28  # bytes of each process that every device holds at once while th
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes files and talks to the user."""
+  """Tells whether this is the process that writes files and talks to the user."""
   return jax.process_index() == 0
 
 
 def part(n: int) -> slice:
-  """Which of n images are this process's own: even shares, in the order of the processes.
+  """Computes which of n images are this process's own: even shares, in the order of the processes.
 
   Raises:
     ValueError: fewer images than processes.
@@ -36,11 +36,11 @@ def part(n: int) -> slice:
 
 
 def joined(array: np.ndarray) -> np.ndarray:
-  """The arrays [n, ...] of all processes, one after another, in each of them.
+  """Joins the arrays [n, ...] of all processes, one after another, in each of them.
 
   Args:
-    array: n may differ from process to process, the rest of the shape and the dtype may not. Values of at
-      most 32 bits: JAX would cut longer ones.
+    array: this process's own; n may differ from process to process, the rest of the shape and the dtype may
+      not. Its values have at most 32 bits: JAX would cut longer ones.
 
   >>> joined(np.array([1, 2], np.int32))
   array([1, 2], dtype=int32)
@@ -63,7 +63,7 @@ def joined(array: np.ndarray) -> np.ndarray:
 
 
 def joined_files(files: list[bytes]) -> list[bytes]:
-  """`joined` of byte strings.
+  """Joins the byte strings of all processes, one after another, in each of them.
 
   >>> joined_files([b'ab', b'c'])
   [b'ab', b'c']
@@ -74,7 +74,7 @@ def joined_files(files: list[bytes]) -> list[bytes]:
 
 
 def counts(n: int) -> np.ndarray:
-  """[number of processes] int64, the `n` of each.
+  """Gathers the `n` of each process: [number of processes] int64.
 
   >>> counts(3)
   array([3])
@@ -83,7 +83,9 @@ def counts(n: int) -> np.ndarray:
 
 
 def own(counts: np.ndarray) -> slice:
-  """Which of all things, `counts` of each process, are this one's. Of [1] counts all are.
+  """Computes which of all things are this process's, where `counts` says how many each process has.
+
+  All of them are, where `counts` has a single entry.
 
   >>> own(np.array([4]))
   slice(0, 4, None)
@@ -92,22 +94,23 @@ def own(counts: np.ndarray) -> slice:
   return slice(int(counts[:i].sum()), int(counts[:i + 1].sum()))
 
 
-def take(rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
-  """Some of the rows of all processes, in each of them.
+def gather_rows(
+    rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: np.ndarray) -> np.ndarray:
+  """Gathers some of the rows of all processes, in each of them.
 
   Args:
     rows: [n, d], this process's own.
-    counts: their number in each process; [1] where there is one, or the rows are not shared.
+    counts: number of rows in each process; a single entry where there is one, or the rows are not shared.
     indices: [m], counted over all processes, the same in each.
 
   Returns:
     [m, d], in the order of `indices`.
 
-  >>> take(np.array([[0.], [1.], [2.]]), np.array([3]), np.array([2, 0])).tolist()
+  >>> gather_rows(np.array([[0.], [1.], [2.]]), np.array([3]), np.array([2, 0])).tolist()
   [[2.0], [0.0]]
   """
   mine = own(counts)
-  found = disk_arrays.take(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
+  found = disk_arrays.read_rows(rows, indices[(mine.start <= indices) & (indices < mine.stop)] - mine.start)
   if len(counts) == 1:
     return found
   owner = np.searchsorted(np.cumsum(counts), indices, side='right')
@@ -117,7 +120,7 @@ def take(rows: np.ndarray | disk_arrays.DiskArray, counts: np.ndarray, indices: 
 
 
 def agree(text: str) -> bool:
-  """Whether all processes say the same.
+  """Tells whether all processes say the same.
 
   >>> agree('yes')
   True
@@ -127,27 +130,27 @@ def agree(text: str) -> bool:
 
 
 def wait() -> None:
-  """Until all processes are here."""
+  """Waits until all processes are here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('patchcore_jax')
 
 
 def mesh(axis: str) -> Mesh:
-  """All devices of all processes, in the order of these."""
+  """Makes a mesh of all devices of all processes, in the order of the processes."""
   devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
   return Mesh(np.array(devices), (axis,))
 
 
 def spread(rows: np.ndarray, over: Mesh) -> tuple[jax.Array, np.ndarray]:
-  """The rows of all processes as one array over all devices; no row leaves its process.
+  """Spreads the rows of all processes over all devices, as one array; no row leaves its process.
 
   Args:
     rows: [n, d], this process's own.
-    over: from `mesh`; each process has as many devices as the others.
+    over: a mesh by `mesh`; each process has as many devices as the others.
 
   Returns:
     The array [m, d], of which every device has the same number of rows, filled up with zeros behind the
-    rows of each process; and [m] bool, which of them are not such padding.
+    rows of each process; and [m] bool, False for such padding.
   """
   numbers, devices = counts(len(rows)), jax.local_device_count()
   share = -(-int(numbers.max()) // devices) * devices

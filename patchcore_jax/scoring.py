@@ -1,6 +1,5 @@
-"""Neighbour distances -> image score and anomaly map (the paper's section 3.3)."""
+"""Computes image scores and anomaly maps from the distances of neighbours (the paper's section 3.3)."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,56 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax.search import neighbors
+from patchcore_jax.search import neighbors, search_bank
+from patchcore_jax.settings import ScoringSpec
 
 # scipy.ndimage.gaussian_filter cuts its kernel there; the paper's code uses it with that default.
 _TRUNCATE = 4.0
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoringSpec:
-  """How distances become scores.
-
-  Attributes:
-    num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
-    distance: 'squared' (the paper's released code) or 'root'.
-    image_score: 'max' (the released code: the largest patch score) or 'reweighted' (the paper's
-      equation 7).
-    support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
-      included; only for 'reweighted'.
-    upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
-    sigma: of the Gaussian blur of the anomaly map, in pixels; 0 for none.
-    blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
-      pixel (the released code, through SciPy), 'reflect' does not (anomalib).
-
-  Raises:
-    ValueError: values out of range.
-  """
-
-  num_neighbors: int = 1
-  distance: str = 'squared'
-  image_score: str = 'max'
-  support_neighbors: int = 9
-  upsampling: str = 'bilinear'
-  sigma: float = 4.0
-  blur_edges: str = 'symmetric'
-
-  def __post_init__(self):
-    for field, (one, other) in {
-        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted'),
-        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
-      if (value := getattr(self, field)) not in (one, other):
-        raise ValueError(f'scoring.{field}={value!r}: expected {one!r} or {other!r}.')
-    if self.num_neighbors < 1 or self.support_neighbors < 2:
-      raise ValueError(
-          f'scoring.num_neighbors={self.num_neighbors}, support_neighbors={self.support_neighbors}: '
-          'expected at least 1 and 2.')
-    if self.sigma < 0:
-      raise ValueError(f'scoring.sigma={self.sigma}: expected 0 or more pixels.')
-
-
 def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:
-  """[..., k] squared distances -> [...] scores: their mean, or that of their roots.
+  """Averages squared distances [..., k], or their roots, to patch scores [...].
 
   >>> patch_scores(jnp.array([[4., 16.]]), ScoringSpec(distance='root'))
   Array([3.], dtype=float32)
@@ -66,7 +24,7 @@ def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:
 
 
 def image_scores(scores: jax.Array) -> jax.Array:
-  """Patch scores [b, h, w] -> image scores [b]: the score of the most anomalous patch."""
+  """Finds image scores [b] in patch scores [b, h, w]: the score of the most anomalous patch."""
   return scores.max(axis=(1, 2))
 
 
@@ -74,14 +32,14 @@ def reweighted_image_scores(
     embeddings: jax.Array,
     distances_sq: jax.Array,
     indices: jax.Array,
-    bank: jax.Array | neighbors.SearchBank,
+    bank: jax.Array | search_bank.SearchBank,
     spec: ScoringSpec,
     *,
     size: int | None = None,
     axis_name: str | None = None,
     kernels: bool = True,
 ) -> jax.Array:
-  """Image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
+  """Computes image scores by the paper's equation 7: s = (1 - softmax(d)_1) s*.
 
   s* is the distance of the most anomalous patch to its nearest bank patch m*, and d are its distances
   to the `support_neighbors` bank patches nearest to m*, m* first. The weight is small where m* is
@@ -89,9 +47,9 @@ def reweighted_image_scores(
   `spec.distance`.
 
   Args:
-    embeddings: [b, p, d] of the p patches of each image.
-    distances_sq, indices: [b, p, k] from `nearest_neighbors`.
-    bank: [m, d], or what `neighbors.prepare` made of it.
+    embeddings: [b, p, d], the p patches of each image.
+    distances_sq, indices: [b, p, k], what `nearest_neighbors` found.
+    bank: [m, d], or what `search_bank.prepare` made of it.
     spec: see `ScoringSpec`.
     size: only the first so many rows of the bank count; None for all.
     axis_name, kernels: see `neighbors.nested_nearest_neighbors`.
@@ -103,24 +61,24 @@ def reweighted_image_scores(
   patch = jnp.argmax(distances_sq[..., 0], axis=1)
   nearest = indices[batch, patch, 0]
   if size is None:
-    size = len(bank.rows if isinstance(bank, neighbors.SearchBank) else bank)
+    size = len(bank.rows if isinstance(bank, search_bank.SearchBank) else bank)
   ((_, support),) = neighbors.nested_nearest_neighbors(
-      neighbors.take(bank, nearest, axis_name), bank, (size,),
+      neighbors.bank_rows(bank, nearest, axis_name), bank, (size,),
       k=min(spec.support_neighbors, size), axis_name=axis_name, kernels=kernels)
   # m* leads even if the bank holds an equal patch with a lower index.
   others = jnp.where(support == nearest[:, None], -1, support)
   position = jnp.argsort(others >= 0, axis=1, stable=True)
   support = jnp.take_along_axis(support, position, axis=1).at[:, 0].set(nearest)
-  difference = embeddings[batch, patch][:, None, :] - neighbors.take(bank, support, axis_name)
+  difference = embeddings[batch, patch][:, None, :] - neighbors.bank_rows(bank, support, axis_name)
   distances = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1))
   weights = 1 - jax.nn.softmax(distances, axis=-1)[:, 0]
   return weights * _distance(distances_sq[batch, patch, 0], spec)
 
 
 def anomaly_maps(scores: jax.Array, size: tuple[int, int], spec: ScoringSpec) -> jax.Array:
-  """Patch scores [b, h, w] -> anomaly maps [b, height, width], in the scores' units.
+  """Enlarges patch scores [b, h, w] to anomaly maps [b, height, width], in the scores' units.
 
-  Enlargement (corners not aligned, as PyTorch) and the Gaussian blur are both linear and separable:
+  Enlargement (corners not aligned, as in PyTorch) and the Gaussian blur are both linear and separable:
   together they are one small matrix for each axis.
 
   >>> anomaly_maps(jnp.ones((1, 2, 2)), (4, 6), ScoringSpec()).shape
@@ -140,7 +98,7 @@ def _distance(distances_sq, spec):
 @functools.lru_cache(maxsize=64)
 def _enlarge_and_blur(
     cells: int, pixels: int, upsampling: str, sigma: float, edges: str) -> np.ndarray:
-  """[pixels, cells] float32, made in float64; rows sum to one."""
+  """Makes the matrix [pixels, cells] float32 of one axis, in float64; its rows sum to one."""
   pixel = np.arange(pixels)
   enlarge = np.zeros((pixels, cells))
   if upsampling == 'nearest':

@@ -12,10 +12,9 @@ from jax import export
 from jax.sharding import Mesh
 
 from patchcore_jax import backbones
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
-from patchcore_jax.search import k_center, neighbors
+from patchcore_jax.detectors.patchcore import scores
+from patchcore_jax.search import k_center, neighbors, search_bank
+from patchcore_jax.settings import EmbeddingSpec, ScoringSpec
 
 
 def _text(function, platform, *args):
@@ -31,7 +30,7 @@ def _shapes(tree):
 def _bank(shortlist='bfloat16'):
   rng = np.random.default_rng(0)
   rows = rng.standard_normal((3000, 12)) @ rng.standard_normal((12, 256))
-  return _shapes(neighbors.prepare(rows.astype(np.float32), shortlist))
+  return _shapes(search_bank.prepare(rows.astype(np.float32), shortlist))
 
 
 def _search(platform, shortlist='bfloat16'):
@@ -41,8 +40,8 @@ def _search(platform, shortlist='bfloat16'):
 
 def _prediction(platform):
   backbone = backbones.create('resnet18', weights='random', precision='float32')
-  fn = patchcore._predict_fn(
-      patchcore._embed_fn_of(backbone, EmbeddingSpec(target_dim=256)), ScoringSpec(), (3000,))
+  fn = scores.scores_of_embeddings(
+      scores.embed_fn_of(backbone, EmbeddingSpec(target_dim=256)), ScoringSpec(), (3000,))
   images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)
   return _text(jax.jit(fn), platform, (_shapes(backbone.variables), _bank()), images)
 

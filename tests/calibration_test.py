@@ -1,9 +1,14 @@
 """Thresholds: by hand, and by what they promise."""
 
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.inspection import calibration
+from patchcore_jax.banks import calibration
+from patchcore_jax.banks.model import Calibration, from_json, to_json
 
 
 class TestThreshold:
@@ -51,7 +56,7 @@ class TestScores:
 
   def test_round_trip(self):
     found = self._found()
-    assert calibration.from_json(calibration.to_json(found)) == found
+    assert from_json(Calibration, json.loads(json.dumps(to_json(found)))) == found
 
   def test_p_values_of_good_images_are_uniform(self):
     rng = np.random.default_rng(2)
@@ -73,6 +78,33 @@ class TestScores:
     found = calibration.calibrate([2.0] * 20, [2.0] * 20, false_alarm_rate=0.1)
     assert calibration.calibrated_score(found, 1.0) < 1e-3 < 0.999 < calibration.calibrated_score(found, 3.0)
 
+  @pytest.mark.parametrize('sign', [1, -1], ids=['distances', 'a boundary'])
+  def test_where_good_images_may_lie_inside_of_a_boundary(self, sign):
+    """0.1 is the median good image and 0.9 as far outside; of negative scores the scale is linear."""
+    scores = sign * np.random.default_rng(0).lognormal(-3, 0.3, 199)
+    found = calibration.calibrate(scores, None, false_alarm_rate=0.05)
+    middle, limit = np.median(found.image_scores), found.image_threshold
+    far = limit ** 2 / middle if sign > 0 else 2 * limit - middle
+    points = np.array([middle, limit, far])
+    np.testing.assert_allclose(calibration.calibrated_scores(found, points), [0.1, 0.5, 0.9], atol=1e-6)
+    values = np.linspace(middle - 0.2 if sign < 0 else 0.001, limit + 0.2, 500)
+    assert (np.diff(calibration.calibrated_scores(found, values)) >= 0).all()
+    # The formula of the exported program, in float32.
+    compiled = jax.jit(lambda x: calibration.calibrated_scores(found, x, jnp))(jnp.float32(values))
+    np.testing.assert_allclose(compiled, calibration.calibrated_scores(found, values), atol=1e-5)
+    assert (np.diff(compiled) >= -1e-6).all()
+
+  def test_the_alarm_of_negative_scores_is_the_threshold_itself(self):
+    found = calibration.calibrate([-4.0, -3.0, -2.0, -1.0], None, false_alarm_rate=0.2)
+    assert -1 < found.image_threshold < -1 + 1e-6 and found.pixel_threshold is None
+    assert calibration.calibrated_score(found, -0.5) > 0.5 > calibration.calibrated_score(found, -1.5)
+
+  def test_an_allowance_that_takes_much_of_the_room(self):
+    scores = [1.0, 1.1, 1.2, 2.0]  # the room is from 1.15 to 2
+    few, many = (calibration.calibrate(scores, scores, false_alarm_rate=0.2, allowances=(a, 0.0))
+                 for a in (0.08, 0.09))
+    assert not calibration.allows_much(few) and calibration.allows_much(many)
+
   def test_lengths(self):
     with pytest.raises(ValueError, match='2 image scores and 1 maxima'):
       calibration.calibrate([1.0, 2.0], [1.0], false_alarm_rate=0.1)
@@ -86,6 +118,11 @@ class TestSuspicious:
     assert calibration.suspicious(scores) == []
     scores[[7, 70]] = 20, 40
     assert calibration.suspicious(scores) == [70, 7]
+
+  def test_negative_scores(self):
+    scores = np.random.default_rng(0).normal(-1, 0.1, 50)
+    scores[[3, 30]] = 0.5, 0.1
+    assert calibration.suspicious(scores) == [3, 30]
 
   def test_too_few_to_tell(self):
     assert calibration.suspicious([1, 1, 1, 100]) == []

@@ -9,6 +9,9 @@ import pytest
 
 # Before JAX and others read it. What tests compile and cache is nobody's, and the next run is quicker by it.
 os.environ['XDG_CACHE_HOME'] = str(Path(tempfile.gettempdir()) / f'patchcore_jax_tests_{os.getuid()}')
+# Most of the time of small tests is the compiler's.
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.environ['XDG_CACHE_HOME'], 'programs'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 from tests import plates  # noqa: E402
 

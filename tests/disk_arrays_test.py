@@ -60,7 +60,7 @@ class TestTake:
     array = disk_arrays.allocate((20, 2), on_disk=on_disk, folder=tmp_path)
     array[:] = np.arange(40).reshape(20, 2)
     indices = np.random.default_rng(0).permutation(20)[:10]
-    np.testing.assert_array_equal(disk_arrays.take(array, indices), array[indices])
+    np.testing.assert_array_equal(disk_arrays.read_rows(array, indices), array[indices])
 
 
 def test_memory_of_the_process():

@@ -1,33 +1,35 @@
 """Banks that are added to, united, cut."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from patchcore_jax.banks import editing, provenance, store
-from patchcore_jax.banks.store import BankError
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.banks import editing, provenance
+from patchcore_jax.banks.model import BankError
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PaDiM, PatchCore, Run, patchcore
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec
 from tests import small
 
-EMBEDDING = EmbeddingSpec('mean', patch_size=1)
-SCORING = ScoringSpec(sigma=0)
+DETECTOR = PatchCore(
+    0.3, EmbeddingSpec('mean', patch_size=1), CoresetSpec(projection_dim=8), ScoringSpec(sigma=0))
+BACKBONE = small.backbone(('a', 'b'))
 
 
-def _fit(images, names, ratio=0.3):
+def _fit(images, names):
   """A bank with thresholds and pictures."""
-  backbone = small.backbone(('a', 'b'))
-  bank, scores = patchcore.fit_and_cross_score(
-      backbone, small.batches(images, 4), len(images), embedding=EMBEDDING,
-      coreset_spec=patchcore.CoresetSpec(ratio=ratio, projection_dim=8), scoring_spec=SCORING, folds=3)
-  bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
-  bank.description.update(images=list(names), scoring=vars(SCORING), preprocess={})
+  bank, scores = DETECTOR.fit_and_cross_score(
+      ArrayData(images, 4, names), (BACKBONE,), Run(keep_images=True), folds=3)
   return editing.calibrate(bank, *scores, false_alarm_rate=0.2)
 
 
 def _embeddings(images):
-  return patchcore.embed(
-      small.backbone(('a', 'b')), small.batches(images, 4), len(images), embedding=EMBEDDING)
+  return patchcore.embed(BACKBONE, ArrayData(images, 4), embedding=DETECTOR.embedding)[0]
+
+
+def _rows(bank):
+  return bank.arrays['embeddings']
 
 
 def _distances(points, rows):
@@ -49,7 +51,7 @@ def half(images):
 @pytest.fixture(scope='module')
 def grown(images, half):
   new = _embeddings(images[6:])
-  scores = patchcore.score_embeddings(new, half.embeddings, (32, 24), scoring_spec=SCORING, batch_size=4)
+  scores = patchcore.score_embeddings(new, _rows(half), (32, 24), scoring_spec=DETECTOR.scoring, batch_size=4)
   return editing.append(
       half, new, [f'{i}.png' for i in range(6, 12)],
       files=[provenance.encode(image) for image in images[6:]], image_scores=scores[0], map_maxima=scores[1])
@@ -58,43 +60,43 @@ def grown(images, half):
 class TestAppend:
 
   def test_old_rows_stay_and_new_ones_were_not_covered(self, images, half, grown):
-    m, radius = len(half.embeddings), editing.covering_radius(half)
-    np.testing.assert_array_equal(grown.embeddings[:m], half.embeddings)
-    assert m < len(grown.embeddings) <= m + 0.3 * 6 * 48
-    added = grown.embeddings[m:]
-    assert (_distances(added, half.embeddings) > radius * (1 - 1e-5)).all()
+    m, radius = len(_rows(half)), editing.covering_radius(half)
+    np.testing.assert_array_equal(_rows(grown)[:m], _rows(half))
+    assert m < len(_rows(grown)) <= m + 0.3 * 6 * 48
+    added = _rows(grown)[m:]
+    assert (_distances(added, _rows(half)) > radius * (1 - 1e-5)).all()
     for i in range(1, len(added)):  # nor by one another
       assert _distances(added[i:i + 1], added[:i]) > radius * (1 - 1e-5)
 
   def test_the_farthest_first_until_all_is_covered(self, images, half, grown):
     radius = editing.covering_radius(half)
     new = _embeddings(images[6:])
-    left = _distances(new, grown.embeddings)
-    if len(grown.embeddings) < len(half.embeddings) + int(0.3 * 6 * 48):
+    left = _distances(new, _rows(grown))
+    if len(_rows(grown)) < len(_rows(half)) + int(0.3 * 6 * 48):
       assert left.max() <= radius * (1 + 1e-5)
-    first = new.reshape(-1, new.shape[-1])[np.argmax(_distances(new, half.embeddings))]
-    np.testing.assert_array_equal(grown.embeddings[len(half.embeddings)], first)
+    first = new.reshape(-1, new.shape[-1])[np.argmax(_distances(new, _rows(half)))]
+    np.testing.assert_array_equal(_rows(grown)[len(_rows(half))], first)
 
   def test_rows_know_where_they_come_from(self, images, half, grown):
     embeddings = _embeddings(images)
-    for row in (0, len(half.embeddings), len(grown.embeddings) - 1):
+    for row in (0, len(_rows(half)), len(_rows(grown)) - 1):
       origin = provenance.origin(grown, row)
       assert origin.name == f'{origin.image}.png'
       np.testing.assert_allclose(
-          grown.embeddings[row], embeddings[origin.image, origin.row, origin.column], rtol=1e-6)
+          _rows(grown)[row], embeddings[origin.image, origin.row, origin.column], rtol=1e-6)
     assert np.abs(provenance.thumbnail(grown, 8).astype(int) - images[8]).mean() < 30
 
   def test_the_thresholds_count_the_new_images(self, half, grown):
-    before, after = half.description['calibration'], grown.description['calibration']
-    assert after['image_scores'][:6] == before['image_scores'] and len(after['image_scores']) == 12
-    assert grown.description['num_images'] == 12 and grown.description['num_patches'] == 12 * 48
-    assert 'appended 6 images' in grown.description['history'][-1]['what']
+    before, after = half.description.calibration, grown.description.calibration
+    assert after.image_scores[:6] == before.image_scores and len(after.image_scores) == 12
+    assert grown.description.num_images == 12 and grown.description.num_patches == 12 * 48
+    assert 'appended 6 images' in grown.description.history[-1].what
 
   def test_the_same_images_again_add_nothing(self, images, grown):
     again = editing.append(
         grown, _embeddings(images[6:8]), ['a', 'b'], files=[b'', b''], image_scores=[1, 1], map_maxima=[1, 1])
-    covered = _distances(_embeddings(images[6:8]), grown.embeddings) <= editing.covering_radius(grown)
-    assert len(again.embeddings) - len(grown.embeddings) <= (~covered).sum()
+    covered = _distances(_embeddings(images[6:8]), _rows(grown)) <= editing.covering_radius(grown)
+    assert len(_rows(again)) - len(_rows(grown)) <= (~covered).sum()
 
   def test_errors(self, half, images):
     with pytest.raises(ValueError, match='expected \\[n, 8, 6'):
@@ -109,19 +111,19 @@ class TestMerge:
     other = _fit(images[6:], [f'b{i}.png' for i in range(6)])
     both = editing.merge(half, other)
     radius = editing.covering_radius(half)
-    assert (_distances(other.embeddings, both.embeddings) <= radius * (1 + 1e-5)).all()
-    assert both.description['images'][6:] == other.description['images']
-    assert len(both.description['calibration']['image_scores']) == 12
-    last = provenance.origin(both, len(both.embeddings) - 1)
+    assert (_distances(_rows(other), _rows(both)) <= radius * (1 + 1e-5)).all()
+    assert both.description.images[6:] == other.description.images
+    assert len(both.description.calibration.image_scores) == 12
+    last = provenance.origin(both, len(_rows(both)) - 1)
     assert last.name.startswith('b') and provenance.thumbnail(both, last.image) is not None
 
   def test_with_itself_adds_nothing(self, half):
-    assert len(editing.merge(half, half).embeddings) == len(half.embeddings)
+    assert len(_rows(editing.merge(half, half))) == len(_rows(half))
 
   def test_of_another_network(self, half):
-    other = store.MemoryBank(
-        half.embeddings, half.indices, half.description | {'backbone': {'name': 'other'}})
-    with pytest.raises(BankError, match='backbone.name'):
+    (network,) = half.description.backbones
+    other = half.with_description(backbones=(dataclasses.replace(network, name='other'),))
+    with pytest.raises(BankError, match='backbones.0.name'):
       editing.merge(half, other)
 
 
@@ -129,23 +131,22 @@ class TestDrop:
 
   def test_its_patches_are_gone_and_the_others_know_their_images(self, grown):
     less = editing.drop(grown, ['2.png', '7.png'])
-    assert less.description['images'] == [f'{i}.png' for i in range(12) if i not in (2, 7)]
-    origins = [provenance.origin(grown, i) for i in range(len(grown.embeddings))]
+    assert less.description.images == tuple(f'{i}.png' for i in range(12) if i not in (2, 7))
+    origins = [provenance.origin(grown, i) for i in range(len(_rows(grown)))]
     kept = [i for i, o in enumerate(origins) if o.name not in ('2.png', '7.png')]
-    np.testing.assert_array_equal(less.embeddings, grown.embeddings[kept])
+    np.testing.assert_array_equal(_rows(less), _rows(grown)[kept])
     for row, i in enumerate(kept):
       found = provenance.origin(less, row)
       assert (found.name, found.row, found.column) == (origins[i].name, origins[i].row, origins[i].column)
     assert len(provenance.thumbnails(less)) == 10
-    assert len(less.description['calibration']['image_scores']) == 10
+    assert len(less.description.calibration.image_scores) == 10
 
   def test_errors(self, half):
     with pytest.raises(ValueError, match="no training image '22.png'; did you mean '2.png'"):
       editing.drop(half, ['22.png'])
     with pytest.raises(ValueError, match='nothing would be left'):
-      editing.drop(half, half.description['images'])
-    twice = store.MemoryBank(
-        half.embeddings, half.indices, half.description | {'images': ['a/1.png', 'b/1.png', *'cdef']})
+      editing.drop(half, half.description.images)
+    twice = half.with_description(images=('a/1.png', 'b/1.png', *'cdef'))
     with pytest.raises(ValueError, match='a/1.png, b/1.png'):
       editing.drop(twice, ['1.png'])
 
@@ -154,16 +155,40 @@ class TestShrink:
 
   def test_a_fitted_bank_is_cut(self, images, half):
     small_one = editing.shrink(half, 0.1)
-    np.testing.assert_array_equal(small_one.embeddings, half.embeddings[:28])
-    assert 'calibration' not in small_one.description
+    np.testing.assert_array_equal(_rows(small_one), _rows(half)[:28])
+    assert small_one.description.calibration is None and small_one.description.settings['ratio'] == 0.1
 
   def test_one_that_was_added_to_is_selected_anew(self, images, grown):
     small_one = editing.shrink(grown, 0.1)
-    cut = grown.embeddings[:len(small_one.embeddings)]
+    cut = _rows(grown)[:len(_rows(small_one))]
     points = _embeddings(images)
-    assert len(small_one.embeddings) == 57
-    assert _distances(points, small_one.embeddings).max() < _distances(points, cut).max()
+    assert len(_rows(small_one)) == 57
+    assert _distances(points, _rows(small_one)).max() < _distances(points, cut).max()
 
   def test_not_smaller(self, half):
     with pytest.raises(ValueError, match='expected a smaller one'):
       editing.shrink(half, 0.3)
+
+
+class TestCalibrate:
+
+  @pytest.mark.parametrize('detector', [DETECTOR, PaDiM(num_dims=4)], ids=lambda d: d.name)
+  def test_a_model_of_any_method(self, detector):
+    model = small.fit(detector, network=BACKBONE)
+    found = editing.calibrate(model, [1.0, 2.0, 3.0], [4.0, 6.0, 5.0], false_alarm_rate=0.25)
+    assert found.arrays is model.arrays
+    assert found.description.calibration.image_threshold == pytest.approx(3)
+    assert found.description.calibration.method == 'held out'
+    assert 'thresholds from 3 images' in found.description.history[-1].what
+
+
+class TestOtherModels:
+
+  def test_that_have_no_rows(self, half):
+    model = small.fit(PaDiM(num_dims=4), network=BACKBONE)
+    for edit in (
+        lambda: editing.append(model, np.zeros((1, 8, 6, 13), np.float32), ['a']),
+        lambda: editing.merge(model, model), lambda: editing.merge(half, model),
+        lambda: editing.drop(model, ['/line/good/1.png']), lambda: editing.shrink(model, 0.1)):
+      with pytest.raises(BankError, match='model of padim has no rows'):
+        edit()

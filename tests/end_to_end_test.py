@@ -14,8 +14,9 @@ from PIL import Image
 from configs import default
 from configs.parity import anomalib, paper
 from experiments import mvtec
-from patchcore_jax.banks import store
-from tests import conftest, plates
+from patchcore_jax.banks.model import flat
+from patchcore_jax.report import per_image
+from tests import conftest, plates, small
 
 
 def _command(data, workdir, **overrides):
@@ -57,8 +58,9 @@ class TestResults:
     assert plates.results(tmp_path / 'c') != plates.results(tmp_path / 'a')
 
   def test_batch_size_and_workers_do_not_change_the_metrics(self, data, tmp_path):
-    mvtec.run(plates.config(data), tmp_path / 'a')
-    mvtec.run(plates.config(data, data__batch_size=3, data__num_workers=1), tmp_path / 'b')
+    mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'a')
+    other = plates.config(data, data__categories=('bolt',), data__batch_size=3, data__num_workers=1)
+    mvtec.run(other, tmp_path / 'b')
     for one, other in zip(plates.results(tmp_path / 'a'), plates.results(tmp_path / 'b'), strict=True):
       for metric in ('image_auroc', 'pixel_auroc', 'aupro'):
         # float32 rounding may move a pixel past another.
@@ -71,7 +73,10 @@ class TestResults:
     assert [row['pixel_auroc'] for row in plates.results(tmp_path / 'run')][2:] == ['', '']
 
   def test_every_scoring_field_is_read(self, data, tmp_path):
-    base = mvtec.run(plates.config(data), tmp_path / 'base')
+    # Of a network that is quickly compiled, which is most of the time here.
+    quick = {'data__categories': ('bolt',), 'backbone__name': 'tests.small:backbone', 'backbone__weights': '',
+             'backbone__layers': ('a', 'b'), 'coreset__ratios': (0.1,)}
+    base = mvtec.run(plates.config(data, **quick), tmp_path / 'base')
     for i, (field, value) in enumerate({
         'scoring__num_neighbors': 3, 'scoring__distance': 'root', 'scoring__sigma': 1.0,
         'scoring__image_score': 'reweighted', 'metrics__max_fpr': 0.1, 'embedding__patch_size': 5,
@@ -79,7 +84,7 @@ class TestResults:
         'coreset__projection_dim': 8, 'coreset__num_start_points': 3, 'coreset__start': 'point',
         'coreset__projection': 'sparse', 'preprocess__mask_resize': 'nearest',
         'scoring__upsampling': 'nearest', 'scoring__blur_edges': 'reflect'}.items()):
-      rows = mvtec.run(plates.config(data, **{field: value}), tmp_path / str(i))
+      rows = mvtec.run(plates.config(data, **quick | {field: value}), tmp_path / str(i))
       changed = [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in rows]
       assert changed != [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in base], field
 
@@ -88,13 +93,13 @@ class TestPresets:
   """configs/parity: the two reference behaviours, set by fields alone."""
 
   def test_they_differ_in_every_point(self):
-    ours, theirs = (store.flat(c.get_config().to_dict()) for c in (paper, anomalib))
+    ours, theirs = (flat(c.get_config().to_dict()) for c in (paper, anomalib))
     assert ours.keys() == theirs.keys()
     assert {k for k in ours if ours[k] != theirs[k]} == {
         'preprocess.resize', 'preprocess.mask_resize', 'backbone.name', 'embedding.kind',
         'coreset.projection', 'coreset.projection_dim', 'coreset.start', 'scoring.distance',
         'scoring.image_score', 'scoring.upsampling', 'scoring.blur_edges'}
-    defaults = store.flat(default.get_config().to_dict())  # are the paper's code's
+    defaults = flat(default.get_config().to_dict())  # are the paper's code's
     assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios', 'backbone.precision'}
     assert ours['backbone.precision'] == theirs['backbone.precision'] == 'float32'
 
@@ -150,6 +155,38 @@ class TestResume:
       image.write_bytes(b'not read again')
     mvtec.run(plates.config(data), tmp_path / 'run')
     assert plates.results(tmp_path / 'run') == before
+
+  def test_a_workdir_of_a_version_before_goes_on(self, tmp_path, capsys):
+    """Of testdata/README.md: its results are read, its config is today's, and its bank is used."""
+    data, run = tmp_path / 'data', tmp_path / 'run'
+    for folder, images in (('train/good', small.images(10)), ('test/good', small.images(4, seed=7)),
+                           ('test/spot', small.images(3, seed=8))):
+      (data / 'old' / folder).mkdir(parents=True)
+      for i, image in enumerate(images):
+        if folder == 'test/spot':
+          image[8:16, 8:16] = 255
+        Image.fromarray(image).save(data / 'old' / folder / f'{i}.png')
+    shutil.copytree(conftest.ROOT / 'tests/testdata/workdir_of_format_2', run)
+    before = json.loads((run / 'config.json').read_text())
+    before['data']['root'] = str(data)
+    (run / 'config.json').write_text(json.dumps(before))
+    config = plates.config(
+        data, preprocess__resize=(), preprocess__crop=(), backbone__name='tests.small:backbone',
+        backbone__weights='', backbone__layers=(), coreset__ratios=(0.5, 0.1), coreset__projection_dim=4,
+        report__gallery=0)
+    rows, scores = plates.results(run), per_image.read_scores(run / 'scores/old.csv')
+    mvtec.run(config, run)
+    assert 'old: finished before' in capsys.readouterr().out
+    assert plates.results(run) == rows and json.loads((run / 'config.json').read_text()) == before
+    (run / 'results.csv').unlink()
+    for image in (data / 'old/train/good').iterdir():
+      image.write_bytes(b'not read again')
+    mvtec.run(config, run)
+    again = per_image.read_scores(run / 'scores/old.csv')
+    assert [s.image_score for s in again] == pytest.approx([s.image_score for s in scores], rel=1e-5)
+    for row, old in zip(plates.results(run), rows, strict=True):
+      row.pop('image_threshold'), old.pop('image_threshold')  # a score, compared above
+      assert row == old
 
   def test_changed_settings_are_an_error(self, data, tmp_path):
     mvtec.run(plates.config(data, data__categories=('bolt',)), tmp_path / 'run')
@@ -288,7 +325,7 @@ class TestBadInput:
     # Files may not grow past 20 kB, so that the bank cannot be written to its end.
     limited = ['bash', '-c', 'ulimit -f 20; exec "$@"', 'bash']
     result = _run([*limited, *_command(pristine, tmp_path / 'run', data__categories=('bolt',))])
-    assert result.returncode == 1 and 'error: Cannot write the memory bank' in result.stderr
+    assert result.returncode == 1 and 'error: Cannot write the model' in result.stderr
     assert not (tmp_path / 'run/results.csv').exists()
     assert not (tmp_path / 'run/banks/bolt').exists()
     again = _run(_command(pristine, tmp_path / 'run', data__categories=('bolt',)))

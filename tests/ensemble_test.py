@@ -1,149 +1,177 @@
-"""Ensembles: statistics against NumPy in float64, and what combining must leave alone."""
+"""Ensembles: statistics against NumPy in float64, and means of members that are computed one by one."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 
-from patchcore_jax import backbones
-from patchcore_jax.banks.store import BankError
-from patchcore_jax.detectors import ensemble, patchcore
-from patchcore_jax.detectors.ensemble import Statistics
-from patchcore_jax.detectors.patchcore import CoresetSpec, Prediction
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.banks.model import BankError
+from patchcore_jax.detectors import (
+    SPADE,
+    Ensemble,
+    MahalanobisAD,
+    PaDiM,
+    PatchCore,
+    Run,
+    ensemble,
+    patchcore,
+    streaming,
+)
+from patchcore_jax.detectors.patchcore import cross_scores, scores
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, SearchSpec
 from tests import precision, small
 
-EMBEDDING = EmbeddingSpec('mean', 1)
-LAYERS = ('a',)
+GOOD, NEW = small.images(10), small.images(6, 7)
+PATCHCORE = PatchCore(0.3, EmbeddingSpec('mean', 1), CoresetSpec(projection_dim=4, num_start_points=3))
+ONE = small.backbone(('a',))
+# Of the same shapes, for which little is compiled anew. `detectors_contract_test` has one of other shapes.
+OTHER = dataclasses.replace(
+    ONE, variables={name: values[:, ::-1] - 0.3 for name, values in ONE.variables.items()}, name='other')
 
 
-def _bank(ratio=0.3, layers=LAYERS, n=10):
-  return patchcore.fit(
-      small.backbone(layers), small.batches(small.images(n), 4), n, embedding=EMBEDDING,
-      coreset_spec=CoresetSpec(ratio, projection_dim=4, num_start_points=3))
+def scores_at(detector, model, ratios):
+  """`NEW` at several ratios: a list of `Scores`."""
+  score_fn = ensemble.score_fn_at(detector, model, (ONE, OTHER), ratios)
+  return small.joined(streaming.predict(score_fn, small.data(NEW).batches()))
 
 
-def _statistics(bank, batch_size=4, n=10, layers=LAYERS, scoring_spec=None, **kwargs):
-  return ensemble.statistics(
-      small.backbone(layers), bank, small.batches(small.images(n), batch_size), embedding=EMBEDDING,
-      scoring_spec=scoring_spec or ScoringSpec(), **kwargs)
+def scores_of(detector, model, networks=(ONE, OTHER)):
+  score_fn = detector.score_fn(model, networks)
+  return small.joined(streaming.predict(score_fn, small.data(NEW).batches()))
 
 
-def _predict(bank, layers=LAYERS, images=None, **kwargs):
-  return list(patchcore.predict(
-      small.backbone(layers), bank, small.batches(small.images(6, 7) if images is None else images, 4),
-      embedding=EMBEDDING, scoring_spec=ScoringSpec(), **kwargs))
+class TestStatisticsOfPatchCore:
 
+  def _statistics(self, model, detector=PATCHCORE, ratios=(0.3,), good=GOOD, network=ONE, batch_size=8):
+    calls = []
+    found = patchcore.statistics_at(
+        detector, model, small.data(good, batch_size), (network,),
+        Run(progress=lambda *call: calls.append(call)), ratios, search=SearchSpec())
+    assert calls[-1] == ('statistics', len(good), len(good))
+    return found
 
-class TestStatistics:
-
-  @pytest.mark.parametrize('ratio, sizes', [(0.3, (144, 40)), (1.0, (480,))])
   @pytest.mark.parametrize('spec', [ScoringSpec(), ScoringSpec(2, 'root')])
-  def test_equals_float64(self, ratio, sizes, spec):
-    bank = _bank(ratio)
-    value = _statistics(bank, scoring_spec=spec, sizes=sizes)
-    patches = small.maps(small.images(10), LAYERS)[0].reshape(10, 48, 7)
-    for i, size in enumerate(sizes):
-      rows, image = patches.reshape(-1, 7)[bank.indices[:size]], bank.indices[:size] // 48
-      scores = []
+  def test_equals_float64(self, spec):
+    detector = dataclasses.replace(PATCHCORE, scoring=spec)
+    model = small.fit(detector, GOOD, network=ONE)
+    found = self._statistics(model, detector, (0.3, 0.1))
+    patches = small.maps(GOOD, ('a',))[0].reshape(10, 48, 7)
+    for value, size in zip(found, (144, 48), strict=True):
+      indices = model.arrays['indices'][:size]
+      rows, image = patches.reshape(-1, 7)[indices], indices // 48
+      expected = []
       for number, queries in enumerate(patches):
         others = rows[image % 2 != number % 2]
         nearest = np.sort(np.linalg.norm(queries[:, None] - others, axis=-1))[:, :spec.num_neighbors]
-        scores.append((nearest if spec.distance == 'root' else nearest**2).mean(-1))
-      np.testing.assert_allclose(value.mean[i], np.mean(scores), rtol=1e-5)
-      np.testing.assert_allclose(value.std[i], np.std(scores), rtol=1e-5)
-
-  def test_batch_size_has_no_influence(self):
-    bank, calls = _bank(), []
-    expected = _statistics(bank, progress=lambda *call: calls.append(call))
-    assert calls[-1] == ('statistics', 10, 10)
-    for size in (1, 3, 16):
-      np.testing.assert_allclose(_statistics(bank, size), expected, rtol=1e-6)
+        expected.append((nearest if spec.distance == 'root' else nearest**2).mean(-1))
+      np.testing.assert_allclose(value, (np.mean(expected), np.std(expected)), rtol=1e-5)
 
   def test_errors(self):
-    bank = _bank()
+    model = small.fit(PATCHCORE, GOOD, network=ONE)
     with pytest.raises(ValueError, match='8 images were given, the bank was fitted on 10'):
-      _statistics(bank, n=8)
+      patchcore.statistics(
+          PATCHCORE, model, small.data(GOOD[:8]), (ONE,), Run(), search=SearchSpec())
+    alone = small.fit(PATCHCORE, GOOD[:1], network=ONE)
     with pytest.raises(ValueError, match='has 0 patches of every other of the 1 training images'):
-      _statistics(_bank(n=1), n=1)
-    with pytest.raises(BankError, match="backbone.layers: the bank has .'a'., asked for is .'b'"):
-      _statistics(bank, layers=('b',))
-    flat = np.zeros((4, 32, 24, 3), np.uint8)
-    bank = patchcore.fit(
-        small.backbone(LAYERS), small.batches(flat, 4), 4, embedding=EMBEDDING,
-        coreset_spec=CoresetSpec(1.0, projection_dim=4))
-    with pytest.raises(ValueError, match='scores have no scale'):
-      ensemble.statistics(
-          small.backbone(LAYERS), bank, small.batches(flat, 4), embedding=EMBEDDING,
-          scoring_spec=ScoringSpec())
+      self._statistics(alone, good=GOOD[:1])
 
 
-class TestCombine:
+class TestStatisticsOfOthers:
 
-  def test_by_hand(self):
-    def member(scale):
-      return [Prediction(np.arange(2), scale * np.float32([[1, 3]]), scale * np.ones((1, 2, 1, 1)))]
+  @pytest.mark.parametrize('detector', [PaDiM(num_dims=5), MahalanobisAD()])
+  def test_two_halves_each_by_a_model_of_the_other(self, detector):
+    model = small.fit(detector, GOOD, network=ONE)
+    found = detector.statistics(model, small.data(GOOD), (ONE,))
+    expected = []
+    for part, others in ((GOOD[::2], GOOD[1::2]), (GOOD[1::2], GOOD[::2])):
+      value = small.predict(detector, small.fit(detector, others, network=ONE), part, network=ONE)
+      expected.append(np.ravel(value.image if value.map is None else value.map))
+    expected = np.concatenate(expected).astype(np.float64)
+    np.testing.assert_allclose(found, (expected.mean(), expected.std()), rtol=1e-6)
 
-    one = Statistics(np.array([1.0]), np.array([2.0]))
-    other = Statistics(np.array([0.0]), np.array([5.0]))
-    (value,) = ensemble.combine([member(1), member(10)], [one, other])
-    np.testing.assert_allclose(value.image_scores, [[1, 3.5]])  # (0 + 2) / 2, (1 + 6) / 2
-    np.testing.assert_allclose(value.anomaly_maps[0, :, 0, 0], 1)
-    assert value.image_scores.dtype == value.anomaly_maps.dtype == np.float32
 
-  def test_members_twice_or_in_another_unit_change_nothing(self):
-    bank = _bank()
-    sizes = (144, 40)
-    statistics, predictions = _statistics(bank, sizes=sizes), _predict(bank, sizes=sizes)
-    alone = list(ensemble.combine([predictions], [statistics]))
-    scaled = [
-        p._replace(image_scores=7 * p.image_scores, anomaly_maps=7 * p.anomaly_maps)
-        for p in predictions]
-    both = list(ensemble.combine(
-        [predictions, scaled], [statistics, Statistics(7 * statistics.mean, 7 * statistics.std)]))
-    assert len(both) == len(alone) == 2
-    for value, expected in zip(both, alone):
-      np.testing.assert_array_equal(value.index, expected.index)
-      np.testing.assert_allclose(value.image_scores, expected.image_scores, rtol=1e-5, atol=1e-5)
-      np.testing.assert_allclose(value.anomaly_maps, expected.anomaly_maps, rtol=1e-5, atol=1e-5)
+class TestEnsemble:
 
-  def test_what_else_is_tested_has_no_influence(self):
-    members = [(layers, _bank(layers=layers)) for layers in (('a',), ('b',))]
-    statistics = [_statistics(bank, layers=layers) for layers, bank in members]
+  def test_mean_of_members_in_units_of_their_spread(self):
+    detector = Ensemble(PATCHCORE, ratios=(0.1,))
+    model = detector.fit(small.data(GOOD), (ONE, OTHER))
+    assert model.arrays['mean'].shape == model.arrays['std'].shape == (2, 2)
+    members = []
+    for member, network in zip(ensemble.members(model), (ONE, OTHER), strict=True):
+      alone = small.fit(PATCHCORE, GOOD, network=network)
+      np.testing.assert_array_equal(member.arrays['embeddings'], alone.arrays['embeddings'])
+      assert member.description == alone.description
+      score_fn = patchcore.score_fn_at(PATCHCORE, member, (network,), (0.3, 0.1))
+      found = small.joined(streaming.predict(score_fn, small.data(NEW).batches()))
+      statistics = patchcore.statistics_at(
+          PATCHCORE, alone, small.data(GOOD), (network,), Run(), (0.3, 0.1), search=SearchSpec())
+      members.append(list(zip(found, statistics, strict=True)))
+    at = scores_at(detector, model, (0.3, 0.1))
+    for value, *found in zip(at, *members, strict=True):
+      for name in ('image', 'map'):
+        expected = np.mean([
+            (getattr(each, name).astype(np.float64) - mean) / std for each, (mean, std) in found], axis=0)
+        # Differences from the mean, of which there may be little: a millionth of the spread.
+        np.testing.assert_allclose(getattr(value, name), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(scores_of(detector, model).image, at[0].image)
 
-    def scores(images):
-      predictions = [_predict(bank, layers, images) for layers, bank in members]
-      return small.joined(list(ensemble.combine(predictions, statistics))).image_scores
+  def test_the_unit_of_a_member_has_no_influence(self):
+    detector = Ensemble(MahalanobisAD())
+    model = detector.fit(small.data(GOOD), (ONE, ONE))  # the same network twice
+    twice = scores_of(detector, model, (ONE, ONE)).image
+    (mean, _), (std, _) = (model.arrays[name][:, 0] for name in ('mean', 'std'))
+    alone = small.predict(MahalanobisAD(), ensemble.members(model)[0], NEW, network=ONE).image
+    np.testing.assert_allclose(twice, (alone - mean) / std, rtol=1e-5, atol=1e-6)
+    changes = {name: model.arrays[name] * [[1], [7]] for name in ('mean', 'std')}
+    changes['1.factor_a'] = 7 * model.arrays['1.factor_a']  # distances of the second are seven times as long
+    scaled = scores_of(detector, model._replace(arrays=model.arrays | changes), (ONE, ONE)).image
+    np.testing.assert_allclose(scaled, twice, rtol=1e-5, atol=1e-6)
 
-    images = small.images(6, 7)
-    np.testing.assert_allclose(scores(images)[:, :2], scores(images[:2]), rtol=1e-5)
+  def test_description_has_those_of_the_members(self):
+    detector = Ensemble(MahalanobisAD())
+    found = detector.fit(small.data(GOOD), (ONE, OTHER)).description
+    assert found.backbones == (streaming.identity(ONE), streaming.identity(OTHER))
+    assert [member.detector for member in found.members] == ['mahalanobis_ad'] * 2
+    assert [member.backbones for member in found.members] == [(b,) for b in found.backbones]
+
+  def test_a_killed_fit_goes_on(self, tmp_path):
+    detector = Ensemble(MahalanobisAD())
+
+    def fails(variables, images):
+      raise KeyboardInterrupt
+
+    killed = dataclasses.replace(OTHER, apply=fails)
+    with pytest.raises(KeyboardInterrupt):
+      detector.fit(small.data(GOOD), (ONE, killed), Run(checkpoints=tmp_path))
+    stages = []
+    model = detector.fit(
+        small.data(GOOD), (ONE, OTHER), Run(checkpoints=tmp_path, progress=lambda *c: stages.append(c)))
+    assert stages.count(('embed', 10, 10)) == 1  # of the second alone
+    whole = detector.fit(small.data(GOOD), (ONE, OTHER))
+    assert model.description == whole.description
+    for name, array in whole.arrays.items():
+      np.testing.assert_array_equal(model.arrays[name], array)
+    with pytest.raises(BankError, match='seed: the model has 0, asked for is 1'):
+      detector.fit(small.data(GOOD), (ONE, OTHER), Run(checkpoints=tmp_path, seed=1))
 
   def test_errors(self):
-    bank = _bank()
-    statistics, predictions = _statistics(bank), _predict(bank)
-    for members, found in (([], []), ([predictions], [])):
-      with pytest.raises(ValueError, match='Expected statistics for each member'):
-        list(ensemble.combine(members, found))
-    other = [p._replace(index=p.index + 1) for p in predictions]
-    for wrong in (other, predictions[:1]):
-      with pytest.raises(ValueError, match='same images in the same batches'):
-        list(ensemble.combine([predictions, wrong], [statistics] * 2))
-    larger = [p._replace(anomaly_maps=p.anomaly_maps.repeat(2, axis=2)) for p in predictions]
-    with pytest.raises(ValueError, match=r'maps .* of \[\(1, 4, 32, 24\), \(1, 4, 64, 24\)\]'):
-      list(ensemble.combine([predictions, larger], [statistics] * 2))
-    two = Statistics(np.zeros(2), np.ones(2))
-    with pytest.raises(ValueError, match=r'statistics of \[1, 2\] banks'):
-      list(ensemble.combine([predictions] * 2, [statistics, two]))
+    detector = Ensemble(MahalanobisAD())
+    with pytest.raises(ValueError, match='An ensemble of 1 networks: expected two or more'):
+      detector.fit(small.data(GOOD), (ONE,))
+    with pytest.raises(ValueError, match='SPADE has no ensembles: it gathers'):
+      Ensemble(SPADE())
+    with pytest.raises(ValueError, match='MahalanobisAD has no coreset'):
+      Ensemble(MahalanobisAD(), ratios=(0.1,))
+    same = np.repeat(GOOD[:1], 4, axis=0)
+    with pytest.raises(ValueError, match='scores have no scale'):
+      Ensemble(PaDiM(num_dims=5)).fit(small.data(same), (ONE, OTHER))
+    model = detector.fit(small.data(GOOD), (ONE, OTHER))
+    with pytest.raises(ValueError, match=r'Ratios \[0.1\]: the statistics of this ensemble are of \[\]'):
+      ensemble.score_fn_at(detector, model, (ONE, OTHER), (0.1,))
 
 
-def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create('resnet18', weights='random', precision='float32')
-  fn = ensemble._scores_fn(
-      patchcore._embed_fn_of(backbone, EmbeddingSpec()), ScoringSpec(), ((40, 9), (40, 11)))
-  bank = np.zeros((40, 1024), np.float32)
-  precision.assert_highest(
-      fn, (backbone.variables, (bank, bank)), np.zeros((1, 64, 64, 3), np.uint8))
-
-
-def test_number_of_devices_has_no_influence():
-  value = small.on_devices(2, 'ensemble_test', '_statistics(t._bank(), 8).mean')
-  np.testing.assert_allclose(value, _statistics(_bank()).mean, rtol=1e-5)
+def test_products_of_the_statistics_ask_for_the_highest_precision():
+  fn = cross_scores._halves_fn(
+      scores.embed_fn_of(ONE, PATCHCORE.embedding), ScoringSpec(), ((40, 9), (40, 11)))
+  bank = np.zeros((40, 7), np.float32)
+  precision.assert_highest(fn, (ONE.variables, (bank, bank)), NEW)

@@ -1,5 +1,6 @@
 """The ONNX file, where the extra `onnx` is installed; the rewriting of programs, everywhere."""
 
+import dataclasses
 import json
 import sys
 
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from patchcore_jax.export import exporter, onnx
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.export import folder, onnx, program
+from patchcore_jax.settings import ScoringSpec
 from tests import export_test
 
 
@@ -42,7 +43,7 @@ def test_settled_programs_have_the_same_results():
 def test_the_extra_is_named_where_it_is_missing(inspector, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'jax2onnx', None)
   with pytest.raises(ValueError, match=r"jax2onnx is not installed: pip install 'patchcore_jax\[onnx\]'"):
-    exporter.write(tmp_path / 'made', inspector, onnx=True)
+    folder.write(tmp_path / 'made', inspector, onnx=True)
   assert not list(tmp_path.iterdir())
 
 
@@ -55,17 +56,19 @@ class TestFile:
 
   @pytest.mark.parametrize('camera', [None, export_test.CAMERA])
   def test_written_and_compared(self, inspector, camera, tmp_path):
-    exporter.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], camera=camera, at_once=2)
+    folder.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], camera=camera, at_once=2)
     description = json.loads((tmp_path / 'made/description.json').read_text())['onnx']
     assert description['largest_difference'] < 1e-5 and description['batch'] == 1
-    images = exporter.probes(inspector, 3, camera)
+    images = folder.probes(inspector, 3, camera)
     results = onnx.runner(tmp_path / 'made/program.onnx')(images)
     assert results['anomaly_map'].shape == (3, 32, 24) and results['anomalous'].dtype == bool
 
   def test_another_program_does_not_pass(self, inspector, tmp_path, monkeypatch):
-    program = exporter.program_in_one_pass
-    other = inspector._replace(scoring=ScoringSpec(distance='root'))
-    monkeypatch.setattr(exporter, 'program_in_one_pass', lambda _, **arguments: program(other, **arguments))
-    with pytest.raises(exporter.ParityError, match='image_score'):
-      exporter.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], at_once=2)
+    in_one_pass = program.program_in_one_pass
+    detector = dataclasses.replace(inspector.detector, scoring=ScoringSpec(distance='root'))
+    other = inspector._replace(detector=detector)
+    monkeypatch.setattr(
+        program, 'program_in_one_pass', lambda _, **arguments: in_one_pass(other, **arguments))
+    with pytest.raises(folder.ParityError, match='image_score'):
+      folder.write(tmp_path / 'made', inspector, onnx=True, platforms=['cpu'], at_once=2)
     assert not list(tmp_path.iterdir())

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax import inspection
-from patchcore_jax.banks import provenance, store
+from patchcore_jax import backbones, inspection
+from patchcore_jax.banks import calibration, editing, provenance, store
+from patchcore_jax.banks.model import to_json
 from patchcore_jax.data import preprocess
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.export import exporter, run
-from patchcore_jax.inspection import calibration
-from patchcore_jax.scoring import ScoringSpec
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Run
+from patchcore_jax.export import folder, program, run
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import small
 
 PREPROCESSING = Preprocessing(resize=(26,), crop=(32, 24))
@@ -29,20 +28,15 @@ CAMERA = 50, 38  # height, width of frames that become 32 x 24
 AT_ONCE = 3
 
 
-def fitted(scoring=None, **coreset):
-  """A small calibrated bank with pictures, as `experiments.fit` makes them."""
-  scoring = scoring or ScoringSpec(sigma=2.0)
-  images, backbone, embedding = small.images(12), small.backbone(), EmbeddingSpec('mean')
-  bank, scores = patchcore.fit_and_cross_score(
-      backbone, small.batches(images, 4), len(images), embedding=embedding, scoring_spec=scoring, folds=3,
-      coreset_spec=patchcore.CoresetSpec(**{'ratio': 0.3, 'projection_dim': 8} | coreset))
-  bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
-  bank.description.update(
-      inspection.described(
-          preprocessing=PREPROCESSING, scoring=scoring,
-          source={'name': 'tests.small:backbone', 'weights': '', 'seed': 0}),
-      calibration=dataclasses.asdict(calibration.calibrate(*scores, false_alarm_rate=0.2)))
-  return inspection.of_bank(bank)
+def fitted(detector=None):
+  """A small calibrated model with pictures, as `experiments.fit` makes them."""
+  detector = detector or PatchCore(
+      0.3, EmbeddingSpec('mean'), CoresetSpec(projection_dim=8), ScoringSpec(sigma=2.0))
+  networks = (backbones.create('tests.small:backbone'),)
+  model, scores = detector.fit_and_cross_score(
+      small.data(small.images(12), 4), networks, Run(keep_images=True), folds=3)
+  model = editing.calibrate(model, *scores, false_alarm_rate=0.2)
+  return inspection.Inspector(detector, model.with_description(preprocessing=PREPROCESSING), networks)
 
 
 @pytest.fixture(scope='module')
@@ -53,20 +47,28 @@ def inspector():
 @pytest.fixture(scope='module')
 def exported(inspector, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'made'
-  exporter.write(path, inspector, at_once=AT_ONCE)
+  folder.write(path, inspector, at_once=AT_ONCE)
   return path
 
 
 @pytest.fixture(scope='module')
 def of_camera(inspector, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'made'
-  exporter.write(path, inspector, at_once=AT_ONCE, camera=CAMERA, platforms=['cpu'])
+  folder.write(path, inspector, at_once=AT_ONCE, camera=CAMERA, platforms=['cpu'])
   return path
 
 
 @pytest.fixture(scope='module')
-def program(exported):
+def exported_program(exported):
   return run.load(exported)[0]
+
+
+def described(inspector, **changes):
+  return inspector._replace(model=inspector.model.with_description(**changes))
+
+
+def with_arrays(inspector, arrays):
+  return inspector._replace(model=inspector.model._replace(arrays=arrays))
 
 
 def predicted(inspector, images):
@@ -76,41 +78,41 @@ def predicted(inspector, images):
 class TestProgram:
 
   @pytest.mark.parametrize('count', [2, 2 * AT_ONCE])  # the comparison before writing has 1 and AT_ONCE + 3
-  def test_any_batch_size_answers_as_predict(self, inspector, program, count):
+  def test_any_batch_size_answers_as_predict(self, inspector, exported_program, count):
     images = small.images(count, seed=7)
-    want, got = predicted(inspector, images), program(images)
+    want, got = predicted(inspector, images), exported_program(images)
     # Sums in another order; 1e-6 is ten times their rounding.
-    np.testing.assert_allclose(got['image_score'], want.image_scores[0], rtol=1e-6)
-    np.testing.assert_allclose(got['anomaly_map'], want.anomaly_maps[0], rtol=1e-5)
+    np.testing.assert_allclose(got['image_score'], want.image, rtol=1e-6)
+    np.testing.assert_allclose(got['anomaly_map'], want.map, rtol=1e-5)
     c = inspector.calibration
     np.testing.assert_allclose(
-        got['calibrated_score'], [calibration.calibrated_score(c, s) for s in want.image_scores[0]],
+        got['calibrated_score'], [calibration.calibrated_score(c, s) for s in want.image],
         atol=1e-5)
-    np.testing.assert_array_equal(got['anomalous'], want.image_scores[0] >= c.image_threshold)
+    np.testing.assert_array_equal(got['anomalous'], want.image >= c.image_threshold)
 
-  @pytest.mark.parametrize('make', [exporter.program, exporter.program_in_one_pass])
+  @pytest.mark.parametrize('make', [program.program, program.program_in_one_pass])
   def test_another_way_of_scoring(self, inspector, make):
     scoring = ScoringSpec(num_neighbors=3, distance='root', image_score='reweighted')
-    other = inspector._replace(scoring=scoring)
-    images = exporter.probes(other, 5)
-    assert exporter.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
+    other = inspector._replace(detector=dataclasses.replace(inspector.detector, scoring=scoring))
+    images = folder.probes(other, 5)
+    assert folder.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
 
   def test_in_one_pass_has_no_loop(self, inspector):
     looped, straight = (
         str(jax.make_jaxpr(make(inspector))(small.images(1)))
-        for make in (exporter.program, exporter.program_in_one_pass))
+        for make in (program.program, program.program_in_one_pass))
     assert 'while' in looped and 'while' not in straight and 'scan' not in straight
 
   def test_without_thresholds(self, inspector):
-    fn = exporter.program(inspector._replace(calibration=None))
+    fn = program.program(described(inspector, calibration=None))
     assert set(jax.eval_shape(fn, small.images(2))) == {'image_score', 'anomaly_map'}
 
   def test_errors(self, inspector):
     with pytest.raises(ValueError, match='at_once=0'):
-      exporter.program(inspector, at_once=0)
+      program.program(inspector, at_once=0)
     with pytest.raises(ImageError, match='24 x 31 pixels'):
-      wrong = inspector._replace(preprocessing=Preprocessing(resize=(26,), crop=(31, 24)))
-      exporter.program(wrong, camera=CAMERA)
+      wrong = described(inspector, preprocessing=Preprocessing(resize=(26,), crop=(31, 24)))
+      program.program(wrong, camera=CAMERA)
 
 
 class TestWrite:
@@ -148,33 +150,74 @@ class TestWrite:
         np.asarray(preprocess.transform(Image.fromarray(frame), PREPROCESSING)) for frame in frames])
     want = predicted(inspector, images)
     assert [row[3] for row in rows] == names
-    np.testing.assert_allclose([float(row[0]) for row in rows], want.image_scores[0], rtol=1e-5)
-    alarms = want.image_scores[0] >= inspector.calibration.image_threshold
+    np.testing.assert_allclose([float(row[0]) for row in rows], want.image, rtol=1e-5)
+    alarms = want.image >= inspector.calibration.image_threshold
     assert [row[2] for row in rows] == ['ANOMALOUS' if alarm else 'good' for alarm in alarms]
-    np.testing.assert_allclose(np.load(tmp_path / 'maps/4_4.npy'), want.anomaly_maps[0, 4], rtol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / 'maps/4_4.npy'), want.map[4], rtol=1e-5)
 
   def test_another_bank_does_not_pass(self, inspector, tmp_path, monkeypatch):
-    rows = inspector.bank.embeddings.copy()
+    rows = inspector.model.arrays['embeddings'].copy()
     rows[:, 0] += 0.01 * np.abs(rows).max()
-    changed = inspector._replace(bank=dataclasses.replace(inspector.bank, embeddings=rows))
-    program = exporter.program
-    monkeypatch.setattr(exporter, 'program', lambda _, **arguments: program(changed, **arguments))
-    with pytest.raises(exporter.ParityError, match=r'image_score by .* tolerance 1e-04, on probe image \d'):
-      exporter.write(tmp_path / 'made', inspector, at_once=AT_ONCE)
+    changed = with_arrays(inspector, inspector.model.arrays | {'embeddings': rows})
+    make = program.program
+    monkeypatch.setattr(program, 'program', lambda _, **arguments: make(changed, **arguments))
+    with pytest.raises(folder.ParityError, match=r'image_score by .* tolerance 1e-04, on probe image \d'):
+      folder.write(tmp_path / 'made', inspector, at_once=AT_ONCE)
     assert not list(tmp_path.iterdir())
 
   def test_errors(self, inspector, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='exists'):
-      exporter.write(tmp_path, inspector)
+      folder.write(tmp_path, inspector)
     out = tmp_path / 'made'
     with pytest.raises(ValueError, match='Platforms gpu: expected some of cpu, cuda'):
-      exporter.write(out, inspector, platforms=['cpu', 'gpu'])
+      folder.write(out, inspector, platforms=['cpu', 'gpu'])
     with pytest.raises(ValueError, match='expected cpu among the platforms tpu'):
-      exporter.write(out, inspector, platforms=['tpu'])
-    monkeypatch.setattr(exporter, '_MOST_BYTES', 20_000)
-    with pytest.raises(ValueError, match=r'jax.export holds at most 0.0 GB.*shrink\): 1\d\d patches fit'):
-      exporter.write(out, inspector)
+      folder.write(out, inspector, platforms=['tpu'])
+    monkeypatch.setattr(program, '_MOST_BYTES', 20_000)
+    with pytest.raises(ValueError, match=r'jax.export holds at most 0.0 GB.*Shrink the bank'):
+      folder.write(out, inspector)
     assert not list(tmp_path.iterdir())
+
+
+class TestOtherMethods:
+
+  @pytest.mark.parametrize('detector', [PaDiM(num_dims=4), MahalanobisAD(), OCSVM()], ids=lambda d: d.name)
+  def test_they_are_written_too(self, detector, tmp_path):
+    inspector = fitted(detector)
+    description = folder.write(tmp_path / 'made', inspector, at_once=AT_ONCE, platforms=['cpu'])
+    has_map = detector.name == 'padim'
+    assert ('anomaly_map' in description['outputs']) == has_map
+    assert (description['thresholds']['pixel_threshold'] is None) == (not has_map)
+    assert description['bank']['detector'] == detector.name and description['bank']['patches'] == 0
+    images = small.images(2, seed=7)
+    want, got = predicted(inspector, images), run.load(tmp_path / 'made')[0](images)
+    assert set(got) == set(description['outputs'])
+    np.testing.assert_allclose(got['image_score'], want.image, rtol=1e-5)
+    found = inspector.calibration
+    # An OCSVM's good images have negative scores, and a scale of their own.
+    assert (min(found.image_scores) < 0) == (detector.name == 'ocsvm')
+    calibrated = calibration.calibrated_scores(found, want.image.astype(np.float64))
+    np.testing.assert_allclose(got['calibrated_score'], calibrated, atol=1e-5)
+    np.testing.assert_array_equal(got['anomalous'], want.image >= found.image_threshold)
+
+  def test_run_where_there_are_no_maps(self, tmp_path):
+    """The script beside the program says so instead of failing."""
+    folder.write(tmp_path / 'made', fitted(MahalanobisAD()), at_once=AT_ONCE, platforms=['cpu'])
+    Image.fromarray(small.images(1)[0]).save(tmp_path / '0.png')
+    result = subprocess.run(
+        [sys.executable, tmp_path / 'made/run.py', '--maps=maps', '0.png'], cwd=tmp_path, capture_output=True,
+        text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1] == (
+        'This program scores whole images and makes no maps: leave out --maps.')
+
+  def test_with_a_step_on_the_host_cannot(self, tmp_path):
+    networks = (backbones.create('tests.small:backbone'),)
+    detector = SPADE(num_images=2)
+    inspector = inspection.Inspector(detector, small.fit(detector, network=networks[0]), networks)
+    with pytest.raises(ValueError, match='SPADE cannot be exported: it gathers') as error:
+      folder.write(tmp_path / 'made', inspector)
+    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
 
 
 class TestSerialize:
@@ -184,7 +227,7 @@ class TestSerialize:
       return jax.lax.platform_dependent(images, tpu=lambda x: x + 1)
 
     with pytest.raises(ValueError, match='cannot be exported for cpu'):
-      exporter.serialize(only_there, (4, 4, 3), ['cpu'])
+      program.serialize(only_there, (4, 4, 3), ['cpu'])
 
 
 class TestCheck:
@@ -196,29 +239,30 @@ class TestCheck:
       ('anomaly_map', lambda x: x[:, 1:], r'anomaly_map is \(2, 31, 24\), expected \(2, 32, 24\)'),
       ('calibrated_score', lambda x: x + 0.01, 'calibrated_score of the exported program'),
       ('anomalous', lambda x: ~x, 'anomalous of the exported program')])
-  def test_notices(self, inspector, program, name, change, match):
+  def test_notices(self, inspector, exported_program, name, change, match):
 
     def changed(images):
-      results = jax.device_get(program(images))
+      results = jax.device_get(exported_program(images))
       return results | {name: change(results[name])}
 
-    images = exporter.probes(inspector, 2)
-    assert exporter.check(program, inspector, images, sizes=(2,)) < 1e-5
-    with pytest.raises(exporter.ParityError, match=match):
-      exporter.check(changed, inspector, images, sizes=(2,))
+    images = folder.probes(inspector, 2)
+    assert folder.check(exported_program, inspector, images, sizes=(2,)) < 1e-5
+    with pytest.raises(folder.ParityError, match=match):
+      folder.check(changed, inspector, images, sizes=(2,))
 
 
 class TestProbes:
 
   def test_the_banks_own_images_are_among_them(self, inspector):
-    images = exporter.probes(inspector, 6)
+    images = folder.probes(inspector, 6)
     assert images.shape == (6, 32, 24, 3) and images.dtype == np.uint8
     assert len(np.unique(images[1])) == 1
-    np.testing.assert_array_equal(images[3], provenance.thumbnail(inspector.bank, 0))
+    np.testing.assert_array_equal(images[3], provenance.thumbnail(inspector.model, 0))
 
   def test_of_a_camera_and_without_pictures(self, inspector):
-    bare = inspector._replace(bank=dataclasses.replace(inspector.bank, extras={}))
-    images = exporter.probes(bare, 6, CAMERA)
+    arrays = inspector.model.arrays
+    bare = with_arrays(inspector, {k: arrays[k] for k in ('embeddings', 'indices')})
+    images = folder.probes(bare, 6, CAMERA)
     assert images.shape == (6, *CAMERA, 3)
     assert len({image.tobytes() for image in images}) == 6
 
@@ -233,7 +277,7 @@ class TestRunScript:
     preprocessing = Preprocessing(**{'resize': (32,), 'crop': (32,)} | sizes)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    as_json = json.loads(json.dumps(inspection.geometry(preprocessing)))
+    as_json = json.loads(json.dumps(to_json(preprocessing)))
     np.testing.assert_array_equal(
         run.prepare(image, as_json), preprocess.transform(image, preprocessing))
 
@@ -261,7 +305,7 @@ class TestBinary:
         cwd=Path(__file__).parents[1])
 
   def test_from_a_bank_to_a_program(self, inspector, tmp_path):
-    store.save(tmp_path / 'bank', inspector.bank)
+    store.save(tmp_path / 'bank', inspector.model)
     result = self._run(
         f'--bank={tmp_path / "bank"}', f'--out={tmp_path / "out"}', '--platforms=cpu',
         f'--camera={CAMERA[0]}x{CAMERA[1]}', '--at_once=2')
@@ -272,4 +316,4 @@ class TestBinary:
   def test_mistakes_are_one_line(self, tmp_path):
     result = self._run(f'--bank={tmp_path / "none"}', f'--out={tmp_path / "out"}')
     assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith('error: No memory bank')
+    assert result.stderr.strip().splitlines()[-1].startswith('error: No model')

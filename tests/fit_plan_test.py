@@ -2,7 +2,7 @@
 
 import pytest
 
-from patchcore_jax.detectors import fit_plan
+from patchcore_jax.detectors.patchcore import fit_plan
 
 # 7,000 images at 224 px: 22.5 GB of embeddings, 2.8 GB of points, 0.2 GB of state and bank each.
 LARGE = (5_488_000, 54_880, 1024, 128)

@@ -13,16 +13,19 @@ from PIL import Image
 
 from configs import own
 from experiments import bank as bank_binary
-from experiments import fit
+from experiments import fit, predict
 from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import simulation
-from patchcore_jax.banks import editing, provenance, store
-from patchcore_jax.banks.store import BankError
-from patchcore_jax.data import folder, pipeline, survey
+from patchcore_jax.banks import calibration, editing, provenance, store
+from patchcore_jax.banks.model import BankError
+from patchcore_jax.data import folder, survey
+from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.inspection import calibration
+from patchcore_jax.detectors import streaming
+from patchcore_jax.inspection import differences
+from patchcore_jax.serving.app import Options
 from tests import plates, small
+from tests.serve_test import ask, running
 
 
 def _config(root, **overrides):
@@ -71,44 +74,44 @@ class TestFit:
     inspector = inspection.load(fitted)
     assert inspector.image_size == (56, 56) and inspector.calibration.method == 'cross'
     test = folder.MVTEC.load_category(pristine, 'bolt').test
-    batches = list(pipeline.batches(test, inspector.preprocessing, batch_size=4))
-    streamed = np.concatenate([p.image_scores[0] for p in inspection.predict(inspector, batches)])
+    batches = list(FileData(test, inspector.preprocessing, 4).batches())
+    streamed = small.joined(inspection.predict(inspector, batches)).image
     labels = np.array([e.label for e in test])
     assert streamed[labels == 1].min() > streamed[labels == 0].max()
     score = inspection.scorer(inspector, 3)
     single = score(np.stack([batches[0].image[0]]))
-    np.testing.assert_allclose(single.image_scores[0], streamed[:1], rtol=1e-5)
+    np.testing.assert_allclose(single.image, streamed[:1], rtol=1e-5)
     defect = int(np.argmax(labels))
-    prediction = score(batches[defect // 4].image[defect % 4][None])
-    found = inspection.finding(inspector, prediction, 0, (60, 72))
+    scores = score(batches[defect // 4].image[defect % 4][None])
+    found = inspection.find(inspector, scores, 0, (60, 72))
     assert found.anomalous and found.calibrated_score > 0.5 and found.p_value == pytest.approx(1 / 13)
     mask = np.asarray(Image.open(test[defect].mask_paths[0])) > 0
     y, x = np.nonzero(mask)
     left, top, right, bottom = found.box
     assert left <= x.mean() < right and top <= y.mean() < bottom
-    assert 0 <= found.nearest < len(inspector.bank.embeddings)
+    assert found.nearest.name == inspector.model.description.images[found.nearest.image]
 
   def test_provenance(self, fitted, good):
     bank = store.restore(fitted)
-    assert bank.description['images'] == [str(good / f'{i:02}.png') for i in range(12)]
+    assert bank.description.images == tuple(str(good / f'{i:02}.png') for i in range(12))
     origin = provenance.origin(bank, 0)
-    assert origin.name == bank.description['images'][origin.image]
+    assert origin.name == bank.description.images[origin.image]
     assert provenance.thumbnail(bank, origin.image).shape == (56, 56, 3)
-    assert 'fitted on 12 images' in bank.description['history'][0]['what']
+    assert 'fitted on 12 images' in bank.description.history[0].what
 
   def test_thresholds_do_not_depend_on_the_batch_size(self, fitted, good, tmp_path):
     config = _config(good, calibration__folds=3, data__batch_size=5)
     again = fit.run(config, str(tmp_path / 'b'))
-    before = store.restore(fitted).description['calibration']
+    before = store.restore(fitted).description.calibration
     np.testing.assert_allclose(
-        again.description['calibration']['image_scores'], before['image_scores'], rtol=1e-4)
+        again.description.calibration.image_scores, before.image_scores, rtol=1e-4)
 
   def test_no_image_meets_its_own_patches(self, good, tmp_path):
     """At ratio 1 every patch of a training image is in the bank, at distance 0."""
     config = _config(good, coreset__method='identity', calibration__folds=12)
     config.coreset.ratios = (1.0,)
     bank = fit.run(config, str(tmp_path / 'b'))
-    assert min(bank.description['calibration']['image_scores']) > 1e-3
+    assert min(bank.description.calibration.image_scores) > 1e-3
 
   def test_a_defect_among_the_good_is_named(self, good, pristine, tmp_path, capsys):
     root = tmp_path / 'mixed'
@@ -138,14 +141,14 @@ class TestFit:
     shutil.copy(root / '00.png', root / 'copy.png')
     bank = fit.run(_config(root, calibration__folds=0), str(tmp_path / 'b'))
     told = capsys.readouterr().out
-    assert bank.description['num_images'] == 14 and bank.description['num_skipped'] == 2
+    assert bank.description.num_images == 14 and bank.description.num_skipped == 2
     assert 'equal files' in told and 'copy.png' in told
     assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
-    assert 'calibration' not in bank.description
+    assert bank.description.calibration is None
 
   @pytest.mark.parametrize('overrides, message', [
-      ({'data__source': 'folder'}, 'experiments.mvtec'), ({'detector': 'padim'}, 'PatchCore banks'),
-      ({'backbone__name': 'resnet18+resnet50'}, 'one backbone'),
+      ({'data__source': 'folder'}, 'experiments.mvtec'), ({'detector': 'nothing'}, "detector='nothing'"),
+      ({'coreset__ratios': (0.2, 0.1)}, 'a bank has one ratio'),
       ({'calibration__folds': 1}, 'folds=1'), ({'calibration__false_alarm_rate': 2.0}, 'share between')])
   def test_bad_settings(self, good, tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
@@ -174,46 +177,44 @@ class TestOtherDevices:
     assert found.image_threshold == plain.image_threshold + found.image_allowance
     assert found.pixel_threshold == plain.pixel_threshold + found.pixel_allowance
     # bfloat16's 8 bits; tensorfloat32 has 11.
-    most = {'tensorfloat32': 0.01, 'bfloat16': 0.08}[made.backbone.precision]
+    most = {'tensorfloat32': 0.01, 'bfloat16': 0.08}[made.backbones[0].precision]
     assert most / 1000 < found.image_allowance / plain.image_threshold < most
 
   def test_it_is_the_difference_of_a_sample(self, made):
-    sample, others = inspection.sample_of(made.bank, made.scoring)
-    assert len(sample) == 6 and len(others.embeddings) > 0
-    origins = {provenance.origin(made.bank, i).image for i in range(len(made.bank.embeddings))}
-    assert {int(i) // 196 for i in others.indices} == origins - set(sample.tolist())
-    examples = [folder.Example(made.bank.description['images'][i], (), 0, '', 'good') for i in sample]
-
-    def batches():
-      return pipeline.batches(examples, made.preprocessing, batch_size=4)
+    bank, (network,) = made.model, made.backbones
+    sample, others = differences.sample_of(bank, needed=9)
+    assert len(sample) == 6 and len(others.arrays['embeddings']) > 0
+    origins = {provenance.origin(bank, i).image for i in range(len(bank.arrays['indices']))}
+    assert {int(i) // 196 for i in others.arrays['indices']} == origins - set(sample.tolist())
+    data = FileData([
+        folder.Example(bank.description.images[i], (), 0, '', 'good') for i in sample], made.preprocessing, 4)
 
     def scores(network):
-      return np.concatenate([p.image_scores[0] for p in patchcore.predict(
-          network, others, batches(), embedding=made.embedding, scoring_spec=made.scoring)])
+      score_fn = made.detector.score_fn(others, (network,))
+      return small.joined(streaming.predict(score_fn, data.batches())).image
 
     there = backbones.create('resnet18_slim.procedural', precision='float32').apply
-    if jax.default_backend() == 'cpu' and made.backbone.precision == 'tensorfloat32':
-      there = simulation.on_gpu(made.backbone.apply)
-    off = np.abs(scores(dataclasses.replace(made.backbone, apply=there)) - scores(made.backbone))
-    images, maxima = inspection.score_differences(
-        made.backbone, others, batches, embedding=made.embedding, scoring=made.scoring)
+    if jax.default_backend() == 'cpu' and made.backbones[0].precision == 'tensorfloat32':
+      there = simulation.on_gpu(network.apply)
+    off = np.abs(scores(dataclasses.replace(network, apply=there)) - scores(network))
+    images, maxima = differences.score_differences(made.detector, others, data, made.backbones)
     np.testing.assert_allclose(images, off, rtol=1e-3)
     assert images.max() == pytest.approx(made.calibration.image_allowance, rel=1e-3)
     assert maxima.max() == pytest.approx(made.calibration.pixel_allowance, rel=1e-3)
 
   def test_what_a_bank_says(self, made):
-    description = made.bank.description
-    assert description['device'] == jax.default_backend()
-    assert description['backbone']['precision'] == made.backbone.precision != 'auto'
+    description = made.model.description
+    assert description.device == jax.default_backend()
+    assert description.backbones[0].precision == made.backbones[0].precision != 'auto'
 
   def test_in_float32_nothing_is_computed(self, good, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inspection, 'sample_of', None)
+    monkeypatch.setattr(differences, 'sample_of', None)
     config = _config(good, backbone__name='resnet18_slim.procedural', calibration__folds=2)
     if jax.default_backend() != 'cpu':
       config.backbone.precision = 'float32'  # there it is not what 'auto' stands for
     bank = fit.run(config, str(tmp_path / 'b'))
-    assert bank.description['backbone']['precision'] == 'float32'
-    assert bank.description['calibration']['image_allowance'] == 0
+    assert bank.description.backbones[0].precision == 'float32'
+    assert bank.description.calibration.image_allowance == 0
     told = capsys.readouterr().out
     assert 'precision float32' in told and 'another kind of device' not in told
 
@@ -221,32 +222,18 @@ class TestOtherDevices:
     scores = [1.0, 1.1, 1.2, 2.0]
     few, many = (calibration.calibrate(scores, scores, false_alarm_rate=0.2, allowances=(a, a))
                  for a in (0.05, 0.1))
-    assert not few.allows_much and many.allows_much
+    assert not calibration.allows_much(few) and calibration.allows_much(many)
     told, more = (' '.join(fit.verdict(c, list('abcd'))) for c in (few, many))
     assert 'off by up to 0.05, which is 2.4 % of the threshold' in told and 'precision=float32' not in told
     assert 'off by up to 0.1' in more and '--config.backbone.precision=float32' in more
 
-  def test_a_bank_of_the_format_before(self, made, tmp_path):
-    """It knows neither of devices nor of allowances."""
-    old = json.loads(json.dumps(made.bank.description))
-    del old['device'], old['calibration']['image_allowance'], old['calibration']['pixel_allowance']
-    path = tmp_path / 'old'
-    store.save(path, dataclasses.replace(made.bank, description=old))
-    inspector = inspection.load(path)
-    assert inspector.calibration.image_allowance == 0
-    assert inspector.calibration.image_threshold == made.calibration.image_threshold
-    assert 'made on an unknown device' in ' '.join(bank_binary.info(inspector.bank))
-    again = editing.drop(inspector.bank, [inspector.bank.description['images'][0]])
-    assert inspection.of_bank(again).calibration.image_allowance == 0
-
   def test_changes_of_the_bank_keep_it(self, made):
-    less = editing.drop(made.bank, [made.bank.description['images'][0]])
-    found = inspection.of_bank(less).calibration
+    bank = made.model
+    found = editing.drop(bank, [bank.description.images[0]]).description.calibration
     assert found.image_allowance == made.calibration.image_allowance
     assert found.image_threshold - found.image_allowance < max(found.image_scores) * 1.001
-    other = dataclasses.replace(made.bank, description=json.loads(json.dumps(made.bank.description)))
-    other.description['calibration']['image_allowance'] = 7.0
-    assert editing.merge(made.bank, other).description['calibration']['image_allowance'] == 7
+    other = bank.with_description(calibration=dataclasses.replace(made.calibration, image_allowance=7.0))
+    assert editing.merge(bank, other).description.calibration.image_allowance == 7
 
 
 class TestInspection:
@@ -261,10 +248,11 @@ class TestInspection:
       inspection.load(fitted, name='tests.fit_test:other_network')
 
   def test_a_bank_that_does_not_say_how(self, fitted):
-    bank = store.restore(fitted)
-    del bank.description['scoring']
-    with pytest.raises(BankError, match='scoring missing'):
-      inspection.of_bank(bank)
+    model = store.restore(fitted)
+    (network,) = model.description.backbones
+    bare = model.with_description(backbones=(dataclasses.replace(network, source=None),))
+    with pytest.raises(BankError, match='does not say how its network .* is made'):
+      inspection.of_model(bare)
 
 
 class TestDamage:
@@ -274,7 +262,7 @@ class TestDamage:
     return shutil.copytree(fitted, tmp_path / 'copy')
 
   def _edit(self, path, change):
-    file = next(path.glob('description/*'))
+    file = path / 'description/metadata'
     values = json.loads(file.read_text())
     change(values)
     file.write_text(json.dumps(values))
@@ -291,7 +279,7 @@ class TestDamage:
 
   def test_older_format_has_no_digest(self, copy):
     self._edit(copy, lambda v: (v.pop('format'), v.pop('digest')))
-    assert len(store.restore(copy).embeddings)
+    assert len(store.restore(copy).arrays['embeddings'])
 
   def test_truncated(self, copy):
     largest = max((p for p in copy.rglob('*') if p.is_file()), key=os.path.getsize)
@@ -313,8 +301,7 @@ class TestReplace:
   def test_old_or_new_but_whole(self, fitted, tmp_path, monkeypatch):
     path = tmp_path / 'bank'
     shutil.copytree(fitted, path)
-    bank = store.restore(path)
-    bank.description['category'] = 'changed'
+    bank = store.restore(path).with_description(category='changed')
 
     def killed(*_):
       raise KeyboardInterrupt
@@ -327,23 +314,25 @@ class TestReplace:
           type(path), 'rename', lambda s, t: killed() if s.name.endswith('.after') else rename(s, t))
       store.replace(path, bank)
     assert not path.exists()
-    assert store.restore(path).description['category'] == 'plates'
+    assert store.restore(path).description.category == 'plates'
     store.replace(path, bank)
-    assert store.restore(path).description['category'] == 'changed'
+    assert store.restore(path).description.category == 'changed'
     assert [p.name for p in tmp_path.iterdir()] == ['bank']
 
 
-class TestBankBinary:
+def _bank(action, **values):
+  """What `python -m experiments.bank ACTION` does."""
+  names = ('bank', 'out', 'other', 'images', 'share', 'false_alarm_rate', 'batch_size')
+  flags.FLAGS.unparse_flags()
+  flags.FLAGS(['bank', *(f'--{k}={v}' for k, v in values.items())])
+  try:
+    bank_binary.main(['bank', action])
+  finally:
+    for name in names:
+      flags.FLAGS[name].unparse()
 
-  def _run(self, action, **values):
-    names = ('bank', 'out', 'other', 'images', 'share', 'false_alarm_rate', 'batch_size')
-    flags.FLAGS.unparse_flags()
-    flags.FLAGS(['bank', *(f'--{k}={v}' for k, v in values.items())])
-    try:
-      bank_binary.main(['bank', action])
-    finally:
-      for name in names:
-        flags.FLAGS[name].unparse()
+
+class TestBankBinary:
 
   def test_all_actions(self, fitted, good, tmp_path, capsys):
     path = tmp_path / 'bank'
@@ -352,26 +341,107 @@ class TestBankBinary:
     rng = np.random.default_rng(5)
     for i in range(3):
       plates._draw(more / f'new{i}.png', rng)
-    self._run('append', bank=path, images=more, batch_size=2)
-    self._run('drop', bank=path, images='new1.png,00.png')
-    self._run('merge', bank=path, other=fitted, out=tmp_path / 'both')
-    self._run('shrink', bank=path, share=0.05)
-    assert 'calibration' not in store.restore(path).description
-    self._run('calibrate', bank=path, images=good, false_alarm_rate=0.2)
-    self._run('info', bank=path)
+    _bank('append', bank=path, images=more, batch_size=2)
+    _bank('drop', bank=path, images='new1.png,00.png')
+    _bank('merge', bank=path, other=fitted, out=tmp_path / 'both')
+    _bank('shrink', bank=path, share=0.05)
+    assert store.restore(path).description.calibration is None
+    _bank('calibrate', bank=path, images=good, false_alarm_rate=0.2)
+    _bank('info', bank=path)
     told = capsys.readouterr().out
     for said in ('appended 3 images', 'dropped', 'merged with', 'shrunk from', 'Its thresholds are gone',
                  '11 images have the name of a training image', 'patches of ', 'new2.png', 'held out'):
       assert said in told, said
-    assert store.restore(tmp_path / 'both').description['num_images'] == 25
+    assert store.restore(tmp_path / 'both').description.num_images == 25
 
   def test_errors(self, fitted):
     with pytest.raises(ValueError, match='--images is missing for append'):
-      self._run('append', bank=fitted)
+      _bank('append', bank=fitted)
     with pytest.raises(ValueError, match='--share is not for info'):
-      self._run('info', bank=fitted, share=0.1)
+      _bank('info', bank=fitted, share=0.1)
     with pytest.raises(ValueError, match='Expected one of info, append'):
-      self._run('explode', bank=fitted)
+      _bank('explode', bank=fitted)
+
+
+@pytest.fixture(scope='module', params=['mahalanobis_ad', 'ocsvm', 'padim', 'spade'])
+def other(request, good, tmp_path_factory):
+  """A model of a method without a bank."""
+  out = tmp_path_factory.mktemp('others') / request.param
+  fit.run(_config(good, detector=request.param, padim__num_dims=8, spade__num_images=3, calibration__folds=3,
+                  calibration__false_alarm_rate=0.1), str(out))
+  return out
+
+
+class TestOtherMethods:
+  """They go through the same doors: images in, answers out; what they do not know is said."""
+
+  def test_predict(self, other, good, pristine, tmp_path, capsys):
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    has_maps, has_patch = other.name in ('padim', 'spade'), other.name == 'padim'
+    images.mkdir()
+    shutil.copy(good / '03.png', images / 'good.png')
+    shutil.copy(pristine / 'bolt/test/hole/001.png', images / 'hole.png')
+    summary = predict.run(predict.Options(str(other), str(images), str(out), why=True))
+    assert (summary.images, summary.failed) == (2, 0)
+    told, title = capsys.readouterr().out, inspection.load(other).detector.title
+    assert (f'{title} scores whole images: there are no heatmaps' in told) == (not has_maps)
+    assert (f'{title} does not tell why' in told) == (not has_patch)
+    assert {p.name for p in out.iterdir()} == {'predictions.csv', 'predictions.jsonl', 'report.html'} | (
+        {'overlays', 'maps'} if has_maps else set()) | ({'why'} if has_patch else set())
+    rows = [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
+    assert rows[0]['score'] < rows[1]['score'] and rows[0]['decision'] == 'good'
+    for row in rows:
+      for field in ('box', 'centroid', 'overlay', 'map'):
+        assert (row[field] is None) == (not has_maps), field
+      for field in ('patch', 'patch_box', 'why'):
+        assert (row[field] is None) == (not has_patch), field
+      assert row['nearest'] is row['nearest_box'] is None
+      alarms = row['score'] >= row['threshold']
+      assert (row['calibrated_score'] >= 0.5) == alarms == (row['decision'] == 'anomalous')
+
+  def test_serve(self, other, pristine):
+    inspector, body = inspection.load(other), (pristine / 'bolt/test/hole/001.png').read_bytes()
+    with running(inspector, Options(batch_size=1)) as address:
+      status, _, answer = ask(address, '/inspect?map=png&why=png', body)
+      about = ask(address, '/bank')[2]
+    has_maps = other.name in ('padim', 'spade')
+    assert status == 200 and answer['why']['nearest'] is None
+    assert ('map' in answer) == has_maps and bool(answer['why']['patch']) == (other.name == 'padim')
+    assert about['detector'] == other.name and about['patches'] == 0
+    assert (about['pixel_threshold'] is None) == (not has_maps)
+    assert answer['threshold'] == about['threshold'] == inspector.calibration.image_threshold
+
+  def test_bank(self, other, good, tmp_path, capsys):
+    path = shutil.copytree(other, tmp_path / 'model')
+    _bank('calibrate', bank=path, images=good, false_alarm_rate=0.2)
+    _bank('info', bank=path)
+    told, name = capsys.readouterr().out, other.name
+    assert f'{name}, ' in told and '(held out): at most' in told and '11.png' in told
+    assert (' for pixels' in told) == (name in ('padim', 'spade'))
+    before = store.restore(path).description
+    for action, values in (('append', {'images': good}), ('merge', {'other': path}),
+                           ('drop', {'images': '03.png'}), ('shrink', {'share': 0.1})):
+      with pytest.raises(BankError, match=f'A model of {name} has no rows') as error:
+        _bank(action, bank=path, **values)
+      assert '\n' not in str(error.value) and store.restore(path).description == before
+
+  def test_scores_of_good_images_may_be_negative(self, other):
+    """The boundary of an OCSVM is at 0, and what lies inside is below."""
+    found = store.restore(other).description.calibration
+    assert (min(found.image_scores) < 0) == (other.name == 'ocsvm')
+    limit = found.image_threshold
+    values = [calibration.calibrated_score(found, limit + d) for d in (-0.1 * limit, 0, 0.1 * limit)]
+    assert values[1] == 0.5 and (np.diff(values) > 0).all()
+
+  def test_several_networks(self, good, pristine, tmp_path):
+    path, names = tmp_path / 'model', 'tests.small:backbone+tests.fit_test:other_network'
+    fit.run(_config(good, backbone__name=names, coreset__method='random', calibration__folds=2), str(path))
+    inspector = inspection.load(path)
+    assert len(inspector.backbones) == 2 and inspector.detector.name == 'ensemble'
+    images = str(pristine / 'bolt/test/hole/001.png')
+    assert predict.run(predict.Options(str(path), images, str(tmp_path / 'out')))[:3] == (1, 1, 0)
+    with pytest.raises(BankError, match='A model of ensemble has no rows'):
+      _bank('append', bank=path, images=good)
 
 
 class TestSurvey:

@@ -3,6 +3,7 @@
     python -m tests.many_devices RESULT.json [NUM_PROCESSES PROCESS_ID PORT]
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from patchcore_jax import parallel, scoring
-from patchcore_jax.search import coreset, k_center, neighbors
-from patchcore_jax.search.neighbors import SearchSpec
+from patchcore_jax import parallel
+from patchcore_jax.search import coreset, k_center, neighbors, search_bank
+from patchcore_jax.settings import ScoringSpec, SearchSpec
 from tests import patchcore_test
+
+SEARCHES = (('float32', 1), ('bfloat16', 5))  # how candidates are found, and the number of neighbours
 
 
 def points():
@@ -48,23 +51,26 @@ def selections(mesh):
 def neighbours(mesh):
   bank, queries = bank_and_queries()
   found = []
-  for shortlist in ('float32', 'bfloat16'):
+  for shortlist, k in SEARCHES:
     prepared = parallel.split(
-        neighbors.prepare(bank, shortlist, num_shards=mesh.size), mesh)
-    found += [neighbors.sharded_nearest_neighbors(queries, prepared, mesh, k=k) for k in (1, 5)]
+        search_bank.prepare(bank, shortlist, num_shards=mesh.size), mesh)
+    found.append(neighbors.sharded_nearest_neighbors(queries, prepared, mesh, k=k))
   return jax.tree.map(np.ndarray.tolist, found)
 
 
-def predictions(spec):
-  """Scores of all images and two bank sizes, with the bank whole and in shards."""
-  bank = patchcore_test._fit(8)
+def predictions(banks=('replicated', 'sharded')):
+  """The bank of a fit on these devices, and scores at two ratios, with the bank whole and in shards.
+
+  The scores are those that ask most of a bank in shards: of several neighbours, and of the neighbours of a
+  neighbour. `detectors_contract_test` has the plain ones.
+  """
+  detector = dataclasses.replace(
+      patchcore_test.DETECTOR, scoring=ScoringSpec(image_score='reweighted', num_neighbors=2))
+  model = patchcore_test.fit(detector)
   found = [
-      patchcore_test._predict(bank, 8, sizes=(96, 10), search=SearchSpec(bank=b), scoring_spec=spec)
-      for b in ('replicated', 'sharded')]
-  return bank.indices.tolist(), [p.image_scores.tolist() for p in found]
-
-
-SPECS = (scoring.ScoringSpec(), scoring.ScoringSpec(image_score='reweighted', num_neighbors=2))
+      patchcore_test.predict_at(model, (0.2, 10 / 480), detector, search=SearchSpec(bank=bank))
+      for bank in banks]
+  return model.arrays['indices'].tolist(), [[scores.image.tolist() for scores in each] for each in found]
 
 
 def main(path, *distributed):
@@ -74,13 +80,14 @@ def main(path, *distributed):
     jax.distributed.initialize(f'localhost:{port}', processes, process)
     sizes = [jax.device_count()]
   else:
-    sizes = [size for size in (1, 2, 4, 8) if size <= jax.device_count()]
+    # A mesh of some of the devices too, whose number divides nothing.
+    sizes = [3, 8] if jax.device_count() == 8 else [jax.device_count()]
   meshes = [Mesh(np.array(jax.devices()[:size]), (k_center.AXIS,)) for size in sizes]
   result = {
       'devices': [jax.device_count(), jax.local_device_count()],
       'selections': [selections(mesh) for mesh in meshes],
       'neighbors': [neighbours(mesh) for mesh in meshes],
-      'predictions': [predictions(spec) for spec in SPECS]}
+      'predictions': predictions()}
   Path(path).write_text(json.dumps(result))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from patchcore_jax.search import coreset, neighbors
-from tests import many_devices, patchcore_test
+from tests import many_devices
 
 
 def _run(path, devices, num_processes=1):
@@ -49,29 +49,20 @@ def _expected():
   bank, queries = many_devices.bank_and_queries()
   found = [
       [x.tolist() for x in map(np.asarray, neighbors.nearest_neighbors(queries, bank, k=k))]
-      for k in (1, 5)]
-  predictions = []
-  for spec in many_devices.SPECS:
-    fitted = patchcore_test._fit()
-    predictions.append((
-        fitted.indices.tolist(),
-        patchcore_test._predict(fitted, sizes=(96, 10), scoring_spec=spec).image_scores))
-  return selections, found * 2, predictions
+      for _, k in many_devices.SEARCHES]
+  return selections, found, many_devices.predictions(('replicated',))
 
 
 def _check(result):
-  selections, found, predictions = _expected()
+  selections, found, (indices, (scores,)) = _expected()
   for value in result['selections']:
     assert value == selections
   for value in result['neighbors']:
     assert value == found  # distances too, to the last bit
-  for (indices, scores), (expected_indices, expected) in zip(
-      result['predictions'], predictions, strict=True):
-    assert indices == expected_indices
-    replicated, sharded = scores
-    assert replicated == sharded
-    # Not to the last bit: the network's products may be blocked in another way for another batch.
-    np.testing.assert_allclose(replicated, expected, rtol=1e-5)
+  selected, (replicated, sharded) = result['predictions']
+  assert selected == indices and replicated == sharded
+  # Not to the last bit: the network's products may be blocked in another way for another batch.
+  np.testing.assert_allclose(replicated, scores, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from patchcore_jax.search import distances, neighbors, neighbors_gpu
+from patchcore_jax.search import distances, neighbors, neighbors_gpu, search_bank
+from patchcore_jax.settings import SearchSpec
 from tests import precision
 
 pytestmark = pytest.mark.accelerator
@@ -110,7 +111,7 @@ class TestNestedNearestNeighbors:
   def test_equals_a_search_in_each_prefix_of_a_prepared_bank(self):
     queries, bank = _low_rank()
     sizes = (500, 9, 130)
-    prepared = neighbors.prepare(bank, 'bfloat16')
+    prepared = search_bank.prepare(bank, 'bfloat16')
     for size, found in zip(sizes, neighbors.nested_nearest_neighbors(queries, prepared, sizes, k=2)):
       for value, expected in zip(found, neighbors.nearest_neighbors(queries, bank[:size], k=2)):
         np.testing.assert_array_equal(value, expected)
@@ -123,7 +124,7 @@ class TestPrepare:
   @pytest.mark.parametrize('data', [_data, _low_rank])
   def test_the_result_is_that_of_the_bank_as_it_is(self, data, k, shortlist):
     queries, bank = data()
-    found = neighbors.nearest_neighbors(queries, neighbors.prepare(bank, shortlist), k=k)
+    found = neighbors.nearest_neighbors(queries, search_bank.prepare(bank, shortlist), k=k)
     for value, expected in zip(found, neighbors.nearest_neighbors(queries, bank, k=k)):
       np.testing.assert_array_equal(value, expected)
     np.testing.assert_array_equal(found[1], _oracle(queries, bank, k)[1])
@@ -132,14 +133,14 @@ class TestPrepare:
   @pytest.mark.parametrize('k', [1, 5])
   def test_rows_closer_than_the_rounding(self, k, shortlist):
     queries, bank = _crowded()
-    found = neighbors.nearest_neighbors(queries, neighbors.prepare(bank, shortlist), k=k)
+    found = neighbors.nearest_neighbors(queries, search_bank.prepare(bank, shortlist), k=k)
     for value, expected in zip(found, _by_definition(queries, bank, k)):
       np.testing.assert_array_equal(value, expected)
 
   def test_columns_are_never_farther_apart_than_rows(self):
     _, bank = _low_rank()
     for shortlist in ('float32', 'bfloat16'):
-      prepared = neighbors.prepare(bank, shortlist)
+      prepared = search_bank.prepare(bank, shortlist)
       assert prepared.columns.shape == (64, 500)
       columns = np.asarray(prepared.columns, np.float64).T
       reduced = np.linalg.norm(columns[:, None] - columns, axis=-1)
@@ -149,34 +150,34 @@ class TestPrepare:
 
   def test_a_search_takes_little_beside_the_bank(self):
     m, dim, reduced = 500_000, 256, 64  # reduced: queries in doubt are compared with the rows themselves
-    shapes = neighbors.SearchBank(
+    shapes = search_bank.SearchBank(
         (m, dim), (reduced, m), (m,), (), (dim,), (dim, reduced - 1), ())
-    bank = neighbors.SearchBank(*(jax.ShapeDtypeStruct(s, np.float32) for s in shapes))
+    bank = search_bank.SearchBank(*(jax.ShapeDtypeStruct(s, np.float32) for s in shapes))
     bank = bank._replace(count=jax.ShapeDtypeStruct((), np.int32))
     queries = jax.ShapeDtypeStruct((64, dim), np.float32)
     memory = jax.jit(neighbors.nearest_neighbors).lower(queries, bank).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 0.3 * 4 * m * dim
 
   def test_what_has_no_main_axes_is_not_reduced(self):
-    assert neighbors.prepare(_data()[1]).basis is None
+    assert search_bank.prepare(_data()[1]).basis is None
 
   def test_shards_hold_rows_in_turn(self):
     _, bank = _low_rank()
-    prepared = neighbors.prepare(bank, num_shards=3)
+    prepared = search_bank.prepare(bank, num_shards=3)
     assert prepared.rows.shape == (3, 167, 256) and prepared.columns.shape == (3, 64, 167)
     assert prepared.count.tolist() == [167, 167, 166]
     np.testing.assert_array_equal(prepared.rows.swapaxes(0, 1).reshape(-1, 256)[:500], bank)
 
   def test_errors(self):
     with pytest.raises(ValueError, match="shortlist='float16': expected 'auto'"):
-      neighbors.prepare(np.zeros((3, 2), np.float32), 'float16')
+      search_bank.prepare(np.zeros((3, 2), np.float32), 'float16')
     with pytest.raises(ValueError, match=r'a bank \[m, d\], got \(3,\)'):
-      neighbors.prepare(np.zeros(3, np.float32))
+      search_bank.prepare(np.zeros(3, np.float32))
 
   @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
   def test_products_ask_for_the_highest_precision(self, shortlist):
     queries, bank = _low_rank()
-    precision.assert_highest(neighbors.nearest_neighbors, queries, neighbors.prepare(bank, shortlist))
+    precision.assert_highest(neighbors.nearest_neighbors, queries, search_bank.prepare(bank, shortlist))
 
 
 def _by_kernel(queries, bank, sizes, k):
@@ -220,7 +221,7 @@ class TestKernel:
 
 
 def _on_device(bank, shortlist):
-  return jax.tree.map(jax.numpy.asarray, neighbors.prepare(bank, shortlist))
+  return jax.tree.map(jax.numpy.asarray, search_bank.prepare(bank, shortlist))
 
 
 class TestInOnePass:
@@ -231,7 +232,7 @@ class TestInOnePass:
     queries = np.concatenate([bank[5:9], rng.standard_normal((50, 40)).astype(np.float32)])
 
     def search(queries):
-      return neighbors.nested_nearest_neighbors(queries, neighbors.in_one_pass(bank), (700, 90), k=3)
+      return neighbors.nested_nearest_neighbors(queries, search_bank.in_one_pass(bank), (700, 90), k=3)
 
     for got, size in zip(search(queries), (700, 90)):
       want = neighbors.nearest_neighbors(queries, bank[:size], k=3)
@@ -242,7 +243,7 @@ class TestInOnePass:
 
   def test_a_bank_smaller_than_the_shortlist(self):
     bank = np.eye(3, dtype=np.float32)
-    distances_sq, indices = neighbors.nearest_neighbors(bank[::-1], neighbors.in_one_pass(bank), k=2)
+    distances_sq, indices = neighbors.nearest_neighbors(bank[::-1], search_bank.in_one_pass(bank), k=2)
     np.testing.assert_array_equal(indices, [[2, 0], [1, 0], [0, 1]])
     np.testing.assert_array_equal(distances_sq, [[0, 2]] * 3)
 
@@ -252,7 +253,7 @@ class TestSearchSpec:
   def test_errors(self):
     for field, values in (('shortlist', 'float64'), ('bank', 'split')):
       with pytest.raises(ValueError, match=f"search.{field}='{values}': expected '.*' or '.*'"):
-        neighbors.SearchSpec(**{field: values})
+        SearchSpec(**{field: values})
 
 
 def test_merge_and_take_by_hand():
@@ -260,4 +261,4 @@ def test_merge_and_take_by_hand():
       np.array([[3., 1., 2., 1.]]), np.array([[0, 7, 5, 2]]), 3)
   assert values.tolist() == [[1, 1, 2]] and indices.tolist() == [[2, 7, 5]]
   bank = np.arange(6., dtype=np.float32).reshape(3, 2)
-  assert neighbors.take(neighbors.prepare(bank), np.array([[2], [0]])).tolist() == [[[4, 5]], [[0, 1]]]
+  assert neighbors.bank_rows(search_bank.prepare(bank), np.array([[2], [0]])).tolist() == [[[4, 5]], [[0, 1]]]

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from patchcore_jax.inspection import colours
 from patchcore_jax.report import overlay
+from tests import small
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (300, 40, 3), np.uint8)
@@ -12,11 +14,19 @@ IMAGE = RNG.integers(0, 256, (300, 40, 3), np.uint8)
 class TestLimits:
 
   def test_the_threshold_itself_is_plain(self):
-    low, high = overlay.limits(8.0)
-    assert (low, high) == (4, 16)
+    bank = small.inspector()
+    low, high = colours.limits(bank)
+    level = bank.calibration.pixel_threshold
+    assert (low, high) == (level / 2, 2 * level)
     gray = np.full((1, 2, 3), 128, np.uint8)
-    good, marked = overlay.overlay(gray, np.array([[3.9, 8.0]]), low, high)[0].astype(int)
+    good, marked = overlay.overlay(gray, np.array([[0.49 * level, level]]), low, high)[0].astype(int)
     assert (good == 128).all() and marked[0] - marked[2] > 100  # yellow
+
+  def test_where_the_model_says_nothing_each_map_has_its_own(self):
+    values = np.array([[np.nan, 1, 2], [2, 3, 7]])
+    assert colours.limits_of_map(values) == (2, 7)
+    low, high = colours.limits_of_map(np.ones((2, 2)))
+    assert low == 1 < high
 
 
 class TestOverlay:

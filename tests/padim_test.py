@@ -6,26 +6,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from patchcore_jax import backbones
-from patchcore_jax.banks import store
-from patchcore_jax.banks.store import BankError
-from patchcore_jax.detectors import base, padim
-from patchcore_jax.detectors.model import Model
+from patchcore_jax.detectors import PaDiM, padim
 from tests import precision, small
 
 pytestmark = pytest.mark.accelerator
 
-SPEC = padim.Spec(num_dims=9, seed=3)
+DETECTOR = PaDiM(num_dims=9)
 
 
-def _fit(n=20, batch_size=4, spec=SPEC, **kwargs):
-  return padim.fit(
-      small.backbone(), small.batches(small.images(n), batch_size), n, spec=spec, **kwargs)
-
-
-def _predict(model, batch_size=4, spec=SPEC):
-  return small.joined(list(padim.predict(
-      small.backbone(), model, small.batches(small.images(6, 7), batch_size), spec=spec)))
+def fit(n=20, detector=DETECTOR, **run):
+  return small.fit(detector, small.images(n), seed=3, **run)
 
 
 def _embeddings(images, dims):
@@ -56,92 +46,59 @@ def _enlarge(values):
   return ndimage.map_coordinates(values, position, order=1, mode='nearest')
 
 
-class TestFitAndPredict:
+class TestFitAndScore:
 
   # More images than dimensions, as many, fewer, one: the two forms of the factor.
   @pytest.mark.parametrize('n, size', [(20, 9), (9, 9), (6, 6), (1, 1)])
-  @pytest.mark.parametrize('fields', [{}, {'sigma': 0.0}, {'image_score': 'map'}])
-  def test_equals_float64(self, n, size, fields):
-    spec = dataclasses.replace(SPEC, **fields)
-    model = _fit(n, spec=spec)
+  def test_equals_float64(self, n, size):
+    model = fit(n)
     assert model.arrays['factor'].shape == (48, size, 9)
-    value = _predict(model, spec=spec)
-    scores, maps = _expected(model, n, spec)
-    # Covariances have a condition of up to 300; float32 loses that many times its 6e-8.
-    np.testing.assert_allclose(value.image_scores, scores[None], rtol=3e-5)
-    np.testing.assert_allclose(value.anomaly_maps, maps[None], rtol=3e-5)
+    for fields in ({}, {'sigma': 0.0}, {'image_score': 'map'}):
+      detector = dataclasses.replace(DETECTOR, **fields)
+      value = small.predict(detector, model, small.images(6, 7))
+      scores, maps = _expected(model, n, detector)
+      # Covariances have a condition of up to 300; float32 loses that many times its 6e-8.
+      np.testing.assert_allclose(value.image, scores, rtol=3e-5)
+      np.testing.assert_allclose(value.map, maps, rtol=3e-5)
 
   def test_an_image_at_the_mean_scores_nothing(self):
     images = np.repeat(small.images(1), 5, axis=0)
-    model = padim.fit(small.backbone(), small.batches(images, 5), 5, spec=SPEC)
-    (value,) = padim.predict(small.backbone(), model, small.batches(images[:1], 1), spec=SPEC)
-    np.testing.assert_allclose(value.anomaly_maps, 0, atol=1e-5)
+    value = small.predict(DETECTOR, small.fit(DETECTOR, images), images)
+    np.testing.assert_allclose(value.map, 0, atol=1e-5)
 
   def test_dimensions_are_a_seeded_choice(self):
-    dims = _fit().arrays['dims']
+    dims = fit().arrays['dims']
     assert len(set(dims.tolist())) == 9 and dims.max() < 18 and dims.tolist() == sorted(dims)
-    np.testing.assert_array_equal(dims, _fit().arrays['dims'])
-    other = _fit(spec=dataclasses.replace(SPEC, seed=4)).arrays['dims']
-    assert dims.tolist() != other.tolist()
-    every = _fit(spec=dataclasses.replace(SPEC, num_dims=0)).arrays['dims']
-    assert every.tolist() == list(range(18))
+    assert dims.tolist() != small.fit(DETECTOR, small.images(20), seed=4).arrays['dims'].tolist()
+    assert fit(detector=PaDiM(num_dims=0)).arrays['dims'].tolist() == list(range(18))
 
-  def test_blocks_and_scratch_have_no_influence(self, monkeypatch, tmp_path):
-    expected = _fit()
+  def test_blocks_have_no_influence(self, monkeypatch):
+    expected = fit()
     monkeypatch.setattr(padim, '_BLOCK', 7 * 9 * 20)  # blocks of 7 positions; 48 is no multiple
     calls = []
-    model = _fit(scratch=str(tmp_path), progress=lambda *call: calls.append(call))
+    model = fit(progress=lambda *call: calls.append(call))
     for name, array in expected.arrays.items():  # entries up to 10, and conditions up to 300
       np.testing.assert_allclose(model.arrays[name], array, rtol=0, atol=2e-4)
-    assert calls[4:6] == [('embed', 20, 20), ('covariance', 7, 48)]
-    assert calls[-1] == ('covariance', 48, 48) and not list(tmp_path.iterdir())
-
-  def test_batch_size_and_padding_have_no_influence(self):
-    expected = _predict(_fit())
-    for size in (1, 3, 32):
-      value = _predict(_fit(batch_size=size), size)
-      assert value.index.tolist() == list(range(6))
-      np.testing.assert_allclose(value.image_scores, expected.image_scores, rtol=1e-4)
-      np.testing.assert_allclose(value.anomaly_maps, expected.anomaly_maps, rtol=1e-4)
-
-  def test_survives_disk(self, tmp_path):
-    model = _fit()
-    store.save_arrays(tmp_path / 'm', *model)
-    again = Model(*store.restore_arrays(
-        tmp_path / 'm', expected=padim.describe(small.backbone(), SPEC)))
-    np.testing.assert_array_equal(_predict(again).anomaly_maps, _predict(model).anomaly_maps)
+    assert calls[2:4] == [('embed', 20, 20), ('covariance', 7, 48)]
+    assert calls[-1] == ('covariance', 48, 48)
 
   def test_errors(self):
-    with pytest.raises(ValueError, match='No images: none were given'):
-      padim.fit(small.backbone(), iter(()), 0, spec=SPEC)
     with pytest.raises(ValueError, match='num_dims=550: the layers a, b, c of small have 18 channels'):
-      _fit(spec=padim.Spec())
-    with pytest.raises(BankError, match='settings.epsilon: the bank has 0.01, asked for is 0.1'):
-      _predict(_fit(), spec=dataclasses.replace(SPEC, epsilon=0.1))
-    wide = small.batches(np.zeros((4, 32, 32, 3), np.uint8), 4)
-    with pytest.raises(BankError, match=r'image_size: the bank has \[32, 24\], asked for is \[32, 32\]'):
-      list(padim.predict(small.backbone(), _fit(), wide, spec=SPEC))
+      fit(detector=PaDiM())
+    # Of two images the covariance has one direction; to the others float32 leaves nothing of epsilon.
+    with pytest.raises(ValueError, match='singular in float32. Raise padim.epsilon=1e-12'):
+      small.fit(PaDiM(num_dims=9, epsilon=1e-12), np.tile(small.images(2), (10, 1, 1, 1)))
 
 
 @pytest.mark.parametrize('fields, message', [
-    ({'num_dims': -1}, 'num_dims=-1'), ({'seed': -1}, 'seed=-1'), ({'epsilon': 0.0}, 'epsilon=0.0'),
+    ({'num_dims': -1}, 'num_dims=-1'), ({'epsilon': 0.0}, 'epsilon=0.0'),
     ({'epsilon': float('nan')}, 'epsilon=nan'), ({'sigma': -1.0}, 'sigma=-1.0'),
     ({'image_score': 'other'}, "image_score='other'")])
 def test_values_out_of_range(fields, message):
   with pytest.raises(ValueError, match=message):
-    padim.Spec(**fields)
+    PaDiM(**fields)
 
 
-def test_products_ask_for_the_highest_precision():
-  backbone = backbones.create(
-      'resnet18', weights='random', precision='float32', layers=('layer1', 'layer2', 'layer3'))
-  for n, low_rank in ((50, True), (100, False)):
-    fn = padim._predict_fn(base.maps_of(backbone), low_rank, SPEC)
-    arrays = np.arange(100), np.zeros((256, 100), np.float32), np.zeros((256, n, 100), np.float32)
-    precision.assert_highest(fn, (backbone.variables, *arrays), np.zeros((1, 64, 64, 3), np.uint8))
-    precision.assert_highest(padim._gaussians, np.zeros((n, 4, 100), np.float32), 0.01)
-
-
-def test_number_of_devices_has_no_influence():
-  value = small.on_devices(4, 'padim_test', '_predict(t._fit(batch_size=8), 8).image_scores')
-  np.testing.assert_allclose(value, _predict(_fit()).image_scores, rtol=1e-4)
+def test_products_of_the_fit_ask_for_the_highest_precision():
+  for n in (5, 20):
+    precision.assert_highest(padim._gaussians, np.zeros((n, 4, 9), np.float32), 0.01)

@@ -22,16 +22,16 @@ from PIL import Image
 from experiments import answers, predict
 from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import checkpoints
-from patchcore_jax.banks import provenance, store
+from patchcore_jax.banks import editing, store
 from patchcore_jax.data import placement, preprocess
-from patchcore_jax.data.preprocess import Preprocessing
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.inspection import calibration
+from patchcore_jax.data.dataset import ArrayData
+from patchcore_jax.detectors import PatchCore, Run
+from patchcore_jax.inspection import colours
 from patchcore_jax.report import overlay
-from patchcore_jax.scoring import ScoringSpec
-from tests import conftest, small
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
+from tests import conftest
 
+DETECTOR = PatchCore(0.25, EmbeddingSpec('mean'), CoresetSpec('random'))
 # All give 128 x 128 pixels, so that one program serves them: compiling is most of the time here.
 CROP = Preprocessing(resize=(160,), crop=(128,))
 PAD = Preprocessing(resize=(128,), resize_side='long', pad=(128,), crop=())
@@ -60,19 +60,12 @@ def _fit(path, preprocessing, sizes=SIZES, calibrated=True, pictures=True):
         for i in range(first, first + 8 // len(sizes)) for size in sizes])
 
   images = load(0)
-  bank = patchcore.fit(
-      backbone, small.batches(images, 8), len(images), embedding=EmbeddingSpec('mean'),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.25, method='random'))
-  bank.description.update(
-      inspection.described(preprocessing=preprocessing, scoring=ScoringSpec(),
-                           source={'name': checkpoints.BUILT_IN, 'weights': '', 'seed': 0}),
-      category='part', images=[f'good/{i}.png' for i in range(len(images))])
-  if pictures:
-    bank.extras.update(provenance.pack([provenance.encode(image) for image in images]))
+  data = ArrayData(images, 8, [f'good/{i}.png' for i in range(len(images))])
+  bank = DETECTOR.fit(data, (backbone,), Run(keep_images=pictures))
+  bank = bank.with_description(preprocessing=preprocessing, category='part')
   if calibrated:
-    found = inspection.scorer(inspection.of_bank(bank), 8)(load(100))
-    bank.description['calibration'] = calibration.to_json(calibration.calibrate(
-        found.image_scores[0], found.anomaly_maps[0].max((1, 2)), false_alarm_rate=0.15))
+    scores = inspection.scorer(inspection.of_model(bank), 8)(load(100))
+    bank = editing.calibrate(bank, scores.image, scores.map.max((1, 2)), false_alarm_rate=0.15)
   store.save(path, bank)
   return str(path)
 
@@ -127,17 +120,19 @@ class TestPlaces:
       left, top, right, bottom = defects[Path(row['path']).name]
       box = row['box']
       assert box[0] <= left and box[1] <= top and box[2] >= right and box[3] >= bottom, row
-      place = placement.placement(row['height'], row['width'], preprocessing)
+      width, height = row['image_size']
+      place = placement.placement(height, width, preprocessing)
       # The network looks about 25 of its pixels far, and the blur spreads that by a few more.
       reach = 40 * max(place.scale)
       assert left - box[0] < reach and box[2] - right < reach and top - box[1] < reach
       x, y = row['centroid']
       assert left < x < right and top < y < bottom and row['decision'] == 'anomalous'
-      px, py = (row['patch'][0] + row['patch'][2]) / 2, (row['patch'][1] + row['patch'][3]) / 2
+      patch = row['patch_box']
+      px, py = (patch[0] + patch[2]) / 2, (patch[1] + patch[3]) / 2
       slack = 8 * max(place.scale)
       assert left - slack < px < right + slack and top - slack < py < bottom + slack
       values = np.load(tmp_path / 'out' / row['map'])
-      assert values.shape == (row['height'], row['width']) and values.dtype == np.float32
+      assert values.shape == (height, width) and values.dtype == np.float32
       peak_y, peak_x = np.unravel_index(np.nanargmax(values), values.shape)
       assert left <= peak_x < right and top <= peak_y < bottom
       assert np.isnan(values).any() == bool(preprocessing.crop)
@@ -177,25 +172,12 @@ class TestRun:
     page = (out / 'report.html').read_text()
     assert 'b/1.png' in page and 'false alarms' in page and 'good/' in page
 
-  def test_answers_are_those_of_the_library(self, bank, parts, tmp_path):
-    _run(bank, parts / 'b/1.png', tmp_path / 'out')
-    inspector = inspection.load(bank)
-    pixels = np.asarray(preprocess.transform(Image.open(parts / 'b/1.png'), CROP))
-    finding = inspection.finding(inspector, inspection.scorer(inspector, 8)(pixels[None]), 0, (500, 700))
-    (row,) = _rows(tmp_path / 'out')
-    assert row['score'] == finding.score
-    assert tuple(row['box']) == finding.box
-    origin = provenance.origin(inspector.bank, finding.nearest)
-    assert row['nearest_image'] == origin.name
-    assert row['nearest_box'] == [
-        4.0 * origin.column, 4.0 * origin.row, 4.0 * origin.column + 4, 4.0 * origin.row + 4]
-
   def test_overlays_are_of_the_whole_image_with_fixed_colours(self, bank, parts, tmp_path):
     _run(bank, parts / 'b/1.png', tmp_path / 'out', maps='npy')
     image = np.asarray(Image.open(parts / 'b/1.png'))
     found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png.png'))
     values = np.load(tmp_path / 'out/maps/1.png.npy')
-    limits = overlay.limits(inspection.load(bank).calibration.pixel_threshold)
+    limits = colours.limits(inspection.load(bank))
     expected = overlay.outlined(
         overlay.overlay(image, values, *limits), tuple(_rows(tmp_path / 'out')[0]['box']))
     np.testing.assert_array_equal(found, expected)
@@ -303,7 +285,7 @@ class TestBadInput:
     frames[0].save(folder / 'animated.webp', save_all=True, append_images=frames[1:])
     assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (6, 0)
     for row in _rows(tmp_path / 'out'):
-      shape = row['height'], row['width']
+      shape = tuple(reversed(row['image_size']))
       assert math.isfinite(row['score'])
       assert np.load(tmp_path / 'out' / row['map']).shape == shape
       assert np.asarray(Image.open(tmp_path / 'out' / row['overlay'])).shape == (*shape, 3)
@@ -317,9 +299,9 @@ class TestBadInput:
 
   def test_images_of_another_size_than_the_bank(self, tmp_path):
     bank = _fit(tmp_path / 'bank', NO_CROP, [SIZES[0]])
-    restored = store.restore(bank)
-    restored.description['preprocess'] |= {'resize': [128]}  # as if it had been made of square images
-    store.save(tmp_path / 'square', restored)
+    # As if it had been made of square images.
+    store.save(tmp_path / 'square', store.restore(bank).with_description(
+        preprocessing=Preprocessing(resize=(128,), crop=())))
     _part((128, 128), 1).save(tmp_path / 'a.png')
     _part((190, 128), 1).save(tmp_path / 'b.png')
     assert _run(str(tmp_path / 'square'), tmp_path / '*.png', tmp_path / 'out')[:3:2] == (1, 1)
@@ -393,12 +375,13 @@ class TestBadInput:
     assert (tmp_path / 'out/overlays' / f'{name}.png').exists() and r'a\udcff.png' in capsys.readouterr().out
 
   def test_no_bank(self, parts, tmp_path):
-    with pytest.raises(ValueError, match='No memory bank at'):
+    with pytest.raises(ValueError, match='No model at'):
       _run(str(tmp_path / 'none'), parts / 'a', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
   @pytest.mark.parametrize('kwargs, words', [
-      ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': 0.0}, 'above 0'), ({'scale': (2.0, 1.0)}, 'larger'),
+      ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': math.inf}, 'a number'),
+      ({'scale': (2.0, 1.0)}, 'larger'),
       ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'of --watch'),
       ({'images': ''}, '--images')])
   def test_bad_options(self, kwargs, words):
@@ -496,19 +479,19 @@ class TestBatched:
     assert [x for batch in predict.batched(range(10), 3) for x in batch] == list(range(10))
 
 
-class TestLimitsOf:
+class TestLimits:
 
   def test_of_a_bank_without_thresholds(self, plain_bank, bank):
     plain, full = inspection.load(plain_bank), inspection.load(bank)
-    assert answers.limits_of(plain, 3.0) == (1.5, 6.0)
-    rows = np.asarray(plain.bank.embeddings, np.float64)
+    assert colours.limits(plain, 3.0) == (1.5, 6.0)
+    rows = np.asarray(plain.model.arrays['embeddings'], np.float64)
     sample = rows[np.linspace(0, len(rows) - 1, 256).astype(int)]
     distances = np.sort(
         (sample ** 2).sum(1)[:, None] - 2 * sample @ rows.T + (rows ** 2).sum(1), axis=1)[:, 1]
     # float32 differences of squares.
-    assert answers.limits_of(plain)[0] == pytest.approx(0.5 * np.median(distances), rel=1e-3)
-    assert answers.limits_of(full)[1] == 2 * full.calibration.pixel_threshold
-    assert answers.limits_of(full, 3.0) == answers.limits_of(full)
+    assert colours.limits(plain)[0] == pytest.approx(0.5 * np.median(distances), rel=1e-3)
+    assert colours.limits(full)[1] == 2 * full.calibration.pixel_threshold
+    assert colours.limits(full, 3.0) == colours.limits(full)
 
 
 def _wait(condition, seconds=60):

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchcore_jax.banks.provenance import Origin
+from patchcore_jax.inspection import Finding
 from patchcore_jax.report import predictions
 from patchcore_jax.report.predictions import Answer
 
-ANSWER = Answer(
-    'a, "b".png', 700, 500, 1.25, 0.75, 0.02, 'anomalous', (1, 2, 30, 40), (15.5, 20.25), (3, 4, 5, 6),
-    'good.png', (0.5, 8.0, 8.0, 16.0), 'overlays/a.png', None, None)
+ANSWER = Answer('a, "b".png', Finding(
+    (700, 500), 1.25, threshold=1.0, calibrated_score=0.75, p_value=0.02, anomalous=True, box=(1, 2, 30, 40),
+    centroid=(15.5, 20.25), patch_box=(3, 4, 5, 6), patch=(7, 8), nearest=Origin(3, 'good.png', 9, 10),
+    nearest_box=(0.5, 8.0, 8.0, 16.0), map=np.zeros((2, 2))), overlay='overlays/a.png')
 
 
 class TestTables:
@@ -23,8 +26,9 @@ class TestTables:
     tables.add(ANSWER)
     tables.add(Answer('b.png', error='b.png is\nno image.'))
     first, second = map(json.loads, (tmp_path / 'predictions.jsonl').read_text().splitlines())
-    assert first == json.loads(json.dumps(ANSWER._asdict())) and first['box'] == [1, 2, 30, 40]
-    assert second['error'] == 'b.png is\nno image.' and second['box'] is None
+    assert first == {'path': 'a, "b".png'} | ANSWER.finding.to_json() | {
+        'overlay': 'overlays/a.png', 'map': None, 'why': None, 'error': None}
+    assert second == dict.fromkeys(first) | {'path': 'b.png', 'error': 'b.png is\nno image.'}
     with (tmp_path / 'predictions.csv').open(newline='') as f:
       rows = list(csv.DictReader(f))
     assert rows[0]['path'] == 'a, "b".png' and rows[0]['score'] == '1.25' and rows[0]['x'] == '15.5'
@@ -32,6 +36,21 @@ class TestTables:
     assert [rows[0][k] for k in ('nearest_image', 'nearest_left', 'map')] == ['good.png', '0.5', '']
     assert rows[1]['error'] == 'b.png is\nno image.' and rows[1]['left'] == rows[1]['score'] == ''
     assert tuple(rows[0]) == predictions.COLUMNS
+
+  def test_the_columns_are_what_others_read(self, tmp_path):
+    assert predictions.COLUMNS == (
+        'path', 'width', 'height', 'score', 'calibrated_score', 'p_value', 'decision',
+        'left', 'top', 'right', 'bottom', 'x', 'y', 'patch_left', 'patch_top', 'patch_right', 'patch_bottom',
+        'nearest_image', 'nearest_left', 'nearest_top', 'nearest_right', 'nearest_bottom',
+        'overlay', 'map', 'why', 'error')
+    predictions.Tables(tmp_path).add(ANSWER)
+    assert (tmp_path / 'predictions.csv').read_text().splitlines()[1] == (
+        '"a, ""b"".png",700,500,1.25,0.75,0.02,anomalous,1,2,30,40,15.5,20.25,3,4,5,6,'
+        'good.png,0.5,8.0,8.0,16.0,overlays/a.png,,,')
+
+  def test_what_a_method_does_not_know_is_an_empty_cell(self, tmp_path):
+    predictions.Tables(tmp_path).add(Answer('a.png', Finding((64, 48), -0.5)))
+    assert (tmp_path / 'predictions.csv').read_text().splitlines()[1] == 'a.png,64,48,-0.5' + ',' * 22
 
   def test_names_that_are_no_utf_8(self, tmp_path):
     name = os.fsdecode(b'a\xff.png')

@@ -42,7 +42,7 @@ def _recipe(**changes):
 
 @pytest.fixture(autouse=True)
 def tiny_architecture(monkeypatch):
-  monkeypatch.setattr(resnet, 'ARCHITECTURES', resnet.ARCHITECTURES | TINY)
+  monkeypatch.setitem(resnet.ARCHITECTURES, 'resnet_tiny', TINY['resnet_tiny'])
 
 
 def _coordinates(n=5, size=128):
@@ -54,7 +54,7 @@ def _coordinates(n=5, size=128):
 class TestViews:
 
   def test_points_of_both_views_show_the_same_place(self):
-    (first, second), points, visible = views.take(jax.random.key(0), _coordinates(40), PLAIN)
+    (first, second), points, visible = views.draw(jax.random.key(0), _coordinates(40), PLAIN)
     assert first.shape == (40, 32, 32, 3) and points.shape == (2, 40, 16, 2)
     assert 0.3 < visible.mean() < 1
     shown = [255 * np.asarray(views.at_points(v, p, 1)) for v, p in zip((first, second), points)]
@@ -66,7 +66,7 @@ class TestViews:
 
   def test_positions_are_exact_on_every_device(self):
     precision.assert_highest(
-        lambda images: views.take(jax.random.key(0), images, PLAIN), np.zeros((2, 64, 64, 3), np.uint8))
+        lambda images: views.draw(jax.random.key(0), images, PLAIN), np.zeros((2, 64, 64, 3), np.uint8))
 
   def test_a_view_by_hand(self):
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1).repeat(3, -1)
@@ -183,10 +183,11 @@ class TestNetwork:
     named = network.state_dict({'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']})
     rng = np.random.default_rng(0)
     images = rng.standard_normal((1, 64, 64, 3)).astype(np.float32)
-    apply, shapes = jax.jit(resnet.apply_fn('resnet_tiny', LAYERS)), resnet.init_shapes('resnet_tiny')
+    apply = jax.jit(resnet.apply_fn('resnet_tiny', LAYERS))
     scales = {'layer1': 3.0, 'layer2': rng.uniform(0.5, 2, 16)}
     before, after = (
-        apply(port.port(s, shapes), images) for s in (named, network.rescaled(named, scales)))
+        apply(port.port(s, resnet.FAMILY, 'resnet_tiny'), images)
+        for s in (named, network.rescaled(named, scales)))
     for layer in LAYERS:
       expected = before[layer] * scales.get(layer, 1.0)
       np.testing.assert_allclose(after[layer], expected, atol=2e-5 * float(expected.max()))
@@ -248,7 +249,7 @@ class TestPool:
 
   def test_workers_end_with_a_process_that_is_killed(self):
     script = (
-        'import time\nfrom patchcore_jax.pretraining import pool\n'
+        'import time\nfrom patchcore_jax.builtin import pool\n'
         'if __name__ == "__main__":\n'
         '  images = pool.Pool(0, 4, image_size=16, num_workers=2)\n'
         '  images.batch(0, 2)\n'

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from configs import default
-from patchcore_jax.banks import store
+from patchcore_jax.banks.model import flat
 from tests import conftest
 
 _DOCUMENTS = sorted(
@@ -21,7 +21,7 @@ def test_named_files_fields_and_links_exist(path):
   text = path.read_text()
   for config in re.findall(r'--config=(\S+?\.py)', text):
     assert (conftest.ROOT / config).is_file(), config
-  fields = store.flat(default.get_config().to_dict())
+  fields = flat(default.get_config().to_dict())
   for field in re.findall(r'--config\.([\w.]+)=', text):
     assert field in fields, field
   for module in re.findall(r'-m (experiments\.\w+)', text):

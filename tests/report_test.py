@@ -13,6 +13,7 @@ from configs import default
 from experiments import figures as figures_binary
 from experiments import tables as tables_binary
 from experiments import wiring
+from patchcore_jax import metrics
 from patchcore_jax.report import figures, per_image, results, runs, tables
 
 MVTEC = [c for c in tables.read_published(
@@ -28,7 +29,7 @@ def write_run(folder, categories=('screw', 'transistor'), values=None, ratios=No
   rows = []
   for category in categories:
     for ratio in config.coreset.ratios if config.detector == 'patchcore' else (1.0,):
-      row = dict.fromkeys((*results.COUNTS, *results.METRICS, *results.TIMINGS), 1)
+      row = dict.fromkeys((*results.COUNTS, *metrics.METRICS, *results.TIMINGS), 1)
       row |= {k: v[category] if isinstance(v, dict) else v for k, v in values.items()}
       rows.append(row | {'category': category, 'coreset_ratio': ratio})
   folder.mkdir(parents=True)

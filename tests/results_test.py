@@ -5,13 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
+from patchcore_jax import metrics
 from patchcore_jax.report import results
 
 
 def _row(category='nut', ratio=0.1, **kwargs):
-  return dict.fromkeys(results.COUNTS, 1) | dict.fromkeys((*results.METRICS, *results.TIMINGS), 0.5) | {
-      'category': category, 'coreset_ratio': ratio, 'false_positives': 2,
-      'false_negatives': 0} | kwargs
+  measured = {name: 2 if metric.kind == 'count' else 0.5 for name, metric in metrics.METRICS.items()}
+  return dict.fromkeys(results.COUNTS, 1) | measured | dict.fromkeys(results.TIMINGS, 0.5) | {
+      'category': category, 'coreset_ratio': ratio} | kwargs
 
 
 class TestCsv:
@@ -25,9 +26,41 @@ class TestCsv:
   def test_no_file_is_no_rows(self, tmp_path):
     assert results.read_csv(tmp_path / 'r.csv') == []
 
-  def test_other_columns(self, tmp_path):
+  def test_columns_that_others_read(self, tmp_path):
+    # These and their order stay; a new metric stands behind them.
+    assert results.columns()[:15] == (
+        'category', 'coreset_ratio', 'num_train', 'num_test', 'num_skipped', 'bank_size', 'image_auroc',
+        'image_ap', 'image_f1', 'image_threshold', 'false_positives', 'false_negatives',
+        'error_at_full_recall', 'pixel_auroc', 'aupro')
+    assert results.columns()[-2:] == ('fit_seconds', 'ms_per_image')
+    results.write_csv(tmp_path / 'r.csv', [_row(aupro=None)])
+    header, line = (tmp_path / 'r.csv').read_text().splitlines()
+    assert header == ','.join(results.columns())
+    assert line.startswith('nut,0.1,1,1,1,1,0.5,0.5,0.5,0.5,2,2,0.5,0.5,,') and line.endswith(',0.5,0.5')
+
+  def test_a_metric_that_a_file_of_before_lacks_is_none(self, tmp_path):
+    (tmp_path / 'r.csv').write_text(
+        'category,coreset_ratio,num_train,num_test,num_skipped,bank_size,image_auroc,false_positives,'
+        'fit_seconds,ms_per_image\nnut,0.1,209,83,0,1000,0.75,3,1.5,2.5\n')
+    (row,) = results.read_csv(tmp_path / 'r.csv')
+    assert tuple(row) == results.columns()
+    assert row['image_auroc'] == 0.75 and row['false_positives'] == 3 and row['ms_per_image'] == 2.5
+    assert row['aupro'] is None and results.mean([row, _row()], 'aupro') is None
+    # A run that goes on writes every column for all rows.
+    results.write_csv(tmp_path / 'r.csv', [row, _row('bolt')])
+    assert results.read_csv(tmp_path / 'r.csv') == [row, _row('bolt')]
+
+  def test_a_metric_that_is_no_longer_there_is_kept(self, tmp_path):
+    results.write_csv(tmp_path / 'r.csv', [_row(old_metric='0.250')])
+    assert (tmp_path / 'r.csv').read_text().splitlines()[0] == ','.join((*results.columns(), 'old_metric'))
+    (row,) = results.read_csv(tmp_path / 'r.csv')
+    assert row == _row(old_metric='0.250')
+    results.write_csv(tmp_path / 'r.csv', [row, _row('bolt')])  # which has no such value
+    assert [r['old_metric'] for r in results.read_csv(tmp_path / 'r.csv')] == ['0.250', '']
+
+  def test_other_files(self, tmp_path):
     (tmp_path / 'r.csv').write_text('category,score\nnut,1\n')
-    with pytest.raises(ValueError, match='another version'):
+    with pytest.raises(ValueError, match='category, score, expected also coreset_ratio, .*new workdir'):
       results.read_csv(tmp_path / 'r.csv')
 
 

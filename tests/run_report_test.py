@@ -1,5 +1,6 @@
 """report.html of whole runs, on small images."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import mvtec, run_report
+from patchcore_jax.banks import calibration
+from patchcore_jax.banks.model import Description
 from patchcore_jax.report import page, results
 from tests import plates
 
@@ -72,6 +75,16 @@ class TestRuns:
     mvtec.run(config, stopped)
     assert shown(stopped) == shown(workdir)
 
+  def test_a_run_of_before_a_metric_was_added(self, run, tmp_path):
+    config, workdir, rows = run
+    before = shutil.copytree(workdir, tmp_path / 'run')
+    (before / 'report.html').unlink()
+    columns = zip(*(line.split(',') for line in (before / 'results.csv').read_text().splitlines()))
+    kept = [c for c in columns if c[0] != 'image_ap']
+    (before / 'results.csv').write_text(''.join(','.join(line) + '\n' for line in zip(*kept)))
+    assert mvtec.run(config, before) == [row | {'image_ap': None} for row in rows]
+    assert shown(before) == shown(workdir)
+
   def test_without_pictures_the_results_are_the_same(self, run, tmp_path):
     config, _, rows = run
     config.report.gallery, config.data.categories = 0, ('nut',)
@@ -94,10 +107,12 @@ class TestThresholds:
   def test_the_one_from_good_images_decides(self):
     row = {'image_threshold': 0.25}
     best = page.Threshold('best F1', 0.25, needs_labels=True)
-    description = {'calibration': {'false_alarm_rate': 0.05, 'image_threshold': 0.5}}
-    assert run_report.thresholds(description, row) == [page.Threshold('5 % false alarms', 0.5), best]
-    assert run_report.thresholds({'calibration': None}, row) == [best]
-    assert run_report.thresholds({}, {'image_threshold': None}) == []
+    found = calibration.calibrate([0.25, 0.5], None, false_alarm_rate=0.05)
+    bare = Description('patchcore', {}, (), (8, 8), 2)
+    assert run_report.thresholds(dataclasses.replace(bare, calibration=found), row) == [
+        page.Threshold('5 % false alarms', found.image_threshold), best]
+    assert run_report.thresholds(bare, row) == [best]
+    assert run_report.thresholds(bare, {'image_threshold': None}) == []
 
 
 class TestHeatScale:

@@ -6,6 +6,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
+from patchcore_jax.detectors import MahalanobisAD
 from patchcore_jax.serving.app import Options
 from tests import small
 from tests.serve_test import parts, running
@@ -109,6 +110,19 @@ def test_phone(browser, address, files):
   _send(browser, files[1], 1)
   assert browser.execute_script('return document.documentElement.scrollWidth') <= 360
   assert browser.find_element(By.ID, 'stage').rect['width'] > 150
+
+
+def test_methods_that_score_whole_images(browser, files):
+  """What they do not know is not shown, and nothing fails."""
+  with running(small.inspector(MahalanobisAD()), Options(batch_size=1)) as (host, port):
+    _open(browser, f'http://{host}:{port}/')
+    _send(browser, files[1], 1)
+    assert _text(browser, 'verdict') == 'Anomalous'
+    _wait(browser, lambda b: _loaded(b, 'image') == 40)
+    for name in ('heat', 'patch', 'nearest'):
+      assert not browser.find_element(By.ID, name).is_displayed()
+    assert browser.find_element(By.CSS_SELECTOR, '#stage rect').rect['width'] == 0
+    assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []
 
 
 def test_token(browser, files):

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
-import dataclasses
 import http.client
 import io
 import json
@@ -17,6 +16,7 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +25,7 @@ from experiments import serve
 from patchcore_jax import inspection
 from patchcore_jax.banks import store
 from patchcore_jax.data import preprocess
+from patchcore_jax.detectors import MahalanobisAD
 from patchcore_jax.serving import app, http_requests, server
 from patchcore_jax.serving.app import Options
 from patchcore_jax.serving.batcher import Batcher, BatchError
@@ -99,8 +100,8 @@ def address(inspector):
 def _expected(inspector, images):
   pixels = np.stack([
       np.asarray(preprocess.transform(Image.fromarray(i), inspector.preprocessing)) for i in images])
-  prediction = inspection.scorer(inspector, len(images))(pixels)
-  return [inspection.finding(inspector, prediction, i, images[i].shape[:2]) for i in range(len(images))]
+  scores = inspection.scorer(inspector, len(images))(pixels)
+  return [inspection.find(inspector, scores, i, images[i].shape[:2]) for i in range(len(images))]
 
 
 class TestBatcher:
@@ -205,13 +206,13 @@ class TestScorer:
 
   def test_sizes_do_not_change_the_scores(self, inspector):
     images = small.images(5)
-    predicted = next(inspection.predict(inspector, small.batches(images, 5)))
+    index, predicted = next(inspection.predict(inspector, small.batches(images, 5)))
+    np.testing.assert_array_equal(index, np.arange(5))
     score = inspection.scorer(inspector, 5, 1, 2)
     for n in (1, 2, 3, 5):
-      found = score(images[:n])
-      np.testing.assert_array_equal(found.index, np.arange(n))
-      for got, expected in zip(found[1:], predicted[1:], strict=True):
-        np.testing.assert_allclose(got, expected[:, :n], atol=1e-5)
+      jax.tree.map(
+          lambda got, expected, n=n: np.testing.assert_allclose(got, expected[:n], atol=1e-5),
+          score(images[:n]), predicted)
     with pytest.raises(ValueError, match='6 images for a scorer of batches of at most 5'):
       score(small.images(6))
 
@@ -241,17 +242,16 @@ class TestInspect:
   def test_the_nearest_patch_is_named(self, address, inspector):
     _, _, answer = ask(address, body=_file(parts(1)[0]))
     (finding,) = _expected(inspector, parts(1))
-    rows, columns = inspector.bank.description['grid']
-    image, patch = divmod(int(inspector.bank.indices[finding.nearest]), rows * columns)
-    assert answer['nearest'] == {
-        'image': f'{image}.png', 'number': image, 'row': patch // columns, 'column': patch % columns}
+    number, name, row, column = finding.nearest
+    assert name == f'/line/good/{number}.png'  # where that lies, a client is not told
+    assert answer['nearest'] == {'image': f'{number}.png', 'number': number, 'row': row, 'column': column}
     assert tuple(answer['patch']) == finding.patch
 
   def test_raw_map(self, address, inspector):
     image = parts(3)[2]
     _, _, answer = ask(address, '/inspect?map=npy', _file(image))
     anomaly_map = np.load(io.BytesIO(base64.b64decode(answer['map']['data'])))
-    np.testing.assert_allclose(anomaly_map, _expected(inspector, [image])[0].anomaly_map, atol=1e-4)
+    np.testing.assert_allclose(anomaly_map, _expected(inspector, [image])[0].map, atol=1e-4)
     # 40 x 50 pixels stay as they are in width, and 9 rows are cut off above and below, 8 columns beside.
     assert answer['map']['box'] == [8, 9, 32, 41]
 
@@ -314,19 +314,31 @@ class TestInspect:
     assert status == 400 and words in answer['message']
 
   def test_shapes_that_the_bank_was_not_made_of(self, inspector):
-    whole = inspector._replace(preprocessing=preprocess.Preprocessing(resize=(32,), crop=()))
+    whole = inspector._replace(model=inspector.model.with_description(
+        preprocessing=preprocess.Preprocessing(resize=(32,), crop=())))
     with running(whole, Options(batch_size=1)) as where:
       status, _, answer = ask(where, body=_file(np.zeros((50, 40, 3), np.uint8)))
     assert (status, answer['error']) == (422, 'wrong_size')
     assert 'The image is 32 x 40 pixels' in answer['message'] and '24 x 32' in answer['message']
 
   def test_banks_without_thresholds(self, inspector):
-    bare = inspector._replace(calibration=None)
+    bare = inspector._replace(model=inspector.model.with_description(calibration=None))
     with running(bare, Options(batch_size=1)) as where:
       _, _, answer = ask(where, '/inspect?map=png', _file(parts(1)[0]))
       assert ask(where, '/bank')[2]['threshold'] is None
     assert answer['score'] > 0
     assert [answer[k] for k in ('decision', 'p_value', 'calibrated_score', 'threshold')] == [None] * 4
+
+  def test_methods_that_score_whole_images(self):
+    """What they do not know is null, and a map is left out even if asked for."""
+    whole = small.inspector(MahalanobisAD(), calibration=None)
+    with running(whole, Options(batch_size=1)) as where:
+      status, _, answer = ask(where, '/inspect?map=png&why=png', _file(parts(1)[0]))
+      assert ask(where, '/bank')[2]['detector'] == 'mahalanobis_ad'
+    assert status == 200 and answer['score'] > 0 and 'map' not in answer
+    for field in ('box', 'centroid', 'patch', 'patch_box', 'nearest', 'nearest_box'):
+      assert answer[field] is None
+    assert answer['why'] == {'patch': None, 'nearest': None}
 
   def test_slow_bodies(self, address):
     with socket.create_connection(address, timeout=10) as connection:
@@ -414,7 +426,7 @@ class TestOtherAddresses:
 
   def test_bank(self, address, inspector):
     answer = ask(address, '/bank')[2]
-    assert answer['bank'] == 'noise' and answer['backbone'] == 'small'
+    assert answer['bank'] == 'noise' and answer['backbone'] == 'tests.small:backbone'
     assert answer['input_size'] == [32, 24] and answer['training_images'] == 8
     assert answer['limits']['megapixels'] == 1
 
@@ -565,18 +577,16 @@ class TestReadToken:
 class TestBinary:
 
   def test_serves_until_it_is_told_to_end(self, inspector, tmp_path):
-    bank = inspector.bank
-    description = bank.description | inspection.described(
-        preprocessing=inspector.preprocessing, scoring=inspector.scoring,
-        source={'name': 'tests.small:backbone', 'weights': '', 'seed': 0})
-    store.save(tmp_path / 'noise', dataclasses.replace(bank, description=description))
+    store.save(tmp_path / 'noise', inspector.model)
     command = [sys.executable, '-m', 'experiments.serve', f'--bank={tmp_path / "noise"}', '--port=0']
     with subprocess.Popen(
         [*command, '--batch_size=2'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {'PATCHCORE_TOKEN': 'ab'}) as process:
       try:
         line = next(line for line in process.stdout if not line.startswith('serve: compile'))
-        found = re.match(r'Ready at http://127\.0\.0\.1:(\d+): bank .*noise, small, a token is needed', line)
+        found = re.match(
+            r'Ready at http://127\.0\.0\.1:(\d+): bank .*noise, 192 patches, tests.small:backbone, '
+            'a token is needed', line)
         assert found, line
         status, _, answer = ask(
             ('127.0.0.1', int(found[1])), body=_file(parts(1)[0]), Authorization='Bearer ab')

@@ -1,24 +1,21 @@
 """A network and images small enough for tests of whole detectors; the network in NumPy too."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import inspection
+from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import Backbone
-from patchcore_jax.banks import provenance
+from patchcore_jax.banks import calibration
+from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.data.preprocess import Preprocessing
-from patchcore_jax.detectors import patchcore
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.inspection import calibration
-from patchcore_jax.scoring import ScoringSpec
-from patchcore_jax.search.neighbors import SearchSpec
+from patchcore_jax.detectors import PatchCore, Run, streaming
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 
 LAYERS = ('a', 'b', 'c')
 _STRIDES = {'a': 4, 'b': 8, 'c': 8}
@@ -64,12 +61,28 @@ def batches(images: np.ndarray, size: int):
     yield Batch(np.pad(part, [(0, size - len(part))] + [(0, 0)] * 3), None, index)
 
 
+def data(images: np.ndarray, batch_size: int = 8) -> ArrayData:
+  """The images as a detector takes them, named as if they were files."""
+  return ArrayData(images, batch_size, [f'/line/good/{i}.png' for i in range(len(images))])
+
+
+def fit(detector, good=None, *, network=None, batch_size: int = 8, **run):
+  """A model of the detector; by default of 8 images of noise."""
+  good = images(8) if good is None else good
+  return detector.fit(data(good, batch_size), (network or backbone(),), Run(**run))
+
+
+def predict(detector, model, tests, *, network=None, batch_size: int = 8, **arguments):
+  """The `Scores` of all images, as one."""
+  score_fn = detector.score_fn(model, (network or backbone(),), **arguments)
+  return joined(streaming.predict(
+      score_fn, data(tests, batch_size).batches(), image_size=model.description.image_size))
+
+
 def joined(predictions):
-  """The predictions of all batches as one; maps None where there are none."""
-  index, *others = zip(*predictions)
-  return type(predictions[0])(
-      np.concatenate(index),
-      *(None if field[0] is None else np.concatenate(field, axis=1) for field in others))
+  """The scores of all batches as one."""
+  _, scores = zip(*predictions)
+  return jax.tree.map(lambda *x: np.concatenate(x), *scores)
 
 
 def on_devices(count: int, module: str, expression: str):
@@ -89,17 +102,12 @@ def on_devices(count: int, module: str, expression: str):
   return value
 
 
-def inspector(**fields) -> inspection.Inspector:
-  """Of a bank of noise, calibrated, with pictures; its images are cut to 32 x 24 pixels."""
-  good, network = images(8), backbone()
-  bank = patchcore.fit(
-      network, batches(good, 8), 8, embedding=EmbeddingSpec('mean'),
-      coreset_spec=patchcore.CoresetSpec(ratio=0.5, projection_dim=4))
-  bank = dataclasses.replace(
-      bank, description=bank.description | {'images': [f'/line/good/{i}.png' for i in range(8)]},
-      extras=provenance.pack([provenance.encode(image) for image in good]))
-  result = inspection.Inspector(
-      network, bank, Preprocessing(resize=(40,), crop=(32, 24)), EmbeddingSpec('mean'), ScoringSpec(),
-      SearchSpec(), calibration.calibrate(
-          np.linspace(0.03, 0.3, 20), np.linspace(0.02, 0.2, 20), false_alarm_rate=0.1))
-  return result._replace(**fields)
+def inspector(detector=None, **description) -> inspection.Inspector:
+  """Of a bank of noise, with thresholds and pictures; its images are cut to 32 x 24 pixels."""
+  detector = detector or PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
+  network = backbones.create('tests.small:backbone')
+  model = fit(detector, network=network, keep_images=True).with_description(**{
+      'preprocessing': Preprocessing(resize=(40,), crop=(32, 24)),
+      'calibration': calibration.calibrate(
+          np.linspace(0.03, 0.3, 20), np.linspace(0.02, 0.2, 20), false_alarm_rate=0.1)} | description)
+  return inspection.Inspector(detector, model, (network,))

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from patchcore_jax.backbones import port, resnet
+from patchcore_jax.backbones import resnet
 
 
 def shapes(architecture):
   """{PyTorch key: shape}, batch norm and classifier included."""
   features = 2048 if resnet.ARCHITECTURES[architecture].bottleneck else 512
-  result = port.torch_shapes(resnet.init_shapes(architecture))
-  return result | {'fc.weight': (1000, features), 'fc.bias': (1000,)}
+  unused = {'fc.weight': (1000, features), 'fc.bias': (1000,)}
+  return {key: unused.get(key, ()) if shape is None else shape
+          for key, shape in resnet.state_dict_shapes(architecture).items()}
 
 
 def make(architecture, rule):

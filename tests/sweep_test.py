@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import images, mvtec, sweep, wiring
+from patchcore_jax.banks import store
 from patchcore_jax.data.folder import Example
 from patchcore_jax.report import figures, per_image, runs
 from tests import conftest, plates
@@ -63,11 +64,13 @@ class TestDetectors:
     together = [s.image_score for s in scores['resnet18+resnet34']]
     # Normalised on training images: neither member's own scores.
     assert together != [s.image_score for s in scores['resnet18']]
-    assert {p.name for p in (tmp_path / 'resnet18+resnet34/banks/bolt').iterdir()} == {'0', '1'}
+    kept = store.restore(tmp_path / 'resnet18+resnet34/banks/bolt').description
+    assert [m.backbones[0].name for m in kept.members] == ['resnet18.random', 'resnet34.random']
+    assert [p.name for p in (tmp_path / 'resnet18+resnet34/banks').iterdir()] == ['bolt']
 
   @pytest.mark.parametrize('fields, words', [
       ({'detector': 'best'}, "detector='best': expected one of patchcore, spade"),
-      ({'detector': 'padim', 'backbone__name': 'resnet18+resnet34'}, "detector='patchcore', not 'padim'"),
+      ({'detector': 'spade', 'backbone__name': 'resnet18+resnet34'}, 'SPADE has no ensembles: it gathers'),
       ({'backbone__name': 'resnet18+resnet34', 'backbone__weights': 'a.safetensors'},
        'is one file, for 2 backbones'),
       ({'data__shots': 7}, 'data.shots=7: bolt has 6 training images'),

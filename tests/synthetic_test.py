@@ -64,7 +64,7 @@ class TestDraw:
 
   def test_the_same_in_another_process(self):
     # A hash of a string, say, would differ from process to process.
-    code = ('import zlib; from patchcore_jax.data import synthetic; '
+    code = ('import zlib; from patchcore_jax.builtin import synthetic; '
             'print(*(zlib.crc32(a.tobytes()) for a in synthetic.draw("gear", "test", "rust", 2)))')
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     here = [zlib.crc32(a.tobytes()) for a in synthetic.draw('gear', 'test', 'rust', 2)]

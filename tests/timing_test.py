@@ -80,7 +80,7 @@ class TestProfile:
 
   def test_without_an_accelerator_nothing_is_counted(self):
     if jax.default_backend() == 'cpu':
-      assert timing.count_launches(int) == timing.NOT_COUNTED
+      assert timing.profile(int).launches == timing.NOT_COUNTED
     assert Profile({}, {}).launches == timing.NOT_COUNTED
 
 

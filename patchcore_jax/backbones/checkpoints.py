@@ -48,21 +48,22 @@ class Checkpoint:
 
   @property
   def repo_id(self) -> str:
-    """Repository on the Hugging Face Hub."""
+    """The repository on the Hugging Face Hub."""
     return f'timm/{self.name}'
 
   @property
   def filename(self) -> str:
-    """File in that repository."""
+    """The file in that repository."""
     return 'model.safetensors'
 
   @property
   def url(self) -> str:
-    """Address of the file, for fetching it by hand."""
+    """The address of the file, for fetching it by hand."""
     return f'https://huggingface.co/{self.repo_id}/resolve/main/{self.filename}'
 
 
 def _torchvision(name: str, torch_file: str) -> Checkpoint:
+  """Makes the record of one of torchvision's first weights."""
   return Checkpoint(
       f'{name}.tv_in1k', 'BSD-3-Clause', 'https://github.com/pytorch/vision', torch_file)
 
@@ -85,7 +86,7 @@ CHECKPOINTS = {c.name: c for c in (
 
 
 def find(name: str) -> Checkpoint:
-  """The record called `name`.
+  """Finds the record called `name`.
 
   Raises:
     ValueError: no such record; the message lists the tags of the architecture.
@@ -105,14 +106,14 @@ def find(name: str) -> Checkpoint:
 def fetch(
     checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None, endpoint: str | None = None
 ) -> str:
-  """Path of the checkpoint's file, downloaded on first use; of a packaged one, its place in the package.
+  """Finds the checkpoint's file: in this package, or downloaded on first use. Returns its path.
 
   The hub's client keeps the cache, resumes broken downloads and checks sizes.
 
   Args:
     checkpoint: what to fetch.
-    cache_dir: instead of the hub's usual cache.
-    endpoint: instead of the public hub, for a mirror.
+    cache_dir: a folder in place of the hub's usual cache.
+    endpoint: the address of a mirror in place of the public hub.
 
   Raises:
     DownloadError: not in the cache, and the hub cannot be reached or does not have it.

@@ -1,7 +1,7 @@
 """Convolutions that CPUs do faster than by XLA's: 3x3 with a third of the multiplications, and a stem's 7x7.
 
-3x3: Winograd 1980; Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks": input and
-kernel are evaluated at n + 2 points along each axis, multiplied point by point, which is one matrix
+The 3x3 is from Winograd 1980, and Lavin and Gray 2016, "Fast Algorithms for Convolutional Neural Networks":
+input and kernel are evaluated at n + 2 points along each axis, multiplied point by point, which is one matrix
 product over the channels for each of the (n + 2)^2 points, and interpolated to n x n outputs.
 """
 
@@ -21,7 +21,7 @@ _POINTS = (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 
 
 def _transforms(points: tuple[float, ...], tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Matrices of the Toom-Cook scheme: y = output @ ((kernel @ g) * (input @ d)), float64.
+  """Computes the matrices of the Toom-Cook scheme: y = output @ ((kernel @ g) * (input @ d)), float64.
 
   The point at infinity comes last.
   """
@@ -41,10 +41,10 @@ _OUTPUT, _KERNEL, _INPUT = _transforms(_POINTS, TILE)
 
 
 def pays_3x3(height: int, width: int) -> bool:
-  """Whether `convolve_3x3` is the faster one, for images of this size.
+  """Tells whether `convolve_3x3` is faster than XLA's convolution, for images of this size.
 
-  The kernel is evaluated anew in every call, which takes as long however small the images are. What decides
-  is not the size of the batch: then the last digits of features would depend on it.
+  The kernel is evaluated anew in every call, which takes as long however small the images are. The size of
+  the batch does not decide: if it did, the last digits of features would depend on it.
 
   >>> pays_3x3(28, 28), pays_3x3(14, 14)
   (True, False)
@@ -53,12 +53,12 @@ def pays_3x3(height: int, width: int) -> bool:
 
 
 def pays_7x7(height: int, width: int, features: int) -> bool:
-  """Whether `convolve_7x7` can be used, and is the faster one: XLA is quick from 64 features on."""
+  """Tells whether `convolve_7x7` can be used and is faster: XLA is quick from 64 features on."""
   return height % 2 == width % 2 == 0 and features < 64
 
 
 def convolve_7x7(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution of stride 2 with a padding of 3: as one of 4x4 over squares of 2x2 pixels.
+  """Convolves with stride 2 and a padding of 3, as a convolution of 4x4 over squares of 2x2 pixels.
 
   Args:
     x: [b, h, w, c], h and w even.
@@ -78,7 +78,7 @@ def convolve_7x7(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution of stride 1 with a padding of 1, as `lax.conv_general_dilated` up to rounding.
+  """Convolves with stride 1 and a padding of 1, as `lax.conv_general_dilated` does up to rounding.
 
   Args:
     x: [b, h, w, c] float32.
@@ -93,12 +93,12 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   x = jnp.pad(x, (
       (0, 0), (1, rows * TILE + 1 - height), (1, columns * TILE + 1 - width), (0, 0)))
 
-  # One axis after the other; the points of each go in front.
+  # The axes are evaluated one after the other; the points of each become a leading axis.
   v = _evaluate([x[:, i:i + (rows - 1) * TILE + 1:TILE] for i in range(points)], axis=0)
   v = _evaluate(
       [v[:, :, :, i:i + (columns - 1) * TILE + 1:TILE] for i in range(points)], axis=1)
-  # Once per call, outside any loop over images. Behind the barrier, XLA does not fold weights that a
-  # caller's program holds as constants, which takes it longer than the product.
+  # The kernel is evaluated once per call, outside any loop over images. Behind the barrier, XLA does not
+  # fold weights that a caller's program holds as constants, which takes it longer than the product.
   u = _both_axes(_KERNEL, lax.optimization_barrier(kernel).reshape(9, -1))
   products = jnp.einsum(
       'pnc,pcf->pnf', v.reshape(points**2, -1, channels), u.reshape(points**2, channels, features),
@@ -109,12 +109,12 @@ def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _evaluate(terms: list[jax.Array], axis: int) -> jax.Array:
-  """_INPUT @ terms, written out: faster than a product, which would need the terms copied together."""
+  """Computes _INPUT @ terms, written out: a product is slower, as it needs the terms copied together."""
   return jnp.stack([
       functools.reduce(operator.add, [w * term for w, term in zip(row, terms) if w])
       for row in _INPUT.tolist()], axis)
 
 
 def _both_axes(matrix: np.ndarray, x: jax.Array) -> jax.Array:
-  """`matrix` along two axes at once, which are flattened in the leading axis of `x`."""
+  """Multiplies by `matrix` along two axes at once, which are flattened in the leading axis of `x`."""
   return jnp.dot(np.kron(matrix, matrix).astype(np.float32), x, precision=lax.Precision.HIGHEST)

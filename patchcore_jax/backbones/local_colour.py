@@ -13,7 +13,7 @@ from jax import lax
 
 NAME = 'colour'
 STRIDE = 4
-# Chosen with the built-in data: docs/pretrained.md.
+# These were chosen with the built-in data: docs/pretrained.md.
 WINDOWS = (8, 16)
 _LIGHTNESS, _COLOUR = 0.5, 3.0
 # Added to values in 0..1, so that the noise of dark pixels does not count for more than that of light ones.
@@ -21,15 +21,15 @@ _DARK = 0.1
 
 
 def local_colour(images: jax.Array) -> jax.Array:
-  """Lightness and colour of every place, in two sizes of neighbourhood.
+  """Computes the lightness and the colour of every place, in two sizes of neighbourhood.
 
   Args:
     images: [b, h, w, 3] float32 RGB in 0..1.
 
   Returns:
-    [b, ceil(h / 4), ceil(w / 4), 8] float32, cells centred as those of a ResNet's layer1. For each of 8
-    and 16 pixels: the mean of the logarithm over the three channels, and what each channel has beyond it,
-    both without their mean over the image.
+    [b, ceil(h / 4), ceil(w / 4), 8] float32, cells centred as those of a ResNet's layer1. The values
+    are, in a neighbourhood of 8 and in one of 16 pixels, the mean of the logarithm over the three channels,
+    and what each channel has beyond it, both without their mean over the image.
 
   >>> grey = jnp.full((1, 8, 8, 3), 0.5).at[:, :, 4:].set(0.6)
   >>> dimmed = 0.9 * (grey + _DARK) - _DARK
@@ -48,7 +48,10 @@ def local_colour(images: jax.Array) -> jax.Array:
 
 
 def _means(size: int, window: int) -> np.ndarray:
-  """[ceil(size / 4), size] float32: the mean over a window around every fourth pixel, edges repeated."""
+  """Makes the matrix [ceil(size / 4), size] float32 of means over a window around every fourth pixel.
+
+  Beyond the edges the last pixel is repeated.
+  """
   offsets = np.arange(-window // 2, window // 2 + 1)
   weights = np.where(np.abs(offsets) == window // 2, 0.5, 1.0) / window
   result = np.zeros((-(-size // STRIDE), size), np.float32)

@@ -1,4 +1,4 @@
-"""PyTorch state dicts -> Flax variables, with batch norm folded in and nothing left over."""
+"""Converts files of weights to the variables of a network, with nothing left over on either side."""
 
 import hashlib
 import os
@@ -11,9 +11,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-BATCH_NORM_EPS = 1e-5  # PyTorch's default, which the whole family uses
-# The classifier has no use here; every other key must find its place.
-_CLASSIFIER = ('fc.weight', 'fc.bias')
+from patchcore_jax.backbones.family import Family
+
+BATCH_NORM_EPS = 1e-5  # PyTorch's default
 
 
 class PortError(ValueError):
@@ -59,85 +59,62 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def port(
-    state_dict: Mapping[str, np.ndarray], shapes: Mapping[str, Any], *, source: Any = 'checkpoint'
-) -> dict[str, Any]:
-  """Folds batch norm into the convolutions and renames to Flax.
-
-  scale = gamma / sqrt(variance + eps); kernel = weight * scale; bias = beta - mean * scale.
+    state_dict: Mapping[str, np.ndarray], family: Family, architecture: str, *, source: Any = 'checkpoint'
+) -> Any:
+  """Converts a whole checkpoint to the variables of a network, with nothing missing and nothing left over.
 
   Args:
-    state_dict: arrays by PyTorch name; kernels are [out, in / groups, height, width].
-    shapes: variables to fill, as from `resnet.init_shapes`; kernels are [height, width, in / groups,
-      out].
-    source: named in errors.
+    state_dict: arrays by name, in the layout that is published.
+    family: family of the network.
+    architecture: one of the family's.
+    source: what errors call the checkpoint.
 
   Returns:
-    Flax variables, NumPy float32.
+    Variables, NumPy float32.
 
   Raises:
     PortError: keys that are missing, left over, or of another shape.
   """
-  left = dict(state_dict)
-  for key in _CLASSIFIER:
-    left.pop(key, None)
-  missing, wrong = [], []
-
-  def take(key, shape):
-    value = left.pop(key, None)
-    if value is None:
-      missing.append(key)
-    elif value.shape != shape:
-      wrong.append(f'{key} {value.shape}, expected {shape}')
-    else:
-      return np.asarray(value, np.float64)
-    return np.ones(shape)  # only to go on and find every fault at once
-
-  def fold(conv, norm, target):
-    height, width, inputs, outputs = target['kernel'].shape
-    weight = take(f'{conv}.weight', (outputs, inputs, height, width))
-    gamma, beta, mean, variance = (
-        take(f'{norm}.{name}', (outputs,))
-        for name in ('weight', 'bias', 'running_mean', 'running_var'))
-    left.pop(f'{norm}.num_batches_tracked', None)
-    scale = gamma / np.sqrt(variance + BATCH_NORM_EPS)
-    kernel = (weight * scale[:, None, None, None]).transpose(2, 3, 1, 0)
-    return {'kernel': np.ascontiguousarray(kernel, np.float32),
-            'bias': (beta - mean * scale).astype(np.float32)}
-
-  params = {}
-  for name, target in shapes['params'].items():
-    if name == 'conv1':
-      params[name] = fold('conv1', 'bn1', target)
-    else:
-      params[name] = {
-          conv: fold(*_torch_names(name, conv), shape) for conv, shape in target.items()}
-  _report(source, missing, sorted(left), wrong)
-  return {'params': params}
+  expected = family.state_dict_shapes(architecture)
+  needed = {key: shape for key, shape in expected.items() if shape is not None}
+  _report(
+      source, [key for key in needed if key not in state_dict], sorted(state_dict.keys() - expected.keys()),
+      [f'{key} {state_dict[key].shape}, expected {shape}' for key, shape in needed.items()
+       if key in state_dict and state_dict[key].shape != shape])
+  return family.convert(state_dict, architecture)
 
 
-def torch_shapes(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """{PyTorch key: shape} of the checkpoint that `port` expects for these variables."""
-  result = {}
-  for block, convs in shapes['params'].items():
-    for conv, target in {'': convs}.items() if block == 'conv1' else convs.items():
-      key, norm = ('conv1', 'bn1') if block == 'conv1' else _torch_names(block, conv)
-      height, width, inputs, outputs = target['kernel'].shape
-      result[f'{key}.weight'] = (outputs, inputs, height, width)
-      for name in ('weight', 'bias', 'running_mean', 'running_var'):
-        result[f'{norm}.{name}'] = (outputs,)
-      result[f'{norm}.num_batches_tracked'] = ()
-  return result
+def fold_batch_norm(
+    state_dict: Mapping[str, np.ndarray], conv: str, norm: str, *, epsilon: float = BATCH_NORM_EPS
+) -> dict[str, np.ndarray]:
+  """Folds a batch norm into the convolution before it.
 
+  scale = gamma / sqrt(variance + epsilon); kernel = weight * scale; bias = beta - mean * scale, in float64.
 
-def _torch_names(block: str, conv: str) -> tuple[str, str]:
-  """('layer2_0', 'conv1') -> ('layer2.0.conv1', 'layer2.0.bn1')."""
-  block = block.replace('_', '.')
-  if conv == 'downsample':
-    return f'{block}.downsample.0', f'{block}.downsample.1'
-  return f'{block}.{conv}', f'{block}.{conv.replace("conv", "bn")}'
+  Args:
+    state_dict: PyTorch arrays; the weight of the convolution is [out, in / groups, height, width].
+    conv, norm: what the keys of the two begin with, as 'layer1.0.conv1' and 'layer1.0.bn1'.
+    epsilon: the batch norm's epsilon.
+
+  Returns:
+    'kernel' [height, width, in / groups, out] and 'bias' [out], float32.
+
+  >>> norm = {'bn.weight': 3.0, 'bn.bias': 1.0, 'bn.running_mean': 2.0, 'bn.running_var': 4.0}
+  >>> state = {k: np.full(1, v) for k, v in norm.items()} | {'conv.weight': np.ones((1, 1, 1, 1))}
+  >>> folded = fold_batch_norm(state, 'conv', 'bn', epsilon=0.0)
+  >>> folded['kernel'].item(), folded['bias'].item()
+  (1.5, -2.0)
+  """
+  weight, gamma, beta, mean, variance = (np.asarray(state_dict[key], np.float64) for key in (
+      f'{conv}.weight', f'{norm}.weight', f'{norm}.bias', f'{norm}.running_mean', f'{norm}.running_var'))
+  scale = gamma / np.sqrt(variance + epsilon)
+  kernel = (weight * scale[:, None, None, None]).transpose(2, 3, 1, 0)
+  return {'kernel': np.ascontiguousarray(kernel, np.float32),
+          'bias': (beta - mean * scale).astype(np.float32)}
 
 
 def _report(source, missing, left, wrong, most=6):
+  """Raises PortError where keys are missing, left over or of a wrong shape."""
   def some(keys):
     return ', '.join(keys[:most]) + (f', ... ({len(keys)} in all)' if len(keys) > most else '')
 
@@ -152,7 +129,7 @@ def _report(source, missing, left, wrong, most=6):
 
 
 def _check_hash_in_name(path: Path) -> None:
-  """torchvision's file names end in the first 8 digits of their SHA-256."""
+  """Checks a file against its name, which ends in the first 8 digits of its SHA-256 if torchvision's."""
   if match := re.search(r'-([0-9a-f]{8})$', path.stem):
     with path.open('rb') as f:
       digest = hashlib.file_digest(f, 'sha256').hexdigest()

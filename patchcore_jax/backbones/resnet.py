@@ -1,8 +1,8 @@
 """The ResNet family in Flax, for inference: ResNet, Wide ResNet, ResNeXt.
 
-He et al. 2016; Zagoruyko and Komodakis 2016; Xie et al. 2017; the stride sits on the 3x3 convolution
-of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer is a
-convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
+They are those of He et al. 2016, Zagoruyko and Komodakis 2016, and Xie et al. 2017; the stride sits on the
+3x3 convolution of a bottleneck, as in torchvision. Batch norm is folded into the convolutions, so a layer
+is a convolution and a bias. Padding is explicit: XLA's 'SAME' pads differently at stride 2.
 
 On a CPU some convolutions run as `cpu_convolutions` has them, and a few images at a time, which is
 faster; GPUs and TPUs have their library's convolutions. `docs/precision.md` says what the precisions are.
@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from patchcore_jax.backbones import cpu_convolutions
+from patchcore_jax.backbones import cpu_convolutions, port
+from patchcore_jax.backbones.family import Family
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
@@ -38,11 +39,11 @@ class Architecture:
 
   Attributes:
     depths: residual blocks in layer1, layer2 and so on.
-    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions (else of two 3x3).
+    bottleneck: whether blocks have 1x1, 3x3 and 1x1 convolutions, or else two 3x3.
     groups: groups of the 3x3 convolution.
     group_width: channels of each group in layer1, for a width of 64; doubles with every layer.
     width: base channels of the stem and layer1; doubles with every further layer.
-    layers: used when none are asked for; 'colour' is that of `local_colour`.
+    layers: the layers used when none are asked for; 'colour' is that of `local_colour`.
   """
 
   depths: tuple[int, ...]
@@ -63,7 +64,7 @@ ARCHITECTURES = {
     'wide_resnet101_2': Architecture((3, 4, 23, 3), group_width=128),
     'resnext50_32x4d': Architecture((3, 4, 6, 3), groups=32, group_width=4),
     'resnext101_32x8d': Architecture((3, 4, 23, 3), groups=32, group_width=8),
-    # Its own layers by measurement: docs/pretrained.md.
+    # Its layers were chosen by measurement: docs/pretrained.md.
     'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32,
                                   layers=('layer1', 'layer2', 'colour')),
 }
@@ -75,8 +76,10 @@ class Arithmetic:
 
   Attributes:
     precision: one of `PRECISIONS`; see `apply_fn`.
-    for_cpu: convolutions of `cpu_convolutions` where they pay, and float32 units for values of any precision.
-    products: 1x1 convolutions as matrix products: the same sums, much faster on CPUs, slower on GPUs.
+    for_cpu: whether convolutions are those of `cpu_convolutions` where they pay, and values of any precision
+      are computed with as float32.
+    products: whether 1x1 convolutions are matrix products: the same sums, much faster on CPUs, slower on
+      GPUs.
   """
 
   precision: str = 'float32'
@@ -84,7 +87,7 @@ class Arithmetic:
   products: bool = True
 
   def rounded(self, x: jax.Array) -> jax.Array:
-    """`x` as it is kept between two convolutions, and as it enters one."""
+    """Rounds to the precision what is kept between two convolutions, and what enters one."""
     if self.precision != 'bfloat16':
       return x
     if self.for_cpu:
@@ -95,7 +98,7 @@ class Arithmetic:
 
   @property
   def accuracy(self) -> dict[str, Any]:
-    """Arguments of a product or convolution of `rounded` operands."""
+    """The arguments of a product or convolution of `rounded` operands."""
     if self.precision == 'bfloat16' and not self.for_cpu:
       # The result is bfloat16 too: libraries have fast convolutions of bfloat16 to bfloat16 only, and sum in
       # float32 within them.
@@ -168,7 +171,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Feature maps of `layers`; nothing behind the deepest of them is built."""
+  """The network that gives the feature maps of `layers`; nothing behind the deepest of them is built."""
 
   architecture: Architecture
   layers: tuple[str, ...]
@@ -192,14 +195,14 @@ class ResNet(nn.Module):
 
 @functools.cache
 def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float32'):
-  """The pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
+  """Builds the pure function (variables, images [b, h, w, 3]) -> {layer: [b, h', w', c]}, all float32.
 
-  Cached, because jit recompiles for every new function object.
+  The function is cached, because jit recompiles for every new function object.
 
   Args:
     architecture: one of `ARCHITECTURES`.
     layers: some of `layers_of(architecture)`.
-    precision: of products and convolutions, whose sums are float32 always: 'float32';
+    precision: precision of products and convolutions, whose sums are float32 always: 'float32';
       'tensorfloat32', operands of 11 significant bits on GPUs that have it, three bfloat16 products on
       TPUs, float32 on CPUs; or 'bfloat16', operands, results and residuals of 8 significant bits everywhere.
 
@@ -226,7 +229,7 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
 
 
 def _in_parts(apply, variables, images):
-  """`apply` on a few images after the other."""
+  """Calls `apply` on a few images at a time."""
   b, height, width, _ = images.shape
   part = max(n for n in range(1, b + 1) if b % n == 0 and n * height * width <= max(
       _CPU_PIXELS, height * width))
@@ -238,7 +241,7 @@ def _in_parts(apply, variables, images):
 
 
 def layers_of(architecture: str) -> tuple[str, ...]:
-  """The layers that a member of the family has, shallow to deep.
+  """Returns the layers that a member of the family has, shallow to deep.
 
   >>> layers_of('resnet18_slim')
   ('stem', 'layer1', 'layer2', 'layer3')
@@ -247,7 +250,7 @@ def layers_of(architecture: str) -> tuple[str, ...]:
 
 
 def init(architecture: str, seed: int = 0) -> dict[str, Any]:
-  """Random variables of the whole network, its last layer included: He initialisation, NumPy float32.
+  """Draws variables of the whole network, its last layer included: He initialisation, NumPy float32.
 
   Without batch norm, the residual branches of an untrained network would add up from block to block,
   so their last convolutions start small.
@@ -266,9 +269,46 @@ def init(architecture: str, seed: int = 0) -> dict[str, Any]:
 
 
 def init_shapes(architecture: str) -> dict[str, Any]:
-  """Shapes of the variables of the whole network, as `jax.ShapeDtypeStruct`; nothing is computed."""
+  """Returns the shapes of all variables, as `jax.ShapeDtypeStruct`; nothing is computed."""
   model = ResNet(ARCHITECTURES[architecture], layers_of(architecture))
   return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+
+
+def state_dict_shapes(architecture: str) -> dict[str, tuple[int, ...] | None]:
+  """Returns {key: shape} of torchvision's and timm's checkpoints; None for what has no use here.
+
+  >>> state_dict_shapes('resnet18')['layer2.0.downsample.0.weight']
+  (128, 64, 1, 1)
+  """
+  result = {}
+  for path, target in jax.tree_util.tree_leaves_with_path(init_shapes(architecture), is_leaf=_is_conv):
+    conv, norm = _torch_names(path)
+    height, width, inputs, outputs = target['kernel'].shape
+    result[f'{conv}.weight'] = (outputs, inputs, height, width)
+    for name in ('weight', 'bias', 'running_mean', 'running_var'):
+      result[f'{norm}.{name}'] = (outputs,)
+    result[f'{norm}.num_batches_tracked'] = None
+  return result | {'fc.weight': None, 'fc.bias': None}
+
+
+def convert(state_dict: Mapping[str, np.ndarray], architecture: str) -> dict[str, Any]:
+  """Converts a checkpoint of these keys and shapes to variables of the whole network, NumPy float32."""
+
+  def fold(path, _):
+    return port.fold_batch_norm(state_dict, *_torch_names(path))
+
+  return jax.tree_util.tree_map_with_path(fold, init_shapes(architecture), is_leaf=_is_conv)
+
+
+def _is_conv(node) -> bool:
+  return 'kernel' in node
+
+
+def _torch_names(path) -> tuple[str, str]:
+  """Names a convolution and its batch norm: params/layer2_0/conv1 -> 'layer2.0.conv1', 'layer2.0.bn1'."""
+  _, *block, conv = (entry.key.replace('_', '.') for entry in path)
+  both = ('downsample.0', 'downsample.1') if conv == 'downsample' else (conv, conv.replace('conv', 'bn'))
+  return tuple('.'.join((*block, name)) for name in both)
 
 
 def truncate(variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, Any]:
@@ -277,3 +317,17 @@ def truncate(variables: Mapping[str, Any], layers: Sequence[str]) -> dict[str, A
   keep = {'conv1'} | {f'layer{stage}' for stage in range(1, deepest + 1)}
   params = {k: v for k, v in variables['params'].items() if k.split('_')[0] in keep}
   return {'params': params}
+
+
+FAMILY = Family(
+    architectures=ARCHITECTURES,
+    layers=layers_of,
+    default_layers=lambda architecture: ARCHITECTURES[architecture].layers,
+    build=apply_fn,
+    init=init,
+    state_dict_shapes=state_dict_shapes,
+    convert=convert,
+    truncate=truncate,
+    precisions=PRECISIONS,
+    auto_precisions=AUTO_PRECISIONS,
+)

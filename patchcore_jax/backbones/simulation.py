@@ -1,7 +1,7 @@
 """Networks as another kind of device computes them, on any: to see what its rounding does to scores.
 
 A program is evaluated operation by operation, with values rounded on the way. The sums themselves are float32
-here and there, in another order. What is in loops is not rounded.
+on both kinds of device, in another order. What is in loops is not rounded.
 """
 
 import functools
@@ -21,10 +21,11 @@ _CALLS = {'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'custom_
 
 @functools.cache
 def on_gpu(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
-  """`apply` with the operands of float32 products and convolutions rounded as GPUs do: tensorfloat32.
+  """Wraps `apply` to round operands of float32 products and convolutions as GPUs do: to tensorfloat32.
 
-  That is to 11 significant bits, unless the highest precision is asked for. Of what is written for one kind
-  of device, it takes what is for CUDA. Cached, because jit recompiles for every new function object.
+  That has 11 significant bits; operands for which the highest precision is asked are not rounded. Where a
+  program has branches for kinds of device, CUDA's is taken. The function is cached, because jit recompiles
+  for every new function object.
 
   >>> third = jnp.full((1, 1), 1 / 3)
   >>> def apply(variables, images):
@@ -46,7 +47,7 @@ def on_gpu(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array],
 
 @functools.cache
 def in_bfloat16(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
-  """`apply` with its arguments, and what every operation gives, rounded to bfloat16's 8 significant bits."""
+  """Wraps `apply` to round its arguments and every operation's results to bfloat16's 8 significant bits."""
 
   def operands(operation, values):
     return [_rounded(x, 7) for x in values]
@@ -54,11 +55,26 @@ def in_bfloat16(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Ar
   return _evaluating(apply, operands, lambda results: [_rounded(x, 7) for x in results])
 
 
+@functools.cache
+def in_highest_precision(apply: Callable[[Any, jax.Array], Any]) -> Callable[[Any, jax.Array], Any]:
+  """Wraps `apply` to compute float32 products as CPUs do, wherever it leaves the precision to JAX.
+
+  The function is cached, because jit recompiles for every new function object.
+  """
+
+  def highest(variables, images):
+    with jax.default_matmul_precision('highest'):
+      return apply(variables, images)
+
+  return highest
+
+
 def _rounded(x, mantissa_bits):
   return lax.reduce_precision(x, 8, mantissa_bits) if jnp.result_type(x) == jnp.float32 else x
 
 
 def _evaluating(apply, operands, results):
+  """Wraps `apply`: `operands` changes what enters each operation, `results` what comes out."""
 
   def simulated(variables, images):
     program, shape = jax.make_jaxpr(apply, return_shape=True)(variables, images)
@@ -69,6 +85,7 @@ def _evaluating(apply, operands, results):
 
 
 def _evaluate(jaxpr, consts, arguments, operands, results):
+  """Evaluates a program operation by operation."""
   known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
   for operation in jaxpr.eqns:
     values = [v.val if isinstance(v, Literal) else known[v] for v in operation.invars]
@@ -87,10 +104,10 @@ def _evaluate(jaxpr, consts, arguments, operands, results):
 
 
 def _inner(program, *rest):
-  """`_evaluate` of a part, with its constants if it has any."""
+  """Evaluates a part of a program, with its constants if it has any."""
   return _evaluate(getattr(program, 'jaxpr', program), getattr(program, 'consts', ()), *rest)
 
 
 def _branch(platforms):
-  """The position of CUDA's branch of `lax.platform_dependent`, or of the default, which is None."""
+  """Finds the position of CUDA's branch of `lax.platform_dependent`, or of the default, which is None."""
   return next(i for i, names in enumerate(platforms) if names is None or 'cuda' in names)

@@ -4,7 +4,6 @@ The pictures are JPEG files, one after another in one array, so that a bank rema
 without the training images, which may lie on another machine or be gone.
 """
 
-import datetime
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -12,20 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-import patchcore_jax
-from patchcore_jax.banks.store import MemoryBank
+from patchcore_jax.banks.model import Model
 
 _FILES, _OFFSETS = 'thumbnails', 'thumbnail_offsets'
-_QUALITY = 85  # of JPEG: about 15 kB for 224 x 224 pixels
+_QUALITY = 85  # of the JPEG files: about 15 kB for 224 x 224 pixels
 
 
 class Origin(NamedTuple):
-  """Where a row of a bank comes from.
+  """The place that a row of a bank comes from.
 
   Attributes:
     image: number of the training image.
-    name: of its file; '' if the bank has none.
-    row, column: of the patch, on the grid of patches.
+    name: name of its file; '' if the model has none.
+    row, column: place of the patch on the grid of patches.
   """
 
   image: int
@@ -34,58 +32,53 @@ class Origin(NamedTuple):
   column: int
 
 
-def origin(bank: MemoryBank, row: int) -> Origin:
-  """Where row `row` of the bank comes from."""
-  rows, columns = bank.description['grid']
-  image, patch = divmod(int(bank.indices[row]), rows * columns)
-  names = bank.description.get('images', ())
+def origin(model: Model, row: int) -> Origin:
+  """Tells where row `row` of a bank comes from."""
+  rows, columns = model.description.grid
+  image, patch = divmod(int(model.arrays['indices'][row]), rows * columns)
+  names = model.description.images
   return Origin(image, names[image] if image < len(names) else '', *divmod(patch, columns))
 
 
-def thumbnail(bank: MemoryBank, image: int) -> np.ndarray | None:
-  """[h, w, 3] uint8 of training image number `image`, as the network saw it, but for JPEG's losses; None if
-  the bank has no pictures.
+def thumbnail(model: Model, image: int) -> np.ndarray | None:
+  """Decodes the picture of training image number `image`.
+
+  Returns:
+    [h, w, 3] uint8, as the network saw it, but for JPEG's losses; None if the model has no pictures.
   """
-  if not has_thumbnails(bank):
+  if not has_thumbnails(model):
     return None
-  begin, end = np.asarray(bank.extras[_OFFSETS])[image:image + 2]
-  file = np.asarray(bank.extras[_FILES])[begin:end].tobytes()
+  begin, end = np.asarray(model.arrays[_OFFSETS])[image:image + 2]
+  file = np.asarray(model.arrays[_FILES])[begin:end].tobytes()
   return np.asarray(Image.open(io.BytesIO(file)).convert('RGB'))
 
 
 def encode(image: np.ndarray) -> bytes:
-  """The JPEG file of an image [h, w, 3] uint8."""
+  """Encodes an image [h, w, 3] uint8 as a JPEG file."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, 'JPEG', quality=_QUALITY)
   return file.getvalue()
 
 
 def pack(files: Sequence[bytes]) -> dict[str, Any]:
-  """`MemoryBank.extras` with the pictures, by `encode`, of all training images; {} for none."""
+  """Packs the pictures, by `encode`, of all training images into arrays of a model; {} for none."""
   if not files:
     return {}
   offsets = np.cumsum([0, *map(len, files)], dtype=np.int64)
   return {_FILES: np.frombuffer(b''.join(files), np.uint8), _OFFSETS: offsets}
 
 
-def has_thumbnails(bank: MemoryBank) -> bool:
-  """Whether the bank has pictures of its training images."""
-  return _FILES in bank.extras
+def has_thumbnails(model: Model) -> bool:
+  """Tells whether the model has pictures of its training images."""
+  return _FILES in model.arrays
 
 
-def thumbnails(bank: MemoryBank) -> list[bytes]:
-  """The JPEG files that `pack` took; [] if the bank has none."""
-  if not has_thumbnails(bank):
+def thumbnails(model: Model) -> list[bytes]:
+  """Unpacks the JPEG files that `pack` took; [] if the model has none."""
+  if not has_thumbnails(model):
     return []
-  data, offsets = np.asarray(bank.extras[_FILES]), np.asarray(bank.extras[_OFFSETS])
+  data, offsets = np.asarray(model.arrays[_FILES]), np.asarray(model.arrays[_OFFSETS])
   return [data[a:b].tobytes() for a, b in zip(offsets, offsets[1:])]
-
-
-def record(description: dict[str, Any], what: str) -> None:
-  """Adds a line to the history of a bank, which its description tells."""
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  history = description.get('history', [])
-  description['history'] = [*history, {'when': now, 'what': what, 'version': patchcore_jax.__version__}]
 
 
 class Recorder:

@@ -19,7 +19,7 @@ STRIDES = {'layer1': 4, 'layer2': 8, 'layer3': 16, 'layer4': 32}  # pixels of an
 
 
 class Conv(nn.Module):
-  """A convolution without bias; padding as in `resnet.Conv`, and on CPUs Winograd's algorithm as there."""
+  """A convolution without bias, padded as `resnet.Conv` is, and by Winograd's algorithm on CPUs, as there."""
 
   features: int
   size: int
@@ -41,6 +41,7 @@ class Conv(nn.Module):
 
 
 def _library(x, kernel, stride):
+  """Convolves as XLA's own operations do."""
   if kernel.shape[0] == 1:
     return x[:, ::stride, ::stride] @ kernel[0, 0]
   pad = (kernel.shape[0] - 1) // 2
@@ -49,7 +50,7 @@ def _library(x, kernel, stride):
 
 
 def _max_pool(x):
-  """3x3, stride 2, padding 1; written out, because its gradient by the library is slow on CPUs."""
+  """Pools 3x3 with stride 2 and padding 1; written out, because XLA's gradient of it is slow on CPUs."""
   for axis in (1, 2):
     size = (x.shape[axis] + 1) // 2
     x = jnp.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(4)])  # zeros: x is never negative
@@ -59,7 +60,7 @@ def _max_pool(x):
 
 
 def without_gray(kernel: jax.Array) -> jax.Array:
-  """The nearest kernel [h, w, 3, c] whose sums do not change when an offset is added to all pixels.
+  """Finds the nearest kernel [h, w, 3, c] whose sums an offset of all pixels does not change.
 
   Images reach the kernel divided by the standard deviation of each channel, which the sum allows for.
   """
@@ -85,7 +86,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Feature maps of `layers`; of a member of the family with blocks of two convolutions."""
+  """The network that gives the feature maps of `layers`; its blocks have two convolutions."""
 
   architecture: resnet.Architecture
   layers: tuple[str, ...]
@@ -108,7 +109,7 @@ class ResNet(nn.Module):
 
 
 class Head(nn.Module):
-  """What the objective sees of a feature [..., c]: a small network that is thrown away afterwards."""
+  """A small network between a feature [..., c] and the objective; it is thrown away after training."""
 
   width: int
   features: int
@@ -121,7 +122,7 @@ class Head(nn.Module):
 
 
 def state_dict(variables: Mapping[str, Any], *, gray_free: bool = False) -> dict[str, np.ndarray]:
-  """Variables of `ResNet` as a PyTorch checkpoint: float32 arrays by name."""
+  """Converts the variables of `ResNet` to a PyTorch checkpoint: float32 arrays by name."""
   result = {}
 
   def visit(path, leaf):
@@ -143,15 +144,15 @@ def state_dict(variables: Mapping[str, Any], *, gray_free: bool = False) -> dict
 def rescaled(
     state: Mapping[str, np.ndarray], scales: Mapping[str, np.ndarray | float]
 ) -> dict[str, np.ndarray]:
-  """The checkpoint of a network whose maps are those of `state` times a factor of each layer or channel.
+  """Rescales a checkpoint, so that maps are multiplied by a factor of each layer or channel.
 
-  Exact but for rounding: a ReLU passes positive factors on, so those of a layer are put into the batch
-  norms at the end of its blocks and taken out of the convolutions that read them. Maps of layers that
-  are joined can so be brought to one scale in the weights themselves.
+  This is exact but for rounding: a ReLU passes positive factors on, so those of a layer are put into the
+  batch norms at the end of its blocks and taken out of the convolutions that read them. Maps of layers that
+  are joined can thus be brought to one scale in the weights themselves.
 
   Args:
-    state: of a ResNet with blocks of two convolutions, as from `state_dict`.
-    scales: {layer: a positive factor, or one for each channel}, of 'layer1' and so on; layers that are
+    state: the checkpoint of a ResNet with blocks of two convolutions, as `state_dict` gives it.
+    scales: {layer: a positive factor, or one for each channel}, for 'layer1' and so on; layers that are
       missing stay.
   """
   result = {k: np.array(v, np.float64) for k, v in state.items()}

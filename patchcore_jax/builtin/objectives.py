@@ -1,7 +1,7 @@
-"""What a training step minimises: the same places of two views alike, all others not.
+"""What a training step minimises: it is low where features of the same place are alike, and others not.
 
-Each takes first and second [k, d] float32, what a head made of the features at k places in both views,
-and weights [k] float32, 0 for places that only one view shows; and returns a scalar.
+Each takes first and second [k, d] float32, the outputs of a head at k places in the first and the second
+view, and weights [k] float32, 0 for places that only one view shows; and returns a scalar.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 def info_nce(
     first: jax.Array, second: jax.Array, weights: jax.Array, *, temperature: float = 0.1
 ) -> jax.Array:
-  """Each place has to be found among all others of the batch, those of its own image included.
+  """Computes how hard it is to find each place again among all of the batch, its own image included.
 
-  The mean over both directions of -log softmax(cosine / temperature) (van den Oord et al. 2018; the
-  normalised, symmetric form of Chen et al. 2020). Places of weight 0 are neither asked for nor offered.
+  The loss is the mean over both directions of -log softmax(cosine / temperature) (van den Oord et al. 2018;
+  the normalised, symmetric form of Chen et al. 2020). Places of weight 0 are neither asked for nor offered.
   """
   first, second = _normalized(first), _normalized(second)
   logits = first @ second.T / temperature
@@ -35,9 +35,9 @@ def vicreg(
     first: jax.Array, second: jax.Array, weights: jax.Array, *, invariance: float = 25.0,
     variance: float = 25.0, covariance: float = 1.0,
 ) -> jax.Array:
-  """Alike in both views, every dimension with a spread of at least 1, no two dimensions related.
+  """Computes a loss that is low where views agree, dimensions spread by at least 1, and none are related.
 
-  Bardes et al. 2022, with places instead of images.
+  It is that of Bardes et al. 2022, with places instead of images.
   """
   total = weights.sum()
   alike = (jnp.square(first - second).mean(-1) * weights).sum() / total

@@ -16,7 +16,7 @@ _CHUNK = 16  # images that a worker draws at a time
 
 
 class Pool:
-  """A window over the endless row of `procedural.draw(seed, 0), (seed, 1), ...` that moves with the steps.
+  """A window over the endless row `procedural.draw(seed, 0), draw(seed, 1), ...` that moves with the steps.
 
   Step s chooses from the images [s * fresh, s * fresh + size): what it sees depends on the seed and s
   alone, so a run that was stopped goes on as if it had not been.
@@ -24,7 +24,10 @@ class Pool:
 
   def __init__(
       self, seed: int, size: int, *, image_size: int = 128, fresh: int = 4, num_workers: int = 0):
-    """Args: `size` images at a time, `fresh` new ones for each step, by so many processes (0: by this)."""
+    """Starts a pool of `size` images, with `fresh` new ones for each step.
+
+    The images are drawn by `num_workers` processes; with 0, by this one.
+    """
     if size < 1 or fresh < 0 or num_workers < 0:
       raise ValueError(
           f'pool.size={size}, fresh={fresh}, num_workers={num_workers}: expected at least 1, 0 and 0.')
@@ -42,10 +45,10 @@ class Pool:
   def batch(
       self, step: int, count: int, progress: Callable[[int, int], None] = lambda done, total: None
   ) -> np.ndarray:
-    """The images of a step: [count, image_size, image_size, 3] uint8.
+    """Chooses the images of a step: [count, image_size, image_size, 3] uint8.
 
     Args:
-      step: at least that of the call before.
+      step: number of the step, at least that of the call before.
       count: at most `size`; no image twice.
       progress: told about (done, total) images while the first window is drawn.
 
@@ -61,6 +64,7 @@ class Pool:
     return self._images[(start + rng.permutation(size)[:count]) % size]
 
   def _advance(self, start, stop, progress):
+    """Draws the images up to `stop`, in place of the oldest."""
     if self._stream is None:
       self._stream, self._next = self._draw_from(start), start
     first, total = self._next, stop - self._next
@@ -70,7 +74,7 @@ class Pool:
       progress(self._next - first, total)
 
   def _draw_from(self, start):
-    """Images in their order, drawn ahead by the workers."""
+    """Yields images in their order, which the workers draw ahead."""
     size, pending = self._images.shape[1], collections.deque()
     for first in itertools.count(start, _CHUNK):
       if self._workers is None:
@@ -82,7 +86,7 @@ class Pool:
 
 
 def _end_with_parent():
-  """Else a worker would outlive a training that is killed, waiting for work."""
+  """Ends a worker with its parent; else it would outlive a training that is killed, waiting for work."""
   parent = multiprocessing.parent_process()
 
   def watch():

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-# How many of 20 images are of each kind: more of what shows most of the local differences.
+# How many of 20 images are of each kind; there are more of those that show more local differences.
 SHARES = {
     'leaves': 3, 'gratings': 2, 'noise': 2, 'fractal': 1, 'strokes': 3, 'parts': 5, 'tiles': 2,
     'collage': 2}
@@ -29,13 +29,13 @@ _LETTERS = 'ABCDEFGHKLMNPRSTUVXZ0123456789-+/.%'
 
 
 def draw(seed: int, index: int, size: int = 128, kind: str = '') -> np.ndarray:
-  """One training image.
+  """Draws one training image.
 
   Args:
-    seed: of the whole collection.
-    index: of the image, at least 0.
+    seed: seed of the whole collection.
+    index: number of the image, at least 0.
     size: height and width in pixels, even, at least 16.
-    kind: one of `SHARES`; '' for one by the index.
+    kind: one of `SHARES`; '' for one that the seed and the index choose.
 
   Returns:
     [size, size, 3] uint8.
@@ -54,7 +54,7 @@ def draw(seed: int, index: int, size: int = 128, kind: str = '') -> np.ndarray:
     raise ValueError(f'kind={kind!r}: expected one of {", ".join(SHARES)}.')
   rng = np.random.default_rng((seed, index))
   image = _DRAWINGS[kind or _any_kind(rng)](rng, size)
-  # A lamp of its own for each image, and a lens that is not always sharp.
+  # Each image has a lamp of its own, and a lens that is not always sharp.
   x, y = _grid(size)
   slope = rng.normal(0, 0.12, 2)
   image *= (rng.uniform(0.7, 1.1) * (1 + slope[0] * x + slope[1] * y))[..., None]
@@ -64,6 +64,7 @@ def draw(seed: int, index: int, size: int = 128, kind: str = '') -> np.ndarray:
 
 
 def _any_kind(rng, without=()):
+  """Chooses a kind of image at random, by the shares."""
   kinds = [k for k in SHARES if k not in without]
   shares = np.array([SHARES[k] for k in kinds], float)
   return kinds[rng.choice(len(kinds), p=shares / shares.sum())]
@@ -71,13 +72,13 @@ def _any_kind(rng, without=()):
 
 @functools.lru_cache(maxsize=8)
 def _grid(size):
-  """x, y [size, size] float32 from -1 to 1."""
+  """Makes coordinates x, y [size, size] float32 from -1 to 1."""
   line = np.linspace(-1, 1, size, dtype=np.float32)
   return tuple(np.meshgrid(line, line))
 
 
 def _turned(rng, size, angle=None):
-  """The grid in axes of a random direction."""
+  """Turns the grid by an angle, or to a random direction."""
   angle = rng.uniform(0, 2 * np.pi) if angle is None else angle
   x, y = _grid(size)
   c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
@@ -85,7 +86,7 @@ def _turned(rng, size, angle=None):
 
 
 def _field(rng, size, slope, stretch=1.0, angle=0.0):
-  """Gaussian noise [size, size] float32 of unit variance with a spectrum of |f|^-slope."""
+  """Makes Gaussian noise [size, size] float32 of unit variance with a spectrum of |f|^-slope."""
   fy = np.fft.fftfreq(size)[:, None]
   fx = np.fft.rfftfreq(size)[None]
   c, s = np.cos(angle), np.sin(angle)
@@ -98,7 +99,7 @@ def _field(rng, size, slope, stretch=1.0, angle=0.0):
 
 
 def _colours(rng, count):
-  """[count, 3] float32 in 0..1 of one palette: mostly muted, sometimes loud, sometimes gray."""
+  """Chooses a palette [count, 3] float32 in 0..1: mostly muted, sometimes loud, sometimes gray."""
   loudness = rng.choice([0.0, 0.04, 0.1, 0.3])
   gray = rng.uniform(0.05, 0.95) + rng.uniform(0.05, 0.45) * rng.standard_normal((count, 1))
   tint = rng.normal(0, 0.12, 3) * (loudness > 0)
@@ -106,20 +107,20 @@ def _colours(rng, count):
 
 
 def _coloured(rng, field):
-  """Values [h, w] in 0..1 through a ramp of a few colours: [h, w, 3]."""
+  """Colours values [h, w] in 0..1 by a ramp of a few colours: [h, w, 3]."""
   colours = _colours(rng, rng.integers(2, 5))
   stops = np.linspace(0, 1, len(colours))
   return np.stack([np.interp(field, stops, c) for c in colours.T], -1).astype(np.float32)
 
 
 def _spread(field):
-  """Any values to 0..1, by their 2nd and 98th percentile."""
+  """Scales any values to 0..1, by their 2nd and 98th percentile."""
   low, high = np.percentile(field[::2, ::2], (2, 98))
   return np.clip((field - low) / (high - low + 1e-6), 0, 1)
 
 
 def _wave(rng, phase):
-  """A periodic function of the phase (period 1), values 0..1."""
+  """Computes a random periodic function of the phase (period 1), values 0..1."""
   form = rng.integers(4)
   if form == 0:
     return 0.5 + 0.5 * np.sin(2 * np.pi * phase)
@@ -133,7 +134,7 @@ def _wave(rng, phase):
 
 
 def _ground(rng, size):
-  """A quiet surface to put things on: [size, size, 3]."""
+  """Draws a quiet surface to put things on: [size, size, 3]."""
   base = np.broadcast_to(_colours(rng, 1)[0], (size, size, 3))
   choice = rng.random()
   if choice < 0.25:
@@ -173,7 +174,7 @@ def _leaves(rng, size):
 
 
 def _outline(rng, pen, shape, x, y, r, fill):
-  """A disc or ellipse, a convex polygon, or a blot, of radius r pixels."""
+  """Draws an ellipse, a convex polygon, or a blot, of radius r pixels."""
   if shape == 0:
     ry = r * rng.uniform(0.4, 1)
     pen.ellipse((x - r, y - ry, x + r, y + ry), fill=fill)
@@ -185,7 +186,7 @@ def _outline(rng, pen, shape, x, y, r, fill):
 
 
 def _down(image):
-  """Averages _FINE x _FINE pixels; [h, w, ...] float32."""
+  """Averages _FINE x _FINE pixels to one; returns [h, w, ...] float32."""
   h, w = image.shape[:2]
   image = image.reshape(h // _FINE, _FINE, w // _FINE, _FINE, *image.shape[2:])
   return image.mean((1, 3), dtype=np.float32)
@@ -278,7 +279,7 @@ def _bytes(values):
 
 
 def _body(rng, size, x, y, r):
-  """Signed distance (negative inside) in units of the grid, and the coordinates along the body."""
+  """Draws a body: its signed distance (negative inside) in units of the grid, and coordinates along it."""
   u, v = _turned(rng, size)
   c, s = rng.uniform(-1, 1, 2)
   u, v = u - x * c - y * s, v - y * c + x * s
@@ -348,7 +349,7 @@ def _font(size):
 
 
 def _print(rng, albedo):
-  """A few words in a colour of their own, any way round."""
+  """Prints a few words in a colour of their own, any way round."""
   size = len(albedo)
   mask = Image.new('L', (size, size))
   for _ in range(rng.integers(1, 5)):
@@ -376,7 +377,7 @@ def _tiles(rng, size):
   if bend:
     u, v = u + bend * _field(rng, size, 3), v + bend * _field(rng, size, 3)
   column = np.floor(u)
-  # As the hash of a cell, so that every repeat has its own shade.
+  # A hash of the cell, so that every repeat has its own shade.
   cell = ((row * 37 + column * 101) % 64).astype(int)
   shade = rng.normal(0, rng.choice([0, 0.03, 0.1]), 64).astype(np.float32)[cell]
   # A margin, so that interpolation wraps around.

@@ -34,11 +34,11 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from patchcore_jax.builtin import synthetic_board, synthetic_parts, synthetic_scene
 
-VERSION = 1  # of the drawings; raise it whenever a pixel of any image changes
+VERSION = 1  # version of the drawings; raise it whenever a pixel of any image changes
 MARKER = 'synthetic.json'  # lies in every category folder that is complete
 VISIBLE = 6  # a change of more than this many of 255 levels, before grain, belongs to the mask
 FAINTEST = 0.45  # severity of the hardest image of each kind; below it even people miss some
-MIN_MASK = 12  # pixels; a flaw that shows less (hidden under another part, say) is thrown again
+MIN_MASK = 12  # pixels; a flaw that shows less (hidden under another part, say) is drawn anew
 NUM_TRAIN = 60
 NUM_TEST = 40
 
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
   """How a category is drawn.
 
   Attributes:
-    part: `(rng, flaw, size) -> Surface`.
+    part: a function `(rng, flaw, size) -> Surface`.
     size: height and width of the images in pixels.
     defects: the kinds of defect.
     num_each: test images of each kind; the rest of the `NUM_TEST` are good.
@@ -77,7 +77,7 @@ CATEGORIES: tuple[str, ...] = tuple(SUBJECTS)
 
 
 def images_of(category: str) -> list[tuple[str, str, int]]:
-  """The images of a category: (split, defect, index), good ones first.
+  """Lists the images of a category: (split, defect, index), good ones first.
 
   Raises:
     ValueError: unknown category.
@@ -171,7 +171,7 @@ def prepare(
 
   Args:
     root: folder to write to; made if missing.
-    categories: which categories.
+    categories: names of the categories to draw.
     num_workers: processes that draw; 0 draws in this one. They are started afresh ('spawn', since a
       process that runs JAX must not be forked), so a script that asks for them needs the usual
       `if __name__ == '__main__':`.
@@ -214,13 +214,13 @@ def prepare(
 
 
 def contact_sheet(categories: Iterable[str] = CATEGORIES, *, tile: int = 120) -> Image.Image:
-  """An overview: a block for each category, good parts left, then the kinds of defect.
+  """Draws an overview: a block for each category, good parts left, then the kinds of defect.
 
-  Upper row: the second faintest of each kind; lower row: the plainest. A red line surrounds the
+  The upper row shows the second faintest of each kind, the lower row the plainest. A red line surrounds the
   mask. `docs/synthetic.png` is `contact_sheet().save('docs/synthetic.png', optimize=True)`.
 
   Args:
-    categories: which ones, top to bottom.
+    categories: names of the categories, top to bottom.
     tile: width of each picture in pixels.
 
   Returns:
@@ -249,7 +249,7 @@ def contact_sheet(categories: Iterable[str] = CATEGORIES, *, tile: int = 120) ->
         sheet.paste(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS), at)
         outlines.paste(_outline(mask, size), at)
     y += 2 * line + 2 * (tiles[category] + gap) + gap
-  # The red of the lines gets a place of its own: it is too rare to be given one.
+  # The red of the lines is added to the palette: it is too rare to be given a place there.
   sheet = sheet.quantize(num_colours, dither=Image.Dither.NONE)
   palette = sheet.getpalette()[:3 * num_colours]
   palette += [0] * (3 * num_colours - len(palette)) + [255, 30, 30]
@@ -259,8 +259,8 @@ def contact_sheet(categories: Iterable[str] = CATEGORIES, *, tile: int = 120) ->
 
 
 def _outline(mask, size):
-  """A line one pixel wide just outside the mask, at another size: mode 'L', 255 on the line."""
-  # Enlarged by a pixel before it shrinks, so that no speck is lost.
+  """Draws a line one pixel wide just outside the mask, at another size: mode 'L', 255 on the line."""
+  # The mask grows by a pixel before it is made smaller, so that no speck is lost.
   area = Image.fromarray(mask).filter(ImageFilter.MaxFilter(3)).resize(size, Image.Resampling.BOX)
   area = area.point(lambda level: 255 * (level > 40))
   return ImageChops.subtract(
@@ -268,7 +268,7 @@ def _outline(mask, size):
 
 
 def _subject(category):
-  """The subject of this name, or a ValueError that lists the names."""
+  """Finds the subject of this name; raises a ValueError that lists the names."""
   if category not in SUBJECTS:
     raise ValueError(
         f'Unknown category {category!r}. The built-in data set has {", ".join(CATEGORIES)}.')
@@ -276,12 +276,12 @@ def _subject(category):
 
 
 def _dice(name):
-  """A generator that depends on nothing but the name."""
+  """Makes a random generator that depends on nothing but the name."""
   return np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
 
 
 def _is_complete(folder):
-  """Whether this version has drawn the category in `folder`; False if nothing is there."""
+  """Tells whether this version has drawn the category in `folder`; False if nothing is there."""
   if not folder.exists():
     return False
   remedy = 'Delete or move that folder, or choose another root.'
@@ -300,7 +300,7 @@ def _is_complete(folder):
 
 @contextlib.contextmanager
 def _mapper(num_workers):
-  """A `map`: that of a pool of processes, or the ordinary one for 0 workers."""
+  """Gives a `map`: that of a pool of processes, or the ordinary one for 0 workers."""
   if num_workers == 0:
     yield map
     return

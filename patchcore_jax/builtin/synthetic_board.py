@@ -45,7 +45,7 @@ KINDS = {
     'ceramic': (7.5, 4.4, (0.34, 0.20, 0.10), 0.1),
     'diode': (8.5, 4.6, (0.030, 0.028, 0.028), 0.1),
     'lamp': (7, 4.6, (0.66, 0.64, 0.58), 0.3)}
-# Whom a flaw may befall, the hard cases first.
+# The components that a flaw may befall, the hard cases first.
 VICTIMS = {
     'missing_part': ('R3', 'C2', 'R1', 'D1', 'C5', 'L1', 'Y1', 'U2', 'C1'),
     'misplaced_part': ('R4', 'C3', 'R2', 'D2', 'C4', 'L2', 'U2'),
@@ -59,7 +59,7 @@ LETTERS = {
 
 
 def circuit_board(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> Surface:
-  """A controller board on an antistatic mat; every component and the print sit within tolerances.
+  """Draws a controller board on an antistatic mat; its components and its print sit within tolerances.
 
   Flaws: 'misplaced_part', 'missing_part', 'scratch', 'solder_bridge' (between two pins),
   'wrong_part' (another type, or the right one turned by half a turn).
@@ -75,7 +75,7 @@ def circuit_board(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -
             strength=flaw.between(0.35, 0.9), within=board)
 
   def local(px, py, degrees, reach):
-    """The window of `reach` pixels about a place on the board, with coordinates of its own."""
+    """Cuts out the window of `reach` pixels about a place on the board, with coordinates of its own."""
     at_x, at_y = centre + _rotated(px, py, angle)
     rows, columns = (
         slice(max(int(OVERSAMPLING * (at - reach)), 0), int(OVERSAMPLING * (at + reach)))
@@ -117,7 +117,7 @@ def circuit_board(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -
 
 
 def _bare_board(rng, x, y, bx, by):
-  """The board with copper, lacquer, print and socket strip, on its mat; and the board's cover."""
+  """Draws the board with copper, lacquer, print and socket strip, on its mat: (surface, board's cover)."""
   edge = box(bx, by, WIDTH / 2, HEIGHT / 2, 5)
   bolt = disc(np.abs(bx) - 138, np.abs(by) - 117, 5)
   board = inside(np.maximum(edge, -bolt))
@@ -156,7 +156,7 @@ def _bare_board(rng, x, y, bx, by):
 
 @functools.cache
 def _artwork():
-  """The copper and the white print of the bare board: two uint8 maps, `ART` dots a pixel."""
+  """Draws the copper and the white print of the bare board: two uint8 maps, `ART` dots a pixel."""
   copper, paper = (Image.new('L', (WIDTH * ART, HEIGHT * ART)) for _ in range(2))
   tracer, pen = ImageDraw.Draw(copper), ImageDraw.Draw(paper)
 
@@ -214,7 +214,7 @@ def _letter(pen, text, x, y, dot):
 
 @functools.cache
 def _marking(text):
-  """What is printed on a chip: a uint8 map, `ART` dots a pixel, its middle in the middle."""
+  """Draws what is printed on a chip: a uint8 map, `ART` dots a pixel, with the text in its middle."""
   image = Image.new('L', (64 * ART, 12 * ART))
   dot = 1.7 * ART
   _letter(ImageDraw.Draw(image), text, 32 * ART - (2 * len(text) - 0.5) * dot, 1.5 * ART, dot)
@@ -222,7 +222,7 @@ def _marking(text):
 
 
 def _stamp(art, x, y):
-  """Looks a printed map up; the coordinates are pixels from its middle. 0 beyond its border."""
+  """Looks a printed map up at pixels (x, y) from its middle: in [0, 1], and 0 beyond its border."""
   high, wide = art.shape
   column = (x * ART + wide / 2).astype(np.int32)
   row = (y * ART + high / 2).astype(np.int32)
@@ -232,7 +232,7 @@ def _stamp(art, x, y):
 
 
 def _pads(kind):
-  """The solder pads of a component: (x, y, half width, half height) about its centre."""
+  """Lists the solder pads of a component: (x, y, half width, half height) about its centre."""
   w, h = KINDS[kind][:2]
   if kind == 'controller':
     pins = [6.6 * k - 23.1 for k in range(8)]
@@ -287,7 +287,7 @@ def _mount(scene, kind, x, y, tone, wrong):
 
 
 def _victim(flaw):
-  """The name of the component that the flaw befalls, or None."""
+  """Chooses the component that the flaw befalls: its name, or None."""
   names = VICTIMS.get(flaw.kind)
   if names is None:
     return None
@@ -296,6 +296,6 @@ def _victim(flaw):
 
 
 def _rotated(x, y, angle):
-  """The vector (x, y) turned clockwise by `angle` radians."""
+  """Turns the vector (x, y) clockwise by `angle` radians."""
   cos, sin = np.cos(angle), np.sin(angle)
   return np.array([cos * x - sin * y, sin * x + cos * y])

@@ -25,7 +25,7 @@ from patchcore_jax.builtin.synthetic_scene import (
 
 
 def woven_fabric(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> Surface:
-  """Upholstery in a 2/2 twill: dark warp (upright), light weft (across), yarns of uneven twist.
+  """Draws upholstery in a 2/2 twill: dark warp (upright), light weft (across), yarns of uneven twist.
 
   Flaws: 'hole', 'snag' (a yarn pulled out into a loop), 'stain', 'wrong_yarn' (of another dye).
   """
@@ -102,7 +102,7 @@ def woven_fabric(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) ->
 
 
 def wood_veneer(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> Surface:
-  """Varnished oak, cut lengthwise: growth rings in gentle arches, pores and fibres along the grain.
+  """Draws varnished oak, cut lengthwise: growth rings in gentle arches, pores and fibres along them.
 
   Flaws: 'crack', 'scratch', 'stain', 'worm_holes'.
   """
@@ -157,7 +157,7 @@ def wood_veneer(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> 
 
 
 def gear(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> Surface:
-  """A turned and hobbed steel gear of 24 teeth, lying on a rubber belt in any direction; grey.
+  """Draws a turned and hobbed steel gear of 24 teeth, in grey, on a rubber belt in any direction.
 
   Flaws: 'broken_tooth', 'dent', 'rust', 'scratch', 'wrong_hole' (drilled too small or not at all).
   """
@@ -239,6 +239,6 @@ def gear(rng: np.random.Generator, flaw: Flaw, size: tuple[int, int]) -> Surface
 
 
 def _polar(rng, near, far):
-  """A random point (x, y) whose distance from the origin lies in [near, far]."""
+  """Picks a random point (x, y) whose distance from the origin lies in [near, far]."""
   radius, angle = rng.uniform(near, far), rng.uniform(0, 2 * np.pi)
   return np.array([radius * np.cos(angle), radius * np.sin(angle)])

@@ -39,7 +39,7 @@ class Flaw:
   rng: np.random.Generator
 
   def between(self, faint: float, strong: float) -> float:
-    """The value between `faint` and `strong` that the severity asks for.
+    """Interpolates between `faint` and `strong` by the severity.
 
     >>> Flaw('hole', 0.5, np.random.default_rng(0)).between(2, 4)
     3.0
@@ -74,7 +74,7 @@ class Surface:
     self.height[...] = np.where(distance < 0.5, body, self.height)
 
   def window(self, rows: slice, columns: slice) -> 'Surface':
-    """A part of the surface; what changes there changes here."""
+    """Returns a view of a part of the surface; what changes there changes here."""
     return Surface(
         self.colour[:, rows, columns], self.height[rows, columns], self.gloss[rows, columns])
 
@@ -83,7 +83,7 @@ class Surface:
 
 
 def grid(size):
-  """Pixel coordinates `(x, y)`, each `[H, W]`, of an image of `size = (height, width)` pixels.
+  """Makes pixel coordinates `(x, y)`, each `[H, W]`, for an image of `size = (height, width)` pixels.
 
   >>> x, y = grid((2, 3))
   >>> x.shape, float(x[0, 0]), float(x[0, -1])
@@ -94,14 +94,14 @@ def grid(size):
 
 
 def turned(x, y, centre, angle):
-  """Coordinates as seen by a thing that lies at `centre`, turned clockwise by `angle` radians."""
+  """Converts coordinates to those of a thing at `centre` that is turned clockwise by `angle` radians."""
   cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
   x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
   return cos * x + sin * y, cos * y - sin * x
 
 
 def noise(rng, like, cell):
-  """Smooth noise in the shape of `like`, of deviation about 0.7, with bumps `cell` pixels wide.
+  """Makes smooth noise in the shape of `like`, of deviation about 0.7, with bumps `cell` pixels wide.
 
   `cell` is a number, or (along y, along x) for stretched noise such as fibres.
   """
@@ -115,7 +115,7 @@ def noise(rng, like, cell):
 
 
 def inside(distance, soft=1 / OVERSAMPLING):
-  """Cover of a shape in [0, 1]: 1 inside, 0 outside, a ramp `soft` pixels wide between.
+  """Computes the cover of a shape: 1 inside, 0 outside, and a ramp `soft` pixels wide between.
 
   >>> inside(np.float32([-2, 0, 2]), soft=8).tolist()
   [0.75, 0.5, 0.25]
@@ -124,7 +124,7 @@ def inside(distance, soft=1 / OVERSAMPLING):
 
 
 def box(x, y, half_width, half_height, corner=0.0):
-  """Signed distance to a rectangle about the origin with rounded corners."""
+  """Computes the signed distance to a rectangle about the origin with rounded corners."""
   dx = np.abs(x) - np.float32(half_width - corner)
   dy = np.abs(y) - np.float32(half_height - corner)
   beyond = np.sqrt(np.maximum(dx, 0) ** 2 + np.maximum(dy, 0) ** 2)
@@ -132,12 +132,12 @@ def box(x, y, half_width, half_height, corner=0.0):
 
 
 def disc(x, y, radius):
-  """Signed distance to a disc about the origin."""
+  """Computes the signed distance to a disc about the origin."""
   return np.sqrt(x * x + y * y) - np.float32(radius)
 
 
 def blob(rng, x, y, centre, radius, ragged=0.3):
-  """Signed distance, roughly, to an irregular patch."""
+  """Makes an irregular patch, as the rough signed distance to it."""
   u, v = turned(x, y, centre, rng.uniform(0, np.pi))
   stretch = np.float32(rng.uniform(1.0, 1.5))
   rough = noise(rng, x, max(radius * 0.7, 2.0)) + 0.5 * noise(rng, x, max(radius * 0.25, 1.0))
@@ -145,7 +145,7 @@ def blob(rng, x, y, centre, radius, ragged=0.3):
 
 
 def path(rng, middle, angle, length, bend, steps=7):
-  """Points `[steps + 1, 2]`, (x, y), of a line drawn by a not quite steady hand."""
+  """Makes the points `[steps + 1, 2]`, (x, y), of a line drawn by a not quite steady hand."""
   angles = angle + np.cumsum(rng.normal(0, bend, steps))
   moves = np.stack([np.cos(angles), np.sin(angles)], axis=1) * (length / steps)
   points = np.concatenate([np.zeros((1, 2)), np.cumsum(moves, axis=0)])
@@ -153,7 +153,7 @@ def path(rng, middle, angle, length, bend, steps=7):
 
 
 def stroke(x, y, points):
-  """Distance to the line through `points`, and how far along it in [0, 1]."""
+  """Computes the distance to the line through `points`, and the place along it in [0, 1]."""
   nearest, along = np.full_like(x, 1e9), np.zeros_like(x)
   steps = np.asarray(points, np.float32)
   for n, ((x0, y0), (dx, dy)) in enumerate(zip(steps[:-1], np.diff(steps, axis=0), strict=True)):
@@ -166,7 +166,7 @@ def stroke(x, y, points):
 
 
 def somewhere(rng, size, margin):
-  """A random place (x, y) at least `margin` pixels from the border of the image."""
+  """Picks a random place (x, y) at least `margin` pixels from the border of the image."""
   return rng.uniform(margin, size[1] - margin), rng.uniform(margin, size[0] - margin)
 
 
@@ -186,7 +186,7 @@ class Camera:
 
   @classmethod
   def placed(cls, rng) -> 'Camera':
-    """The camera of the line, with its small daily variation."""
+    """Sets up the camera of the line, with its small daily variation."""
     return cls(
         azimuth=float(np.deg2rad(rng.normal(-125, 7))),
         elevation=float(np.deg2rad(rng.normal(52, 2.5))),
@@ -232,7 +232,7 @@ def photograph(surface: Surface, camera: Camera) -> np.ndarray:
 
 
 def _slopes(height):
-  """Slopes of a height map along y and x, in pixels per pixel."""
+  """Computes the slopes of a height map along y and x, in pixels per pixel."""
   dy, dx = np.empty_like(height), np.empty_like(height)
   dy[1:-1] = (height[2:] - height[:-2]) * (OVERSAMPLING / 2)
   dx[:, 1:-1] = (height[:, 2:] - height[:, :-2]) * (OVERSAMPLING / 2)

@@ -2,7 +2,7 @@
 
 A step is a pure function of (state, images, seed); the images of a step are one of (seed, step), see
 `pool.Pool`. So a run is repeated by its seed, and goes on from a checkpoint as if it had not stopped.
-Convolutions and products are of the precision that a device has by default, which is faster: they decide
+Convolutions and products have the precision that is the default on a device, which is faster: they decide
 about weights, not about anybody's scores.
 """
 
@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax import atomic_files
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.banks import store
+from patchcore_jax.banks import model, store
 from patchcore_jax.builtin import network, objectives
 from patchcore_jax.builtin import views as views_lib
 
@@ -38,14 +38,14 @@ class Recipe:
   Attributes:
     architecture: one of `resnet.ARCHITECTURES`, with blocks of two convolutions.
     objective: one of `objectives.OBJECTIVES`, with its own arguments in `objective_args`.
-    layers: that have a head and a loss, which are averaged.
+    layers: the layers that have a head and a loss; the losses are averaged.
     gray_free: the first convolution cannot see how bright an image is.
-    head_width, head_features: of the heads.
+    head_width, head_features: sizes of the heads' hidden layer and of their output.
     views: how the views of an image are taken.
     batch_size: images of a step, over all devices.
-    steps: of the whole schedule.
+    steps: number of steps of the whole schedule.
     warmup: steps until the learning rate is reached, linearly; then it falls to 0 by a cosine.
-    learning_rate, weight_decay: of AdamW.
+    learning_rate, weight_decay: AdamW's.
   """
 
   architecture: str
@@ -99,7 +99,7 @@ class _Model:
 
 
 def init(recipe: Recipe, seed: int) -> dict[str, Any]:
-  """The state before the first step: parameters, statistics, the optimiser's state, the step."""
+  """Initialises the state before the first step: parameters, statistics, the optimiser's state, the step."""
   return jax.jit(functools.partial(_init, recipe))(jax.random.key(seed))
 
 
@@ -119,10 +119,10 @@ def _init(recipe, key):
 def make_step(
     recipe: Recipe, seed: int
 ) -> Callable[[dict[str, Any], np.ndarray], tuple[dict[str, Any], dict[str, jax.Array]]]:
-  """The compiled step (state, images [batch_size, h, w, 3] uint8) -> (state, what to report).
+  """Compiles a step: (state, images [batch_size, h, w, 3] uint8) -> (state, what to report).
 
   Images are split over the local devices, everything else is on each; batch norm and the objective are
-  those of the whole batch, whatever the number of devices. What to report: 'loss', and 'loss_<layer>'.
+  those of the whole batch, whatever the number of devices. Reported are 'loss' and 'loss_<layer>'.
 
   Raises:
     ValueError: the batch cannot be split.
@@ -142,7 +142,7 @@ def make_step(
 
 def _step(recipe, seed, state, images):
   key = jax.random.fold_in(jax.random.key(seed), state['step'])
-  taken = views_lib.take(key, images, recipe.views)
+  taken = views_lib.draw(key, images, recipe.views)
   (loss, (stats, report)), gradients = jax.value_and_grad(
       functools.partial(_loss, recipe), has_aux=True)(
           state['params'], state['stats'], taken)
@@ -152,6 +152,7 @@ def _step(recipe, seed, state, images):
 
 
 def _loss(recipe, params, stats, taken):
+  """Computes the loss of the views `taken`: (loss, (new statistics, what to report))."""
   model = _Model(recipe)
   objective = functools.partial(
       objectives.OBJECTIVES[recipe.objective], **dict(recipe.objective_args))
@@ -196,6 +197,7 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
 
 @functools.cache
 def _evaluated(trunk):
+  """Compiles a network as it is used after training."""
   return jax.jit(functools.partial(trunk.apply, train=False))
 
 
@@ -213,7 +215,7 @@ def save(
 
 
 def saved_steps(folder: str | os.PathLike) -> list[int]:
-  """Steps of which the state was saved, in their order."""
+  """Lists the steps of which the state was saved, in their order."""
   folder = Path(folder)
   names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
   return sorted(int(name) for name in names if re.fullmatch(r'\d+', name))
@@ -222,18 +224,20 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
 def restore(
     folder: str | os.PathLike, like: Mapping[str, Any], description: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The last state that `save` wrote, or `like` (as from `init`) where there is none.
+  """Restores the last state that `save` wrote; returns `like` (as from `init`) where there is none.
 
   Raises:
-    store.BankError: it was made with other settings than `description` says, or is damaged.
+    BankError: the state was saved with other settings than `description` says, or is damaged.
   """
   steps = saved_steps(folder)
   if not steps:
     return dict(like)
-  arrays, _ = store.restore_arrays(Path(folder) / str(steps[-1]), expected=description)
+  path = Path(folder) / str(steps[-1])
+  arrays, _ = store.restore_arrays(path, lambda values: model.check(values, description, path))
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
 
 def _named(state):
+  """Names the arrays of a state by their path in it."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Of positions: what a GPU or TPU does by default would move a place by up to half a pixel.
+# The precision of positions: that of a GPU or TPU by default would move a place by up to half a pixel.
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -22,15 +22,15 @@ class ViewSpec:
 
   Attributes:
     size: height and width of a view in pixels.
-    zoom: image pixels for a pixel of the view, from and to; drawn in proportion.
+    zoom: image pixels for a pixel of the view, from and to; the logarithm is drawn uniformly.
     turn: standard deviation of the angle, in degrees.
     shift: the largest distance of the centres of two views along each axis, as a share of `size`.
-    points: along each axis; points * points of the first view are followed into the second.
-    gain: of the logarithm of the exposure.
-    channel_gain: of that of each channel.
-    bias: of an offset of all pixels.
+    points: number along each axis; points * points of the first view are followed into the second.
+    gain: strength of the change of the exposure's logarithm.
+    channel_gain: strength of the same change in each channel.
+    bias: strength of an offset of all pixels.
     gray: share of the views without colour.
-    slope: of the change of light from the centre to an edge.
+    slope: strength of the change of light from the centre to an edge.
     blur: the largest weight of each neighbour along an axis; up to 1 / 3, where all three count alike.
     noise: the largest strength of gray noise, of single pixels and of cells of 4 x 4.
   """
@@ -63,11 +63,11 @@ class Views(NamedTuple):
   visible: jax.Array
 
 
-def take(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
-  """Two views of every image.
+def draw(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
+  """Takes two views of every image.
 
   Args:
-    key: decides about everything.
+    key: PRNG key, on which all that is random depends.
     images: [n, h, w, 3] uint8.
     spec: sizes and strengths.
   """
@@ -82,7 +82,7 @@ def take(key: jax.Array, images: jax.Array, spec: ViewSpec) -> Views:
 
 
 def _transforms(key, n, image_size, spec):
-  """[2, n, 2, 3]: pixels of a view -> pixels of the image."""
+  """Chooses transforms [2, n, 2, 3] from pixels of a view to pixels of the image."""
   keys = jax.random.split(key, 4)
   low, high = jnp.log(spec.zoom[0]), jnp.log(spec.zoom[1])
   zoom = jnp.exp(jax.random.uniform(keys[0], (2, n), minval=low, maxval=high))
@@ -99,7 +99,7 @@ def _transforms(key, n, image_size, spec):
 
 
 def _points(key, n, spec):
-  """[n, points^2, 2]: one somewhere in each cell of a grid, so that no two are close by chance."""
+  """Chooses points [n, points^2, 2]: one in each cell of a grid, so that few are close by chance."""
   line = jnp.arange(spec.points) / spec.points
   corners = jnp.stack(jnp.meshgrid(line, line), -1).reshape(1, -1, 2)
   inside = jax.random.uniform(key, (n, spec.points**2, 2)) / spec.points
@@ -107,7 +107,7 @@ def _points(key, n, spec):
 
 
 def follow(points: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-  """Points [n, p, 2] of views by the transforms `first` [n, 2, 3], as points of those by `second`."""
+  """Moves points [n, p, 2] of the views by the transforms `first` [n, 2, 3] to the views by `second`."""
 
   def turned(matrices, points):
     return jnp.einsum('nij,npj->npi', matrices, points, precision=_HIGHEST)
@@ -117,7 +117,7 @@ def follow(points: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def sample(images: jax.Array, transforms: jax.Array, size: int) -> jax.Array:
-  """Views [n, size, size, 3] float32 in 0..1 of uint8 images, bilinear, mirrored at the edges."""
+  """Takes views [n, size, size, 3] float32 in 0..1 of uint8 images: bilinear, mirrored at the edges."""
   height, width = images.shape[1:3]
   line = jnp.arange(size, dtype=jnp.float32)
   grid = jnp.stack(jnp.meshgrid(line, line), -1).reshape(-1, 2)
@@ -142,13 +142,14 @@ def sample(images: jax.Array, transforms: jax.Array, size: int) -> jax.Array:
 
 
 def _mirrored(x, size):
+  """Mirrors positions outside of an axis into it."""
   period = 2 * (size - 1)
   x = jnp.mod(x, period)
   return jnp.minimum(x, period - x)
 
 
 def photograph(key: jax.Array, views: jax.Array, spec: ViewSpec) -> jax.Array:
-  """Views [n, s, s, 3] as another camera in another light may show them."""
+  """Changes views [n, s, s, 3] as another camera in another light may show them."""
   n, size = views.shape[:2]
   keys = jax.random.split(key, 9)
 
@@ -177,7 +178,7 @@ def photograph(key: jax.Array, views: jax.Array, spec: ViewSpec) -> jax.Array:
 
 
 def at_points(maps: jax.Array, points: jax.Array, stride: float) -> jax.Array:
-  """Features [n, p, c] of maps [n, h, w, c] at pixels [n, p, 2], bilinear, held at the edges."""
+  """Reads features [n, p, c] of maps [n, h, w, c] at pixels [n, p, 2]: bilinear, held at the edges."""
   weights = []
   for axis, size in ((1, maps.shape[1]), (0, maps.shape[2])):
     position = jnp.clip(points[..., axis] / stride, 0, size - 1)

@@ -1,2 +1,2 @@
-"""Image files to batches: `folder` and `layouts` list them, `mvtec_ad` keeps them in records, `preprocess`
-decodes, `pipeline` batches, `synthetic` draws."""
+"""The way from image files to batches: `folder` and `layouts` list the files, `mvtec_ad` keeps them in
+records, `preprocess` decodes them, `pipeline` batches them."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from patchcore_jax.data import folder
 
 _POLL = 0.2  # seconds between two looks
-_SETTLE = 0.5  # seconds that a file has not changed: it is complete
+_SETTLE = 0.5  # a file that has not changed for so many seconds is complete
 _SETTLE_EMPTY = 5.0  # an empty one was perhaps only just created
 
 
@@ -18,17 +18,17 @@ def arriving(
     where: str | os.PathLike, *, stop: threading.Event, seconds: float = math.inf,
     settle: float = _SETTLE, settle_empty: float = _SETTLE_EMPTY,
     notify: Callable[[str], None] | None = None) -> Iterator[str | None]:
-  """Paths of images that are there or come, each when its size and time have stood still.
+  """Lists images that are there or arrive, each when its size and time have not changed for a while.
 
-  Nothing tells that a writer is done but that it writes no more. Should a file change after it was taken,
-  because its writer paused for long, it is taken again.
+  That is the only sign that a writer is done. Should a file change after it was taken, because its writer
+  paused for long, it is taken again.
 
   Args:
     where: a folder, whose own images count, or a pattern, as in `folder.find_images`.
-    stop: ends it when set, by another thread or a signal.
-    seconds: ends it after so long.
-    settle: seconds that a file must have stood still.
-    settle_empty: the same of a file that is empty.
+    stop: ends the iterator when it is set, by another thread or a signal.
+    seconds: how long the iterator waits for images before it ends.
+    settle: seconds for which a file must not have changed.
+    settle_empty: the same for a file that is empty.
     notify: called with a sentence when the folder cannot be read, once until it can be again.
 
   Returns:
@@ -56,7 +56,7 @@ def _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify):
     if said and said != trouble and notify:
       notify(said)
     trouble = said
-    if not said:  # of a share that is away for a moment nothing is forgotten
+    if not said:  # files of a share that is away for a moment are remembered
       standing, taken = ({k: v for k, v in known.items() if k in states} for known in (standing, taken))
     now = time.monotonic()
     for path, state in states.items():
@@ -75,7 +75,7 @@ def _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify):
 
 
 def _states(where, is_folder):
-  """{path: (size, time of the last change)}, in the order of their names."""
+  """Looks at the files: {path: (size, time of the last change)}, in the order of their names."""
   paths = map(str, folder.images_in(Path(where))) if is_folder else folder.matching(where)
   states = {}
   for path in paths:

@@ -1,4 +1,4 @@
-"""Folders -> lists of `Example`. The MVTec AD layout:
+"""Lists the images in folders as `Example`s. The layout is that of MVTec AD:
 
     ROOT/<category>/train/good/*.png            good parts only
     ROOT/<category>/test/good/*.png             good parts
@@ -29,8 +29,11 @@ class Example(NamedTuple):
     label: 0 good, 1 anomalous.
     category: name of the category.
     defect: kind of defect, 'good' for label 0.
-    read: gives the bytes of a file named above; None if they are files on disk. It travels to the
+    read: gives the bytes of a file named here; None if they are files on disk. It travels to the
       processes that decode, so it must pickle.
+    page: number of the page or frame of the image file, from 0.
+    view_paths: further images of the same part, for methods that take several views.
+    ignore_paths: masks of pixels that count neither as good nor as anomalous, for metrics that know them.
   """
 
   image_path: str
@@ -39,6 +42,9 @@ class Example(NamedTuple):
   category: str
   defect: str
   read: Callable[[str], bytes] | None = None
+  page: int = 0
+  view_paths: tuple[str, ...] = ()
+  ignore_paths: tuple[str, ...] = ()
 
 
 class Category(NamedTuple):
@@ -68,7 +74,7 @@ class FolderLayout:
   mask_names: tuple[str, ...] = ('{}_mask.*', '{}.*')
 
   def list_categories(self, root: str | os.PathLike) -> list[str]:
-    """Names of the categories under `root`, sorted: its folders that hold `train/good`.
+    """Lists the categories under `root` by name, sorted: its folders that hold `train/good`.
 
     Raises:
       ValueError: `root` does not exist, is not a folder, or holds no category.
@@ -134,14 +140,16 @@ class FolderLayout:
     return Category(category, train, test, has_masks and any(e.label for e in test))
 
   def _has_good(self, folder: Path) -> bool:
+    """Tells whether a folder holds the images of good parts that make it a category."""
     return (self._unwrapped(folder) / 'train' / self.good).is_dir()
 
   def _unwrapped(self, folder: Path) -> Path:
-    """Archives of single categories may unpack into a folder of the same name: <name>/<name>."""
+    """Finds the folder of a category, which an archive may have unpacked into <name>/<name>."""
     inner = folder / folder.name
     return inner if (inner / 'train').is_dir() else folder
 
   def _masks_of(self, image: Path, masks: Path) -> tuple[str, ...]:
+    """Finds the masks of an image; raises ValueError where there is none."""
     folder = masks / image.parent.name
     for name in self.mask_names:
       found = sorted(filter(is_image, folder.glob(name.format(glob.escape(image.stem)))))
@@ -157,17 +165,17 @@ MVTEC = FolderLayout()
 
 
 def is_image(path: Path) -> bool:
-  """Whether the name says so; hidden files do not count."""
+  """Tells whether a file is an image by its name; hidden files do not count."""
   return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
 
 
 def images_in(folder: Path) -> list[Path]:
-  """Image files of a folder, sorted."""
+  """Lists the image files of a folder, sorted."""
   return sorted(filter(is_image, folder.iterdir()))
 
 
 def find_images(where: str | os.PathLike) -> list[str]:
-  """Image files without labels: of a folder, one file, or those that a pattern matches; sorted.
+  """Lists image files without labels, sorted: those of a folder, one file, or those of a pattern.
 
   Args:
     where: a folder, whose own images count, or where it has none, those of its `train/good` or `good`; a
@@ -197,17 +205,17 @@ def find_images(where: str | os.PathLike) -> list[str]:
 
 
 def matching(pattern: str) -> list[str]:
-  """Image files that a pattern matches, sorted; ** stands for any folders."""
+  """Lists the image files that a pattern matches, sorted; ** stands for any folders."""
   return sorted(p for p in glob.glob(pattern, recursive=True) if is_image(Path(p)))
 
 
 def is_pattern(where: str) -> bool:
-  """Whether it holds *, ? or [."""
+  """Tells whether `where` is a pattern: whether it holds *, ? or [."""
   return glob.has_magic(where)
 
 
 def root_of(where: str) -> Path:
-  """The folder that images of `find_images(where)` are named from.
+  """Finds the folder relative to which images of `find_images(where)` are named.
 
   >>> root_of('parts/*/2026/*.png').as_posix()
   'parts'
@@ -222,7 +230,7 @@ def root_of(where: str) -> Path:
 
 
 def existing_root(root: str | os.PathLike) -> Path:
-  """`root` as a path; ValueError if that is no folder."""
+  """Returns `root` as a path; raises ValueError if that is no folder."""
   path = Path(root)
   if not path.is_dir():
     what = 'is a file' if path.exists() else 'does not exist'
@@ -231,11 +239,12 @@ def existing_root(root: str | os.PathLike) -> Path:
 
 
 def listing(folder: Path, most: int = 8) -> str:
-  """The first names in a folder, for messages."""
+  """Lists the first names in a folder, for messages."""
   names = sorted(p.name for p in folder.iterdir())
   shown = ', '.join(names[:most]) + (', ...' if len(names) > most else '')
   return shown or 'nothing'
 
 
 def _suffixes() -> str:
+  """Lists the suffixes of image files, for messages."""
   return ' '.join(s[1:] for s in IMAGE_SUFFIXES)

@@ -1,6 +1,6 @@
 """How the data sets that people use lie on disk: `LAYOUTS[name]` lists the categories and images of one.
 
-Each takes the extracted data set as it was published; sources in third_party/datasets.md.
+Each takes the extracted data set as it was published; third_party/datasets.md names the sources.
 """
 
 import csv
@@ -37,7 +37,7 @@ class SplitFileLayout:
   split_file: str
 
   def list_categories(self, root: str | os.PathLike) -> list[str]:
-    """The objects in the split file, sorted.
+    """Lists the objects in the split file, sorted.
 
     Raises:
       ValueError: no root, no split file, or a bad one.
@@ -48,7 +48,7 @@ class SplitFileLayout:
     """Lists the images of one object, sorted by label, then by file name.
 
     Raises:
-      ValueError: as `list_categories`; an object that is not in the file; a file that is missing; an
+      ValueError: what `list_categories` raises; an object that is not in the file; a file that is missing; an
         anomaly to train on, or one without a mask.
     """
     root = existing_root(root)
@@ -79,6 +79,7 @@ class SplitFileLayout:
     return Category(category, *by_name, any(e.label for e in splits['test']))
 
   def _rows(self, root) -> list[dict[str, str]]:
+    """Reads and checks the split file."""
     root = existing_root(root)
     path = root / self.split_file
     if not path.is_file():
@@ -117,7 +118,7 @@ class BesideLayout:
   suffix: str
 
   def list_categories(self, root: str | os.PathLike) -> list[str]:
-    """Its one category.
+    """Lists the one category, and checks that its folders are there.
 
     Raises:
       ValueError: no root, or one without train and test.
@@ -133,7 +134,7 @@ class BesideLayout:
     """Lists the images, sorted by name; reads all masks (thousands in some seconds).
 
     Raises:
-      ValueError: as `list_categories`; another category; no images; an image without a mask.
+      ValueError: what `list_categories` raises; another category; no images; an image without a mask.
       ImageError: a mask that cannot be read.
     """
     if category not in self.list_categories(root):
@@ -145,6 +146,7 @@ class BesideLayout:
     return Category(category, train, test, any(e.label for e in test))
 
   def _examples(self, folder: Path) -> list[Example]:
+    """Lists the images of `train` or `test`, labelled by their masks."""
     result = []
     for image in images_in(folder):
       if image.stem.endswith(self.suffix):
@@ -164,7 +166,7 @@ class BesideLayout:
 
 
 def _other_level(root: Path, is_root) -> str:
-  """What to pass instead, if the data set begins at a folder nearby."""
+  """Says what to pass instead, where the data set begins at a folder nearby."""
   near = [root.parent, root.parent.parent, *sorted(p for p in root.iterdir() if p.is_dir())]
   right = next(filter(is_root, near), None)
   return ' Pass the folder of the extracted data set' + (f': {right}.' if right else '.')

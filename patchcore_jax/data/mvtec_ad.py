@@ -23,7 +23,7 @@ CATEGORIES = (
     'bottle', 'cable', 'capsule', 'carpet', 'grid', 'hazelnut', 'leather', 'metal_nut', 'pill', 'screw',
     'tile', 'toothbrush', 'transistor', 'wood', 'zipper')
 
-# Where from: third_party/datasets.md.
+# These are from third_party/datasets.md.
 HOMEPAGE = 'https://www.mvtec.com/company/research/datasets/mvtec-ad'
 ARCHIVE_URL = (
     'https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f283/download/'
@@ -77,7 +77,7 @@ class MVTecAD(tfds.core.GeneratorBasedBuilder):
           'ground_truth with a mask for each defective image. Extract the archive again.')
     splits = {'train': category.train, 'test': category.test}
     for split, examples in splits.items():
-      # What a listing needs, so that it reads no images.
+      # A listing then needs no images.
       self.info.metadata[split] = [
           [_name(e.image_path), [_name(m) for m in e.mask_paths], e.label, e.defect] for e in examples]
     return {split: self._generate_examples(examples) for split, examples in splits.items()}
@@ -107,7 +107,7 @@ def prepare(
   Args:
     data_dir: the folder of TensorFlow Datasets to write to; made if absent.
     folder: the extracted archive, with a folder for each category.
-    categories: which.
+    categories: names of the categories to write.
     progress: called as `progress(done, total)` after each category.
 
   Raises:
@@ -126,13 +126,13 @@ def prepare(
 
 
 def is_prepared(data_dir: str | os.PathLike, category: str) -> bool:
-  """Whether `load_category` will find it."""
+  """Tells whether a category is prepared, so that `load_category` finds it."""
   builder = MVTecAD(config=category, data_dir=data_dir)
   return builder.data_path.exists() and builder.is_prepared()  # the latter alone warns
 
 
 def list_categories(data_dir: str | os.PathLike) -> list[str]:
-  """Names of the prepared categories, sorted.
+  """Lists the prepared categories by name, sorted.
 
   Raises:
     ValueError: no such folder, or none prepared in it.
@@ -177,14 +177,14 @@ def load_category(data_dir: str | os.PathLike, category: str) -> Category:
 
 
 def check_categories(categories: Sequence[str]) -> None:
-  """Raises ValueError for names that MVTec AD does not have."""
+  """Checks names of categories: raises ValueError for one that MVTec AD does not have."""
   for category in categories:
     if category not in CATEGORIES:
       raise ValueError(f'No category {category!r} in MVTec AD. There are: {", ".join(CATEGORIES)}.')
 
 
 class _Records:
-  """Bytes of the files of one split. Pickles without the open files, which each process opens anew."""
+  """The bytes of the files of one split. It is pickled without its open files: each process opens its own."""
 
   def __init__(self, data_dir: str, category: str, split: str, index: dict[str, tuple[int, str]]):
     self._place, self._index = (data_dir, category, split), index
@@ -208,12 +208,12 @@ class _Records:
 
 
 def _name(path: str) -> str:
-  """The path below the root of the data set."""
+  """Cuts the path of a file down to its part below the root of the data set."""
   return '/'.join(Path(path).parts[-4:])
 
 
 def _no_mask(image: bytes, path: str) -> bytes:
-  """An all-zero PNG of the size of the image, whose header is all that is looked at."""
+  """Makes an all-zero PNG of the size of the image, of which only the header is read."""
   try:
     size = Image.open(io.BytesIO(image)).size
   except OSError as e:

@@ -1,4 +1,4 @@
-"""Examples -> batches of one fixed shape, read ahead by Grain.
+"""Turns examples into batches of one fixed shape, which Grain reads ahead.
 
 The shape never changes, the last batch included (it is padded, and `Batch.index` tells the padding
 apart), so that everything behind it compiles once per image size.
@@ -16,7 +16,7 @@ from absl import flags
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 
-_MOST_THREADS = 16  # that decode, one for each core; each holds a batch
+_MOST_THREADS = 16  # they decode, one for each core, and each holds a batch
 
 
 class Batch(NamedTuple):
@@ -87,6 +87,7 @@ def batches(
 
 
 def _checked(stream, examples, batch_size, on_error):
+  """Reports the errors of each batch, checks that sizes agree, and yields the batches, padded."""
   first = None
   for joined in stream:
     for message in joined['errors']:
@@ -122,7 +123,7 @@ class _Source:
 
 
 class _Load:
-  """Runs in threads or worker processes. Errors travel as text, to be raised where they are seen."""
+  """Loads an example, in a thread or a worker process. Errors are returned as text, to be raised later."""
 
   def __init__(self, preprocessing, with_masks):
     self._preprocessing, self._with_masks = preprocessing, with_masks
@@ -138,7 +139,7 @@ class _Load:
 
 
 def _join(records):
-  """The readable records of a batch as arrays, in the worker: few large pieces travel best."""
+  """Joins the readable records of a batch to arrays, in the worker: few large pieces are quicker to send."""
   good = [r for r in records if not r['error']]
   joined = {
       'errors': [r['error'] for r in records if r['error']],

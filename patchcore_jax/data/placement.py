@@ -16,7 +16,7 @@ _EXACT = 1e-6
 
 
 class Placement(NamedTuple):
-  """Of the network's input in one original image; every pair is (y, x).
+  """The place of the network's input in one original image; every pair is (y, x).
 
   Attributes:
     original: size of the original image in pixels.
@@ -33,10 +33,10 @@ class Placement(NamedTuple):
 
 
 def placement(height: int, width: int, preprocessing: Preprocessing) -> Placement:
-  """Placement for original images of this size.
+  """Computes the placement for original images of this size.
 
   Args:
-    height, width: of the original image, upright, in pixels.
+    height, width: size of the original image, upright, in pixels.
     preprocessing: what the images went through.
 
   Raises:
@@ -57,13 +57,13 @@ def placement(height: int, width: int, preprocessing: Preprocessing) -> Placemen
 def to_original(anomaly_map: np.ndarray, placement: Placement) -> np.ndarray:
   """Lays a map of the network's input over the original image.
 
-  Bilinear, corners not aligned: between the centres of the map's pixels values are interpolated, and
-  beyond the outermost centres they are continued. Maps are smooth, so nothing is averaged where the
-  original is smaller than the input.
+  The map is enlarged bilinearly, corners not aligned: between the centres of its pixels values are
+  interpolated, and beyond the outermost centres they are continued. Maps are smooth, so nothing is
+  averaged where the original is smaller than the input.
 
   Args:
     anomaly_map: [h, w] float, at the input's size.
-    placement: of the original image.
+    placement: that of the original image.
 
   Returns:
     [height, width] float32; NaN in pixels whose centre the network did not see, because it was cropped
@@ -91,15 +91,15 @@ def to_original(anomaly_map: np.ndarray, placement: Placement) -> np.ndarray:
 
 def box_to_original(
     box: tuple[float, float, float, float], placement: Placement) -> tuple[int, int, int, int]:
-  """A box in pixels of the input as the smallest box of whole original pixels around it.
+  """Converts a box in pixels of the input to the smallest box of whole original pixels around it.
 
   Args:
     box: left, top, right, bottom; right and bottom exclusive.
-    placement: of the original image.
+    placement: that of the original image.
 
   Returns:
-    The same of the original image, inside of it and at least one pixel large: a box that lies in the
-    padding is moved to the nearest pixel.
+    The box (left, top, right, bottom) in the original image, inside of it and at least one pixel large: a
+    box that lies in the padding is moved to the nearest pixel.
 
   Raises:
     ValueError: an empty box.
@@ -116,7 +116,7 @@ def box_to_original(
 
 
 def point_to_original(point: tuple[float, float], placement: Placement) -> tuple[float, float]:
-  """A point (x, y) of the input in the original image; whole numbers are centres of pixels in both.
+  """Converts a point (x, y) of the input to the original image; whole numbers are centres of pixels.
 
   A point in the padding is moved to the nearest pixel.
 
@@ -131,7 +131,7 @@ def point_to_original(point: tuple[float, float], placement: Placement) -> tuple
 
 
 class _Samples(NamedTuple):
-  """Of one axis: which original pixels were seen, and for each the map's pixels around its centre."""
+  """Along one axis: which original pixels were seen, and for each the map's pixels around its centre."""
 
   seen: slice
   low: np.ndarray

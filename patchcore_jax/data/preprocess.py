@@ -1,12 +1,11 @@
-"""Image files -> uint8 arrays of the size that the network sees; masks likewise.
+"""Makes uint8 arrays of the size that the network sees from image files, and likewise from masks.
 
 The order is: decode to RGB, resize, pad, crop. Defaults are those of the paper's released code:
 short side to 256 with Pillow's antialiased bilinear filter, centre crop of 224. Scaling to
 (rgb / 255 - mean) / std happens on the device, in `backbones.normalize`, so that a quarter of the
-bytes travels.
+bytes is sent there.
 """
 
-import dataclasses
 import io
 import os
 import struct
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from patchcore_jax.data.folder import Example
+from patchcore_jax.settings import Preprocessing, as_pair
 
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
 FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
@@ -43,64 +43,6 @@ class TooManyPixelsError(ImageError):
   """The header tells of more pixels than are allowed; none was decoded."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-  """Geometry of the preprocessing; every size is (height, width) in pixels.
-
-  Attributes:
-    resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
-      resizes to exactly that; () leaves the size.
-    resize_side: 'short' or 'long'; only read with resize=(s,).
-    pad: (s,) or (h, w) pads smaller images to that size, centred, repeating the edge pixels; ()
-      does not pad.
-    crop: (s,) or (h, w) crops the centre; () does not crop.
-    mask_resize: 'antialiased' (the paper's released code) resizes masks as images; 'nearest'
-      (anomalib) takes the mask pixel at the upper left of each new pixel.
-    mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
-      what the released code does (it truncates to integers, which erodes the ground truth by a
-      fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
-
-  Raises:
-    ValueError: sizes that are not positive, more than two of them, or a crop that no image
-      resized like this can fill.
-
-  >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
-  Traceback (most recent call last):
-    ...
-  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): ...
-  """
-
-  resize: tuple[int, ...] = (256,)
-  resize_side: str = 'short'
-  pad: tuple[int, ...] = ()
-  crop: tuple[int, ...] = (224,)
-  mask_resize: str = 'antialiased'
-  mask_threshold: float = 1.0
-
-  def __post_init__(self):
-    for name in ('resize', 'pad', 'crop'):
-      size = getattr(self, name)
-      if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):
-        raise ValueError(
-            f'preprocess.{name}={size!r}: expected (), (pixels,) or (height, width), positive '
-            'integers.')
-    if self.resize_side not in ('short', 'long'):
-      raise ValueError(f"preprocess.resize_side={self.resize_side!r}: expected 'short' or 'long'.")
-    if self.mask_resize not in ('antialiased', 'nearest'):
-      raise ValueError(
-          f"preprocess.mask_resize={self.mask_resize!r}: expected 'antialiased' or 'nearest'.")
-    if not 0 < self.mask_threshold <= 1:
-      raise ValueError(f'preprocess.mask_threshold={self.mask_threshold}: expected 0 < t <= 1.')
-    # Only what holds for every image is refused here; the rest is seen image by image.
-    if self.crop and self.resize and not self.pad and self.resize_side == 'short':
-      too_large = [c > s for c, s in zip(_pair(self.crop), _pair(self.resize), strict=True)]
-      # With one side given, the other may be longer: a crop is impossible only if both exceed it.
-      if all(too_large) if len(self.resize) == 1 else any(too_large):
-        raise ValueError(
-            f'preprocess.crop={self.crop} does not fit into images resized to {self.resize}: '
-            'choose a smaller crop or a larger resize.')
-
-
 def load(
     example: Example, preprocessing: Preprocessing, *, with_mask: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -117,7 +59,7 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  image = read_image(example.image_path, example.read)
+  image = read_image(example.image_path, example.read, page=example.page)
   try:
     pixels = np.asarray(transform(image, preprocessing))
   except ValueError as e:
@@ -139,34 +81,35 @@ def load(
 
 
 def read_image(
-    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *,
+    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *, page: int = 0,
     max_pixels: int | None = None,
 ) -> Image.Image:
   """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
 
   16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
-  dropped, as Pillow's conversion to RGB does; of an animation the first frame counts.
+  dropped, as Pillow's conversion to RGB does.
 
   Args:
     path: the file, as messages name it.
     read: gives its bytes, where it is no file on disk.
-    max_pixels: refuse images of more before they are decoded; None for Pillow's limit against
+    page: number of the page, or of the frame of an animation, from 0.
+    max_pixels: images of more pixels are refused before they are decoded; None for Pillow's limit against
       decompression bombs alone (twice `Image.MAX_IMAGE_PIXELS`, 179 million).
 
   Raises:
     UnknownFormatError: the content is no image of a known format.
     TooManyPixelsError: the image is larger than allowed.
-    ImageError: (of which those are kinds) the file is missing, truncated, damaged, or holds 32-bit
+    ImageError: (the two above are kinds of it) the file is missing, truncated, damaged, or holds 32-bit
       integers or floats, whose range is not known.
   """
-  return _to_rgb(_open(path, read, max_pixels), path)
+  return _to_rgb(_open(path, read, page, max_pixels), path)
 
 
 def read_mask(
     path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
   """Decodes a mask file to mode 'L': 255 where the file is not zero (black), 0 elsewhere.
 
-  Arguments and errors as of `read_image`.
+  Arguments and errors are those of `read_image`.
   """
   image = _open(path, read)
   if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
@@ -218,8 +161,8 @@ class Geometry(NamedTuple):
   Attributes:
     resized: size after resizing.
     pad: pixels added then, ((above, below), (left, right)).
-    crop: of the padded image, the upper left pixel that is kept.
-    size: of the result.
+    crop: the upper left pixel of the padded image that is kept.
+    size: size of the result.
   """
 
   resized: tuple[int, int]
@@ -229,7 +172,7 @@ class Geometry(NamedTuple):
 
 
 def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geometry:
-  """Where the pixels of an image of this size go.
+  """Computes where the pixels of an image of this size go.
 
   Raises:
     ValueError: the image is smaller than the crop after resizing and padding, or so long and thin
@@ -246,12 +189,12 @@ def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geomet
         'preprocess.resize=(height, width).')
   pad = ((0, 0), (0, 0))
   if preprocessing.pad:
-    missing = [max(p - s, 0) for p, s in zip(_pair(preprocessing.pad), resized)]
+    missing = [max(p - s, 0) for p, s in zip(as_pair(preprocessing.pad), resized)]
     pad = tuple((m // 2, m - m // 2) for m in missing)
   size = tuple(s + before + after for s, (before, after) in zip(resized, pad))
   if not preprocessing.crop:
     return Geometry(resized, pad, (0, 0), size)
-  crop = _pair(preprocessing.crop)
+  crop = as_pair(preprocessing.crop)
   if crop[0] > size[0] or crop[1] > size[1]:
     raise ValueError(
         f'the image is {size[1]} x {size[0]} pixels after resizing, smaller than the '
@@ -262,14 +205,14 @@ def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geomet
 
 
 def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
-  """Size (height, width) after resizing, before padding and cropping.
+  """Computes the size (height, width) after resizing, before padding and cropping.
 
   >>> resized_size(500, 700, Preprocessing())
   (256, 358)
   """
   resize = preprocessing.resize
   if len(resize) != 1:
-    return _pair(resize) if resize else (height, width)
+    return as_pair(resize) if resize else (height, width)
   short, long = sorted((height, width))
   if preprocessing.resize_side == 'short':
     new_short, new_long = resize[0], int(resize[0] * long / short)
@@ -278,11 +221,16 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   return (new_short, new_long) if height <= width else (new_long, new_short)
 
 
-def _open(path, read, max_pixels=None) -> Image.Image:
+def _open(path, read, page=0, max_pixels=None) -> Image.Image:
+  """Decodes an image and turns it upright; every failure becomes an `ImageError`."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore', Image.DecompressionBombWarning)
       with Image.open(io.BytesIO(read(path)) if read else path, formats=FORMATS) as image:
+        if page:  # otherwise the pages are not counted, which takes time
+          if page >= (pages := getattr(image, 'n_frames', 1)):
+            raise ImageError(f'{path} has {pages} pages: there is no page {page}, counted from 0.')
+          image.seek(page)
         if max_pixels is not None and image.width * image.height > max_pixels:
           raise TooManyPixelsError(
               f'{path} is refused: it is {image.width} x {image.height} pixels, allowed are '
@@ -322,13 +270,9 @@ def _to_rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
 
 
 def _from_16_bit(values: np.ndarray) -> Image.Image:
-  """Full range to full range: 257 * v -> v, rounded."""
+  """Scales 16-bit values to 8 bits, full range to full range: 257 * v becomes v, rounded."""
   result = np.empty(values.shape, np.uint8)
-  rows = max(1, 2**20 // values.shape[1])  # at a time: what is between takes several times an image's memory
+  rows = max(1, 2**20 // values.shape[1])  # at a time: the steps between take several times as much memory
   for i in range(0, len(values), rows):
     result[i:i + rows] = (values[i:i + rows].astype(np.uint32) + 128) // 257
   return Image.fromarray(result)
-
-
-def _pair(size: tuple[int, ...]) -> tuple[int, int]:
-  return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

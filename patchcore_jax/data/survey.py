@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchcore_jax.data import preprocess
 
-# Fewer than one in so many is odd.
+# A size or mode that fewer than one file in so many has is odd.
 _ODD_SHARE = 20
 
 
@@ -33,7 +33,7 @@ class Survey(NamedTuple):
 
 
 def survey(paths: Sequence[str]) -> Survey:
-  """Reads headers and compares contents; decodes nothing.
+  """Surveys image files by their headers, and compares their contents; it decodes none.
 
   Args:
     paths: image files.

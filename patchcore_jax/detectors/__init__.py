@@ -1,1 +1,29 @@
-"""Detectors: `fit(...)` and `predict(...)`, composed of the modules above them in the data flow."""
+"""Methods: a record of settings each, with `fit` and `score_fn`. `base` is their contract."""
+
+from patchcore_jax.detectors.base import (
+    CrossScores,
+    Data,
+    Detector,
+    HostScoreFn,
+    Run,
+    ScoreFn,
+    Scores,
+    Statistics,
+)
+from patchcore_jax.detectors.settings import (
+    DETECTORS,
+    OCSVM,
+    SPADE,
+    Ensemble,
+    MahalanobisAD,
+    PaDiM,
+    PatchCore,
+    find,
+    of_model,
+    of_settings,
+)
+
+__all__ = [
+    'DETECTORS', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble', 'HostScoreFn',
+    'MahalanobisAD', 'PaDiM', 'PatchCore', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model',
+    'of_settings']

@@ -1,109 +1,244 @@
-"""What all detectors share: batches go through one jitted function, and predictions come out."""
+"""The contract of a detector. It imports no JAX, so that settings can be read without it.
 
-import functools
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+A detector is a frozen record of settings. `fit` makes a `Model` of good images: arrays by name, and a
+description. `score_fn` makes a `ScoreFn` of the model: a pure function of parameters and images, for
+`jax.jit`, and its parameters. Prediction, thresholds, evaluation, reports, the service and the export are
+written once, against these.
+"""
+
+import dataclasses
+import importlib
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from patchcore_jax import parallel
-from patchcore_jax.backbones import Backbone, fingerprint, normalize
-from patchcore_jax.banks import store
-from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.banks.model import Model, to_json
+from patchcore_jax.settings import SearchSpec
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
+LIVE, PORTABLE, LOOP_FREE = 'live', 'portable', 'loop_free'
 
 
-class Prediction(NamedTuple):
-  """Results of a batch of b images, NumPy, float32 unless said; padding is dropped.
+class Scores(NamedTuple):
+  """The answers of a detector for b images.
 
   Attributes:
-    index: [b] int32, positions in the list of examples.
-    image_scores: [s, b], for each of s bank sizes; 1 for detectors without a bank.
-    anomaly_maps: [s, b, h, w], at the size of the network's input; None where a detector has none.
-    patches: [s, b] int32, row * columns + column of the most anomalous patch on the grid; None where
-      there is no bank.
-    nearest: [s, b] int32, that row of the bank which is nearest to it.
+    image: [b] float32; larger is more anomalous.
+    map: [b, h, w] float32, the same for every pixel that the network saw; None where a detector has none.
+    evidence: why, by name; a detector gives what it knows. 'patch' [b] int32 is the most anomalous patch,
+      row * columns + column on the grid, and 'nearest' [b] int32 the row of the bank that is nearest to it.
   """
 
-  index: np.ndarray
-  image_scores: np.ndarray
-  anomaly_maps: np.ndarray | None
-  patches: np.ndarray | None = None
-  nearest: np.ndarray | None = None
+  image: Any
+  map: Any = None
+  evidence: Mapping[str, Any] = {}
 
 
-def describe(backbone: Backbone) -> dict[str, Any]:
-  """The network, as the description of a bank or a model tells it."""
-  return {
-      'name': backbone.name, 'layers': list(backbone.layers), 'mean': list(backbone.mean),
-      'std': list(backbone.std), 'precision': backbone.precision,
-      'weights': fingerprint(backbone.variables)}
+@dataclasses.dataclass(frozen=True)
+class ScoreFn:
+  """A pure function from parameters and images to scores, and the parameters.
 
-
-def maps_of(backbone: Backbone) -> Callable:
-  """The function (variables, images [b, h, w, 3] uint8) -> feature maps of the layers, in a list.
-
-  The same object for the same network, so that what is made of it can be cached, and is compiled once.
+  Attributes:
+    fn: (parameters, images [b, h, w, 3] uint8) -> `Scores`, or a tuple of them; for `jax.jit`. It is the same
+      object for the same settings, so that it is compiled once.
+    parameters: a tuple of pytrees of arrays, on the host.
+    sharded: which members of the tuple have a leading axis with one piece for each device; others are
+      whole on every device. `fn` may then use the collectives of `parallel.AXIS`.
   """
-  return _maps_fn(backbone.apply, backbone.layers, backbone.mean, backbone.std)
+
+  fn: Callable[[Any, Any], Any]
+  parameters: tuple[Any, ...]
+  sharded: tuple[bool, ...] = ()
 
 
-@functools.lru_cache(maxsize=16)
-def _maps_fn(apply, layers, mean, std):
+@dataclasses.dataclass(frozen=True)
+class HostScoreFn(ScoreFn):
+  """A score function with a step on the host, which can be run here but not exported.
 
-  def maps(variables, images):
-    found = apply(variables, normalize(images, mean, std))
-    return [found[layer] for layer in layers]
-
-  return maps
-
-
-def first_of(batches: Iterable[Batch]) -> tuple[Batch, Iterator[Batch]]:
-  """The first batch, and all of them.
-
-  Raises:
-    ValueError: there is none.
+  Attributes:
+    finish: what `fn` returned, as NumPy arrays without padding, -> `Scores`.
   """
-  batches = iter(batches)
-  first = next(batches, None)
-  if first is None:
-    raise ValueError('No images: none were given, or none could be read.')
-  return first, itertools.chain([first], batches)
+
+  finish: Callable[[Any], Scores] | None = None
 
 
-def stream(
-    fn: Callable, parameters: Any, batches: Iterable[Batch], expected: Mapping[str, Any] | None = None, *,
-    to_host: bool = True,
-) -> Iterator[tuple[Batch, Any]]:
-  """Yields every batch and `fn(parameters, images)`, as NumPy arrays by default, padding included.
+class CrossScores(NamedTuple):
+  """Scores of n training images, each by a model of the others.
 
-  The next batch is sent off before one is waited for.
-
-  Args:
-    fn: pure; the same object every time, because it is compiled once for each.
-    parameters: on the devices, by `parallel.replicate` or `parallel.split`.
-    batches: the batch size is a multiple of the number of local devices.
-    expected: the description of a bank or model, made of images of the same size.
-    to_host: whether results leave the device; else they are as `parallel.data_parallel` leaves them.
-
-  Raises:
-    BankError: images of another size.
+  Attributes:
+    image: [n] float32.
+    map_maxima: [n] float32, the largest value of each anomaly map; None where there are none.
   """
-  run, pending = parallel.data_parallel(fn), None
 
-  def finished(batch, results):
-    return batch, parallel.gather(results) if to_host else results
+  image: np.ndarray
+  map_maxima: np.ndarray | None
 
-  for batch in batches:
-    if expected is not None:
-      store.check(expected, {'image_size': batch.image.shape[1:3]})
-    results = run(parameters, batch.image)
-    if to_host:
-      parallel.fetch(results)
-    if pending:
-      yield finished(*pending)
-    pending = batch, results
-  if pending:
-    yield finished(*pending)
+
+class Statistics(NamedTuple):
+  """Mean and standard deviation, float64, of the scores of good images, by which ensembles normalise."""
+
+  mean: float
+  std: float
+
+
+class Data(Protocol):
+  """Images to fit on, read as often as wanted. `data.dataset` has those of files and of arrays.
+
+  Attributes:
+    examples: which images there are.
+    preprocessing: what is done to them, or None where they come as they are.
+  """
+
+  examples: Sequence[Any]
+  preprocessing: Any
+
+  def batches(self, *, shuffle: int | None = None, augment: Callable | None = None) -> Iterator[Any]:
+    """Yields every image once, in batches of one shape.
+
+    Args:
+      shuffle: the seed of the order; None for the order of the examples.
+      augment: (generator, image [h, w, 3] uint8) -> such an image, called with a generator of its own for
+        each image; None to leave images as they are.
+    """
+
+  def part(self, positions: Sequence[int]) -> 'Data':
+    """Selects the examples at these positions, as data of their own."""
+
+
+def _ignore(*_) -> None:
+  """Ignores its arguments: the default of `Run.progress` and `Run.notify`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a fit may use, and whom it tells. Only the seed has an influence on the result.
+
+  Attributes:
+    progress: called with (stage, done, total).
+    notify: called with a line for the user, such as the plan of the memory.
+    seed: the seed of everything that is random.
+    memory_gb: the most that the process may take on the host, in 10^9 bytes.
+    scratch: folder for temporary files; None for the system's.
+    checkpoints: folder in which a fit that takes long keeps what it has, so that a killed one goes on; None
+      to keep nothing.
+    keep_images: whether the model keeps small pictures of the training images.
+    several_processes: whether all processes of `jax.distributed` fit together, each with the same data.
+  """
+
+  progress: Callable[[str, int, int], None] = _ignore
+  notify: Callable[[str], None] = _ignore
+  seed: int = 0
+  memory_gb: float = math.inf
+  scratch: str | os.PathLike | None = None
+  checkpoints: str | os.PathLike | None = None
+  keep_images: bool = False
+  several_processes: bool = False
+
+
+class Detector:
+  """Settings of a method; subclasses are frozen dataclasses.
+
+  A method of this package names the module with its `fit` and `score_fn`, which is imported when it is first
+  used; one of your own may override the two here instead.
+
+  Attributes:
+    name: its name in configs, files and on the command line.
+    title: its name in reports and tables.
+    module: the module with the functions `fit(detector, data, backbones, run)` and
+      `score_fn(detector, model, backbones, search, program)`.
+    only_scoring: settings that may differ from those of the fit.
+    host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
+      a `HostScoreFn`, and is neither exported nor a member of ensembles.
+  """
+
+  name: ClassVar[str]
+  title: ClassVar[str]
+  module: ClassVar[str] = ''
+  only_scoring: ClassVar[tuple[str, ...]] = ()
+  host_step: ClassVar[str] = ''
+
+  def fit(self, data: Data, backbones: Sequence[Any], run: Run | None = None) -> Model:
+    """Learns what good images look like.
+
+    Args:
+      data: good images of one size.
+      backbones: as many networks as the method needs.
+      run: what the fit may use.
+
+    Raises:
+      ValueError: no images, or another mistake that the message explains.
+    """
+    return self._code().fit(self, data, tuple(backbones), run or Run())
+
+  def score_fn(
+      self, model: Model, backbones: Sequence[Any], *, search: SearchSpec | None = None,
+      program: str = LIVE) -> ScoreFn:
+    """Makes the function that scores images, with its parameters.
+
+    Args:
+      model: what `fit` made.
+      backbones: the networks of the fit.
+      search: how neighbours are found; no influence on the result.
+      program: 'live' runs in this process; 'portable' is for programs that are kept, and calls nothing that
+        is tied to one device or version; 'loop_free' has no loops besides, for converters to other runtimes.
+
+    Raises:
+      BankError: the model was made with other settings or networks.
+      ValueError: settings that the model cannot be used with.
+    """
+    importlib.import_module('patchcore_jax.detectors.streaming').check(self, model, backbones)
+    return self._code().score_fn(self, model, tuple(backbones), search or SearchSpec(), program)
+
+  def fit_and_cross_score(
+      self, data: Data, backbones: Sequence[Any], run: Run | None = None, *, folds: int,
+      search: SearchSpec | None = None) -> tuple[Model, CrossScores]:
+    """Fits a model, and scores the training images as if they were new, for thresholds.
+
+    The images are parted at random into `folds` parts of like size; each part is scored by a model of the
+    others. A method that can do this faster than with as many fits has a `fit_and_cross_score` of its own.
+
+    Args:
+      folds: how many parts, at least 2; where there are fewer images, each is a part of its own.
+      search: see `score_fn`.
+
+    Returns:
+      The model of all images, and the scores in the order of the images that could be read.
+    """
+    if folds < 2:
+      raise ValueError(f'folds={folds}: expected at least 2.')
+    code = self._code()
+    if not hasattr(code, 'fit_and_cross_score'):
+      code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
+    return code.fit_and_cross_score(
+        self, data, tuple(backbones), run or Run(), folds=folds, search=search or SearchSpec())
+
+  def statistics(
+      self, model: Model, data: Data, backbones: Sequence[Any], run: Run | None = None, *,
+      search: SearchSpec | None = None) -> Statistics:
+    """Measures how the scores of good images spread, by which an ensemble normalises its members.
+
+    A method that knows this without further fits has a `statistics` of its own.
+
+    Args:
+      model: a model that was fitted on `data`.
+    """
+    code = self._code()
+    if not hasattr(code, 'statistics'):
+      code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
+    return code.statistics(
+        self, model, data, tuple(backbones), run or Run(), search=search or SearchSpec())
+
+  def settings(self) -> dict[str, Any]:
+    """Converts the fields to a dict, as JSON has them."""
+    return to_json(self)
+
+  def fit_settings(self) -> dict[str, Any]:
+    """Picks the settings that a model depends on: all but `only_scoring`."""
+    return {k: v for k, v in self.settings().items() if k not in self.only_scoring}
+
+  def _code(self):
+    """Imports the module of the method; returns None for one that overrides `fit` and `score_fn`."""
+    return importlib.import_module(self.module) if self.module else None
+

@@ -1,161 +1,170 @@
-"""Ensembles of PatchCore banks, as of several backbones (table S1 to S3 of the paper's supplement).
+"""The same method with several networks (tables S1 to S3 of the paper's supplement).
 
 Members differ in the unit of their scores. The paper's released code brings them to a common one by the
 smallest and the largest score of the test set, so that the score of an image depends on the others
-tested. Here each is normalised by statistics of the training images alone, before anything is tested.
+tested. Here each is normalised by statistics of the training images alone, before anything is tested:
+0 is the mean patch of a good image, 1 a standard deviation. Only the deviation decides how members weigh
+against each other; the mean adds the same to all images.
 """
 
+import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import parallel, scoring
+from patchcore_jax import processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
-from patchcore_jax.banks.store import MemoryBank
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import base, patchcore
-from patchcore_jax.detectors.base import Prediction, Progress
-from patchcore_jax.embedding import EmbeddingSpec
-from patchcore_jax.scoring import ScoringSpec
-from patchcore_jax.search import neighbors
-from patchcore_jax.search.neighbors import SearchSpec
+from patchcore_jax.banks.model import Model, to_json
+from patchcore_jax.detectors import patchcore, streaming
+from patchcore_jax.detectors.base import Data, Run, ScoreFn, Scores
+from patchcore_jax.detectors.settings import Ensemble, PatchCore
+from patchcore_jax.settings import SearchSpec
 
 
-class Statistics(NamedTuple):
-  """Of the patch scores of good images; float64.
+def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
+  """Fits one member after another (`Detector.fit`). Pictures of the training images are not kept.
 
-  Attributes:
-    mean, std: [s], for each of s bank sizes.
-  """
+  With `run.checkpoints`, a member that is fitted is kept there, and found again by a fit that goes on.
 
-  mean: np.ndarray
-  std: np.ndarray
-
-
-def statistics(
-    backbone: Backbone,
-    bank: MemoryBank,
-    batches: Iterable[Batch],
-    *,
-    embedding: EmbeddingSpec,
-    scoring_spec: ScoringSpec,
-    search: SearchSpec | None = None,
-    sizes: tuple[int, ...] = (),
-    progress: Progress | None = None,
-) -> Statistics:
-  """Mean and standard deviation of patch scores of the training images, each against the others' patches.
-
-  A training image's own patches are in the bank, or near to what is: against the whole bank it would
-  score too low, and 0 at ratio 1. So the images are parted in two halves, every other one, and the
-  patches of each half are scored against those rows of the bank that come from the other. No patch
-  meets one of its own image. Two things remain to be known: half a bank covers less than the whole, and
-  it was selected while the other half's patches were there too; both make these scores somewhat higher
-  than those of new good images. They do so for every member.
-
-  Args:
-    backbone, bank, embedding, scoring_spec, search, sizes: as in `patchcore.predict`; the bank is on
-      every device.
-    batches: the images that the bank was fitted on, in that order.
-    progress: called with ('statistics', done, total).
+  Returns:
+    A model of the arrays of member i, each with 'i.' before its name, and
+      mean, std [members, 1 + number of further ratios] float64 of their scores.
 
   Raises:
-    BankError: the bank was made with another network, embedding or image size.
-    ValueError: other images than those of the fit, fewer patches in a half of the bank than neighbours
-      asked for, or patches that all score the same.
+    ValueError: fewer than two networks, or members whose scores are all the same.
   """
-  store.check(bank.description, patchcore.describe(backbone, embedding))
-  num_images = bank.description['num_images']
-  image = np.asarray(bank.indices) // (bank.description['num_patches'] // num_images)
-  even = image % 2 == 0
-  half_sizes = tuple(
-      tuple(int(half[:size].sum()) for size in sizes or (len(even),)) for half in (even, ~even))
-  if min(map(min, half_sizes)) < scoring_spec.num_neighbors:
+  if len(backbones) < 2:
     raise ValueError(
-        f'The bank has {min(map(min, half_sizes))} patches of every other of the {num_images} training '
-        f'images, and {scoring_spec.num_neighbors} neighbours are asked for. Use a larger bank.')
-  shortlist = (search or SearchSpec()).shortlist
-  halves = tuple(neighbors.prepare(bank.embeddings[half], shortlist) for half in (even, ~even))
-  fn = _scores_fn(patchcore._embed_fn_of(backbone, embedding), scoring_spec, half_sizes)
-
-  kept, done = [], 0
-  for batch, scores in base.stream(
-      fn, parallel.replicate((backbone.variables, halves)), batches, expected=bank.description):
-    scores = scores[batch.valid]
-    number = done + np.arange(len(scores))
-    kept.append(scores[np.arange(len(scores)), 1 - number % 2])  # those against the other half
-    done += len(scores)
-    if progress:
-      progress('statistics', done, num_images)
-  if done != num_images:
-    raise ValueError(
-        f'{done} images were given, the bank was fitted on {num_images}. Give those, in that order.')
-  scores = np.concatenate(kept).swapaxes(0, 1).reshape(kept[0].shape[1], -1).astype(np.float64)
-  found = Statistics(scores.mean(axis=1), scores.std(axis=1))
-  if not (found.std > 0).all():
+        f'An ensemble of {len(backbones)} networks: expected two or more, joined by + in backbone.name.')
+  models, spread = [], []
+  for i, backbone in enumerate(backbones):
+    own = dataclasses.replace(run, checkpoints=None, keep_images=False)
+    model = _fitted(detector, data, backbone, own, run.checkpoints and Path(run.checkpoints) / str(i))
+    models.append(model)
+    spread.append(_statistics(detector, model, data, backbone, own))
+  arrays = {f'{i}.{name}': array for i, model in enumerate(models) for name, array in model.arrays.items()}
+  mean, std = np.moveaxis(np.array(spread, np.float64), 2, 0)
+  if not (std > 0).all():
     raise ValueError('All patches of the training images score the same: scores have no scale.')
-  return found
+  first = models[0].description
+  description = dataclasses.replace(
+      first, detector=detector.name, settings=detector.settings(),
+      backbones=tuple(network for model in models for network in model.description.backbones),
+      members=tuple(model.description for model in models))
+  return Model(arrays | {'mean': mean, 'std': std}, description)
 
 
-def combine(
-    members: Sequence[Iterable[Prediction]], statistics: Sequence[Statistics]
-) -> Iterator[Prediction]:
-  """The mean over members of their normalised scores and maps, (score - mean) / std.
+def members(model: Model) -> list[Model]:
+  """Takes the models of the members out of the model of an ensemble."""
+  return [
+      Model({k.partition('.')[2]: v for k, v in model.arrays.items() if k.partition('.')[0] == str(i)}, d)
+      for i, d in enumerate(model.description.members)]
 
-  Only `std` decides how members weigh against each other: `mean` adds the same to all images.
+
+def score_fn(
+    detector: Ensemble, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
+) -> ScoreFn:
+  """Makes the score function (`Detector.score_fn`).
+
+  It returns the mean over members of their normalised scores and maps, (score - mean) / std.
+  """
+  parts = [
+      detector.member.score_fn(member, (backbone,), search=search, program=program)
+      for member, backbone in zip(members(model), backbones, strict=True)]
+  return _combined(parts, model, [0], several=False)
+
+
+def score_fn_at(
+    detector: Ensemble, model: Model, backbones: Sequence[Backbone], ratios: Sequence[float], *,
+    search: SearchSpec | None = None) -> ScoreFn:
+  """Makes the function that scores at several ratios in one pass, for an ensemble of PatchCore.
+
+  See `patchcore.score_fn_at`.
 
   Args:
-    members: from `patchcore.predict`, of the same images in the same batches, at one size.
-    statistics: of each member.
-
-  Yields:
-    A `Prediction` for every batch; 0 is the mean patch of a good image, 1 a standard deviation.
+    ratios: some of the member's own and those that the ensemble was told of, in any order.
 
   Raises:
-    ValueError: members of other images, sizes of map or numbers of banks.
+    BankError: the model was made with other settings or networks.
+    ValueError: another ratio, or a method that has none.
   """
-  if not members or len(members) != len(statistics):
-    raise ValueError(f'Expected statistics for each member, got {len(statistics)} for {len(members)}.')
-  for parts in itertools.zip_longest(*members):
-    if any(p is None or not np.array_equal(p.index, parts[0].index) for p in parts):
-      raise ValueError('The members of an ensemble must be given the same images in the same batches.')
-    shapes = {p.anomaly_maps.shape for p in parts}
-    if len(shapes) > 1 or any(s.mean.shape != parts[0].image_scores.shape[:1] for s in statistics):
-      raise ValueError(
-          f'The members of an ensemble differ: maps [banks, images, height, width] of {sorted(shapes)}, '
-          f'statistics of {[len(s.mean) for s in statistics]} banks. Use one image size, and the same '
-          'number of banks.')
-    yield Prediction(
-        parts[0].index,
-        _mean([p.image_scores for p in parts], statistics),
-        _mean([p.anomaly_maps for p in parts], statistics))
+  streaming.check(detector, model, backbones)
+  known = (detector.member.ratio, *detector.ratios) if isinstance(detector.member, PatchCore) else ()
+  if unknown := [ratio for ratio in ratios if ratio not in known]:
+    raise ValueError(
+        f'Ratios {unknown}: the statistics of this ensemble are of {list(known)}. Use one of these, or fit '
+        'with others in Ensemble.ratios.')
+  places = [known.index(ratio) for ratio in ratios]
+  parts = [
+      patchcore.score_fn_at(detector.member, member, (backbone,), ratios, search=search)
+      for member, backbone in zip(members(model), backbones, strict=True)]
+  return _combined(parts, model, places, several=True)
 
 
-def _mean(values, statistics):
-  def normalized(x, s):
-    mean, std = (v.reshape(-1, *[1] * (x.ndim - 1)) for v in s)
-    return ((x - mean) / std).astype(np.float32)
+def _fitted(detector, data, backbone, run, checkpoint):
+  """Restores the member that an earlier run kept, or fits a new one, which is then kept."""
+  if checkpoint and checkpoint.exists():
+    return store.restore(checkpoint, expected={
+        'detector': detector.member.name, 'settings': detector.member.fit_settings(), 'seed': run.seed,
+        'backbones': [streaming.network_fields(backbone)], 'preprocessing': to_json(data.preprocessing)})
+  model = detector.member.fit(data, (backbone,), run)
+  if checkpoint and processes.is_first():
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    store.save(checkpoint, model)
+  return model
 
-  return sum(map(normalized, values, statistics)) / np.float32(len(values))
+
+def _statistics(detector, model, data, backbone, run):
+  """Measures how a member's scores spread: [1 + number of further ratios] of (mean, std)."""
+  if isinstance(detector.member, PatchCore):
+    return patchcore.statistics_at(
+        detector.member, model, data, (backbone,), run, (detector.member.ratio, *detector.ratios),
+        search=SearchSpec())
+  return [detector.member.statistics(model, data, (backbone,), run)]
+
+
+def _combined(parts, model, places, several):
+  """Combines the `ScoreFn`s of the members. With `several`, the function returns a tuple, as theirs do."""
+  mean, std = (model.arrays[name][:, places] for name in ('mean', 'std'))
+  fn = _combined_fn(tuple(part.fn for part in parts), tuple(len(part.parameters) for part in parts), several)
+  parameters = tuple(p for part in parts for p in part.parameters)
+  sharded = tuple(s for part in parts for s in (part.sharded or (False,) * len(part.parameters)))
+  return ScoreFn(fn, (*parameters, np.stack([mean, std]).astype(np.float32)), (*sharded, False))
 
 
 @functools.lru_cache(maxsize=16)
-def _scores_fn(embed_fn, spec, half_sizes):
-  """((variables, the two halves of the bank), images) -> patch scores [b, 2, s, p]."""
+def _combined_fn(fns, counts, several):
+  """Makes the combined function (parameters, images) -> `Scores`.
+
+  The parameters are those of all members, then means and deviations [2, members, ratios].
+
+  Args:
+    fns: the members' functions.
+    counts: how many of the parameters belong to each.
+    several: whether the functions return a tuple, the `Scores` of each ratio, as this one then does.
+  """
 
   def score(parameters, images):
-    variables, halves = parameters
-    embeddings = embed_fn(variables, images)
-    queries = embeddings.reshape(-1, embeddings.shape[-1])
-    scores = [
-        [scoring.patch_scores(distances_sq, spec).reshape(len(images), -1)
-         for distances_sq, _ in neighbors.nested_nearest_neighbors(
-             queries, half, sizes, k=spec.num_neighbors)]
-        for half, sizes in zip(halves, half_sizes)]
-    return jnp.moveaxis(jnp.asarray(scores), 2, 0)
+    *parameters, spread = parameters
+    results, begin = [], 0
+    for fn, count in zip(fns, counts, strict=True):
+      found = fn(tuple(parameters[begin:begin + count]), images)
+      results.append(found if several else (found,))
+      begin += count
+    means = tuple(_mean(scores, spread[..., i]) for i, scores in enumerate(zip(*results, strict=True)))
+    return means if several else means[0]
 
   return score
+
+
+def _mean(results, spread):
+  """Averages the members' `Scores`, each normalised by its (mean, std)."""
+  def of(values):
+    if any(v is None for v in values):
+      return None
+    return sum((v - mean) / std for v, mean, std in zip(values, *spread, strict=True)) / len(values)
+
+  return Scores(of([r.image for r in results]), of([r.map for r in results]))

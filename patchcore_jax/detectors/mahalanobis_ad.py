@@ -1,10 +1,9 @@
 """MahalanobisAD (Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features
-for Anomaly Detection", ICPR 2020): one Gaussian of the pooled features of each level. Image-level only.
+for Anomaly Detection", ICPR 2020): one Gaussian of the pooled features of each level. It makes no maps.
 """
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,62 +11,20 @@ import scipy.linalg
 from jax import lax
 from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
-from patchcore_jax import parallel
 from patchcore_jax.backbones import Backbone
-from patchcore_jax.banks import store
-from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.detectors import base
-from patchcore_jax.detectors import model as models
-from patchcore_jax.detectors.base import Prediction, Progress
-from patchcore_jax.detectors.model import Model
+from patchcore_jax.banks.model import Model
+from patchcore_jax.banks.provenance import Recorder
+from patchcore_jax.detectors import streaming
+from patchcore_jax.detectors.base import Data, Run, ScoreFn, Scores
+from patchcore_jax.detectors.settings import MahalanobisAD
+from patchcore_jax.settings import SearchSpec
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-  """Settings.
-
-  Attributes:
-    shrinkage: None, as in the paper, for the share that Ledoit and Wolf (2004) estimate for each
-      level; else a share in (0, 1]. The covariance is (1 - share) S + share trace(S) / d I, where S is
-      the empirical one.
-
-  Raises:
-    ValueError: a value out of range.
-  """
-
-  shrinkage: float | None = None
-
-  def __post_init__(self):
-    if self.shrinkage is not None and not 0 < self.shrinkage <= 1:
-      raise ValueError(
-          f'mahalanobis_ad.shrinkage={self.shrinkage}: expected None (Ledoit and Wolf) or '
-          '0 < shrinkage <= 1.')
-
-
-def describe(backbone: Backbone, spec: Spec) -> dict:
-  """What a model must agree on with the network and the settings it is used with."""
-  return models.describe('mahalanobis_ad', backbone, **dataclasses.asdict(spec))
-
-
-def fit(
-    backbone: Backbone,
-    batches: Iterable[Batch],
-    num_images: int,
-    *,
-    spec: Spec,
-    progress: Progress | None = None,
-) -> Model:
+def fit(detector: MahalanobisAD, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
   """Estimates the Gaussian of every level (the paper's section III).
 
   A level is one of the backbone's layers, averaged over its positions. The paper takes all levels of
   the network: for a ResNet set the layers to stem, layer1, layer2, layer3, layer4.
-
-  Args:
-    backbone: frozen network.
-    batches: good images of one size; the batch size is a multiple of the number of local devices.
-    num_images: how many images the batches hold at most.
-    spec: settings.
-    progress: called with ('embed', done, num_images).
 
   Returns:
     A `Model` of, for each level of c channels,
@@ -77,56 +34,42 @@ def fit(
   Raises:
     ValueError: fewer than two images, or a level that is equal for all images.
   """
-  features, image_size = models.collect(
-      models.pooled_fn(base.maps_of(backbone)), backbone.variables, batches, num_images,
-      progress=progress)
+  (backbone,), read = backbones, Recorder(data.batches(), run.keep_images)
+  features, image_size = streaming.collect(
+      streaming.pooled_fn(streaming.maps_of(backbone)), backbone.variables, read, len(data.examples), run)
   if len(features[0]) < 2:
     raise ValueError(f'MahalanobisAD needs two images or more for a covariance, got {len(features[0])}.')
   arrays = {}
   for layer, values in zip(backbone.layers, features):
     values = values.astype(np.float64)  # the directions of small variance are those that tell
     arrays[f'mean_{layer}'] = values.mean(axis=0).astype(np.float32)
-    arrays[f'factor_{layer}'] = _factor(_covariance(values, spec), layer)
-  return models.make(
-      arrays, describe(backbone, spec), num_images=len(features[0]), image_size=image_size)
+    arrays[f'factor_{layer}'] = _factor(_covariance(values, detector), layer)
+  return streaming.made(detector, (backbone,), arrays, data, read, run, image_size=image_size)
 
 
-def predict(
-    backbone: Backbone,
-    model: Model,
-    batches: Iterable[Batch],
-    *,
-    spec: Spec,
-) -> Iterator[Prediction]:
-  """Scores images: the sum over levels of the Mahalanobis distances (the paper's section III).
+def score_fn(
+    detector: MahalanobisAD, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
+) -> ScoreFn:
+  """Makes the score function (`Detector.score_fn`).
 
-  Args:
-    backbone, spec: as in `fit`.
-    model: from `fit`.
-    batches: images of one size; the batch size is a multiple of the number of local devices.
-
-  Yields:
-    A `Prediction` for every batch, with s = 1 and no anomaly maps (None).
-
-  Raises:
-    BankError: the model was made with another detector, network, setting or image size.
+  The score is the sum over levels of the Mahalanobis distances (the paper's section III).
   """
-  store.check(model.description, describe(backbone, spec))
-  fn = _predict_fn(models.pooled_fn(base.maps_of(backbone)))
+  (backbone,) = backbones
   gaussians = [
       (model.arrays[f'mean_{layer}'], model.arrays[f'factor_{layer}']) for layer in backbone.layers]
-  for batch, scores in base.stream(
-      fn, parallel.replicate((backbone.variables, gaussians)), batches, expected=model.description):
-    yield Prediction(batch.index[batch.valid], scores[batch.valid][None], None)
+  return ScoreFn(
+      _score_fn(streaming.pooled_fn(streaming.maps_of(backbone))), (backbone.variables, gaussians))
 
 
-def _covariance(values, spec):
-  if spec.shrinkage is None:
+def _covariance(values, detector):
+  """Estimates the covariance of features [n, c], shrunk as the settings say."""
+  if detector.shrinkage is None:
     return ledoit_wolf(values)[0]
-  return shrunk_covariance(empirical_covariance(values), spec.shrinkage)
+  return shrunk_covariance(empirical_covariance(values), detector.shrinkage)
 
 
 def _factor(covariance, layer):
+  """Computes L^-1 of a covariance LL', or raises a ValueError that names the layer."""
   try:
     lower = np.linalg.cholesky(covariance)
   except np.linalg.LinAlgError as e:
@@ -137,8 +80,8 @@ def _factor(covariance, layer):
 
 
 @functools.lru_cache(maxsize=16)
-def _predict_fn(pooled_fn):
-  """((variables, [(mean, factor)]), images) -> image scores [b]."""
+def _score_fn(pooled_fn):
+  """Makes the function ((variables, [(mean, factor)]), images) -> `Scores`."""
 
   def score(parameters, images):
     variables, gaussians = parameters
@@ -146,6 +89,6 @@ def _predict_fn(pooled_fn):
     for values, (mean, factor) in zip(pooled_fn(variables, images), gaussians):
       whitened = jnp.dot(values - mean, factor.T, precision=lax.Precision.HIGHEST)
       total += jnp.sqrt(jnp.square(whitened).sum(axis=1))
-    return total
+    return Scores(total)
 
   return score

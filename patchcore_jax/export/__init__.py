@@ -1,1 +1,1 @@
-"""A model -> a folder whose program answers with JAX alone, or with ONNX Runtime."""
+"""Exports a model as a folder whose program answers with JAX alone, or with ONNX Runtime."""

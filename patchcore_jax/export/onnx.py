@@ -1,4 +1,4 @@
-"""An exported program as an ONNX file, by jax2onnx (extra `onnx`).
+"""Converts an exported program to an ONNX file, by jax2onnx (extra `onnx`).
 
 jax2onnx translates what JAX traced, operation by operation. Where it knows no translation, or one that ONNX
 Runtime refuses, the program is put in other words here, with the same result:
@@ -34,9 +34,9 @@ def convert(fn: Any, shape: Sequence[int], path: str | os.PathLike) -> None:
   """Writes a program as one ONNX file.
 
   Args:
-    fn: of images [b, h, w, 3] uint8, returning a dict of arrays; without loops.
-    shape: of the images, b included.
-    path: of the file.
+    fn: a function of images [b, h, w, 3] uint8 that returns a dict of arrays, without loops.
+    shape: shape of the images, b included.
+    path: the file.
 
   Raises:
     ValueError: an operation that cannot be translated.
@@ -61,7 +61,7 @@ def convert(fn: Any, shape: Sequence[int], path: str | os.PathLike) -> None:
 
 
 def runner(path: str | os.PathLike) -> Any:
-  """The file in ONNX Runtime, on the CPU: a function of images of any number, one after the other."""
+  """Opens the file in ONNX Runtime, on the CPU: a function of any number of images, one after the other."""
   import onnxruntime
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors
@@ -85,6 +85,7 @@ def _settled(jaxpr, consts, *args):
 
 
 def _evaluated(eqn, values):
+  """Evaluates one equation, in operations that can be translated."""
   name, params = eqn.primitive.name, eqn.params
   if name == 'platform_index':
     return [np.int32(next(i for i, names in enumerate(params['platforms']) if names is None))]
@@ -104,10 +105,12 @@ def _evaluated(eqn, values):
 
 
 def _undilated(params):
+  """Tells whether a reduction over windows has no dilation."""
   return all(d == 1 for d in (*params['base_dilation'], *params['window_dilation']))
 
 
 def _shifted_maximum(x, params, shape):
+  """Computes the maximum over windows as the maximum of shifted images."""
   x = jnp.pad(x, params['padding'], constant_values=-np.inf)
   strides, result = params['window_strides'], None
   for offset in np.ndindex(*params['window_dimensions']):

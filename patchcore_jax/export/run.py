@@ -16,7 +16,10 @@ from PIL import Image, ImageOps
 
 
 def load(folder):
-  """(program, description): the program takes images as `read` gives them, [b, h, w, 3] uint8."""
+  """Loads the program and its description.
+
+  The program takes images as `read` gives them, [b, h, w, 3] uint8.
+  """
   description = json.loads((folder / 'description.json').read_text())
   data = (folder / description['program']).read_bytes()
   if hashlib.sha256(data).hexdigest() != description['sha256']:
@@ -25,7 +28,7 @@ def load(folder):
 
 
 def read(path, description):
-  """One image as the program takes it, [h, w, 3] uint8."""
+  """Reads one image as the program takes it, [h, w, 3] uint8."""
   image = ImageOps.exif_transpose(Image.open(path))
   if image.mode[0] in 'IF':
     raise SystemExit(f'{path} has more than 8 bits a channel: convert it to 8 bits first.')
@@ -42,7 +45,7 @@ def read(path, description):
 
 
 def prepare(image, sizes):
-  """Resizes, pads and crops. All sizes are (height, width), or one number for both."""
+  """Resizes, pads and crops an image. All sizes are (height, width), or one number for both."""
   old = image.height, image.width
   if len(sizes['resize']) == 1:
     short, long, size = min(old), max(old), sizes['resize'][0]
@@ -64,15 +67,19 @@ def prepare(image, sizes):
 
 
 def _pair(size):
+  """Converts a size that may be one number to (height, width)."""
   return tuple(size) if len(size) == 2 else (size[0], size[0])
 
 
 def main():
+  """Scores the images of the command line, and prints a line for each."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('images', nargs='+', type=Path)
   parser.add_argument('--maps', type=Path, help='folder for anomaly maps')
   arguments = parser.parse_args()
   program, description = load(Path(__file__).parent)
+  if arguments.maps and 'anomaly_map' not in description['outputs']:
+    raise SystemExit('This program scores whole images and makes no maps: leave out --maps.')
   # Batches of one size, so that the program is compiled once.
   size = min(len(arguments.images), description['images_at_once'])
   for begin in range(0, len(arguments.images), size):

@@ -1,21 +1,7 @@
-"""A model and its thresholds -> answers about images."""
+"""Answers about images, from a model and its thresholds."""
 
-from patchcore_jax.inspection.inspector import (
-    SAMPLE,
-    Finding,
-    Inspector,
-    check_size,
-    described,
-    finding,
-    geometry,
-    load,
-    of_bank,
-    predict,
-    sample_of,
-    score_differences,
-    scorer,
-)
+from patchcore_jax.inspection.finding import Finding, cell, find
+from patchcore_jax.inspection.inspector import Inspector, check_size, load, of_model, predict, scorer
 
 __all__ = [
-    'SAMPLE', 'Finding', 'Inspector', 'check_size', 'described', 'finding', 'geometry', 'load', 'of_bank',
-    'predict', 'sample_of', 'score_differences', 'scorer']
+    'Finding', 'Inspector', 'cell', 'check_size', 'find', 'load', 'of_model', 'predict', 'scorer']

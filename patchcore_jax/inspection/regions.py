@@ -1,17 +1,17 @@
-"""Anomaly map -> its most anomalous region."""
+"""Finds the most anomalous region of an anomaly map."""
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-# Of the way from the median, which is the object's own level, to the peak: half, as for a peak's width.
+# Share of the way from the median, the object's own level, to the peak: half, as for a peak's width.
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 
 
 class Region(NamedTuple):
-  """Of a map, in its pixels; whole numbers are centres of pixels, but for the box, which has edges.
+  """A region of a map, in pixels; whole numbers are centres of pixels, but for the box, which has edges.
 
   Attributes:
     box: left, top, right, bottom; right and bottom exclusive.
@@ -25,17 +25,17 @@ class Region(NamedTuple):
 
 
 def most_anomalous(anomaly_map: np.ndarray, threshold: float | None = None) -> Region:
-  """The connected pixels around a map's peak that are anomalous with it.
+  """Finds the connected pixels around a map's peak that are anomalous with it.
 
   They reach the threshold. Where even the peak does not, or no threshold is known, they reach half the way
   from the map's median to its peak: the place that looks least normal, whatever its level.
 
   Args:
     anomaly_map: [h, w] float; NaN pixels belong to no region.
-    threshold: pixels from here on are anomalous, as of a calibration; None if not known.
+    threshold: pixels from here on are anomalous, by a calibration; None if not known.
 
   Returns:
-    A `Region`. Of a map that is the same everywhere it is the whole map.
+    A `Region`. For a map that is the same everywhere it is the whole map.
 
   Raises:
     ValueError: no two dimensions, or nothing but NaN.

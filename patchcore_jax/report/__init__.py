@@ -1,1 +1,1 @@
-"""Metrics -> tables."""
+"""What people read of results: pages, tables, figures and pictures."""

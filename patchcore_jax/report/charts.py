@@ -1,4 +1,4 @@
-"""Scores -> where the bars and lines of a page's charts lie; its template draws them as SVG.
+"""Computes from scores where the bars and lines of a page's charts lie; its template draws them as SVG.
 
 Everything is in units of the drawing, with 0, 0 at the upper left of the field that is plotted.
 """
@@ -11,12 +11,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from patchcore_jax import metrics
 
-WIDTH, HEIGHT = 280, 180  # of the field
+WIDTH, HEIGHT = 280, 180  # size of the field
 _BINS = 40
 
 
 class Bar(NamedTuple):
-  """Of a histogram; kind is 'good', 'anomalous' or 'unlabelled'."""
+  """A bar of a histogram; kind is 'good', 'anomalous' or 'unlabelled'."""
 
   kind: str
   x: float
@@ -27,7 +27,9 @@ class Bar(NamedTuple):
 
 
 def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequence[Any]) -> dict[str, Any]:
-  """Good images as bars upwards, anomalous ones downwards: told apart without colour.
+  """Lays out a histogram: good images as bars upwards, anomalous ones downwards.
+
+  So they are told apart without colour.
 
   Args:
     scores: [n] float, n > 0.
@@ -36,12 +38,13 @@ def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequenc
 
   Returns:
     bars: `Bar`s.
-    base: y that they stand on.
-    ticks: (x, text) of the axis, and
-    logarithmic: whether it is, as where all scores are positive and the highest a multiple of the lowest.
+    base: y of the line on which the bars stand.
+    ticks: (x, text) of the axis.
+    logarithmic: whether the axis is, as where all scores are positive and the highest is a multiple of the
+      lowest.
     counts: (y, text): 0 at the base, and how many images the highest bars stand for.
     lines: (x, text, needs_labels) of the thresholds.
-    groups: (kind, number of images, lowest score, highest score), of kinds that there are.
+    groups: (kind, number of images, lowest score, highest score), of each kind that there is.
 
   >>> chart = histogram(np.array([1.0, 3.0]), np.array([0, 1]), ())
   >>> [bar.kind for bar in chart['bars']], chart['base'], chart['groups']
@@ -81,7 +84,7 @@ def histogram(scores: np.ndarray, labels: np.ndarray | None, thresholds: Sequenc
 
 
 def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) -> list[dict[str, Any]]:
-  """ROC and precision over recall.
+  """Lays out the curves: ROC, and precision over recall.
 
   Args:
     scores: [n] float.
@@ -90,7 +93,8 @@ def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) ->
 
   Returns:
     For each curve its name, its area, the names of its axes, an SVG path, and for each threshold the point
-    (x, y, text, needs_labels) where it works; none on a precision that is not defined, without alarms.
+    (x, y, text, needs_labels) where it works. Without alarms the precision is not defined, and there is no
+    point.
   """
   false, true, _ = roc_curve(labels, scores)
   precision, recall, _ = precision_recall_curve(labels, scores)
@@ -117,17 +121,18 @@ def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) ->
 
 
 def _at(x, y):
+  """Converts shares in [0, 1] to a point of the drawing."""
   return round(float(x) * WIDTH, 1), round((1 - float(y)) * HEIGHT, 1)
 
 
 def _path(x, y):
-  """Points that fall on the one before are left out: so many images, so few units."""
+  """Writes a line as an SVG path, without points that fall on the one before."""
   points = [f'{a:g} {b:g}' for a, b in map(_at, x, y)]
   return 'M' + 'L'.join(p for i, p in enumerate(points) if not i or p != points[i - 1])
 
 
 def _ticks(low, high, about=5):
-  """Round numbers between low and high.
+  """Chooses round numbers between low and high.
 
   >>> [round(float(t), 6) for t in _ticks(0.02, 0.31)]
   [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
@@ -139,7 +144,7 @@ def _ticks(low, high, about=5):
 
 
 def _round_numbers(low, high):
-  """Round numbers on a logarithmic axis.
+  """Chooses round numbers on a logarithmic axis.
 
   >>> [round(float(t), 6) for t in _round_numbers(0.03, 0.7)]
   [0.05, 0.1, 0.2, 0.5]

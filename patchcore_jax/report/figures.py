@@ -1,4 +1,4 @@
-"""Results -> the figures of the paper's supplement, drawn by matplotlib."""
+"""Draws results as the figures of the paper's supplement, by matplotlib."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ _PER_CATEGORY = {
 
 
 def make(name: str, measured: Sequence[Measured], published: str | Path = tables.PUBLISHED) -> Figure:
-  """One figure.
+  """Draws one figure.
 
   Args:
     name: 'S1' to 'S6'.
-    measured: from `runs.find`; what has no place in the figure is left out.
+    measured: what `runs.find` found; what has no place in the figure is left out.
     published: folder with the published numbers.
 
   Raises:
@@ -38,7 +38,10 @@ def make(name: str, measured: Sequence[Measured], published: str | Path = tables
 
 
 def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8):
-  """S1 and S2: each error as a column of image, map and, for missed defects, mask."""
+  """Makes the function that draws figure S1 or S2.
+
+  Each error is a column of image, map and, for missed defects, mask.
+  """
 
   def figure(measured: list[Measured], published: Path) -> Figure:
     folders = sorted({m.folder for m in measured if m.detector == 'patchcore' and not m.shots and
@@ -68,7 +71,7 @@ def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8
       cells = axes[at // columns * panels:, at % columns]
       cells[0].set_title(f'{category}\n{errors.defect[i]}', fontsize=6)
       cells[0].imshow(errors.image[i])
-      # At 1 a patch as anomalous as the threshold; colours end at twice that.
+      # A patch as anomalous as the threshold is 1; colours end at twice that.
       cells[1].imshow(errors.anomaly_map[i] / errors.threshold, vmin=0, vmax=2, cmap='inferno')
       if label:
         cells[2].imshow(errors.mask[i], cmap='gray', vmin=0, vmax=1)
@@ -81,6 +84,7 @@ def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8
 
 
 def _s3(measured: list[Measured], published: Path) -> Figure:
+  """Draws figure S3: precision over recall, and ROC, with two working points of each category."""
   shown = [m for m in measured if not m.shots and m.coreset_method in ('', 'greedy')]
   _required(shown, 'S3', 'experiments.mvtec with configs/wrn50.py, experiments.sweep with '
             'configs/compared.py')
@@ -135,6 +139,7 @@ def _rates(labels, alarm):
 
 
 def _s4(measured: list[Measured], published: Path) -> Figure:
+  """Draws figure S4: metrics over the size of images."""
   shown = _patchcore(m for m in measured if m.image_size)
   _required(shown, 'S4', 'experiments.sweep with configs/resolution.py')
   lines = {}
@@ -144,6 +149,7 @@ def _s4(measured: list[Measured], published: Path) -> Figure:
 
 
 def _s5(measured: list[Measured], published: Path) -> Figure:
+  """Draws figure S5: metrics over the neighbourhood, and for several choices of layers."""
   shown = _patchcore(measured)
   _required(shown, 'S5', 'experiments.sweep with configs/locality.py')
   by_layers = {}
@@ -162,6 +168,7 @@ def _s5(measured: list[Measured], published: Path) -> Figure:
 
 
 def _s6(measured: list[Measured], published: Path) -> Figure:
+  """Draws figure S6: metrics over the share of patches kept, by each way to choose them."""
   shown = [m for m in measured if m.detector == 'patchcore' and not m.shots]
   _required(shown, 'S6', 'experiments.sweep with configs/subsampling.py')
   lines = {}
@@ -172,11 +179,12 @@ def _s6(measured: list[Measured], published: Path) -> Figure:
 
 
 def _patchcore(measured):
+  """Keeps what was measured of PatchCore with a greedy coreset and all training images."""
   return [m for m in measured if m.detector == 'patchcore' and not m.shots and m.coreset_method == 'greedy']
 
 
 def _panels(lines, xlabel, published, figure=None, *, log=False, baselines=('PatchCore-1',)):
-  """Image AUROC, pixel AUROC and AUPRO side by side; each point the mean over shared categories."""
+  """Draws image AUROC, pixel AUROC and AUPRO side by side; each point is the mean over shared categories."""
   figure = figure or Figure(figsize=(10, 3.2), layout='constrained')
   categories = runs.common_categories([m for points in lines.values() for _, m in points])
   axes = figure.subplots(1, 3)
@@ -207,13 +215,14 @@ def _panels(lines, xlabel, published, figure=None, *, log=False, baselines=('Pat
 
 
 def _published_mean(path, method, categories):
-  """In percent; None where a category was not published."""
+  """Computes the mean that was published, in percent; None where a category was not published."""
   values = results.read_published(path, method)
   mean = results.mean([{method: values.get(c)} for c in categories], method)
   return None if mean is None else 100 * mean
 
 
 def _required(shown, name, command):
+  """Raises ValueError where there is nothing to show; the message names the command to run."""
   if not shown:
     raise ValueError(f'Nothing was measured that figure {name} could show: run {command}.')
 

@@ -6,23 +6,11 @@ from PIL import Image, ImageDraw
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; right and bottom exclusive."""
 
-_STRENGTH = 0.75  # of the strongest colour: the part stays visible under it
+_STRENGTH = 0.75  # opacity of the strongest colour: the part stays visible under it
 _UNSEEN = 0.45  # brightness of what the network did not see
-_ROWS = 256  # at once, so that a large image does not take many times its size
+_ROWS = 256  # rows at once, so that a large image does not take many times its size
 _PANEL = 288  # pixels, each side of a comparison
 _AROUND = 9  # patches that a comparison shows along its longer side
-
-
-def limits(pixel_threshold: float) -> tuple[float, float]:
-  """The fixed ends of the colours for one bank, so that its pictures compare with each other.
-
-  Below half the pixel threshold, where good parts lie, nothing shows; at the threshold the colour has two
-  thirds of its strength, so that what is marked is plain; from twice the threshold on it is red.
-
-  >>> limits(3.0)
-  (1.5, 6.0)
-  """
-  return 0.5 * pixel_threshold, 2 * pixel_threshold
 
 
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -63,7 +51,7 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
 
 
 def outlined(image: np.ndarray, box: Box) -> np.ndarray:
-  """The image with a frame just around a box: white within black, so that it shows on anything.
+  """Draws a frame just around a box: white within black, so that it shows on any image.
 
   Args:
     image: [h, w, 3] uint8.
@@ -85,13 +73,13 @@ def outlined(image: np.ndarray, box: Box) -> np.ndarray:
 def comparison(
     image: np.ndarray, box: Box, normal: np.ndarray | None, normal_box: Box | None,
     captions: tuple[str, str]) -> np.ndarray:
-  """A patch with its surroundings, and beside it the normal patch that is most like it with its own.
+  """Draws a patch and the normal patch most like it side by side, each with its surroundings.
 
   Args:
     image: [h, w, 3] uint8, as the network saw it.
-    box: of the patch.
+    box: where the patch lies.
     normal: [h', w', 3] uint8, a training image as the network saw it; None if there is no picture of it.
-    normal_box: of the normal patch.
+    normal_box: where the normal patch lies.
     captions: what is written above the two.
 
   Returns:
@@ -115,7 +103,7 @@ def comparison(
 
 
 def _panel(image, box):
-  """A square part of the image with the patch near its centre, enlarged without smoothing."""
+  """Cuts out a square with the patch near its centre, and enlarges it without smoothing."""
   image = Image.fromarray(np.asarray(image))
   left, top, right, bottom = box
   side = min(_AROUND * max(right - left, bottom - top), *image.size)
@@ -129,7 +117,7 @@ def _panel(image, box):
 
 
 def _fitting(draw, text):
-  """Its end, which tells files apart, if it is too long."""
+  """Shortens a text that is too long to its end, which tells files apart."""
   if draw.textlength(text) <= _PANEL:
     return text
   while text and draw.textlength('...' + text) > _PANEL:

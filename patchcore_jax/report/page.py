@@ -1,4 +1,4 @@
-"""Scores, curves and pictures of a run -> report.html, one page that needs no network and no other file.
+"""Writes report.html: scores, curves and pictures of a run in one page that needs no network or other file.
 
 A `Page` is plain values: whoever runs something builds one and calls `write`. The template page.html,
 page.css and page.js lie beside this file.
@@ -30,7 +30,7 @@ class Patch(NamedTuple):
   """A normal patch, for comparison.
 
   Attributes:
-    name: of the training image.
+    name: name of the training image.
     image: that image, encoded: see `encode`.
     box: where the patch lies in it.
   """
@@ -45,18 +45,18 @@ class Picture(NamedTuple):
 
   Attributes:
     name: shown and searched for; a file name, or a path relative to the data.
-    score: of the image; its decision follows from the category's threshold.
-    image: encoded: see `encode`.
+    score: score of the image; its decision follows from the category's threshold.
+    image: the image, encoded: see `encode`.
     size: (height, width) of the encoded image.
     label: 0 good, 1 anomalous, None not known.
-    defect: its kind, '' where none is known.
+    defect: kind of defect, '' where none is known.
     heat: the anomaly map of the same view in grey, encoded: black is shown as nothing, white as strongest;
       b'' for none.
-    outline: of the mask; an SVG path over a square of 1000 x 1000; '' for none.
+    outline: outline of the mask, an SVG path over a square of 1000 x 1000; '' for none.
     region: the most anomalous region.
-    patch: the most anomalous patch, and
+    patch: the most anomalous patch.
     nearest: the normal patch that is most like it.
-    facts: more to show of it, (name, value), as ('p-value', '0.02').
+    facts: more to show beside the image, (name, value), such as ('p-value', '0.02').
   """
 
   name: str
@@ -74,12 +74,12 @@ class Picture(NamedTuple):
 
 
 class Threshold(NamedTuple):
-  """Scores from `value` on are alarms.
+  """A threshold: scores from `value` on are alarms.
 
   Attributes:
-    name: as '5 % false alarms'.
-    value: of an image score.
-    needs_labels: whether it is known only where labels are: not on the line.
+    name: what it stands for, such as '5 % false alarms'.
+    value: the lowest image score that is an alarm.
+    needs_labels: whether it is known only where labels are, and so not on the production line.
   """
 
   name: str
@@ -91,8 +91,8 @@ class Category(NamedTuple):
   """Images of one kind of part.
 
   Attributes:
-    name: of the part.
-    scores: [n] of all images.
+    name: name of the part.
+    scores: [n] scores of all images.
     labels: [n] 0 or 1, or None where they are not known.
     thresholds: the first is the one that decides.
     pictures: all images, or the most telling ones: see `telling`.
@@ -106,11 +106,11 @@ class Category(NamedTuple):
 
 
 class Column(NamedTuple):
-  """Of the table of results: its heading, and how values are written.
+  """A column of the table of results: its heading, and how values are written.
 
   Attributes:
-    heading: short.
-    kind: 'text', 'count', 'percent' (of a share in [0, 1]), or 'number' (4 significant digits).
+    heading: the heading; short.
+    kind: 'text', 'count', 'percent' (a share in [0, 1]), or 'number' (4 significant digits).
   """
 
   heading: str
@@ -121,12 +121,12 @@ class Page(NamedTuple):
   """A whole report.
 
   Attributes:
-    title: of the page.
+    title: title of the page.
     facts: what was run, (name, value), at the top.
     columns, rows, totals: the table of results; a value that is not defined is None or NaN. Totals stay
       below the rows, however those are sorted.
-    categories: with scores, curves and pictures.
-    notes: sentences the reader must know, above everything.
+    categories: the categories, each shown with scores, curves and pictures.
+    notes: sentences that the reader must know, above everything.
     settings: (name, value), folded away.
   """
 
@@ -146,7 +146,7 @@ _OUTLINE = 256  # pixels of a mask whose outline is drawn
 
 
 def encode(image: np.ndarray | Image.Image, longest: int = _THUMBNAIL) -> bytes:
-  """A small WebP file, for a page.
+  """Encodes an image as a small WebP file, for a page.
 
   Args:
     image: [h, w, 3] uint8, or a Pillow image.
@@ -166,10 +166,10 @@ def picture(
     name: str, score: float, image: np.ndarray | Image.Image, *,
     anomaly_map: np.ndarray | None = None, low: float = 0.0, high: float = 1.0,
     mask: np.ndarray | None = None, **fields: Any) -> Picture:
-  """A `Picture` from arrays; a few milliseconds, about 10 kB.
+  """Makes a `Picture` from arrays: about 10 kB, in a few milliseconds.
 
   Args:
-    name, score: of the image.
+    name, score: those of the image.
     image: [h, w, 3] uint8, or a Pillow image.
     anomaly_map: [h', w'] float of the same view in any resolution; NaN where nothing is known.
     low, high: values of the map that are shown as nothing, and as strongest.
@@ -195,7 +195,7 @@ def picture(
 
 
 def grid_cell(row: int, column: int, grid: tuple[int, int]) -> Box:
-  """Where a patch lies: cell (row, column) of a grid of (rows, columns).
+  """Computes where a patch lies: in cell (row, column) of a grid of (rows, columns).
 
   >>> grid_cell(1, 3, (2, 4))
   (0.75, 0.5, 1.0, 1.0)
@@ -205,12 +205,12 @@ def grid_cell(row: int, column: int, grid: tuple[int, int]) -> Box:
 
 
 def outline(mask: np.ndarray) -> str:
-  """The outline of a mask as an SVG path over a square of 1000 x 1000; '' for an empty one.
+  """Traces the outline of a mask: an SVG path over a square of 1000 x 1000, '' for an empty mask.
 
   Args:
     mask: [h, w] bool.
 
-  It follows the edge of the mask to half a pixel. Of a mask with more than 256 pixels a side, pixels are
+  It follows the edge of the mask to half a pixel. Where a mask has more than 256 pixels a side, pixels are
   joined.
 
   >>> mask = np.zeros((10, 10), bool)
@@ -236,12 +236,12 @@ def outline(mask: np.ndarray) -> str:
 def telling(
     scores: Sequence[float], labels: Sequence[int] | None, threshold: float | None, most: int
 ) -> list[int]:
-  """The images to show where not all can be: errors, then the highest-scoring and the borderline ones.
+  """Chooses the images to show where not all can be: errors, then high-scoring and borderline ones.
 
   Args:
-    scores: [n].
+    scores: [n] image scores.
     labels: [n] 0 or 1, or None: without them no error is known.
-    threshold: scores from here on are alarms; None: no error and no borderline is known.
+    threshold: scores from here on are alarms; None where it is not known, and so no error is.
     most: how many to keep.
 
   Returns:
@@ -267,9 +267,9 @@ def telling(
 
 
 def keep(pictures: Sequence[Picture], threshold: float | None, most: int) -> list[Picture]:
-  """The most telling pictures. A long run that calls this now and then holds a bounded number.
+  """Keeps the most telling pictures, so that a long run that calls this now and then holds a bounded number.
 
-  Labels are looked at where all pictures have one. See `telling`.
+  Labels count where all pictures have one. See `telling`.
   """
   labels = [p.label for p in pictures]
   chosen = telling([p.score for p in pictures], None if None in labels else labels, threshold, most)
@@ -280,7 +280,7 @@ def write(path: str | os.PathLike, page: Page) -> None:
   """Writes a page; replaces an older one in one step.
 
   Raises:
-    ValueError: as `render`.
+    ValueError: what `render` raises.
     OSError: the file cannot be written.
   """
   text = render(page)
@@ -289,7 +289,7 @@ def write(path: str | os.PathLike, page: Page) -> None:
 
 
 def render(page: Page) -> str:
-  """The page as HTML.
+  """Renders the page as HTML.
 
   Raises:
     ValueError: labels or pictures that do not fit their category, scores that are not finite, an unknown
@@ -309,12 +309,12 @@ def render(page: Page) -> str:
 
 
 def to_json(category: Category) -> str:
-  """A category as text, so that a page can be made again later."""
+  """Writes a category as text, so that a page can be made again later."""
   return json.dumps(_plain(category), allow_nan=False)
 
 
 def from_json(text: str) -> Category:
-  """What `to_json` wrote.
+  """Reads what `to_json` wrote.
 
   >>> category = Category('a', [0.5], thresholds=(Threshold('t', 0.4),))
   >>> from_json(to_json(category)) == category
@@ -335,7 +335,7 @@ def from_json(text: str) -> Category:
 
 
 def _plain(value):
-  """For JSON."""
+  """Converts a value to what JSON can hold."""
   if isinstance(value, bytes):
     return base64.b64encode(value).decode()
   if hasattr(value, '_asdict'):
@@ -351,6 +351,7 @@ def _plain(value):
 
 
 def _shrunk(size, longest):
+  """Computes the size whose longer side is at most `longest`."""
   scale = min(1, longest / max(size))
   return tuple(max(1, round(s * scale)) for s in size)
 
@@ -371,7 +372,7 @@ def _encode_map(anomaly_map, low, high):
 
 
 def _simplified(points, tolerance):
-  """A closed line with fewer points, none of the others farther from it: Douglas and Peucker, 1973."""
+  """Drops points of a closed line that lie within the tolerance of it: Douglas and Peucker, 1973."""
   far = int(np.argmax(((points - points[0]) ** 2).sum(1)))
   kept, todo = {0, far}, [(0, far), (far, len(points))]
   closed = np.concatenate([points, points[:1]])
@@ -398,6 +399,7 @@ _TYPES = {b'RIFF': 'image/webp', b'\xff\xd8\xff': 'image/jpeg', b'\x89PNG': 'ima
 
 
 def _uri(image):
+  """Writes an encoded image as a data URI."""
   for start, kind in _TYPES.items():
     if image.startswith(start):
       return f'data:{kind};base64,{base64.b64encode(image).decode()}'
@@ -408,7 +410,7 @@ def _uri(image):
 
 
 def _data(categories):
-  """Every image once: many pictures share a nearest training image."""
+  """Collects what the script reads, with every image once: many pictures share a nearest training image."""
   images: dict[bytes, int] = {}
 
   def stored(image):
@@ -433,7 +435,7 @@ def _data(categories):
 
 
 def _cell(column, value):
-  """Its text, and what it is sorted by."""
+  """Formats a value of the table: its text, and the key by which it is sorted."""
   if value is None or value != value:
     return {'text': '–', 'key': ''}
   if column.kind == 'text':
@@ -452,7 +454,7 @@ _FORMATS = {
 
 
 def _section(category):
-  """Of one category: its charts, and what is left out of its pictures."""
+  """Prepares the section of one category: its charts, and what is left out of its pictures."""
   scores = np.asarray(category.scores, float)
   if not np.isfinite(scores).all():
     raise ValueError(f'{category.name}: expected finite scores, got {scores[~np.isfinite(scores)][:3]}.')
@@ -467,7 +469,7 @@ def _section(category):
 
 
 def _selection(category, scores, labels):
-  """What the reader must know where pictures are left out."""
+  """Counts the pictures shown and left out; None where none is left out."""
   shown = len(category.pictures)
   if not 0 < shown < scores.size:
     return None
@@ -487,7 +489,7 @@ def _source(name):
 
 
 def _hash(source):
-  """As a content security policy names a script or style: nothing else on the page is let run."""
+  """Hashes a script or style for the content security policy: nothing else on the page may run."""
   return 'sha256-' + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
 
 

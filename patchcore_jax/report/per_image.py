@@ -14,7 +14,7 @@ COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score')
 
 
 class Score(NamedTuple):
-  """Of one image: its file, kind of defect ('good' for label 0), and score under one coreset ratio."""
+  """One image of a run: its file, kind of defect ('good' for label 0), and score under one coreset ratio."""
 
   path: str
   defect: str
@@ -34,7 +34,7 @@ class Errors(NamedTuple):
     defect: [n] kind of defect.
     path: [n] image file.
     threshold: scores from here on count as anomalous.
-    coreset_ratio: of the detector.
+    coreset_ratio: the detector's coreset ratio.
   """
 
   image: np.ndarray

@@ -10,86 +10,93 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from patchcore_jax import atomic_files
+from patchcore_jax.inspection import Finding
 
 CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
 OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
 _ENTRIES = (OVERLAYS, MAPS, WHY, CSV, JSONL, REPORT)  # in the order in which they appear
 _UNFINISHED = 'predictions.unfinished'
-_QUICK = 1  # of zlib: a third of the time of the usual 6, and a tenth more bytes
+_QUICK = 1  # level of zlib: a third of the time of the usual 6, and a tenth more bytes
+# Every row has the same fields, so that its readers need not ask for them.
+_NOTHING_FOUND = dict.fromkeys(Finding((0, 0), 0.0).to_json())
 
 
 class Answer(NamedTuple):
-  """A row. Boxes are (left, top, right, bottom), right and bottom exclusive; None is what is not known.
+  """A row: what was found in an image file, and the pictures of it.
 
   Attributes:
-    path: of the image.
-    width, height: of the image turned upright, in pixels.
-    score, calibrated_score, p_value: see `inspection.Finding`.
-    decision: 'anomalous' or 'good'.
-    box: of the most anomalous region, in pixels of the image.
-    centroid: (x, y) of that region; whole numbers are centres of pixels.
-    patch: box of the most anomalous patch, in pixels of the image.
-    nearest_image: name of the training image that holds the nearest normal patch.
-    nearest_box: where, in pixels of that image as the network saw it: resized and cropped.
-    overlay, map, why: files of this image, relative to the folder.
+    path: path of the image.
+    finding: what was found; None where there is no answer.
+    overlay, map, why: files of this image, relative to the folder; None for those that were not made.
     error: why there is no answer.
   """
 
   path: str
-  width: int | None = None
-  height: int | None = None
-  score: float | None = None
-  calibrated_score: float | None = None
-  p_value: float | None = None
-  decision: str | None = None
-  box: tuple[int, int, int, int] | None = None
-  centroid: tuple[float, float] | None = None
-  patch: tuple[int, int, int, int] | None = None
-  nearest_image: str | None = None
-  nearest_box: tuple[float, float, float, float] | None = None
+  finding: Finding | None = None
   overlay: str | None = None
   map: str | None = None
   why: str | None = None
   error: str | None = None
 
+  def to_json(self) -> dict[str, Any]:
+    """Converts to a row of predictions.jsonl: `Finding.to_json` between the path and the files.
+
+    >>> Answer('a.png', error='a.png is no image.').to_json()['error']
+    'a.png is no image.'
+    """
+    finding = self.finding.to_json() if self.finding else _NOTHING_FOUND
+    return {'path': self.path} | finding | {
+        k: getattr(self, k) for k in ('overlay', 'map', 'why', 'error')}
+
 
 _SIDES = ('left', 'top', 'right', 'bottom')
-# Of fields that take several columns.
-_PARTS = {
-    'box': _SIDES, 'centroid': ('x', 'y'), 'patch': tuple(f'patch_{s}' for s in _SIDES),
-    'nearest_box': tuple(f'nearest_{s}' for s in _SIDES)}
-COLUMNS = tuple(column for field in Answer._fields for column in _PARTS.get(field, (field,)))
+# The columns of predictions.csv, and where in `Answer.to_json` each is: a field, and a place in it.
+_PLACES: dict[str, tuple[str, Any]] = {
+    'path': ('path', None), 'width': ('image_size', 0), 'height': ('image_size', 1),
+    **{k: (k, None) for k in ('score', 'calibrated_score', 'p_value', 'decision')},
+    **{side: ('box', i) for i, side in enumerate(_SIDES)},
+    'x': ('centroid', 0), 'y': ('centroid', 1),
+    **{f'patch_{side}': ('patch_box', i) for i, side in enumerate(_SIDES)},
+    'nearest_image': ('nearest', 'image'),
+    **{f'nearest_{side}': ('nearest_box', i) for i, side in enumerate(_SIDES)},
+    **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')}}
+COLUMNS = tuple(_PLACES)
+
+
+def cells(values: Mapping[str, Any]) -> list[Any]:
+  """Picks the values of `COLUMNS` out of what `Answer.to_json` gave; None is an empty cell."""
+  found = ((values.get(field), place) for field, place in _PLACES.values())
+  return [value if value is None or place is None else value[place] for value, place in found]
 
 
 class Tables:
   """predictions.csv and predictions.jsonl of a folder, to which rows are added."""
 
   def __init__(self, folder: Path):
-    """Begins them anew."""
+    """Begins both files anew."""
     self._files = folder / CSV, folder / JSONL
     for path in self._files:
       path.write_bytes(b'')
     _append(self._files[0], _csv(COLUMNS))
 
   def add(self, answer: Answer) -> None:
-    """Adds a row to both; if the disk is full, to neither.
+    """Adds a row to both files; if the disk is full, to neither.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the row cannot be written.
     """
     sizes = [path.stat().st_size for path in self._files]
-    values = answer._asdict()
-    cells = [cell for k, v in values.items() for cell in (
-        (v or ('',) * len(_PARTS[k])) if k in _PARTS else (v,))]
+    values = answer.to_json()
     try:
-      for path, row in zip(self._files, (_csv(cells), _json(values)), strict=True):
+      for path, row in zip(self._files, (_csv(cells(values)), _json(values)), strict=True):
         _append(path, row)
     except OSError:
       for path, size in zip(self._files, sizes, strict=True):
@@ -102,7 +109,7 @@ def unfinished(out: str | os.PathLike) -> Path:
 
   Raises:
     ValueError: `out` is a file, or holds files of these names that no prediction run wrote.
-    OSError: it cannot be made.
+    OSError: the folder cannot be made.
   """
   out = Path(out)
   if out.exists() and not out.is_dir():
@@ -122,7 +129,7 @@ def publish(folder: Path) -> Path:
   """Moves everything from an `unfinished` folder to its place, replacing an earlier run.
 
   Returns:
-    The folder in which it now lies.
+    The folder in which everything now lies.
   """
   out = folder.parent
   replaced = folder / 'replaced'
@@ -144,17 +151,17 @@ def discard(folder: Path) -> None:
 
 
 def is_of_a_run(path: str | os.PathLike, out: str | os.PathLike) -> bool:
-  """Whether a file lies where runs with the folder `out` put their pictures: it is no image to be scored."""
+  """Tells whether a file lies where runs with the folder `out` put pictures, which are not to be scored."""
   folders = [os.path.join(os.path.abspath(out), name, '') for name in (OVERLAYS, MAPS, WHY, _UNFINISHED)]
   return os.path.abspath(path).startswith(tuple(folders))
 
 
 def file_for(kind: str, name: str, suffix: str) -> str:
-  """Where the picture of an image goes. The image's whole name is kept: a.png and a.jpg both may be there.
+  """Names the file for the picture of an image. It keeps the whole name: a.png and a.jpg may both be there.
 
   Args:
     kind: `OVERLAYS`, `MAPS` or `WHY`.
-    name: of the image, relative to the folder that all images lie in.
+    name: name of the image, relative to the folder that all images lie in.
 
   >>> file_for('maps', 'left/001.jpg', '.npy')
   'maps/left/001.jpg.npy'
@@ -163,13 +170,13 @@ def file_for(kind: str, name: str, suffix: str) -> str:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-  """An image [h, w, 3] uint8."""
+  """Writes an image [h, w, 3] uint8."""
   with atomic_files.written(path) as aside:
     Image.fromarray(image).save(aside, 'PNG', compress_level=_QUICK)
 
 
 def write_map(path: Path, values: np.ndarray) -> None:
-  """A map [h, w] float32; the suffix of `path` says how: .npy for NumPy, .tif for a 32-bit TIFF."""
+  """Writes a map [h, w] float32 as the suffix of `path` says: .npy for NumPy, .tif for a 32-bit TIFF."""
   with atomic_files.written(path) as aside, aside.open('wb') as f:
     if path.suffix == '.npy':
       np.save(f, values, allow_pickle=False)
@@ -177,9 +184,9 @@ def write_map(path: Path, values: np.ndarray) -> None:
       Image.fromarray(values).save(f, 'TIFF')
 
 
-def _csv(cells):
+def _csv(values):
   row = io.StringIO()
-  csv.writer(row, lineterminator='\n').writerow(cells)
+  csv.writer(row, lineterminator='\n').writerow(values)
   # Names of files may hold bytes that are no UTF-8.
   return row.getvalue().encode('utf-8', 'surrogateescape')
 
@@ -189,7 +196,7 @@ def _json(values):
 
 
 def _append(path, data):
-  """In one piece, so that a reader that follows the file sees whole rows."""
+  """Appends in one piece, so that a reader that follows the file sees whole rows."""
   with path.open('ab', buffering=0) as f:
     if f.write(data) != len(data):
       raise OSError(28, 'No space left on device', str(path))

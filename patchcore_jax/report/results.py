@@ -1,10 +1,11 @@
 """Rows of results: to and from `results.csv`, beside published numbers, and as a printed table.
 
-A row is a dict with the columns below; a metric that is not defined (no masks, say) is None, which is
-an empty cell in the file and a dash in the table, never 0 or NaN.
+A row is a dict with the columns that `columns` names; a metric that is not defined (no masks, say) is None,
+which is an empty cell in the file and a dash in the table, never 0 or NaN.
 """
 
 import csv
+import itertools
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,23 +15,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from patchcore_jax import atomic_files
+from patchcore_jax import atomic_files, metrics
 
 COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
-METRICS = (
-    'image_auroc', 'image_ap', 'image_f1', 'image_threshold', 'false_positives', 'false_negatives',
-    'error_at_full_recall', 'pixel_auroc', 'aupro')
 TIMINGS = ('fit_seconds', 'ms_per_image')
-COLUMNS = ('category', 'coreset_ratio', *COUNTS, *METRICS, *TIMINGS)
-_INTEGERS = (*COUNTS, 'false_positives', 'false_negatives')
 
 Row = Mapping[str, Any]
 
 
+def columns() -> tuple[str, ...]:
+  """Lists the columns of a results.csv that is written now: every metric, and what it was measured on."""
+  return ('category', 'coreset_ratio', *COUNTS, *metrics.METRICS, *TIMINGS)
+
+
 def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
-  """Writes all rows; the file is replaced in one step, so a reader never sees half of it."""
+  """Writes all rows; the file is replaced in one step, so a reader never sees half of it.
+
+  Columns that only `rows` have, such as those read from another version's file, come after the known ones.
+  """
   with atomic_files.written(path) as aside, aside.open('w', newline='') as f:
-    writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
+    names = dict.fromkeys(itertools.chain(columns(), *rows))
+    writer = csv.DictWriter(f, list(names), lineterminator='\n')
     writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in rows)
     f.flush()
@@ -38,33 +43,42 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Row]) -> None:
 
 
 def read_csv(path: str | os.PathLike) -> list[Row]:
-  """Reads what `write_csv` wrote; no file is no rows.
+  """Reads what `write_csv` of this or another version wrote; without a file there are no rows.
+
+  Versions differ in their metrics. A metric that the file lacks is None in every row. One that is no longer
+  in the table is kept as text: nothing shows it, and `write_csv` writes it back, so a run that goes on loses
+  nothing of what was measured.
 
   Raises:
-    ValueError: the file has other columns.
+    ValueError: a column is missing that is not a metric.
   """
   path = Path(path)
   if not path.exists():
     return []
   with path.open(newline='') as f:
     reader = csv.DictReader(f)
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    given = reader.fieldnames or ()
+    missing = [name for name in columns() if name not in metrics.METRICS and name not in given]
+    if missing:
       raise ValueError(
-          f'{path} has columns {reader.fieldnames}, expected {list(COLUMNS)}: it was written by '
-          'another version. Use a new workdir.')
-    return [{k: _value(k, v) for k, v in row.items()} for row in reader]
+          f'{path} has the columns {", ".join(given)}, expected also {", ".join(missing)}: no experiment of '
+          'this version wrote it. Use a new workdir.')
+    names = dict.fromkeys((*columns(), *given))
+    return [{name: _value(name, row.get(name)) for name in names} for row in reader]
 
 
 def _value(column, text):
-  if column == 'category':
+  """Converts the text of a cell to its value."""
+  if column == 'category' or column not in columns():
     return text
   if not text:
     return None
-  return int(text) if column in _INTEGERS else float(text)
+  is_count = column in COUNTS or (column in metrics.METRICS and metrics.METRICS[column].kind == 'count')
+  return int(text) if is_count else float(text)
 
 
 def read_published(path: str | os.PathLike, method: str) -> dict[str, float]:
-  """One method's row of a published table: {category: value in [0, 1]}.
+  """Reads one method's row of a published table: {category: value in [0, 1]}.
 
   Args:
     path: CSV with columns method, average and one per category, in percent.
@@ -83,7 +97,7 @@ def read_published(path: str | os.PathLike, method: str) -> dict[str, float]:
 
 
 def mean(rows: Sequence[Row], column: str) -> float | None:
-  """Mean over the rows; None if any is missing, because a mean of fewer is not comparable.
+  """Computes the mean over the rows; None if any value is missing, as a mean of fewer is not comparable.
 
   >>> mean([{'aupro': 0.5}, {'aupro': 1.0}], 'aupro')
   0.75
@@ -98,12 +112,12 @@ def print_table(
     published: Mapping[tuple[str, float], Mapping[str, float]] | None = None,
     console: Console | None = None,
 ) -> None:
-  """Prints one block per coreset ratio: a row per category and a mean row, metrics in percent.
+  """Prints one block per coreset ratio: a row per category and a mean row.
 
   Args:
-    rows: in any order.
+    rows: the rows, in any order.
     published: {(metric, ratio): {category: value in [0, 1]}}, shown beside ours as 'paper'.
-    console: where to; the terminal by default.
+    console: where to print; the terminal by default.
   """
   names = {row['category'] for row in rows}
   published = {k: v for k, v in (published or {}).items() if names & v.keys()}
@@ -111,35 +125,31 @@ def print_table(
     console = Console()
     if not console.is_terminal:  # a file has no width to fit into
       console = Console(width=120)
-  shown = (('image_auroc', 'image AUROC'), ('pixel_auroc', 'pixel AUROC'), ('aupro', 'AUPRO'))
+  shown = [metric for metric in metrics.METRICS.values() if metric.in_terminal]
   for ratio in sorted({row['coreset_ratio'] for row in rows}, reverse=True):
     block = [row for row in rows if row['coreset_ratio'] == ratio]
     table = Table(title=f'Coreset {ratio:.4g} of all patches', title_justify='left')
     table.add_column('category')
-    for metric, title in shown:
-      table.add_column(title, justify='right')
-      if (metric, ratio) in published:
+    for metric in shown:
+      table.add_column(metric.title, justify='right')
+      if (metric.name, ratio) in published:
         table.add_column('paper', justify='right', style='dim')
     for title in ('bank', 'fit s', 'ms/image'):
       table.add_column(title, justify='right')
     for row in block:
       cells = [row['category']]
-      for metric, _ in shown:
-        cells.append(_percent(row[metric]))
-        if (metric, ratio) in published:
-          cells.append(_percent(published[metric, ratio].get(row['category'])))
+      for metric in shown:
+        cells.append(metric.text(row[metric.name]))
+        if (metric.name, ratio) in published:
+          cells.append(metric.text(published[metric.name, ratio].get(row['category'])))
       cells.append('-' if row['bank_size'] is None else str(row['bank_size']))
       table.add_row(*cells, *(f'{row[t]:.1f}' for t in TIMINGS))
     table.add_section()
     cells = ['mean']
-    for metric, _ in shown:
-      cells.append(_percent(mean(block, metric)))
-      if (metric, ratio) in published:
-        theirs = [{'value': published[metric, ratio].get(row['category'])} for row in block]
-        cells.append(_percent(mean(theirs, 'value')))
+    for metric in shown:
+      cells.append(metric.text(mean(block, metric.name)) if metric.is_averaged else '')
+      if (metric.name, ratio) in published:
+        theirs = [{'value': published[metric.name, ratio].get(row['category'])} for row in block]
+        cells.append(metric.text(mean(theirs, 'value')))
     table.add_row(*cells, '', *(f'{mean(block, t):.1f}' for t in TIMINGS), style='bold')
     console.print(table)
-
-
-def _percent(value):
-  return '-' if value is None else f'{100 * value:.1f}'

@@ -1,4 +1,4 @@
-"""Folders that runs have left behind -> what was measured, with which settings."""
+"""Reads what was measured, and with which settings, from the folders that runs have left behind."""
 
 import itertools
 import json
@@ -7,25 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchcore_jax import detectors, metrics
 from patchcore_jax.report import results
-
-METHODS = {
-    'patchcore': 'PatchCore', 'spade': 'SPADE', 'padim': 'PaDiM', 'mahalanobis_ad': 'MahalanobisAD',
-    'ocsvm': 'OCSVM'}
 
 
 class Measured(NamedTuple):
   """One detector with one setting, on the categories where it was run.
 
   Attributes:
-    folder: of the run.
+    folder: folder of the run.
     detector: as in the config.
-    coreset_ratio, coreset_method: of PatchCore; 1.0 and '' of others.
+    coreset_ratio, coreset_method: PatchCore's; 1.0 and '' for other detectors.
     backbone, layers: as in the config; () for the backbone's own.
     image_size: pixels that the network sees, the shorter side; None where images keep their size.
-    patch_size: of PatchCore's embeddings.
-    shots, draw: training images, 0 for all, and which draw of them.
-    values: {metric: {category: value in [0, 1], or None}}.
+    patch_size: side of a patch of PatchCore's embeddings.
+    shots, draw: number of training images, 0 for all, and number of the draw that chose them.
+    values: {metric: {category: value, or None}}, for every metric in `metrics.METRICS`.
   """
 
   folder: Path
@@ -43,8 +40,8 @@ class Measured(NamedTuple):
   @property
   def method(self) -> str:
     """The name in the paper's tables: PatchCore-10 has a coreset of 10 %."""
-    name = METHODS.get(self.detector, self.detector)
-    return f'{name}-{100 * self.coreset_ratio:g}' if self.detector == 'patchcore' else name
+    title = detectors.find(self.detector).title
+    return f'{title}-{100 * self.coreset_ratio:g}' if self.detector == 'patchcore' else title
 
   @property
   def categories(self) -> tuple[str, ...]:
@@ -52,7 +49,7 @@ class Measured(NamedTuple):
 
 
 def find(workdir: str | os.PathLike) -> list[Measured]:
-  """What the runs in `workdir` and the folders below it have measured, sorted by folder and ratio.
+  """Finds what runs in `workdir` and the folders below it measured, sorted by folder and ratio.
 
   Raises:
     ValueError: there is no run.
@@ -66,9 +63,9 @@ def find(workdir: str | os.PathLike) -> list[Measured]:
 
 
 def common_categories(measured: Sequence[Measured]) -> tuple[str, ...]:
-  """Those in all of them, in the order of the first.
+  """Lists the categories that all have measured, in the order of the first.
 
-  A mean over others would compare what is not comparable.
+  Means over different categories are not comparable.
   """
   shared = set.intersection(*(set(m.categories) for m in measured))
   return tuple(c for c in measured[0].categories if c in shared)
@@ -77,11 +74,12 @@ def common_categories(measured: Sequence[Measured]) -> tuple[str, ...]:
 def mean_over(
     measured: Measured, metric: str, categories: Sequence[str]
 ) -> float | None:
-  """Mean of a metric; None without categories, or where one has no value."""
+  """Computes the mean of a metric; None without categories, or where one has no value."""
   return results.mean([{metric: measured.values[metric].get(c)} for c in categories], metric)
 
 
 def _run_folders(workdir) -> Iterator[Path]:
+  """Finds the folders of runs, in `workdir` and below it."""
   for folder, below, files in os.walk(workdir):
     below[:] = sorted(d for d in below if d not in ('banks', 'scores', 'errors'))
     if {'config.json', 'results.csv'} <= set(files):
@@ -99,9 +97,9 @@ def _read(folder) -> Iterator[Measured]:
         folder, config['detector'], ratio, config['coreset']['method'] if is_patchcore else '',
         config['backbone']['name'], _names(config['backbone']['layers']), min(size),
         config['embedding']['patch_size'], config['data']['shots'], config['data']['draw'],
-        {metric: {row['category']: row[metric] for row in block} for metric in results.METRICS})
+        {metric: {row['category']: row[metric] for row in block} for metric in metrics.METRICS})
 
 
 def _names(layers):
-  """On the command line 'a,b' arrives as one string."""
+  """Splits names of layers at commas: on the command line 'a,b' arrives as one string."""
   return tuple(name for item in layers for name in item.split(','))

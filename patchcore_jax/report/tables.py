@@ -1,7 +1,7 @@
-"""Results -> the tables of the paper's supplement: its rows, ours, and the difference.
+"""Makes the tables of the paper's supplement from results: its rows, ours, and the difference.
 
 What has not been run is blank. Differences are only taken between means over the same categories.
-Percent throughout.
+All values are in percent.
 """
 
 import csv
@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchcore_jax import metrics
 from patchcore_jax.report import runs
 from patchcore_jax.report.runs import Measured
 
 PUBLISHED = 'third_party/paper_tables'
-METRICS = {'image_auroc': 'image AUROC', 'pixel_auroc': 'pixel AUROC', 'aupro': 'AUPRO'}
+# The metrics that the paper published, with their titles.
+METRICS = {name: metrics.METRICS[name].title for name in ('image_auroc', 'pixel_auroc', 'aupro')}
 DIFFERENCE = 'difference'
 
-_CATEGORIES = 15  # of MVTec AD, over which the published averages go
+_CATEGORIES = 15  # number of categories of MVTec AD, over which the published averages go
 _ARCHITECTURES = {
     'resnet50': 'ResNet50', 'wide_resnet50_2': 'WideResNet50', 'resnet101': 'ResNet101',
     'wide_resnet101_2': 'WideResNet101', 'resnext101_32x8d': 'ResNeXt101'}
@@ -33,11 +35,11 @@ class Table(NamedTuple):
 
 
 def make(name: str, measured: Sequence[Measured], published: str | Path = PUBLISHED) -> Table:
-  """One table.
+  """Makes one table.
 
   Args:
     name: 'S1' to 'S6'.
-    measured: from `runs.find`; what has no place in the table is left out.
+    measured: what `runs.find` found; what has no place in the table is left out.
     published: folder with the published numbers.
 
   Raises:
@@ -51,13 +53,13 @@ def make(name: str, measured: Sequence[Measured], published: str | Path = PUBLIS
 
 
 def read_published(path: Path) -> list[dict[str, str]]:
-  """Rows of a published table, as text."""
+  """Reads the rows of a published table, as text."""
   with path.open(newline='') as f:
     return list(csv.DictReader(f))
 
 
-def _per_category(title: str, metric: str, file: str):
-  """S1 to S3: a column for each category."""
+def _per_category(number: str, metric: str, file: str):
+  """Makes the function that makes one of the tables S1 to S3, with a column for each category."""
 
   def table(measured: list[Measured], published: Path) -> Table:
     theirs = read_published(published / file)
@@ -72,12 +74,13 @@ def _per_category(title: str, metric: str, file: str):
       values = _with_average(m.values[metric], columns)
       if set(values.values()) != {None}:
         rows += _with_difference(name, values, by_method.get(m.method))
-    return Table(f'{title}, in percent', ('method', *map(_heading, columns)), rows)
+    return Table(f'Table {number}: {METRICS[metric]}, in percent', ('method', *map(_heading, columns)), rows)
 
   return table
 
 
 def _s4(measured: list[Measured], published: Path) -> Table:
+  """Makes table S4: larger images and a larger network."""
   theirs = read_published(published / 'table_s4_wide_resnet101_280.csv')
   ours = [m for m in measured if m.detector == 'patchcore' and not m.shots and
           m.coreset_method == 'greedy' and m.coreset_ratio == 0.01 and m.image_size == 280]
@@ -102,6 +105,7 @@ def _s4(measured: list[Measured], published: Path) -> Table:
 
 
 def _s5(measured: list[Measured], published: Path) -> Table:
+  """Makes table S5: few training images."""
   theirs = read_published(published / 'table_s5_low_shot.csv')
   shots = list(dict.fromkeys(int(row['shots']) for row in theirs))
   ours = {}
@@ -137,6 +141,7 @@ def _s5(measured: list[Measured], published: Path) -> Table:
 
 
 def _s6(measured: list[Measured], published: Path) -> Table:
+  """Makes table S6: other backbones."""
   theirs = read_published(published / 'table_s6_backbones.csv')
   ours = {}
   for m in measured:
@@ -162,21 +167,21 @@ def _s6(measured: list[Measured], published: Path) -> Table:
 
 
 TABLES: dict[str, Callable[[list[Measured], Path], Table]] = {
-    'S1': _per_category('Table S1: image AUROC', 'image_auroc', 'table_s1_image_auroc.csv'),
-    'S2': _per_category('Table S2: pixel AUROC', 'pixel_auroc', 'table_s2_pixel_auroc.csv'),
-    'S3': _per_category('Table S3: AUPRO', 'aupro', 'table_s3_aupro.csv'),
+    'S1': _per_category('S1', 'image_auroc', 'table_s1_image_auroc.csv'),
+    'S2': _per_category('S2', 'pixel_auroc', 'table_s2_pixel_auroc.csv'),
+    'S3': _per_category('S3', 'aupro', 'table_s3_aupro.csv'),
     'S4': _s4, 'S5': _s5, 'S6': _s6}
 
 
 def _columns(theirs: list[str], ours: list[Measured]) -> tuple[list[str], bool]:
-  """(average and categories, whether any of ours is in the paper)."""
+  """Lists the columns: (average and categories, whether any of our categories is in the paper)."""
   others = [c for c in dict.fromkeys(c for m in ours for c in m.categories) if c not in theirs]
   comparable = not ours or any(c in theirs for m in ours for c in m.categories)
   return ['average', *(theirs if comparable else ()), *others], comparable
 
 
 def _with_average(values, columns) -> dict[str, float | None]:
-  """The average only where there is a value in every other column: one of fewer is not comparable."""
+  """Adds the average, unless a column has no value: an average of fewer categories is not comparable."""
   categories = columns[1:16] if len(columns) > 16 else columns[1:]
   chosen = [values.get(c) for c in categories]
   average = None if None in chosen else statistics.fmean(chosen)
@@ -184,13 +189,14 @@ def _with_average(values, columns) -> dict[str, float | None]:
 
 
 def _with_difference(name, values, line) -> Iterator[tuple[str, ...]]:
+  """Yields a row of ours and, where a row of the paper is given, that of the difference."""
   yield (name, *map(_percent, values.values()))
   if line:
     yield (DIFFERENCE, *(_minus(value, line.get(c)) for c, value in values.items()))
 
 
 def _names(ours, name) -> list[str]:
-  """One for each, with the run's folder where they would be the same."""
+  """Names each of ours, with the run's folder where names would be the same."""
   names = [name(m) for m in ours]
   return [f'{n} {m.folder.name}' if names.count(n) > 1 else n for n, m in zip(names, ours, strict=True)]
 
@@ -225,7 +231,7 @@ def _spread(mean, std):
 
 
 def to_markdown(table: Table) -> str:
-  """GitHub's Markdown.
+  """Writes a table in GitHub's Markdown.
 
   >>> print(to_markdown(Table('T', ('method', 'nut'), [('of steel',), ('A', '9.5'), ('B', '')])))
   ### T
@@ -245,11 +251,12 @@ def to_markdown(table: Table) -> str:
 
 
 def _piped(cells):
+  """Joins cells to a row of Markdown."""
   return '|' + '|'.join(f' {cell.replace("|", chr(92) + "|")} ' if cell else ' ' for cell in cells) + '|'
 
 
 def to_csv(table: Table) -> str:
-  """Comma-separated values; a heading is a row with empty cells."""
+  """Writes a table as comma-separated values; a heading is a row with empty cells."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerow(table.head)
@@ -258,7 +265,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-  r"""A `table` environment for LaTeX with the package booktabs.
+  r"""Writes a table as a `table` environment for LaTeX with the package booktabs.
 
   >>> print(to_latex(Table('T: 5 %', ('a_b', 'nut'), [('C',), ('D', '-0.1')])))
   \begin{table}
@@ -293,5 +300,6 @@ _LATEX = {
 
 
 def _escaped(text):
+  """Escapes what is special in LaTeX; a number's minus becomes a real one."""
   number = text[:1] == '-' and text[1:2].isdigit()
   return ('$-$' if number else '') + ''.join(_LATEX.get(c, c) for c in text[number:])

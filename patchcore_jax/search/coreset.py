@@ -1,4 +1,4 @@
-"""Patch embeddings -> which of them to keep: greedy k-center selection (the paper's algorithm 1).
+"""The choice of the patch embeddings to keep: greedy k-center selection (the paper's algorithm 1).
 
 Greedy selection is incremental: the first m of its picks are what a run for m picks returns. One run
 at the largest ratio therefore serves every smaller one.
@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.search import k_center
+from patchcore_jax.settings import check_ratio
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
@@ -25,7 +26,7 @@ _DENSE_BELOW = 1e10
 
 
 def coreset_size(num_points: int, ratio: float) -> int:
-  """Number of points kept at `ratio`, floor(num_points * ratio) as in the paper's code.
+  """Computes the number of points kept at `ratio`: floor(num_points * ratio) as in the paper's code.
 
   Raises:
     ValueError: a ratio outside (0, 1], or one that keeps nothing.
@@ -42,14 +43,8 @@ def coreset_size(num_points: int, ratio: float) -> int:
   return size
 
 
-def check_ratio(ratio: float) -> None:
-  """Raises ValueError for a ratio outside (0, 1]."""
-  if not 0 < ratio <= 1:
-    raise ValueError(f'coreset ratio {ratio}: expected 0 < ratio <= 1.')
-
-
 def projection_matrix(key: jax.Array, in_dim: int, dim: int, kind: str = 'dense') -> jax.Array:
-  """A random projection [in_dim, dim].
+  """Draws a random projection matrix [in_dim, dim].
 
   'dense' is uniform in +-1/sqrt(in_dim), as the paper's released code draws it (PyTorch's Linear).
   'sparse' is 0 but for a share of 1/sqrt(in_dim) of entries of either sign (Li, Hastie and Church
@@ -71,9 +66,9 @@ def projection_matrix(key: jax.Array, in_dim: int, dim: int, kind: str = 'dense'
 
 
 def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.9) -> int:
-  """Dimensions that keep all distances within a factor of 1 +- eps with high probability.
+  """Computes how many dimensions keep all distances within a factor of 1 +- eps with high probability.
 
-  4 ln n / (eps^2 / 2 - eps^3 / 3), truncated (Dasgupta and Gupta 2003); eps 0.9 is anomalib's.
+  The number is 4 ln n / (eps^2 / 2 - eps^3 / 3), truncated (Dasgupta and Gupta 2003); eps 0.9 is anomalib's.
 
   >>> johnson_lindenstrauss_dim(2000)
   187
@@ -85,8 +80,9 @@ def random_projection(
     points, dim: int, *, key: jax.Array, kind: str = 'dense', out: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
-  """Projects points to fewer dimensions, which keeps distances to a few percent (Johnson and
-  Lindenstrauss) and makes the selection cheaper by as much.
+  """Projects points to fewer dimensions, so that selecting among them costs less.
+
+  Distances stay the same to within a few percent (Johnson and Lindenstrauss).
 
   Args:
     points: [n, d] float32, on the host or the device; moved in blocks.
@@ -109,7 +105,7 @@ def random_projection(
 
 
 def project(points, matrix, *, out=None, progress=None) -> Any:
-  """`random_projection` with a given matrix [d, dim]: for replaying a selection."""
+  """Projects points as `random_projection` does, by a given matrix [d, dim]: for replaying a selection."""
   blocks = []
   for i in range(0, len(points), _BLOCK):
     if isinstance(points, jax.Array):
@@ -133,6 +129,7 @@ def _product(points, matrix):
 
 @functools.partial(jax.jit, static_argnums=3)
 def _product_of(points, first, matrix, length):
+  """Projects the `length` points that begin at `first`."""
   return _product(lax.dynamic_slice_in_dim(points, first, length), matrix)
 
 
@@ -161,22 +158,22 @@ def greedy_k_center(
   on `stream`; `k_center` explains why, and where the time goes.
 
   Args:
-    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `disk_arrays.DiskArray`. With
+    points: [n, d] float32, on the host or a device. With `stream`, a NumPy array or `DiskArray`. With
       a mesh over several processes, the same in each, or in pieces as `processes.spread` makes them.
     num_selected: how many to select, 1 to n.
     start: [s] indices of the starting points, s >= 1.
     select_start: the (single) starting point is the first selected, as in anomalib.
-    mesh: of one axis called `k_center.AXIS`, over which the points are split; it may span processes,
+    mesh: a mesh of one axis called `k_center.AXIS`, over which the points are split; it may span processes,
       which then all call this with the same arguments. None for the first local device.
-    valid: [n] bool, on the host; rows that are not are no points, and are never selected. None for all.
+    valid: [n] bool, on the host; a row that is not valid is no point and is never selected. None for all.
     stream: leave the points on the host; one device then holds 12 bytes for each, and the selected.
     progress: called with (selected so far, num_selected) after every round, some tens to hundreds
       of times.
     checkpoint: called with the state after every round; copy it (or have Orbax save it) before
       returning, the arrays are used again.
-    resume: such a state, of the same points and arguments, to go on from.
-    steps: how a round is computed; None for what is fastest on the mesh's devices. No influence on the
-      result.
+    resume: such a state, of the same points and arguments, from which to go on.
+    steps: how a round is computed, without influence on the result; None for what is fastest on the
+      mesh's devices.
 
   Returns:
     [num_selected] int32 indices, in order of selection.
@@ -242,7 +239,7 @@ def greedy_k_center(
 
 def dense_greedy_k_center(
     points, num_selected: int, *, start, select_start: bool = False) -> np.ndarray:
-  """The definition of `greedy_k_center`: one loop, each step of which reads all points.
+  """Selects as `greedy_k_center` does, by the loop that defines it: each step reads all points.
 
   >>> dense_greedy_k_center(jnp.array([[0.], [1.], [5.], [9.]]), 3, start=[0]).tolist()
   [3, 2, 1]
@@ -259,6 +256,7 @@ def dense_greedy_k_center(
 
 
 def _checked(points, num_selected, start, select_start):
+  """Returns `start` as an array [s] int32; raises ValueError for arguments out of range."""
   if points.ndim != 2 or not 1 <= num_selected <= len(points):
     raise ValueError(
         f'Expected points [n, d] and 1 <= num_selected <= n, got {points.shape} and {num_selected}.')
@@ -271,11 +269,12 @@ def _checked(points, num_selected, start, select_start):
 
 
 def _in_pieces(points):
+  """Tells whether other processes hold some of the points."""
   return isinstance(points, jax.Array) and not points.is_fully_addressable
 
 
 def _rows_of(points, indices):
-  """Some rows, on the host of every process."""
+  """Brings the rows at `indices` to the host of every process."""
   if _in_pieces(points):
     everywhere = NamedSharding(points.sharding.mesh, PartitionSpec())
     return np.asarray(jax.jit(jnp.take, static_argnums=2, out_shardings=everywhere)(points, indices, 0))
@@ -283,7 +282,7 @@ def _rows_of(points, indices):
 
 
 def _start_distances_sq(rows, valid, starts):
-  """Of all rows; -2 for those that are not valid, or behind the end of that."""
+  """Computes the distances with which a selection starts: -2 for a row that is padding or not valid."""
   if isinstance(rows, jax.Array):
     distances_sq, finite = _start(rows, starts)
   else:

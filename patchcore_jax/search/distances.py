@@ -22,14 +22,14 @@ TENSOR_CORE_ERROR = 4
 
 
 def distances_sq(a: jax.Array, b: jax.Array, axis: int = 0, *, pause: int = 0) -> jax.Array:
-  """Sum over `axis` of (a - b)^2, by halves. Nothing cancels, and a point is at 0 from itself.
+  """Sums (a - b)^2 over `axis`, by halves. Nothing cancels, and a point is at distance 0 from itself.
 
   Args:
     a, b: arrays of shapes that go together.
     axis: the coordinates.
     pause: where so many terms or fewer are left of each sum, they are written to memory before the sums go
       on. On GPUs that keeps threads side by side reading values side by side, where rows are gathered; 0
-      for no pause. No influence on the result.
+      for no pause. The result does not depend on it.
 
   >>> distances_sq(jnp.array([1., 2., 3.]), jnp.array([0., 2., 5.]))
   Array(5., dtype=float32)
@@ -50,11 +50,11 @@ def distances_sq(a: jax.Array, b: jax.Array, axis: int = 0, *, pause: int = 0) -
 
 
 def product_error(dim: int, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Bounds |x - y|: x = |a|^2 + |b|^2 - 2ab in float32, in whatever order, and y = `distances_sq`.
+  """Bounds |x - y|, where x is |a|^2 + |b|^2 - 2ab in float32, in any order, and y is `distances_sq`.
 
   A product sums d terms, in any order with an error of at most d u |a| |b|, u = 2^-24 (Higham 2002,
-  section 3.1), and so do the squared norms; sums by halves err by a few u. All of it is doubled, for
-  what is of second order.
+  section 3.1), and so do the squared norms; sums by halves err by a few u. All of it is doubled, which
+  covers the terms of second order.
 
   Args:
     dim: d.
@@ -64,17 +64,17 @@ def product_error(dim: int, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def grouped(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """[r, c] -> [r, 16, c / 16] and its minima over the 16, [r, c / 16].
+  """Reshapes scores [r, c] to groups [r, 16, c / 16] and finds their minima over the 16, [r, c / 16].
 
-  Column j is in group j % (c / 16). Compilers vectorise these minima, unlike an arg-min: what is left
-  to it is a sixteenth.
+  Column j is in group j % (c / 16). Compilers vectorise these minima, unlike an arg-min, which has
+  only a sixteenth of the scores left to read.
   """
   groups = scores.reshape(len(scores), _GROUP, -1)
   return groups, groups.min(axis=1)
 
 
 def smallest(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """The `count` smallest of each row, ascending, and their columns.
+  """Finds the `count` smallest scores of each row, ascending, and their columns.
 
   Args:
     scores: [r, c].

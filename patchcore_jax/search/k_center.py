@@ -6,7 +6,7 @@ The dense loop compares all n points with each selected one. The lazy one rests 
 to the selected set only shrink, so one that is out of date is an upper bound. It works in rounds:
 
   1. Refresh. Points whose bound is at least the `floor` are compared with what was selected since they
-     were last. Of a tile of points and selected ones, a matrix product gives all distances to within
+     were last. A matrix product gives all distances in a tile of points and selected ones, to within
      an error bound. Only the nearest is then computed by `distances_sq`; and where a second one lies
      within the error of it, all of them are.
   2. Window. The largest distances are taken out: a threshold separates them from all others.
@@ -36,7 +36,7 @@ AXIS = 'points'
 _WINDOW = 2048
 # The same where `k_center_gpu` selects, of all devices together: one kernel holds them.
 _KERNEL_WINDOW = 2048
-# Of a tile of distances: 2 MB, within the caches of a CPU core.
+# The sides of a tile of distances: 2 MB, within the caches of a CPU core.
 _ROWS, _COLUMNS = 1024, 512
 # What the floor is lowered to, as a share of the largest (squared) distance left.
 _FALL = 0.85
@@ -46,7 +46,7 @@ _NONE = np.int32(np.iinfo(np.int32).max)
 
 
 class State(NamedTuple):
-  """Of a selection: all that is needed to go on with it.
+  """The state of a selection: all that is needed to go on with it.
 
   Attributes:
     distances_sq: [n] float32, of every point to the selected ones (and the start), or an upper bound
@@ -54,7 +54,7 @@ class State(NamedTuple):
     ages: [n] int32, how many of the selected points `distances_sq` takes into account.
     indices: [num_selected] int32, in order of selection; `count` of them so far.
     count: [] int32.
-    floor: [] float32, below which bounds are left as they are.
+    floor: [] float32; bounds below it are left as they are.
     num_covered: [] int32, selected points that coincide with others.
   """
 
@@ -67,7 +67,10 @@ class State(NamedTuple):
 
 
 def start_distances_sq(rows, starts):
-  """(Mean distance of rows [n, d] to starts [s, d])^2: squares keep the order and spare roots later."""
+  """Computes the square of the mean distance of each row [n, d] to the starts [s, d].
+
+  Squares are in the same order as the means, and spare roots later.
+  """
   columns = rows.T
 
   def add(i, total):
@@ -78,7 +81,7 @@ def start_distances_sq(rows, starts):
 
 
 def initial_state(distances_sq, num_selected: int) -> State:
-  """Nothing selected yet."""
+  """Makes the state of a selection that has selected nothing yet."""
   return State(
       distances_sq, jnp.zeros(len(distances_sq), jnp.int32), jnp.zeros(num_selected, jnp.int32),
       jnp.int32(0), jnp.float32(jnp.inf), jnp.int32(0))
@@ -86,7 +89,7 @@ def initial_state(distances_sq, num_selected: int) -> State:
 
 @functools.partial(jax.jit, donate_argnums=1)
 def dense_steps(columns, state, end):
-  """The definition: selects up to `end` points, each the farthest from those before it.
+  """Selects until there are `end` points, each the farthest from those before it: the definition.
 
   Args:
     columns: [d, n] float32, the points.
@@ -104,18 +107,18 @@ def dense_steps(columns, state, end):
 
 
 def state_sharding(mesh: Mesh) -> State:
-  """Where the arrays of a `State` lie: those of n are split over the mesh."""
+  """Lays out the arrays of a `State` on a mesh: those of length n are split over it."""
   split, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((AXIS,), ()))
   return State(split, split, whole, whole, whole, whole)
 
 
 class Steps(NamedTuple):
-  """How a round is computed: `PLAIN`, or by `k_center_gpu`. No influence on the result.
+  """How a round is computed: by `PLAIN`, or by `k_center_gpu`. The result does not depend on it.
 
   Attributes:
-    refresh: as `refresh_stale`.
-    select: as `select`.
-    window: of points, of all devices together; None for `_WINDOW` of each.
+    refresh: a function with the arguments and results of `refresh_stale`.
+    select: a function with the arguments and results of `select`.
+    window: how many points the windows of all devices hold together; None for `_WINDOW` on each.
   """
 
   refresh: Callable
@@ -124,7 +127,7 @@ class Steps(NamedTuple):
 
 
 def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
-  """The fastest steps of a device that holds points [num_points, dim]."""
+  """Chooses the fastest steps for a device that holds points [num_points, dim]."""
   if not has_kernels(device):
     return PLAIN
   refresh = k_center_gpu.refresh if k_center_gpu.refresh_suits(num_points, dim) else refresh_stale
@@ -133,7 +136,7 @@ def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
 
 @functools.cache
 def lazy_round(mesh: Mesh, steps: Steps):
-  """The compiled function (points [n, d], centers, mean [d], state) -> (centers, state).
+  """Compiles a round: (points [n, d], centers, mean [d], state) -> (centers, state).
 
   points are split over the mesh as the state is; centers [num_selected + PADDING, d] holds the points
   selected so far.
@@ -148,7 +151,7 @@ def lazy_round(mesh: Mesh, steps: Steps):
 
 
 def _round(steps, points, centers, mean, state):
-  """One round, on each device: its own points refreshed, the windows of all joined."""
+  """Computes one round: each device refreshes its own points, and all select in their joined windows."""
   n = len(points)
   top = lax.pmax(state.distances_sq.max(), AXIS)
   floor, order, num_stale = _stale(state, top)
@@ -166,7 +169,7 @@ def _round(steps, points, centers, mean, state):
 
 
 def refresh_stale(points, order, num_stale, centers, mean, state):
-  """The state's distances, those of the first `num_stale` points in `order` brought up to date."""
+  """Brings the distances of the first `num_stale` points in `order` up to date; returns those of all."""
 
   def chunk(i, values):
     at = lax.dynamic_slice_in_dim(order, i * _ROWS, _ROWS)
@@ -176,8 +179,10 @@ def refresh_stale(points, order, num_stale, centers, mean, state):
 
 
 def streamed_round(points: np.ndarray, centers, mean, state, *, steps: Steps):
-  """`lazy_round` for points that stay on the host, as an array or a memory map: only those that are
-  compared travel."""
+  """Computes a round like that of `lazy_round` for points that stay on the host.
+
+  They are an array or a memory map; only those that are compared are sent to the device.
+  """
   floor, order, num_stale = _plan_streamed(state)
   values, order, num_stale = jnp.copy(state.distances_sq), np.asarray(order), int(num_stale)
   for begin in range(0, num_stale, _ROWS):
@@ -211,8 +216,11 @@ def _select_streamed(steps, rows, threshold, cutoff, at, values, floor, centers,
 
 
 def _stale(state, top):
-  """The floor for this round, and the points to refresh: their number, and indices that begin with
-  them, by age, so that those of a chunk have missed about the same. `_ROWS` more fill up."""
+  """Finds the points to refresh in this round: (floor, order, num_stale).
+
+  `order` [n + _ROWS] begins with the indices of the `num_stale` points, most outdated first, so that those of
+  a chunk have missed about the same selected points.
+  """
   floor = jnp.where(top < state.floor, jnp.maximum(_FALL * top, 0), state.floor)
   stale = (state.distances_sq >= floor) & (state.ages < state.count)
   order = lax.sort(
@@ -221,7 +229,7 @@ def _stale(state, top):
 
 
 def _refresh_at(rows, at, begin, num_stale, values, centers, mean, state):
-  """`values` with those at `at` refreshed, as far as they are among the first `num_stale`."""
+  """Refreshes the `values` of the points `at`, as far as they are among the first `num_stale` in order."""
   inside = begin + jnp.arange(len(at)) < num_stale
   first = jnp.where(inside, state.ages[at], _NONE).min()
   fresh = refresh(
@@ -230,24 +238,28 @@ def _refresh_at(rows, at, begin, num_stale, values, centers, mean, state):
 
 
 def _valued(values, at):
+  """Gathers `values` at indices; -inf where an index is behind their end."""
   return jnp.where(at < len(values), values[jnp.minimum(at, len(values) - 1)], -jnp.inf)
 
 
 def _after(state, values, floor, at, window, indices, end, num_covered):
-  """The state after a round: what was refreshed knows `state.count` selected points, the window all."""
+  """Returns the state after a round.
+
+  Refreshed points take `state.count` selected ones into account, and those of the window all `end`.
+  """
   refreshed = (state.distances_sq >= floor) & (state.ages < state.count)
   ages = jnp.where(refreshed, state.count, state.ages).at[at].set(end, mode='drop')
   return State(values.at[at].set(window, mode='drop'), ages, indices, end, floor, num_covered)
 
 
 def refresh(rows, values, first, centers, count, mean):
-  """The smaller of `values` and the distances to centers[first:count], as `distances_sq` gives them.
+  """Lowers `values` to the distances to centers[first:count], as `distances_sq` gives them.
 
   Args:
     rows: [r, d] points.
     values: [r] distances so far.
     centers: [m + PADDING, d], the selected points.
-    mean: [d], about which products are taken: the nearer to zero, the smaller their error.
+    mean: [d]; it is subtracted before products, whose errors are smaller for vectors nearer to zero.
 
   Returns:
     [r] float32.
@@ -280,7 +292,7 @@ def refresh(rows, values, first, centers, count, mean):
   doubtful = closer & (second <= fresh + limit)
 
   def settle(carry):
-    """All distances of one row in doubt."""
+    """Computes all distances of one row in doubt."""
     doubtful, fresh = carry
     i = jnp.argmax(doubtful)
 
@@ -298,7 +310,7 @@ def refresh(rows, values, first, centers, count, mean):
 
 
 def _window(values, floor, size):
-  """Indices of the largest values, at most `size`: (threshold, cutoff, indices [size]).
+  """Finds the largest values, at most `size` of them: (threshold, cutoff, indices [size]).
 
   All other values are below the threshold, or equal to it with an index of at least `cutoff`. Indices
   ascend; where there are fewer, len(values) fills up.
@@ -326,13 +338,13 @@ def _window(values, floor, size):
 
 
 def _strictest(threshold, cutoff):
-  """Of all devices: the largest threshold, and its smallest cutoff."""
+  """Joins the limits of all devices: the largest threshold, and the smallest cutoff that goes with it."""
   largest = lax.pmax(threshold, AXIS)
   return largest, lax.pmin(jnp.where(threshold == largest, cutoff, _NONE), AXIS)
 
 
 def select(rows, values, ids, threshold, cutoff, centers, state):
-  """The dense loop in a window, as long as no point outside can be the farthest.
+  """Runs the dense loop in a window, as long as no point outside can be the farthest.
 
   Args:
     rows: [w, d] points of the window, by ascending index.
@@ -342,7 +354,7 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
     centers, state: what was selected before.
 
   Returns:
-    values, centers, indices, count, num_covered after the selection.
+    (values, centers, indices, count, num_covered), as they are after the selection.
   """
   columns = rows.T
 
@@ -370,7 +382,10 @@ PLAIN = Steps(refresh_stale, select)
 
 
 def put(points, mesh: Mesh) -> jax.Array:
-  """[n, d] on the host (of every process), or on a device -> split over the mesh, padded with zeros."""
+  """Splits points [n, d] over the mesh, padded with zeros.
+
+  They lie on a device, or on the host of every process.
+  """
   n, padded = len(points), -(-len(points) // mesh.size) * mesh.size
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
   if isinstance(points, jax.Array):

@@ -29,7 +29,7 @@ from patchcore_jax.search.distances import LARGEST, TENSOR_CORE_ERROR, TENSOR_CO
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Blocks of the kernels; powers of two. No influence on the result.
+  """Sizes of the kernels' blocks: powers of two. The result does not depend on them.
 
   Attributes:
     rows, columns: points and selected points that a program of `refresh` compares at once.
@@ -44,27 +44,27 @@ class Sizes:
 
 
 SIZES = Sizes()
-_LARGEST_DIM = 128  # of rows that a program of `refresh` can hold in its shared memory
+_LARGEST_DIM = 128  # the most dimensions of rows that a program of `refresh` can hold in its shared memory
 
 
 def refresh_suits(num_points: int, dim: int) -> bool:
-  """Whether `refresh` is for points [num_points, dim]; `select` is for all."""
+  """Tells whether `refresh` can take points [num_points, dim]; `select` takes any."""
   return dim <= _LARGEST_DIM and num_points * dim < 2**31
 
 
 def refresh(points, order, num_stale, centers, mean, state, *, sizes: Sizes = SIZES, interpret: bool = False):
-  """The state's distances, those of the first `num_stale` points in `order` brought up to date.
+  """Brings the distances of the first `num_stale` points in `order` up to date.
 
   Args:
     points: [n, d] float32.
     order: [n or more] int32, indices of points.
     num_stale: [] int32.
     centers: [m + padding, d], the selected points; the padding is at least `sizes.columns`.
-    mean: [d], about which products are taken.
+    mean: [d], which is subtracted before products are taken.
     state: a `k_center.State`.
 
   Returns:
-    [n] float32.
+    [n] float32, the distances of all points.
   """
   (n, dim), width = points.shape, max(16, pl.next_power_of_2(points.shape[1]))
   inside = jnp.arange(len(centers)) < state.count
@@ -98,7 +98,7 @@ def _refresh_kernel(
   def _():
     inside = begin + row < num_stale
     at = triton.load(order.at[begin + row], mask=inside, other=0)
-    # By age, so that the first of a block is the oldest, and the others have missed little less.
+    # The order is by age: the first of a block is the most outdated, and the others have missed little less.
     first = triton.load(ages.at[at], mask=inside, other=2**30).min()
     old = triton.load(values.at[at], mask=inside, other=-jnp.inf)
     k = lax.broadcasted_iota(jnp.int32, (width,), 0)
@@ -134,7 +134,7 @@ def _refresh_kernel(
     doubtful = (closer & (runner_up <= fresh + limit)).astype(jnp.int32)
 
     def settle(carry):
-      """All distances of one row in doubt."""
+      """Computes all distances of one row in doubt."""
       doubtful, fresh = carry
       chosen = row == jnp.where(doubtful > 0, row, sizes.rows).min()
       own_at = jnp.where(chosen, at, 0).sum(dtype=jnp.int32)
@@ -157,7 +157,7 @@ def _refresh_kernel(
 
 def select(rows, values, ids, threshold, cutoff, centers, state, *, sizes: Sizes = SIZES,
            interpret: bool = False):
-  """`k_center.select`: same arguments, same results."""
+  """Selects in a window: the arguments and the results are those of `k_center.select`."""
   window = len(values)
   padded = pl.next_power_of_2(max(window, *sizes.pair))
   missing = (0, padded - window)
@@ -173,14 +173,14 @@ def select(rows, values, ids, threshold, cutoff, centers, state, *, sizes: Sizes
   )(distances, values, jnp.pad(ids, missing), threshold[None], scalars)
   place = jnp.arange(padded)
   place = jnp.where(place < counts[0], state.count + place, len(centers))
-  picks = jnp.minimum(picks, window - 1)  # those that are none too
+  picks = jnp.minimum(picks, window - 1)  # behind the last pick there are arbitrary numbers
   return (values[:window], centers.at[place].set(rows[picks], mode='drop'),
           state.indices.at[place].set(ids[picks], mode='drop'), state.count + counts[0],
           state.num_covered + counts[1])
 
 
 def _pairwise(columns, sizes, interpret):
-  """`distances_sq` of all pairs of [d, w] points."""
+  """Computes `distances_sq` of all pairs of points [d, w]."""
   (dim, window), (height, width) = columns.shape, sizes.pair
 
   def kernel(columns, out):
@@ -224,14 +224,14 @@ def _select_kernel(distances, values, ids, threshold, scalars, picks, counts_out
 
 def _by_halves(
     dim: int, difference: Callable[[Any], jax.Array], shape: tuple[int, ...], unrolled: int = 8) -> jax.Array:
-  """`distances_sq`, where `difference(i)` gives that of coordinate i: the same sums in the same order.
+  """Computes `distances_sq` from the differences of single coordinates: the same sums in the same order.
 
   It goes down one branch of the sum after the other, so that few partial sums are alive at once.
 
   Args:
     dim: number of coordinates.
-    difference: from an index to an array.
-    shape: of that array.
+    difference: a function from the index of a coordinate to the array of its differences.
+    shape: the shape of that array.
     unrolled: branches of at most so many coordinates are written out; the others are loops, because
       compiling takes minutes otherwise.
   """

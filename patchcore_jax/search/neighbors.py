@@ -5,23 +5,20 @@ to fewer dimensions where the bank allows it, and rounded to bfloat16 where the 
 it. Neither decides:
 
   - The reduction never enlarges a distance. It keeps the coordinates along the bank's first principal
-    axes and, as one more coordinate, the length of all that is left (`_reduce`).
+    axes and, as one more coordinate, the length of all that is left (`search_bank.reduce`).
   - How far rounding moves a vector is measured, or bounded, for each (its slack): the triangle
     inequality then says what the distance cannot be below.
   - The few rows with the smallest such distances are the shortlist; theirs are computed anew, by
-    `distances.distances_sq`. When the k-th of those is below what all rows outside the shortlist are
-    at least away, no other row can be nearer.
+    `distances.distances_sq`. When the k-th of those is below the least distance that a row outside the
+    shortlist can have, no other row is nearer.
   - Where it is not, the query is in doubt, and is searched again with a longer shortlist, then with
     vectors neither reduced nor rounded, in the end by comparing it with every row.
 
 The result is therefore the same, bit by bit, in either precision, any block, and any sharding.
 """
 
-import dataclasses
 import functools
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +29,7 @@ from jax.sharding import Mesh, PartitionSpec
 from patchcore_jax import parallel
 from patchcore_jax.search import neighbors_gpu
 from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
+from patchcore_jax.search.search_bank import SearchBank, reduce, unreduced
 
 _QUERY_BLOCK = 512
 _BANK_BLOCK = 16384
@@ -39,134 +37,7 @@ _BANK_BLOCK = 16384
 _SPARE, _MANY_SPARE, _DOUBTFUL_BLOCK = 7, 63, 64
 _WARP = 32  # threads of a GPU that read together
 _DOUBTFUL_KERNEL_BLOCK = 512  # the same where `neighbors_gpu` makes the lists
-# Share of the bank's variance that a reduction keeps, and the share of the dimensions it may take.
-_VARIANCE, _WORTHWHILE = 0.985, 0.6
-_DIM_STEP = 64  # reduced vectors have a multiple of so many dimensions
-_SAMPLE = 8192  # rows that show the bank's principal axes
-_PREPARED_BLOCK = 65536
 _ALL_BLOCK = 256  # rows that a query is compared with at once when no bound settles it
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSpec:
-  """How neighbours are searched for. It decides about time and memory, never about the result.
-
-  Attributes:
-    shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
-      is bfloat16 but on a CPU. bfloat16 is faster where the hardware has it (of CPUs, those with
-      AVX512-BF16 or AMX), and takes less memory.
-    bank: 'replicated' on every device, which is faster, or 'sharded' over them, when it is too large.
-
-  Raises:
-    ValueError: another value.
-  """
-
-  shortlist: str = 'auto'
-  bank: str = 'replicated'
-
-  def __post_init__(self):
-    if self.shortlist not in ('auto', 'float32', 'bfloat16'):
-      raise ValueError(
-          f"search.shortlist={self.shortlist!r}: expected 'auto', 'float32' or 'bfloat16'.")
-    if self.bank not in ('replicated', 'sharded'):
-      raise ValueError(f"search.bank={self.bank!r}: expected 'replicated' or 'sharded'.")
-
-
-class SearchBank(NamedTuple):
-  """A bank made ready for searching; a pytree. See `prepare`.
-
-  Attributes:
-    rows: [m, d] float32, as given.
-    columns: [r, m] float32 or bfloat16, the reduced rows: the layout in which products are fastest. None:
-      made of the rows as they are needed.
-    squares: [m] float32, the columns' squared norms.
-    slack: [] float32, how far a column is at most from the ideal reduction of its row.
-    center: [d] float32, about which vectors are reduced.
-    basis: [d, r - 1] float32, orthonormal, or None where nothing is reduced.
-    count: [] int32, how many of the rows count; those behind are padding.
-  """
-
-  rows: Any
-  columns: Any
-  squares: Any
-  slack: Any
-  center: Any
-  basis: Any
-  count: Any
-
-
-def in_one_pass(bank) -> SearchBank:
-  """A bank [m, d] float32 that is searched without loops, and without a second look at queries in doubt.
-
-  It is for programs that go to runtimes which have no loops, or converters that do not know them. The
-  distance matrix is whole then. What is found for a query in doubt is as near as the nearest but for
-  `distances.product_error`.
-  """
-  return SearchBank(np.asarray(bank, np.float32), *[None] * 6)
-
-
-def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> SearchBank:
-  """Makes a bank [m, d] ready for many searches.
-
-  Args:
-    bank: float32, on the host or a device.
-    shortlist: see `SearchSpec`.
-    num_shards: None for a bank that is whole on every device. Else all arrays get a leading axis of
-      this size, for one shard on each device; rows are dealt out in turn, so that a prefix of the bank
-      is a prefix of every shard.
-
-  Returns:
-    A `SearchBank` of NumPy arrays; put it on the device, or the devices, once.
-
-  Raises:
-    ValueError: another shortlist, or a bank of another shape.
-  """
-  shortlist = SearchSpec(shortlist).shortlist
-  if bank.ndim != 2:
-    raise ValueError(f'Expected a bank [m, d], got {bank.shape}.')
-  if shortlist == 'auto':
-    shortlist = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  bank = np.asarray(bank, np.float32)
-  center, basis = _principal_axes(bank[::max(1, len(bank) // _SAMPLE)])
-  width = bank.shape[1] if basis is None else basis.shape[1] + 1
-  columns, squares = np.empty((width, len(bank)), shortlist), np.empty(len(bank), np.float32)
-  slack = np.float32(0)
-  for i in range(0, len(bank), _PREPARED_BLOCK):
-    block = slice(i, i + _PREPARED_BLOCK)
-    columns[:, block], squares[block], largest = jax.device_get(
-        _reduce_columns(bank[block], center, basis, shortlist))
-    slack = np.maximum(slack, largest)
-  if num_shards is None:
-    return SearchBank(bank, columns, squares, slack, center, basis, np.int32(len(bank)))
-  missing = -len(bank) % num_shards
-  bank = np.pad(bank, ((0, missing), (0, 0))).reshape(-1, num_shards, bank.shape[1])
-  columns = np.pad(columns, ((0, 0), (0, missing))).reshape(width, -1, num_shards)
-  squares = np.pad(squares, (0, missing)).reshape(-1, num_shards)
-  same = jax.tree.map(lambda x: np.repeat(x[None], num_shards, axis=0), (slack, center, basis))
-  counts = len(squares) - (np.arange(num_shards) >= num_shards - missing)
-  return SearchBank(
-      bank.swapaxes(0, 1), np.ascontiguousarray(columns.transpose(2, 0, 1)), squares.T, *same,
-      counts.astype(np.int32))
-
-
-def _principal_axes(sample):
-  """(center, basis) of a reduction that keeps most distances nearly as they are; basis None for none."""
-  dim = sample.shape[1]
-  center = sample.mean(axis=0)
-  # In float64: what makes the bounds hold is that the basis is orthonormal, not which one it is.
-  covariance = jax.device_get(_covariance(sample - center)).astype(np.float64)
-  variance, axes = np.linalg.eigh(covariance)
-  share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-300)
-  needed = 2 + int(np.searchsorted(share, _VARIANCE))
-  reduced = -(-needed // _DIM_STEP) * _DIM_STEP
-  if reduced > _WORTHWHILE * dim:
-    return center, None
-  return center, np.ascontiguousarray(axes[:, ::-1][:, :reduced - 1], np.float32)
-
-
-@jax.jit
-def _covariance(rows):
-  return jnp.dot(rows.T, rows, precision=lax.Precision.HIGHEST)
 
 
 def nearest_neighbors(
@@ -177,11 +48,11 @@ def nearest_neighbors(
     query_block: int = _QUERY_BLOCK,
     bank_block: int = _BANK_BLOCK,
 ) -> tuple[jax.Array, jax.Array]:
-  """The k nearest rows of `bank` for every query.
+  """Finds the k nearest rows of `bank` for every query.
 
   Args:
     queries: [q, d] float32.
-    bank: [m, d] float32, m >= k, or what `prepare` made of it, which is faster to search.
+    bank: [m, d] float32, m >= k, or what `search_bank.prepare` made of it, which is faster to search.
     k: number of neighbours.
     query_block, bank_block: size of the distance tiles held at once; no influence on the result.
 
@@ -211,7 +82,7 @@ def nested_nearest_neighbors(
     bank_block: int = _BANK_BLOCK,
     kernels: bool = True,
 ) -> list[tuple[jax.Array, jax.Array]]:
-  """`nearest_neighbors` in the first m rows of `bank`, for every m in `sizes`.
+  """Finds the k nearest among the first m rows of `bank`, for every m in `sizes`.
 
   A memory bank is in order of selection, so its prefixes are the banks of smaller ratios: all of
   them together cost what the largest alone costs.
@@ -219,10 +90,10 @@ def nested_nearest_neighbors(
   Args:
     sizes: prefix lengths, any order, each between k and the length of the bank.
     axis_name: within `jax.pmap` or `jax.shard_map`, for a bank of one shard on each device: every
-      device brings its own queries, as many as the others. All search for all, each in its shard, and
-      the nearest are joined; prefixes are then searched one by one.
-    kernels: whether `neighbors_gpu` may be used, on its GPUs. Not in programs that are kept: a kernel is
-      tied to the versions that made it.
+      device brings its own queries, as many as the others. Every device searches its shard for the queries
+      of all, and the nearest are joined; prefixes are then searched one by one.
+    kernels: whether `neighbors_gpu` may be used, on its GPUs. It may not in programs that are stored: a
+      kernel is tied to the versions that made it.
 
   Returns:
     For each of `sizes` what `nearest_neighbors(queries, bank[:m])` returns.
@@ -237,9 +108,9 @@ def nested_nearest_neighbors(
         f'{k} neighbours are asked for in banks of {list(sizes)} patches (of {len(rows) * shards}): '
         'expected 1 <= num_neighbors <= patches in the smallest bank. Lower num_neighbors or raise '
         'the coreset ratio.')
-  bank = jax.tree.map(jnp.asarray, bank)  # of NumPy arrays, where this is not compiled
+  bank = jax.tree.map(jnp.asarray, bank)  # where this is not compiled, they may be NumPy arrays
   if not isinstance(bank, SearchBank):
-    bank = _as_it_is(bank)
+    bank = unreduced(bank)
   queries, blocks = jnp.asarray(queries), (query_block, bank_block)
   if axis_name is not None:
     queries = lax.all_gather(queries, axis_name, tiled=True)
@@ -251,16 +122,16 @@ def nested_nearest_neighbors(
 
 def sharded_nearest_neighbors(
     queries, bank: SearchBank, mesh: Mesh, *, k: int = 1) -> tuple[np.ndarray, np.ndarray]:
-  """`nearest_neighbors` in a bank that is split over a mesh of one axis, of one process or several.
+  """Finds the nearest rows of a bank that is split over a mesh of one axis, of one process or several.
 
   Args:
     queries: [q, d] float32 on the host, the same in every process.
-    bank: `parallel.split(prepare(rows, num_shards=mesh.size), mesh)`.
+    bank: `parallel.split(search_bank.prepare(rows, num_shards=mesh.size), mesh)`.
     mesh: its axis may have any name.
     k: number of neighbours.
 
   Returns:
-    As `nearest_neighbors`, NumPy, in every process.
+    What `nearest_neighbors` returns, as NumPy arrays, in every process.
   """
   padded = np.pad(queries, ((0, -len(queries) % mesh.size), (0, 0)))
   stacked = parallel.split(padded.reshape(mesh.size, -1, padded.shape[1]), mesh)
@@ -270,26 +141,26 @@ def sharded_nearest_neighbors(
 
 def merge_nearest(
     distances_sq: jax.Array, indices: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """The k nearest of candidates [q, c], c >= k: ascending, ties by the lowest index."""
+  """Sorts candidates [q, c], c >= k, and keeps the k nearest of each query; ties go to the lowest index."""
   distances_sq, indices = lax.sort((distances_sq, indices), dimension=-1, num_keys=2)
   return distances_sq[:, :k], indices[:, :k]
 
 
-def take(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
-  """Rows [..., d] of a bank, or of a bank in shards, where every device brings its own indices."""
+def bank_rows(bank: jax.Array | SearchBank, indices: jax.Array, axis_name: str | None = None) -> jax.Array:
+  """Gathers rows [..., d] of a bank by index; every device brings its own indices to a bank in shards."""
   rows = jnp.asarray(bank.rows if isinstance(bank, SearchBank) else bank)
   if axis_name is None:
     return rows[indices]
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
   wanted = lax.all_gather(indices, axis_name)
   mine = (wanted % shards == shard)[..., None]
-  # Of each row there is one copy: the sum over devices adds nothing to it.
+  # One device holds the row, and the others have zeros: the sum over devices is exact.
   found = lax.psum(jnp.where(mine, rows[wanted // shards], 0), axis_name)
   return found[shard]
 
 
 def _search_shards(queries, bank, size, k, blocks, axis_name, kernels):
-  """The nearest of this device's share of `queries`, which are those of all devices."""
+  """Searches this device's shard for the `queries` of all devices; returns the nearest for its own."""
   shards, shard = lax.axis_size(axis_name), lax.axis_index(axis_name)
   longest = -(-size // shards)
   count = jnp.minimum(bank.count, (size - shard + shards - 1) // shards)
@@ -308,6 +179,7 @@ def _search_shards(queries, bank, size, k, blocks, axis_name, kernels):
 
 @functools.lru_cache(maxsize=16)
 def _sharded_search(mesh, k):
+  """Compiles the search of `sharded_nearest_neighbors`."""
   (axis_name,) = mesh.axis_names
 
   def search(queries, bank):
@@ -323,10 +195,10 @@ def _sharded_search(mesh, k):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _search(queries, bank, sizes, k, blocks, kernels):
-  """[(distances_sq, indices)] of each size, ascending."""
+  """Searches the prefixes of each size, ascending: [(distances_sq, indices)]."""
   if bank.columns is None:  # `in_one_pass`; whole blocks would be a loop, of one step
     blocks = len(queries), len(bank.rows) + 1
-    return _by_shortlist(queries, _as_it_is(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
+    return _by_shortlist(queries, unreduced(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
   plain = functools.partial(_in_stages, sizes=sizes, k=k, blocks=blocks)
   device = jax.local_devices()[0]
   old_gpu = device.platform == 'gpu' and not parallel.has_kernels(device)
@@ -337,7 +209,7 @@ def _search(queries, bank, sizes, k, blocks, kernels):
 
 
 def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
-  """`_search`, of queries in doubt with more and more care.
+  """Searches as `_search` does, again and with more and more care for the queries in doubt.
 
   Args:
     kernel: `neighbors_gpu.shortlist`, for the first two stages, or None.
@@ -363,8 +235,8 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
 
 
 def _by_kernel(queries, bank, sizes, k, length, kernel):
-  """`_by_shortlist` with the lists of `neighbors_gpu.shortlist`."""
-  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
+  """Searches as `_by_shortlist` does, with lists that `neighbors_gpu.shortlist` makes."""
+  reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
   squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
   largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
   error = TENSOR_CORE_ERROR * product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
@@ -387,18 +259,18 @@ def _by_kernel(queries, bank, sizes, k, length, kernel):
 
 
 def _nearest_of(queries, rows, scores, indices, k, *, pause=0):
-  """The k nearest of each query's shortlist, by exact distances. Infinite scores are of no row."""
+  """Finds the k nearest of each query's shortlist, by exact distances; a score of infinity means no row."""
   exact = distances_sq(rows[jnp.minimum(indices, len(rows) - 1)], queries[:, None], axis=-1, pause=pause)
   return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
 
 
 def _in_doubt(nearest, outside_sq, slack, outside):
-  """Could a row outside the shortlist be as near as the k-th on it?
+  """Tells whether a row outside the shortlist may be as near as the k-th on it.
 
   Args:
     nearest: [q, k] exact squared distances.
-    outside_sq: [q], what the squared reduced distance of any such row is at least, but for the slack.
-    slack: [q], of the query and the bank.
+    outside_sq: [q], the least squared reduced distance that such a row can have, but for the slack.
+    slack: [q], the slacks of the query and of the bank together.
     outside: [q], infinite where there is no such row.
   """
   bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
@@ -406,32 +278,34 @@ def _in_doubt(nearest, outside_sq, slack, outside):
 
 
 def _by_shortlist(queries, bank, sizes, k, length, blocks):
-  """Compares each query with the `length` rows of the smallest reduced distances; says whether a nearer
-  row may have been missed."""
+  """Compares each query with the `length` rows of the smallest reduced distances.
+
+  Returns what each size finds, and whether a nearer row may have been missed.
+  """
   query_block, bank_block = blocks
   dtype = 'float32' if bank.columns is None else bank.columns.dtype.name
-  reduced, queries_sq, slack = _reduce(queries, bank.center, bank.basis, dtype)
+  reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, dtype)
   counts = jnp.arange(len(bank.rows)) < bank.count
   largest = jnp.sqrt(jnp.where(counts, bank.squares, 0).max())
   bank_slack = bank.slack
   if bank.columns is None:  # the squares are of reduced rows
     largest += bank.slack
-    bank_slack = 1.01 * 2 * UNIT * largest  # as `_reduce` has it without a basis
+    bank_slack = 1.01 * 2 * UNIT * largest  # as `reduce` has it without a basis
 
   def block_of(first, width):
-    """Columns [r, width] and their squares, infinite for padding."""
+    """Cuts a block out of the bank: columns [r, width] and their squares, infinite for padding."""
     def part(x, axis=0):
       return lax.dynamic_slice_in_dim(x, first, width, axis)
 
     if bank.columns is None:
-      vectors, squares, _ = _reduce(part(bank.rows), bank.center, None, dtype)
+      vectors, squares, _ = reduce(part(bank.rows), bank.center, None, dtype)
       columns = vectors.T
     else:
       columns, squares = part(bank.columns, axis=1), part(bank.squares)
     return columns, jnp.where(part(counts), squares, jnp.inf)
 
   def shorten(first, width, *shortlist):
-    """The shortlist, and the smallest score of all rows that are not on it, with a block regarded."""
+    """Adds a block to the shortlist and to the smallest score of all rows that are not on it."""
     columns, block_squares = block_of(first, width)
 
     def block(reduced, scores, indices, outside):
@@ -469,50 +343,8 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
   return found, doubtful
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _reduce(vectors, center, basis, dtype):
-  """Vectors [n, d] in the reduced space, rounded: (reduced [n, r], squared norms, slack).
-
-  With an orthonormal basis V, the ideal x -> (V'x, |x - VV'x|) never enlarges a distance: what is along
-  V keeps its own, and |a| and |b| differ by at most |a - b|. The slack [n] bounds how far the result
-  is from the ideal. A sum of d products errs by at most d u |x| |v|, u = 2^-24, in whatever order
-  (Higham 2002, section 3.1): r times over, for r columns, makes sqrt(r) d u |x|. So do the basis, which
-  is rounded itself, and the product back, of r terms. What rounding to `dtype` moves is measured.
-  """
-  vectors = vectors - center
-  norms = jnp.sqrt(jnp.square(vectors).sum(axis=1))
-  if basis is None:
-    slack = 2 * UNIT * norms  # of the subtraction
-  else:
-    dim, axes = basis.shape
-    along = jnp.dot(vectors, basis, precision=lax.Precision.HIGHEST)
-    back = jnp.dot(along, basis.T, precision=lax.Precision.HIGHEST)
-    rest = jnp.sqrt(jnp.square(vectors - back).sum(axis=1, keepdims=True))
-    slack = UNIT * (math.sqrt(axes) * (2 * dim + axes + 4) + dim + 4) * norms
-    vectors = jnp.concatenate([along, rest], axis=1)
-  rounded = vectors.astype(dtype)
-  again = rounded.astype(jnp.float32)
-  slack += jnp.sqrt(jnp.square(vectors - again).sum(axis=1))
-  # What the last digits of the norms and roots may miss.
-  return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def _reduce_columns(rows, center, basis, dtype):
-  """(columns [r, n], squares [n], the largest slack []) of some rows of a bank."""
-  reduced, squares, slack = _reduce(rows, center, basis, dtype)
-  return reduced.T, squares, slack.max()
-
-
-def _as_it_is(rows):
-  """A `SearchBank` that is neither reduced nor rounded."""
-  center = rows.mean(axis=0)
-  columns, squares, slack = _reduce(rows, center, None, 'float32')
-  return SearchBank(rows, columns.T, squares, slack.max(), center, None, jnp.int32(len(rows)))
-
-
 def _repeat(search, size, queries, found, doubtful):
-  """Searches the queries in doubt again, `size` at a time: (found, those that still are)."""
+  """Searches the queries in doubt again, `size` at a time: (found, whether each still is in doubt)."""
   n = len(queries)
 
   def step(carry):
@@ -528,7 +360,7 @@ def _repeat(search, size, queries, found, doubtful):
 
 
 def _by_all(queries, bank, sizes, k):
-  """Every distance by the definition: for the queries that no bound settles."""
+  """Searches by `distances_sq` to every row, for the queries that no bound settles."""
   m = len(bank.rows)
   width = min(m, _ALL_BLOCK)
 

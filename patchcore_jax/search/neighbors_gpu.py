@@ -4,8 +4,8 @@ A program takes a block of queries past all columns of the bank, tile by tile. D
 registers: each of `_COLUMNS` slots of a query keeps the smallest three that it saw (column c belongs to
 slot c modulo `_COLUMNS`), as integers that hold the distance in their upper bits, rounded down, and the tile
 in their lower ones. Positive floats are ordered as their bits are, so two integer minima and maxima sort
-both at once. In the end the smallest of all slots are taken out, two of a slot at most; whatever else
-it saw is not below its third, which bounds all that is not on the list.
+both at once. In the end the smallest of all slots are taken out, two of a slot at most; nothing else that
+the slot saw is below its third, which bounds all that is not on the list.
 
 With few queries the bank is parted among programs, whose lists are joined.
 """
@@ -21,17 +21,17 @@ from jax.experimental.pallas import triton
 
 from patchcore_jax.search.distances import TENSOR_CORE_PRODUCT
 
-_QUERIES, _COLUMNS, _DEPTH = 128, 64, 64  # of a tile; the last are the terms of a product summed at once
+_QUERIES, _COLUMNS, _DEPTH = 128, 64, 64  # a tile's sides, and the terms of a product summed at once
 _WARPS, _STAGES = 8, 3
 _PROGRAMS = 264  # two for each multiprocessor of an H100, so that few queries keep it busy too
-_FEWEST_TILES = 8  # of a program; below that, joining takes longer
-_MOST_TILES = 8192  # of a program: ten bits of a distance's fraction stay
+_FEWEST_TILES = 8  # tiles that a program takes at least; with fewer, joining takes longer
+_MOST_TILES = 8192  # tiles that a program takes at most: ten bits of a distance's fraction stay
 _INFINITE = np.int32(0x7F800000)  # the bits of an infinite float32
-LONGEST = _COLUMNS // 2  # of a list: more would not find two rows in many slots
+LONGEST = _COLUMNS // 2  # length of a list; for a longer one, two rows of each slot would often not suffice
 
 
 def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False):
-  """For every query the columns of the smallest distances, as far as two of a slot suffice for them.
+  """Lists, for every query, the columns of the smallest distances that two of each slot can give.
 
   Args:
     queries: [q, r] float32 or bfloat16.
@@ -42,12 +42,12 @@ def shortlist(queries, queries_sq, columns, squares, length, *, interpret=False)
 
   Returns:
     distances_sq [q, length] float32, ascending, rounded down by at most 1 / 1024 of each and infinite where
-    there are no more; their columns [q, length] int32; and outside [q], which the distances of all columns
-    not on the list are at least.
+    there are no more; their columns [q, length] int32; and outside [q], a lower bound on
+    the distances of all columns that are not on the list.
   """
   (q, depth), m = queries.shape, columns.shape[1]
   half_precision = columns.dtype == jnp.bfloat16
-  wide = 2 if half_precision else 1  # slots' columns at once; the parts of float32 leave no registers for two
+  wide = 2 if half_precision else 1  # tiles at once; the parts of float32 leave no registers for two
   tiles = pl.cdiv(m, _COLUMNS)
   parts = max(
       1, pl.cdiv(tiles, _MOST_TILES), min(_PROGRAMS // pl.cdiv(q, _QUERIES), tiles // _FEWEST_TILES))

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import prometheus_client
@@ -30,14 +30,13 @@ from starlette.routing import Route
 
 import patchcore_jax
 from patchcore_jax import inspection
-from patchcore_jax.banks import provenance
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.preprocess import ImageError, TooManyPixelsError, UnknownFormatError
 from patchcore_jax.inspection import Inspector
 from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.http_requests import RequestError
-from patchcore_jax.serving.prometheus import Meters
+from patchcore_jax.serving.prometheus import ServiceMetrics
 
 _FORMATS = 'PNG, JPEG, BMP, TIFF, WebP or GIF'
 
@@ -49,11 +48,12 @@ class Options:
   Attributes:
     batch_size: the most images that are scored at once. Functions for 1, 2, 4, ... up to it are compiled.
     wait_seconds: how long an incomplete batch waits for more images.
-    threads: that decode images and draw maps.
-    queue: requests that are worked on or wait, at most; more are sent away with 503.
-    max_bytes: of the body of a request.
-    max_pixels: of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other formats half).
-    seconds: in which the body of a request must have come.
+    threads: number of threads that decode images and draw maps.
+    queue: the most requests that are worked on or wait; more are sent away with 503.
+    max_bytes: the most bytes of the body of a request.
+    max_pixels: the most pixels of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other
+      formats half).
+    seconds: time within which the body of a request must have come.
 
   Raises:
     ValueError: values out of range.
@@ -75,7 +75,7 @@ class Options:
 
 
 def sizes_of(batch_size: int) -> list[int]:
-  """The batch sizes that are compiled: powers of two, and the largest.
+  """Lists the batch sizes that are compiled: powers of two, and the largest.
 
   >>> sizes_of(6)
   [1, 2, 4, 6]
@@ -92,15 +92,15 @@ def create_app(
     progress: Callable[[str, int, int], None] | None = None,
     on_ready: Callable[[Exception | None], None] | None = None,
 ) -> Starlette:
-  """The service of one bank.
+  """Creates the service of one bank.
 
   It compiles in the background once it is started; until then `/health` answers 503.
 
   Args:
     inspector: bank, network, and how they are used.
-    name: of the bank, shown on the page and in `/bank`.
+    name: name of the bank, shown on the page and in `/bank`.
     options: limits; None for the defaults.
-    token: where given, requests to all but `/` and `/health` need `Authorization: Bearer TOKEN`.
+    token: where it is given, requests to all but `/` and `/health` need `Authorization: Bearer TOKEN`.
     progress: called as `progress('compile', done, total)`.
     on_ready: called when all is compiled, with None, or with the exception that prevented it.
   """
@@ -122,7 +122,8 @@ def create_app(
       exception_handlers={
           RequestError: http_requests.answer_refusal, HTTPException: http_requests.answer_http_error,
           Exception: http_requests.answer_bug})
-  app.add_middleware(http_requests.Edge, paths={route.path for route in routes}, meters=service.meters)
+  app.add_middleware(
+      http_requests.RequestMiddleware, paths={route.path for route in routes}, meters=service.meters)
   return app
 
 
@@ -135,6 +136,7 @@ class _Decoded(NamedTuple):
 
 
 class _Service:
+  """The state of a running service, and its answer at each address."""
 
   def __init__(self, inspector: Inspector, name: str, options: Options, token: str | None):
     self._inspector, self._name, self._options = inspector, name, options
@@ -142,7 +144,7 @@ class _Service:
     self._in_flight, self._state = 0, 'starting'
     self._batcher: Batcher | None = None
     self._page, self._policy = _read_page()
-    self.meters = Meters(
+    self.meters = ServiceMetrics(
         lambda: self._batcher.waiting if self._batcher else 0, lambda: self._in_flight)
 
   # Life.
@@ -154,6 +156,7 @@ class _Service:
     self._warming = asyncio.create_task(self._warm(progress, on_ready))
 
   async def _warm(self, progress, on_ready) -> None:
+    """Compiles the functions of all batch sizes, and runs each once."""
     sizes = sizes_of(self._options.batch_size)
     try:
       self._scorer = await self._batcher.run(lambda: inspection.scorer(self._inspector, *sizes))
@@ -174,7 +177,7 @@ class _Service:
       on_ready(None)
 
   async def stop(self) -> None:
-    """Finishes what is in the queue."""
+    """Finishes what is in the queue, and stops the service."""
     self._state = 'stopping'
     self.meters.ready.set(0)
     await self._warming
@@ -182,16 +185,16 @@ class _Service:
     self._threads.shutdown()
 
   def _score(self, images):
-    """In the scoring thread. Every image's prediction, as (of its batch, position in it)."""
+    """Scores a batch, in the scoring thread; returns (scores of the batch, position in it) for each image."""
     self.meters.batches.observe(len(images))
     try:
       with self.meters.scoring.time():
-        prediction = self._scorer(np.stack(images))
+        scores = self._scorer(np.stack(images))
     except Exception:
       self.meters.failures.inc()
       logging.exception('A batch of %d images failed.', len(images))
       raise
-    return [(prediction, i) for i in range(len(images))]
+    return [(scores, i) for i in range(len(images))]
 
   # Addresses.
 
@@ -212,11 +215,13 @@ class _Service:
   async def about(self, request: Request) -> Response:
     self._check_token(request)
     calibration, options = self._inspector.calibration, self._options
+    model = self._inspector.model
     return JSONResponse({
         'bank': self._name,
-        'backbone': self._inspector.backbone.name,
-        'patches': len(self._inspector.bank.embeddings),
-        'training_images': self._inspector.bank.description['num_images'],
+        'detector': self._inspector.detector.name,
+        'backbone': ' + '.join(backbone.name for backbone in self._inspector.backbones),
+        'patches': len(model.arrays.get('embeddings', ())),
+        'training_images': model.description.num_images,
         'input_size': list(self._inspector.image_size),
         'threshold': calibration and calibration.image_threshold,
         'pixel_threshold': calibration and calibration.pixel_threshold,
@@ -241,8 +246,8 @@ class _Service:
       decoded = await self._in_thread(
           self._decode, body, request.headers.get('content-type', ''), wanted['map'] == 'png')
       del body
-      prediction, i = await self._batcher.submit(decoded.pixels)
-      answer = await self._in_thread(self._answer, decoded, prediction, i, wanted)
+      scores, i = await self._batcher.submit(decoded.pixels)
+      answer = await self._in_thread(self._answer, decoded, scores, i, wanted)
     except BatchError as e:
       raise RequestError(
           500, 'scoring_failed', 'The image was read, but scoring it, or one that shared its batch, failed; '
@@ -256,17 +261,19 @@ class _Service:
   # Steps of a request.
 
   def _check_token(self, request: Request) -> None:
+    """Refuses a request without the token, where one is needed."""
     if self._token is None:
       return
     scheme, _, given = request.headers.get('authorization', '').partition(' ')
-    given = given.strip().encode('latin-1')  # which is how the bytes of a header were read
-    # Compared in a time that does not tell how much of it was right.
+    given = given.strip().encode('latin-1')  # the bytes of a header were read as such
+    # The comparison takes a time that does not tell how much of the token was right.
     if scheme.lower() != 'bearer' or not hmac.compare_digest(given, self._token):
       raise RequestError(
           401, 'unauthorized', 'This service wants a token: send the header "Authorization: Bearer TOKEN" '
           'with the one that it was started with.')
 
   async def _body(self, request: Request) -> bytes:
+    """Reads the body of a request, within the limits of bytes and seconds."""
     most = self._options.max_bytes
     if int(request.headers.get('content-length', 0)) > most:
       raise _too_many_bytes(most)
@@ -288,6 +295,7 @@ class _Service:
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
   def _decode(self, body: bytes, content_type: str, shown: bool) -> _Decoded:
+    """Decodes and preprocesses the image of a request; `shown` keeps a copy to draw the map on."""
     if content_type.partition(';')[0].strip().lower() == 'multipart/form-data':
       body = http_requests.file_of_form(body, content_type)
     if not body:
@@ -312,24 +320,16 @@ class _Service:
     return _Decoded(
         (image.height, image.width), pixels, pictures.made_smaller(image) if shown else None)
 
-  def _answer(self, decoded: _Decoded, prediction, i: int, wanted: dict[str, str]) -> bytes:
+  def _answer(self, decoded: _Decoded, scores, i: int, wanted: dict[str, str]) -> bytes:
+    """Writes the answer to one image: its finding and the pictures that are wanted, as JSON."""
     inspector = self._inspector
-    found = inspection.finding(inspector, prediction, i, decoded.size)
-    decision = None if found.anomalous is None else 'anomalous' if found.anomalous else 'good'
-    self.meters.decisions.labels(decision or 'none').inc()
-    answer = {
-        'score': float(found.score),
-        'calibrated_score': _float(found.calibrated_score),
-        'p_value': _float(found.p_value),
-        'decision': decision,
-        'threshold': inspector.calibration and inspector.calibration.image_threshold,
-        'image_size': list(decoded.size[::-1]),
-        'box': [int(v) for v in found.box],
-        'centroid': [float(v) for v in found.centroid],
-        'patch': [int(v) for v in found.patch],
-        'nearest': _nearest(inspector, found.nearest),
-    }
-    if wanted['map'] != 'none':
+    found = inspection.find(inspector, scores, i, decoded.size)
+    self.meters.decisions.labels(found.decision or 'none').inc()
+    answer = found.to_json()
+    if found.nearest is not None:
+      # The name is enough: where the training images lay does not concern those who send images.
+      answer['nearest']['image'] = PurePath(found.nearest.name).name
+    if wanted['map'] != 'none' and found.map is not None:
       answer['map'] = pictures.map_file(inspector, found, decoded.size, decoded.shown)
     if wanted['why'] == 'png':
       answer['why'] = pictures.why(inspector, decoded.pixels, found)
@@ -337,7 +337,7 @@ class _Service:
 
 
 def _wanted(request: Request) -> dict[str, str]:
-  """Query parameters, checked."""
+  """Reads and checks the query parameters."""
   known = {'map': ('none', 'png', 'npy'), 'why': ('none', 'png')}
   wanted = {key: values[0] for key, values in known.items()}
   for key, value in request.query_params.multi_items():
@@ -357,19 +357,8 @@ def _too_many_bytes(most: int) -> RequestError:
       'send a smaller image, or start the service with a larger --max_mb.')
 
 
-def _float(value) -> float | None:
-  return None if value is None else float(value)
-
-
-def _nearest(inspector: Inspector, row: int) -> dict[str, Any]:
-  origin = provenance.origin(inspector.bank, row)
-  # Only the name: where the training images lay is no concern of who sends images.
-  name = PurePath(origin.name).name
-  return {'image': name, 'number': origin.image, 'row': origin.row, 'column': origin.column}
-
-
 def _read_page() -> tuple[str, str]:
-  """The page, and the policy under which a browser runs nothing else and loads nothing from elsewhere."""
+  """Reads the page: (page, policy that keeps a browser from running or loading anything else)."""
   page = importlib.resources.files(__package__).joinpath('page.html').read_text('utf-8')
 
   def digest(tag):
@@ -383,5 +372,6 @@ def _read_page() -> tuple[str, str]:
 
 
 def _sentence(error: Exception) -> str:
+  """Writes the message of an error with a capital letter."""
   text = str(error)
   return text[:1].upper() + text[1:]

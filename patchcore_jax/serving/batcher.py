@@ -1,4 +1,4 @@
-"""Items of concurrent requests -> batches for one thread.
+"""Collects the items of concurrent requests into batches for one thread.
 
 A batch is what has come while the one before was running, so that a busy service runs full batches and an
 idle one answers a lone item after a few milliseconds.
@@ -17,12 +17,12 @@ class BatchError(Exception):
 class Batcher:
   """Runs `score` on up to `batch_size` items at a time, in one thread of its own.
 
-  Made, used and closed in one event loop. It takes whatever is submitted: how many may wait is for the caller
-  to say, who knows what each costs.
+  It is made, used and closed in one event loop. It takes whatever is submitted: how many items may wait is
+  for the caller to say, who knows what each costs.
 
   Args:
-    score: from a list of 1 to `batch_size` items to as many results, in their order. It is never called
-      twice at a time.
+    score: a function of a list of 1 to `batch_size` items that returns as many results, in their order. It is
+      never called twice at a time.
     batch_size: the most items of a batch.
     wait_seconds: how long a batch that is not full waits for more.
   """
@@ -44,7 +44,7 @@ class Batcher:
     return self._queue.qsize()
 
   async def submit(self, item: Any) -> Any:
-    """The result of one item.
+    """Submits one item, and waits for its result.
 
     Raises:
       BatchError: its batch failed. The items of other batches are not affected.
@@ -57,7 +57,7 @@ class Batcher:
     return await future
 
   async def run(self, function: Callable[[], Any]) -> Any:
-    """The result of a function, called in the thread of the batches, between two of them."""
+    """Calls a function in the thread of the batches, between two of them, and waits for its result."""
     return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
   async def close(self) -> None:
@@ -69,6 +69,7 @@ class Batcher:
     self._thread.shutdown()
 
   async def _run(self):
+    """Scores one batch after another, until the batcher is closed."""
     more = True
     while more:
       batch, more = await self._next_batch()
@@ -92,7 +93,7 @@ class Batcher:
           future.set_result(result)
 
   async def _next_batch(self):
-    """The entries of the next batch, and whether more may come."""
+    """Collects the entries of the next batch; tells, too, whether more may come."""
     entries = [await self._queue.get()]
     deadline = asyncio.get_running_loop().time() + self._wait_seconds
     while entries[-1] is not None and len(entries) < self._batch_size:

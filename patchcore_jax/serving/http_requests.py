@@ -11,14 +11,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from patchcore_jax.serving.prometheus import Meters
+from patchcore_jax.serving.prometheus import ServiceMetrics
 
 _LINGER_SECONDS = 1.0
 _MOST_PARTS = 20
 
 
 class RequestError(Exception):
-  """A request that gets no score; the status and the words that it is answered with."""
+  """A request that gets no score, with the status and the words of the answer."""
 
   def __init__(self, status: int, code: str, message: str, retry_after: int | None = None):
     super().__init__(message)
@@ -26,10 +26,10 @@ class RequestError(Exception):
 
 
 def file_of_form(body: bytes, content_type: str) -> bytes:
-  """The one file of a multipart form.
+  """Extracts the one file of a multipart form.
 
   Raises:
-    RequestError: 400, not a form, one of many parts, or not one file.
+    RequestError: 400, for what is not a form, has too many parts, or has not one file.
   """
   boundary = parse_options_header(content_type)[1].get(b'boundary')
   parts: list[tuple[dict[bytes, bytes], bytearray]] = []
@@ -72,6 +72,7 @@ def file_of_form(body: bytes, content_type: str) -> bytes:
 
 
 def answer_refusal(_, error: RequestError) -> Response:
+  """Answers a request that the service refuses."""
   headers = {'Retry-After': str(error.retry_after)} if error.retry_after else {}
   if error.status == 401:
     headers['WWW-Authenticate'] = 'Bearer'
@@ -79,6 +80,7 @@ def answer_refusal(_, error: RequestError) -> Response:
 
 
 def answer_http_error(request: Request, error: HTTPException) -> Response:
+  """Answers a request to an address or with a method that there is not."""
   what = {404: 'not_found', 405: 'wrong_method'}.get(error.status_code, 'refused')
   message = (
       f'{request.method} {request.url.path}: {error.detail}. There are POST /inspect, and GET /, /bank, '
@@ -87,20 +89,20 @@ def answer_http_error(request: Request, error: HTTPException) -> Response:
 
 
 def answer_bug(_, error: Exception) -> Response:
-  """The server logs the trace."""
+  """Answers a request at which the service failed; the server logs the trace."""
   return JSONResponse({
       'error': 'internal', 'message': f'The service failed at this request ({type(error).__name__}); its log '
       'tells where. Please report it.'}, 500)
 
 
-class Edge:
-  """Around everything: counts and times requests, and ends those whose body was not read to its end.
+class RequestMiddleware:
+  """Counts and times all requests, and ends those whose body was not read to its end.
 
   A client that still sends when the connection is closed may lose the answer. So what it sends is read for a
   while and thrown away, and then the connection is closed.
   """
 
-  def __init__(self, app, *, paths: set[str], meters: Meters):
+  def __init__(self, app, *, paths: set[str], meters: ServiceMetrics):
     self._app, self._paths, self._meters = app, paths, meters
 
   async def __call__(self, scope, receive, send):

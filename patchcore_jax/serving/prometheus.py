@@ -6,7 +6,7 @@ import prometheus_client
 from prometheus_client import Counter, Gauge, Histogram
 
 
-class Meters:
+class ServiceMetrics:
   """What `/metrics` tells; a registry of its own, so that several apps fit into one process."""
 
   def __init__(self, waiting: Callable[[], int], in_flight: Callable[[], int]):

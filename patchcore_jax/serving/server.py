@@ -9,11 +9,11 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_GRACE_SECONDS = 30  # for what is being worked on when the service is told to end
+_GRACE_SECONDS = 30  # time for what is being worked on when the service is told to end
 
 
 def listen(host: str, port: int) -> socket.socket:
-  """A bound socket; port 0 takes a free one. `address` tells which.
+  """Binds a socket; port 0 takes a free one, and `address` tells which.
 
   Raises:
     OSError: the address is taken or is not one of this machine's; the message says what to do.
@@ -36,16 +36,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-  """The address as a browser takes it."""
+  """Writes the address of a socket as a browser takes it."""
   host, port = listener.getsockname()[:2]
   return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
 
 
 def make_server(app: Starlette, *, seconds: float) -> uvicorn.Server:
-  """A server of the app; `run` starts it, and setting `should_exit` ends it.
+  """Makes a server of the app; `run` starts it, and setting `should_exit` ends it.
 
   Args:
-    seconds: in which the head of a request must have come, and in which an answer must be taken.
+    seconds: time within which the head of a request must have come, and an answer must be taken.
   """
 
   class Connection(_Connection):
@@ -58,9 +58,9 @@ def make_server(app: Starlette, *, seconds: float) -> uvicorn.Server:
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
   """Serves until SIGTERM or SIGINT, then finishes what has been taken on. A second SIGINT ends at once."""
-  # What Pillow warns of in damaged files is answered; it would keep each text for ever, to warn but once.
+  # The answer says what Pillow warns of in damaged files; Python would keep each text for ever, to warn once.
   warnings.filterwarnings('ignore', module='PIL')
-  for name in ('PIL', 'python_multipart'):  # nor is there a line of the log for each
+  for name in ('PIL', 'python_multipart'):  # the log gets no line for each such file either
     logging.getLogger(name).setLevel(logging.CRITICAL)
   # uvicorn raises the signal again when it is done, for these handlers.
   before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -109,9 +109,10 @@ class _Connection(H11Protocol):
     super().connection_lost(exc)
 
   def _watch_head(self):
+    """Gives the head of the next request its time; stops the clock while a request is answered."""
     if self.cycle is not None and not self.cycle.response_complete:
       self._stop('head')
-    elif 'head' not in self._timers:  # not anew with every byte of a slow one
+    elif 'head' not in self._timers:  # a slow head does not get more time with every byte
       self._start('head')
 
   def _start(self, name):

@@ -28,16 +28,16 @@ _ROWS, _COLUMNS = 1, 2  # the axes of [b, h, w, 3]
 
 def transform_fn(
     height: int, width: int, preprocessing: Preprocessing) -> Callable[[jax.Array], jax.Array]:
-  """Resizing, padding and cropping of frames of one size.
+  """Builds a function that resizes, pads and crops frames of one size.
 
   The function has been compared with `preprocess.transform` on a frame of noise when it is returned.
 
   Args:
-    height, width: of the frames in pixels.
+    height, width: size of the frames in pixels.
     preprocessing: sizes.
 
   Returns:
-    A pure function of frames [b, height, width, 3] uint8 -> images [b, h, w, 3] uint8.
+    A pure function: frames [b, height, width, 3] uint8 -> images [b, h, w, 3] uint8.
 
   Raises:
     ValueError: what `preprocess.geometry_of` raises, or a Pillow that computes in another way.
@@ -50,7 +50,7 @@ def transform_fn(
     raise ValueError(f'Frames of {width} x {height} pixels: expected positive sizes.')
   geometry = preprocess.geometry_of(height, width, preprocessing)
   resized = geometry.resized
-  # Of the resized frame, the row of each row of the result, and the column of each column. Padding repeats
+  # Which row of the resized frame each row of the result is, and which column each column. Padding repeats
   # the edge.
   rows, columns = (
       np.clip(np.arange(n) + first - before, 0, limit - 1)
@@ -69,7 +69,7 @@ def transform_fn(
 
 
 def _step(old, new, wanted):
-  """(sources [n, t], weights [n, t] or None): what the pixels `wanted` of the new size are made of."""
+  """Finds what the new pixels `wanted` are made of along an axis: sources [n, t], weights [n, t] or None."""
   if old == new:
     return wanted[:, None], None
   sources, weights = _weights(old, new)
@@ -77,7 +77,7 @@ def _step(old, new, wanted):
 
 
 def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-  """The triangle filter of each new pixel: positions [new, t] of old pixels and their weights in 2^-22."""
+  """Computes each new pixel's triangle filter: positions [new, t] of old pixels, their weights in 2^-22."""
   scale = old / new
   reach = max(scale, 1.0)
   begins, filters = [], []
@@ -94,7 +94,7 @@ def _weights(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _transform(frames, *, steps):
-  """One axis after the other; first of all, what no wanted pixel is made of is cut off."""
+  """Resizes along one axis after the other, after cutting off what no wanted pixel is made of."""
   for axis, sources, _ in steps:
     frames = lax.slice_in_dim(frames, int(sources.min()), int(sources.max()) + 1, axis=axis)
   for axis, sources, weights in steps:

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import camera, preprocess
+from patchcore_jax.data import camera_frames, preprocess
 from patchcore_jax.data.preprocess import Preprocessing
 
 
@@ -27,7 +27,7 @@ class TestTransformFn:
     images = np.random.default_rng(1).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     images[1] = np.where(images[1] > 127, 255, 0)  # the most that sums can reach
     want = [np.asarray(preprocess.transform(Image.fromarray(image), preprocessing)) for image in images]
-    got = jax.jit(camera.transform_fn(height, width, preprocessing))(images)
+    got = jax.jit(camera_frames.transform_fn(height, width, preprocessing))(images)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, want)
 
@@ -36,10 +36,10 @@ class TestTransformFn:
     monkeypatch.setattr(
         preprocess, 'transform', lambda *arguments: transform(*arguments).point(lambda value: value ^ 1))
     with pytest.raises(ValueError, match='resizes 20 x 30 pixels to 10 x 15 in a way that is not known'):
-      camera.transform_fn(30, 20, Preprocessing(resize=(10,), crop=()))
+      camera_frames.transform_fn(30, 20, Preprocessing(resize=(10,), crop=()))
 
   def test_errors(self):
     with pytest.raises(ValueError, match='smaller than the crop of 224 x 224'):
-      camera.transform_fn(100, 100, Preprocessing(resize=()))
+      camera_frames.transform_fn(100, 100, Preprocessing(resize=()))
     with pytest.raises(ValueError, match='positive'):
-      camera.transform_fn(0, 100, Preprocessing())
+      camera_frames.transform_fn(0, 100, Preprocessing())

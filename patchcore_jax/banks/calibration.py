@@ -1,6 +1,6 @@
 """Thresholds from good images alone, with a finite-sample guarantee (conformal prediction).
 
-n good images that the bank has not seen have scores s_1 <= ... <= s_n. If a new good image is exchangeable
+n good images that the model has not seen have scores s_1 <= ... <= s_n. If a new good image is exchangeable
 with them, its score is equally likely to take any of the n + 1 places among theirs, so it exceeds s_k with
 a probability of at most 1 - k / (n + 1), whatever the distribution of the scores (Vovk, Gammerman and
 Shafer, "Algorithmic Learning in a Random World", 2005; for anomaly detection: Laxhammar and Falkman, 2010).
@@ -8,7 +8,7 @@ Shafer, "Algorithmic Learning in a Random World", 2005; for anomaly detection: L
 calibration together.
 
 With images held out of the bank that is exact. With cross-fitted scores of the training images themselves
-(`detectors.patchcore.fit_and_cross_score`), each is scored against a bank of the others: somewhat smaller
+(`Detector.fit_and_cross_score`), each is scored against a bank of the others: somewhat smaller
 than the one in use, and a smaller bank gives larger scores, which errs towards fewer alarms. Without that,
 what is proven of the like scheme for regression is about twice the rate (Barber, Candes, Ramdas and
 Tibshirani, "Predictive inference with the jackknife+", 2021).
@@ -20,12 +20,13 @@ A bank may be made on one kind of device and used on another that rounds otherwi
 images are off there, thresholds are larger: the allowances.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from patchcore_jax.banks.model import Calibration
 
 # Robust standard deviations above the median of the logarithm of the scores. With eight defective images
 # among 213 good ones of a transistor this named five, and no good one.
@@ -35,53 +36,25 @@ _TINY = 1e-30  # in place of 0, which has no logarithm
 _MUCH = 0.1
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-  """Scores of good images that a bank had not seen, and the thresholds that follow.
+def allows_much(found: Calibration) -> bool:
+  """Tells whether the allowance takes over a tenth of the way from a usual good image to the threshold.
 
-  Attributes:
-    false_alarm_rate: of good images, asked for.
-    guaranteed_rate: at most this share of good images alarms; larger than what was asked for where there are
-      too few images.
-    image_scores: one for each image.
-    map_maxima: the largest value of each image's anomaly map.
-    image_threshold: an image whose score reaches it alarms.
-    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as alarm.
-    method: how the scores came about: 'cross' or 'held out'.
-    image_allowance, pixel_allowance: how far a good image's score, and the largest value of its map, may be
-      off on another kind of device. The thresholds have them in; the scores are as they were made.
+  A defect that a threshold without it would just have found is then lost too often for comfort.
   """
-
-  false_alarm_rate: float
-  guaranteed_rate: float
-  image_scores: tuple[float, ...]
-  map_maxima: tuple[float, ...]
-  image_threshold: float
-  pixel_threshold: float
-  method: str
-  image_allowance: float = 0.0
-  pixel_allowance: float = 0.0
-
-  @property
-  def allows_much(self) -> bool:
-    """Whether the allowance takes more than a tenth of the room between a usual good image and the threshold.
-
-    A defect that a threshold without it would just have found is then lost too often for comfort.
-    """
-    room = self.image_threshold - self.image_allowance - float(np.median(self.image_scores))
-    return self.image_allowance > _MUCH * max(room, 0)
+  room = found.image_threshold - found.image_allowance - float(np.median(found.image_scores))
+  return found.image_allowance > _MUCH * max(room, 0)
 
 
 def calibrate(
-    image_scores: Sequence[float], map_maxima: Sequence[float], *, false_alarm_rate: float,
+    image_scores: Sequence[float], map_maxima: Sequence[float] | None, *, false_alarm_rate: float,
     method: str = 'held out', allowances: tuple[float, float] = (0.0, 0.0)) -> Calibration:
-  """Thresholds from scores of good images.
+  """Computes thresholds from scores of good images.
 
   Args:
-    image_scores, map_maxima: [n], see `Calibration`.
+    image_scores, map_maxima: [n], see `Calibration`; no maxima (None or ()) where the method has no maps.
     false_alarm_rate: in (0, 1).
-    method: for the record.
-    allowances: for images and pixels, see `Calibration`; `inspection.score_differences` measures them.
+    method: how the scores came about, for the record.
+    allowances: for images and pixels, see `Calibration`; `inspection.differences` measures them.
 
   Raises:
     ValueError: no images, scores that are not finite, lengths that differ, or a rate out of range.
@@ -90,30 +63,21 @@ def calibrate(
   >>> round(found.image_threshold, 5), round(found.pixel_threshold, 5)
   (3.25, 7.5)
   """
-  if len(image_scores) != len(map_maxima):
+  map_maxima = tuple(() if map_maxima is None else map(float, map_maxima))
+  if map_maxima and len(image_scores) != len(map_maxima):
     raise ValueError(f'Got {len(image_scores)} image scores and {len(map_maxima)} maxima of maps.')
   image_threshold, rate = threshold(image_scores, false_alarm_rate)
-  pixel_threshold, _ = threshold(map_maxima, false_alarm_rate)
+  pixel_threshold = threshold(map_maxima, false_alarm_rate)[0] + allowances[1] if map_maxima else None
   return Calibration(
-      float(false_alarm_rate), rate, tuple(map(float, image_scores)), tuple(map(float, map_maxima)),
-      image_threshold + allowances[0], pixel_threshold + allowances[1], method, *map(float, allowances))
-
-
-def to_json(calibration: Calibration) -> dict[str, Any]:
-  """For a bank's description."""
-  return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(calibration).items()}
-
-
-def from_json(values: Mapping[str, Any]) -> Calibration:
-  """What `to_json` made."""
-  return Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+      float(false_alarm_rate), rate, tuple(map(float, image_scores)), map_maxima,
+      image_threshold + allowances[0], pixel_threshold, method, *map(float, allowances))
 
 
 def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, float]:
-  """The smallest threshold that n good images can vouch for.
+  """Finds the smallest threshold that n good images can vouch for.
 
   Args:
-    scores: [n] of good images that the bank has not seen.
+    scores: [n] scores of good images that the model has not seen.
     false_alarm_rate: the share of new good images whose score may reach the threshold.
 
   Returns:
@@ -141,7 +105,9 @@ def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, 
 
 
 def p_value(calibration: Calibration, score: float) -> float:
-  """The share of good images, this one counted in, that score at least as high: small is suspicious.
+  """Computes the share of good images, this one counted in, that score at least as high.
+
+  A small share is suspicious.
 
   >>> p_value(calibrate([1, 2, 3, 4], [1, 1, 1, 1], false_alarm_rate=0.4), 3.5)
   0.4
@@ -151,50 +117,58 @@ def p_value(calibration: Calibration, score: float) -> float:
 
 
 def calibrated_score(calibration: Calibration, score: float) -> float:
-  """A score between 0 and 1 that does not depend on the bank's units, and rises with `score`.
+  """Converts a score to one between 0 and 1 that does not depend on the bank's units, and rises with it.
 
   It is 0.5 at the threshold and 0.1 for the median good image; 0.9 lies as far above the threshold as that
-  lies below, on a logarithmic scale. Like a probability it is easy to read, but it is none: `p_value` is.
+  lies below. The scale is logarithmic, or linear where the method gives good images negative scores. Like a
+  probability it is easy to read, but it is none: `p_value` is.
 
   >>> c = calibrate([1, 2, 4, 8], [1, 1, 1, 1], false_alarm_rate=0.2)
   >>> [round(calibrated_score(c, s), 3) for s in (0, 8**0.5, 8, 8 * 8**0.5)]
   [0.0, 0.1, 0.5, 0.9]
   """
-  with np.errstate(divide='ignore'):  # a score of 0 has no logarithm
-    return float(calibrated_scores(calibration, np.float64(score)))
+  return float(calibrated_scores(calibration, np.float64(score)))
 
 
 def calibrated_scores(calibration: Calibration, scores: Any, xp: Any = np) -> Any:
-  """`calibrated_score` of many, as arrays of NumPy or, with `xp=jax.numpy`, inside a compiled program.
+  """Computes `calibrated_score` of many, in NumPy or, with `xp=jax.numpy`, inside a compiled program.
 
   Args:
-    scores: any shape, 0 or more.
+    scores: any shape.
     xp: the module of the array's kind.
   """
+  if min(calibration.image_scores) < 0:  # distances are never negative; a boundary has an inside
+    reach = max(calibration.image_threshold - float(np.median(calibration.image_scores)), 1e-6)
+    distance = (scores - calibration.image_threshold) / reach
+    return 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100)))
   threshold = max(calibration.image_threshold, _TINY)
   middle = float(np.median(np.log(np.maximum(calibration.image_scores, _TINY))))
-  reach = max(math.log(threshold) - middle, 1e-6)  # of images that all score the same
+  reach = max(math.log(threshold) - middle, 1e-6)  # it is 0 where all score the same
   # log(score / threshold), precise near the threshold in float32 too.
-  distance = xp.log1p((scores - threshold) / threshold) / reach
-  return xp.where(scores > 0, 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100))), 0)
+  positive = scores > 0  # others have no logarithm
+  distance = xp.log1p((xp.where(positive, scores, threshold) - threshold) / threshold) / reach
+  return xp.where(positive, 1 / (1 + xp.power(9.0, -xp.clip(distance, -100, 100))), 0)
 
 
 def suspicious(scores: Sequence[float]) -> list[int]:
-  """Positions of images that look unlike the others, most so first: perhaps they are not good.
+  """Lists positions of images that look unlike the others, most so first: perhaps they are not good.
 
-  Those whose score lies 4.5 standard deviations above the median on a logarithmic scale, the deviation taken
-  from the median absolute one, which outliers hardly move. With fewer than 8 images there are none.
+  Their scores lie 4.5 standard deviations above the median, the deviation taken from the median absolute
+  one, which outliers hardly move. The scale is that of `calibrated_score`. With fewer than 8 images there
+  are none.
 
   Args:
-    scores: [n], cross-fitted: an image that is in the bank itself would hide.
+    scores: [n], cross-fitted: an image that is in the model itself would hide.
 
   >>> suspicious([1.0, 1.1, 0.9, 1.2, 1.0, 0.8, 1.1, 30.0, 1.0, 9.0])
   [7, 9]
   """
   if len(scores) < _LEAST:
     return []
-  logs = np.log(np.maximum(np.asarray(scores, np.float64), _TINY))
-  middle = np.median(logs)
-  deviation = 1.4826 * np.median(np.abs(logs - middle))  # that of a normal distribution
-  order = np.argsort(-logs, kind='stable')
-  return [int(i) for i in order if logs[i] > middle + _FAR * deviation]
+  values = np.asarray(scores, np.float64)
+  if values.min() >= 0:
+    values = np.log(np.maximum(values, _TINY))
+  middle = np.median(values)
+  deviation = 1.4826 * np.median(np.abs(values - middle))  # that of a normal distribution
+  order = np.argsort(-values, kind='stable')
+  return [int(i) for i in order if values[i] > middle + _FAR * deviation]

@@ -1,9 +1,9 @@
-"""What a fit keeps in memory, and what on disk: arithmetic, before the long work begins."""
+"""Plans what a fit keeps in memory, and what on disk, before the long work begins."""
 
 import dataclasses
 import itertools
 
-# Of the selection, for each patch: its distance, age and place in the order, and passes over them.
+# What the selection keeps for each patch: its distance, age and place in the order, and passes over them.
 _STATE_BYTES = 40
 # Embeddings and points that a projection handles at once.
 _BLOCK = 65536
@@ -17,13 +17,13 @@ class FitPlan:
   """Where the arrays of a fit lie. It has no influence on the result.
 
   Attributes:
-    num_patches, num_selected: of all images, and of the bank.
-    embeddings_on_disk: else in memory.
-    points_on_disk: the projected points; else in memory, or on the devices.
-    stream: the points stay on the host, and travel to one device when they are compared.
+    num_patches, num_selected: numbers of patches, of all images and of the bank.
+    embeddings_on_disk: whether the embeddings lie on disk; else in memory.
+    points_on_disk: whether the projected points do; else they lie in memory, or on the devices.
+    stream: whether the points stay on the host, and travel to one device when they are compared.
     memory_bytes: the most that the process will take on the host, about.
-    disk_bytes: in the scratch folder, until the bank is made.
-    embeddings_on_device: they stay where the network made them; else they go to the host.
+    disk_bytes: what lies in the scratch folder, until the bank is made.
+    embeddings_on_device: whether the embeddings stay where the network made them; else they go to the host.
     device_bytes: what each device takes, about, where devices have a memory of their own.
   """
 
@@ -38,7 +38,7 @@ class FitPlan:
   device_bytes: int = 0
 
   def __str__(self) -> str:
-    """One line for the user.
+    """Writes the plan as one line for the user.
 
     >>> print(FitPlan(5_488_000, 54_880, True, False, True, 4_700_000_000, 22_478_848_000))
     54880 of 5488000 patches; about 4.7 GB of memory, 22.5 GB of disk for a time
@@ -63,17 +63,17 @@ def plan(
     folds: bool = False,
     may_stream: bool = True,
 ) -> FitPlan:
-  """Of all ways to fit, the fastest that keeps within the memory.
+  """Chooses the fastest of all ways to fit that keep within the memory.
 
   Args:
-    num_patches, num_selected: of all images, and of the bank.
+    num_patches, num_selected: numbers of patches, of all images and of the bank.
     dim, projection_dim: values of an embedding and of a projected point.
     memory_gb: the most that the process may take on the host, in 10^9 bytes.
     base_bytes: what it takes already.
     batch_bytes: what embedding a batch takes on all devices together.
     device_bytes: memory of each device; None where it is the host's.
-    num_devices: over which points are split unless they are streamed. Embeddings stay on a device only where
-      there is one.
+    num_devices: devices over which points are split unless they are streamed. Embeddings stay on a device
+      only where there is one.
     folds: whether parts of the points are selected from too, while the whole is kept.
     may_stream: whether the points may stay on the host.
 

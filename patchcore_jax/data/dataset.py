@@ -1,0 +1,116 @@
+"""Images to fit on or to score, read as often as wanted from files or from an array."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from patchcore_jax.data import pipeline
+from patchcore_jax.data.folder import Example
+from patchcore_jax.data.pipeline import Batch
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.settings import Preprocessing
+
+Augment = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class FileData:
+  """Image files, decoded and preprocessed whenever they are asked for.
+
+  Attributes:
+    examples: what to read.
+    preprocessing: sizes.
+    batch_size: images per batch, a multiple of the number of local devices.
+    num_workers, on_error: see `pipeline.batches`.
+    with_masks: also reads masks.
+  """
+
+  examples: Sequence[Example]
+  preprocessing: Preprocessing
+  batch_size: int
+  num_workers: int = 0
+  with_masks: bool = False
+  on_error: Callable[[ImageError], None] | None = None
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
+    """Yields the images in batches, as `detectors.base.Data` describes.
+
+    Raises:
+      ImageError: a file cannot be used and `on_error` is None.
+      ValueError: images of different sizes after preprocessing.
+    """
+    order = _order(len(self), shuffle)
+    batches = pipeline.batches(
+        [self.examples[i] for i in order], self.preprocessing, batch_size=self.batch_size,
+        num_workers=self.num_workers, with_masks=self.with_masks, on_error=self.on_error)
+    return (_changed(batch, order, shuffle, augment) for batch in batches)
+
+  def part(self, positions: Sequence[int]) -> 'FileData':
+    """Returns the data of the examples at `positions`."""
+    return dataclasses.replace(self, examples=[self.examples[i] for i in positions])
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayData:
+  """Images that are at hand, of one size.
+
+  Attributes:
+    images: [n, h, w, 3] uint8 RGB, as the network is to see them.
+    batch_size: images per batch, a multiple of the number of local devices.
+    names: [n] names of the images; () for none.
+
+  >>> data = ArrayData(np.zeros((3, 8, 8, 3), np.uint8), batch_size=2)
+  >>> [batch.index.tolist() for batch in data.batches()]
+  [[0, 1], [2, -1]]
+  """
+
+  images: np.ndarray
+  batch_size: int = 32
+  names: Sequence[str] = ()
+  preprocessing = None
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  @property
+  def examples(self) -> list[Example]:
+    """An example for each image, which names no file where the image has no name."""
+    return [Example(name, (), 0, '', 'good') for name in self.names or [''] * len(self)]
+
+  def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
+    """Yields the images in batches, as `detectors.base.Data` describes."""
+    order = _order(len(self), shuffle)
+    for begin in range(0, len(order), self.batch_size):
+      index = np.full(self.batch_size, -1, np.int32)
+      part = order[begin:begin + self.batch_size]
+      index[:len(part)] = np.arange(begin, begin + len(part))
+      images = np.zeros((self.batch_size, *self.images.shape[1:]), np.uint8)
+      images[:len(part)] = self.images[part]
+      yield _changed(Batch(images, None, index), order, shuffle, augment)
+
+  def part(self, positions: Sequence[int]) -> 'ArrayData':
+    """Returns the data of the images at `positions`."""
+    positions = np.asarray(positions, int)
+    return dataclasses.replace(
+        self, images=self.images[positions], names=[self.names[i] for i in positions] if self.names else ())
+
+
+def _order(n: int, shuffle: int | None) -> np.ndarray:
+  """Lists the positions of n examples in the order in which they come."""
+  return np.arange(n) if shuffle is None else np.random.default_rng(shuffle).permutation(n)
+
+
+def _changed(batch: Batch, order, shuffle, augment) -> Batch:
+  """Augments a batch, and gives its images the positions that they have among the examples."""
+  index = np.where(batch.valid, order[batch.index], -1).astype(np.int32)
+  if augment is None:
+    return batch._replace(index=index)
+  # The generator depends on the seed and the image alone: another batch size gives the same images.
+  images = [
+      augment(np.random.default_rng([shuffle or 0, i]), image) if i >= 0 else image
+      for i, image in zip(index, batch.image, strict=True)]
+  return batch._replace(image=np.stack(images), index=index)

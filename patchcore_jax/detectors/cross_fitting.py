@@ -1,0 +1,94 @@
+"""Scores of training images by models of the others, with a fit for each part of them.
+
+This serves methods that know no shorter way.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks.model import Model
+from patchcore_jax.detectors import streaming
+from patchcore_jax.detectors.base import CrossScores, Data, Detector, Run, Statistics
+from patchcore_jax.settings import SearchSpec
+
+
+def fit_and_cross_score(
+    detector: Detector, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int,
+    search: SearchSpec) -> tuple[Model, CrossScores]:
+  """Fits, and scores each part of the images by a model of the others (`Detector.fit_and_cross_score`)."""
+  noting = _Noting(data)
+  model = detector.fit(noting, backbones, run)
+  read = sorted(noting.read)
+  if len(read) < 2:
+    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  folds = min(folds, len(read))
+  fold_of = np.random.default_rng(run.seed).permutation(np.arange(len(read)) % folds)
+  image, maxima = np.zeros(len(read), np.float32), None
+  for fold in range(folds):
+    scored = np.flatnonzero(fold_of == fold)
+    others = [read[i] for i in np.flatnonzero(fold_of != fold)]
+    part = detector.fit(data.part(others), backbones, _quiet(run))
+    found = score_maxima(detector, part, data.part([read[i] for i in scored]), backbones, search)
+    image[scored] = found.image
+    if found.map_maxima is not None:
+      maxima = np.zeros(len(read), np.float32) if maxima is None else maxima
+      maxima[scored] = found.map_maxima
+    run.progress('calibrate', int((fold_of <= fold).sum()), len(read))
+  return model, CrossScores(image, maxima)
+
+
+def score_maxima(
+    detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
+) -> CrossScores:
+  """Scores images that the model has not seen, and keeps the largest value of each map."""
+  score_fn = streaming.with_maxima(detector.score_fn(model, backbones, search=search))
+  found = [scores for _, scores in streaming.predict(
+      score_fn, data.batches(), image_size=model.description.image_size)]
+  if not found:
+    return CrossScores(np.zeros(0, np.float32), None)
+  image, maxima = zip(*found, strict=True)
+  return CrossScores(np.concatenate(image), None if maxima[0] is None else np.concatenate(maxima))
+
+
+def statistics(
+    detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], run: Run, *,
+    search: SearchSpec) -> Statistics:
+  """Measures the scores of each half of the images by a model of the other (`Detector.statistics`).
+
+  Mean and deviation are those of the maps' values, or of the image scores where there are no maps.
+  """
+  read = list(range(len(data.examples)))
+  if model.description.num_skipped:  # only images in files can be skipped
+    files = set(model.description.images)
+    read = [i for i in read if data.examples[i].image_path in files]
+  values = []
+  for half in range(2):
+    part = detector.fit(data.part(read[1 - half::2]), backbones, _quiet(run))
+    score_fn = detector.score_fn(part, backbones, search=search)
+    for _, scores in streaming.predict(score_fn, data.part(read[half::2]).batches()):
+      values.append(np.ravel(scores.image if scores.map is None else scores.map))
+  joined = np.concatenate(values).astype(np.float64)
+  return Statistics(float(joined.mean()), float(joined.std()))
+
+
+def _quiet(run: Run) -> Run:
+  """Makes the `Run` of a fit on the way, which tells nobody and leaves nothing."""
+  return Run(seed=run.seed, memory_gb=run.memory_gb, scratch=run.scratch)
+
+
+class _Noting:
+  """Data that notes which of its images could be read."""
+
+  def __init__(self, data: Data):
+    self._data, self.read = data, set()
+    self.examples, self.preprocessing = data.examples, data.preprocessing
+
+  def batches(self, **arguments):
+    for batch in self._data.batches(**arguments):
+      self.read |= set(batch.index[batch.valid].tolist())
+      yield batch
+
+  def part(self, positions):
+    return self._data.part(positions)

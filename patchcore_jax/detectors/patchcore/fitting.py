@@ -1,0 +1,331 @@
+"""Makes a bank of good images, within the memory that there is."""
+
+import dataclasses
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from patchcore_jax import disk_arrays, parallel, processes
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks.model import Model
+from patchcore_jax.banks.provenance import Recorder
+from patchcore_jax.detectors import streaming
+from patchcore_jax.detectors.base import Data, Run
+from patchcore_jax.detectors.patchcore import fit_plan
+from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
+from patchcore_jax.detectors.patchcore.scores import embed_fn_of
+from patchcore_jax.detectors.settings import PatchCore
+from patchcore_jax.search import coreset, k_center, neighbors
+from patchcore_jax.settings import EmbeddingSpec
+
+
+def embed(
+    backbone: Backbone, data: Data, *, embedding: EmbeddingSpec, run: Run | None = None,
+) -> tuple[np.ndarray, Recorder]:
+  """Embeds the patches of all images, in host memory.
+
+  Args:
+    backbone: frozen network.
+    data: images of one size.
+    embedding: how patches are embedded.
+    run: its progress is called with ('embed', done, number of images), and it says whether pictures are kept.
+
+  Returns:
+    [n, rows, columns, d] float32 in the order of the images, and which of them could be read.
+
+  Raises:
+    ValueError: no images.
+  """
+  run = run or Run()
+  read = Recorder(data.batches(), run.keep_images)
+  first, batches = streaming.first_of(read)
+  embeddings = np.empty((len(data.examples), *_shape(backbone, first, embedding)), np.float32)
+  return embeddings[:_embed_into(embeddings, backbone, batches, embedding, run.progress)], read
+
+
+def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
+  """Embeds good images and selects a memory bank (`Detector.fit`).
+
+  Where several processes fit together, each embeds its part of the images, and gets the bank of all;
+  embeddings stay where they are made, and the selection runs over all devices. Arrays for which
+  `run.memory_gb` is not enough lie in files without a name in `run.scratch`, which vanish with the process.
+  The stages of the progress are 'embed', 'project' and 'coreset'; `run.notify` is told the plan of the memory
+  before the long work.
+
+  Returns:
+    A model of the arrays
+      embeddings [m, d] float32, in order of selection, so every prefix is the bank of a smaller ratio;
+      indices [m] int32, where each patch comes from: (image * rows + row) * columns + column over the
+        training images in their order.
+
+  Raises:
+    ValueError: no images, a ratio that keeps no patch, too little memory for any way to fit, or method
+      'kmeans' for several processes.
+    OSError: too little disk.
+  """
+  return fit_and_use(detector, data, backbones, run)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """The patches of a fit, while it lasts.
+
+  Attributes:
+    embeddings: [n, rows, columns, d] of this process's images.
+    points: the same as [n * rows * columns, d].
+    counts: [p] numbers of points of each process, which are together one fit; p is 1 for one alone.
+    images: [p] numbers of images of each process.
+    project: makes the points in which 'greedy' selects.
+    plan: where the arrays lie.
+    image_size: (height, width).
+    batch_size: images that pass through the network at once.
+  """
+
+  embeddings: Any
+  points: Any
+  counts: np.ndarray
+  images: np.ndarray
+  project: Callable[[], Any]
+  plan: FitPlan
+  image_size: tuple[int, int]
+  batch_size: int
+
+
+def fit_and_use(
+    detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int = 0,
+    use: Callable[[Fit], Any] | None = None) -> tuple[Model, Any]:
+  """Fits a model, and returns it with what `use` makes of the patches while they are there, or None.
+
+  Args:
+    folds: parts of the images from which `use` selects, one after another; the plan allows for them.
+  """
+  (backbone,), embedding, joint = backbones, detector.embedding, run.several_processes
+  part = processes.part(len(data.examples)) if joint else slice(0, len(data.examples))
+  own = data.part(range(part.start, part.stop)) if joint else data
+  read = Recorder(own.batches(), run.keep_images)
+  first, batches = streaming.first_of(read)
+  *grid, dim = _shape(backbone, first, embedding)
+  patches, num_images = math.prod(grid), len(own.examples)
+  plan = _plan(
+      backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
+  run.notify(str(plan))
+  allocate = functools.partial(disk_arrays.allocate, folder=run.scratch or tempfile.gettempdir())
+  if plan.embeddings_on_device:
+    embeddings, num_images = _embed_on_device(
+        (num_images, *grid, dim), backbone, batches, embedding, run.progress)
+    points = embeddings.points
+  else:
+    embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
+    num_images = _embed_into(embeddings, backbone, batches, embedding, run.progress)
+    points = disk_arrays.view(embeddings, (num_images * patches, dim))
+  images = counts(num_images, joint)
+  points_dim = _projection_dim(detector.coreset, patches * images)
+  project = functools.partial(
+      _project, points, points_dim, detector.coreset, plan, allocate, run.seed, run.progress)
+  if use and detector.coreset.method == 'greedy':
+    project = functools.partial(given, project())  # the folds select in the same points
+  fitted = Fit(
+      embeddings, points, patches * images, images, project, plan, first.image.shape[1:3], len(first.image))
+  rows, indices = select(detector, fitted, run.seed, run.progress)
+  model = streaming.made(
+      detector, backbones, {'embeddings': rows, 'indices': indices}, data, read, run,
+      image_size=fitted.image_size, grid=tuple(grid), first=part.start if joint else None)
+  return model, use(fitted) if use else None
+
+
+def _shape(backbone, batch, embedding):
+  """Computes the shape [rows, columns, d] of an image's embeddings."""
+  return jax.eval_shape(embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Some rows of an array, which `disk_arrays.read_rows` reads when they are asked for."""
+
+  array: Any
+  rows: np.ndarray
+  ndim = 2
+
+  @property
+  def shape(self):
+    return len(self.rows), *self.array.shape[1:]
+
+  @property
+  def dtype(self):
+    return self.array.dtype
+
+  def __len__(self):
+    return len(self.rows)
+
+  def __getitem__(self, key):
+    return disk_arrays.read_rows(self.array, self.rows[key])
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnDevice:
+  """Embeddings of images that stay on the device, in the order of `points` [n * rows * columns, d]."""
+
+  points: jax.Array
+  grid: tuple[int, int]
+
+  def __len__(self):
+    return len(self.points) // math.prod(self.grid)
+
+  def __getitem__(self, images):
+    return _images_of(self.points, images, self.grid)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _images_of(points, images, grid):
+  """Picks the embeddings [b, rows, columns, d] of some images out of the points of all."""
+  return points.reshape(-1, *grid, points.shape[1])[images]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_images(points, values, images):
+  """Puts embeddings [b, rows, columns, d] in the places of their images in `points`.
+
+  Those whose place is beyond the end are padding, and are dropped.
+  """
+  b, *_, dim = values.shape
+  values = values.reshape(b, -1, dim)
+  return points.reshape(-1, *values.shape[1:]).at[images].set(values, mode='drop').reshape(points.shape)
+
+
+def _embed_into(embeddings, backbone, batches, embedding, progress):
+  """Fills `embeddings` [n, rows, columns, d], and counts the images that there were."""
+  done = 0
+  for batch, values in streaming.stream(
+      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches):
+    valid = values[batch.valid]
+    embeddings[done:done + len(valid)] = valid
+    done += len(valid)
+    progress('embed', done, len(embeddings))
+  if not done:
+    raise ValueError(streaming.NO_IMAGES)
+  return done
+
+
+def _embed_on_device(shape, backbone, batches, embedding, progress):
+  """Embeds up to n images on the device, as `shape` [n, rows, columns, d] says, and counts them."""
+  n, *grid, dim = shape
+  points, done = jnp.zeros((n * math.prod(grid), dim), jnp.float32), 0
+  for batch, values in streaming.stream(
+      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches, to_host=False):
+    place = np.where(batch.valid, done + np.cumsum(batch.valid) - 1, n).astype(np.int32)
+    points = _put_images(points, values, place)
+    done += int(batch.valid.sum())
+    progress('embed', done, n)
+  if not done:
+    raise ValueError(streaming.NO_IMAGES)
+  if done < n:
+    points = points[:done * math.prod(grid)]
+  return _OnDevice(points, tuple(grid)), done
+
+
+def counts(n: int, joint: bool) -> np.ndarray:
+  """Gathers the number of things of each process of a joint fit: [p]; p is 1 if the fit is not joint."""
+  return processes.counts(n) if joint else np.array([n])
+
+
+def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
+  """Plans the memory of a fit for this process: at most `num_patches.max()` patches, and the whole bank."""
+  device = jax.local_devices()[0]
+  memory = device.memory_stats() if device.platform != 'cpu' else None
+  batch_bytes = parallel.working_bytes(
+      embed_fn_of(backbone, detector.embedding), parallel.replicate(backbone.variables), batch.image)
+  return fit_plan.plan(
+      int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), detector.ratio), dim,
+      _projection_dim(detector.coreset, num_patches), memory_gb=memory_gb,
+      base_bytes=disk_arrays.resident_bytes(), batch_bytes=batch_bytes,
+      device_bytes=memory.get('bytes_limit') if memory else None, num_devices=jax.local_device_count(),
+      folds=folds, may_stream=len(num_patches) == 1)
+
+
+def _projection_dim(spec, counts):
+  """Computes the dimensions in which the selection of all points runs."""
+  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(int(counts.sum()))
+
+
+def given(value: Any) -> Any:
+  """Returns its argument; for `functools.partial` in the place of a function that makes it."""
+  return value
+
+
+def select(
+    detector: PatchCore, fit: Fit, seed: int, progress: Callable[[str, int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Selects the bank from the points of all processes.
+
+  `fit.project` is called for 'greedy' only: unless its caller keeps the points that it makes, they are gone
+  before the embeddings are read.
+
+  Returns:
+    (embeddings [m, d], indices [m] int32) of the bank.
+  """
+  n, method = int(fit.counts.sum()), detector.coreset.method
+  size = coreset.coreset_size(n, detector.ratio)
+  if method == 'kmeans':
+    if len(fit.counts) > 1:
+      raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
+    return _cluster_centers(fit.points, size, seed)
+  if method == 'greedy':
+    indices = _greedy(fit.project(), fit.counts, size, detector.coreset, fit.plan, seed, progress)
+  elif method == 'random':
+    indices = np.asarray(jax.random.permutation(jax.random.key(seed), n)[:size])
+  else:
+    indices = np.arange(n)
+  indices = indices.astype(np.int32)
+  return processes.gather_rows(fit.points, fit.counts, indices), indices
+
+
+def _cluster_centers(points, size, seed):
+  """Computes centres of clusters, and finds for each the nearest of the points that were seen last."""
+  from sklearn.cluster import MiniBatchKMeans  # a second to import, for one method
+
+  clusters = MiniBatchKMeans(
+      size, init='random', n_init=1, batch_size=max(4096, 2 * size), random_state=seed,
+      compute_labels=False)
+  order = np.random.default_rng(seed).permutation(len(points))
+  parts = np.array_split(order, max(1, len(order) // max(4096, 2 * size)))
+  for part in parts:
+    clusters.partial_fit(disk_arrays.read_rows(points, part))
+  centers = clusters.cluster_centers_.astype(np.float32)
+  nearest = neighbors.nearest_neighbors(centers, disk_arrays.read_rows(points, parts[-1]))[1][:, 0]
+  return centers, parts[-1][np.asarray(nearest)].astype(np.int32)
+
+
+def _project(points, dim, spec, plan, allocate, seed, progress):
+  """Makes the points in which the selection runs, on the host if the plan says so."""
+  key, _ = jax.random.split(jax.random.key(seed))
+  return coreset.random_projection(
+      points, dim, key=key, kind=spec.projection,
+      progress=functools.partial(progress, 'project'),
+      out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.stream else None)
+
+
+def _greedy(projected, counts, size, spec, plan, seed, progress):
+  """Selects greedily from the projected points of all processes, on all devices unless it streams."""
+  n = int(counts.sum())
+  _, key = jax.random.split(jax.random.key(seed))
+  num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)
+  start = np.asarray(jax.random.choice(key, n, (num_start,), replace=False))
+  select = functools.partial(
+      coreset.greedy_k_center, select_start=spec.start == 'point', stream=plan.stream,
+      progress=functools.partial(progress, 'coreset') if progress else None)
+  if len(counts) > 1:
+    mesh = processes.mesh(k_center.AXIS)
+    pieces, valid = processes.spread(np.asarray(projected), mesh)
+    picks = select(pieces, size, start=np.flatnonzero(valid)[start], mesh=mesh, valid=valid)
+    return np.cumsum(valid)[picks] - 1  # as if there were no padding
+  devices = jax.local_devices()
+  split = len(devices) > 1 and not plan.stream
+  return select(
+      projected, size, start=start, mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None)

@@ -1,0 +1,166 @@
+"""Scores images against a bank, by one pure function from pixels to scores and maps."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from patchcore_jax import parallel, scoring
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks.model import Model
+from patchcore_jax.detectors import streaming
+from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
+from patchcore_jax.detectors.settings import PatchCore
+from patchcore_jax.embedding import patch_embeddings
+from patchcore_jax.search import coreset, neighbors, search_bank
+from patchcore_jax.settings import EmbeddingSpec, SearchSpec
+
+
+def score_fn(
+    detector: PatchCore, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
+) -> ScoreFn:
+  """Makes the score function (`Detector.score_fn`).
+
+  Its parameters are the network's variables and the bank, made ready for the search.
+
+  Raises:
+    ValueError: more neighbours than patches.
+  """
+  several = _score_fn(detector, model, backbones, (len(model.arrays['embeddings']),), search, program)
+  return ScoreFn(only(several.fn), several.parameters, several.sharded)
+
+
+def score_fn_at(
+    detector: PatchCore, model: Model, backbones: Sequence[Backbone], ratios: Sequence[float], *,
+    search: SearchSpec | None = None) -> ScoreFn:
+  """Makes the function that scores images at several coreset ratios in one pass.
+
+  A bank is in the order of its selection, so its first rows are the bank of a smaller ratio: all of them
+  together cost what the largest alone costs.
+
+  Args:
+    detector, model, backbones, search: see `Detector.score_fn`.
+    ratios: in any order, none larger than the model's.
+
+  Returns:
+    A `ScoreFn` whose function returns a tuple, the `Scores` of each ratio.
+
+  Raises:
+    BankError: the model was made with other settings or networks.
+    ValueError: a ratio larger than the model's, or more neighbours than patches.
+  """
+  streaming.check(detector, model, backbones)
+  sizes = tuple(bank_size(model, ratio) for ratio in ratios)
+  return _score_fn(detector, model, backbones, sizes, search or SearchSpec(), LIVE)
+
+
+def bank_size(model: Model, ratio: float) -> int:
+  """Counts the patches that the bank of a ratio holds.
+
+  Raises:
+    ValueError: a ratio larger than the bank was selected with.
+  """
+  size, held = coreset.coreset_size(model.description.num_patches, ratio), len(model.arrays['embeddings'])
+  if size > held:
+    raise ValueError(
+        f'The bank holds {held} patches, ratio {ratio} needs {size}. Fit it with a larger ratio.')
+  return size
+
+
+def at_ratio(model: Model, ratio: float) -> Model:
+  """Cuts a bank to a smaller ratio: the first rows of a greedy selection.
+
+  Raises:
+    ValueError: a ratio larger than the bank was selected with.
+  """
+  size = bank_size(model, ratio)
+  arrays = {k: model.arrays[k][:size] for k in ('embeddings', 'indices')}
+  return Model(model.arrays | arrays, model.description).with_description(
+      settings=model.description.settings | {'ratio': ratio})
+
+
+def embed_fn_of(backbone: Backbone, embedding: EmbeddingSpec) -> Callable:
+  """Makes the function (variables, images [b, h, w, 3] uint8) -> embeddings [b, rows, columns, d].
+
+  It is the same object for the same arguments, so that it is compiled once.
+  """
+  return _embed_fn(streaming.maps_of(backbone), embedding)
+
+
+@functools.lru_cache(maxsize=16)
+def _embed_fn(maps_fn, embedding):
+  """Makes the function of `embed_fn_of`, once for the same arguments."""
+
+  def embed(variables, images):
+    return patch_embeddings(maps_fn(variables, images), embedding)
+
+  return embed
+
+
+def _score_fn(detector, model, backbones, sizes, search, program):
+  """Makes the `ScoreFn` that scores against the bank's first rows, one result for each of `sizes`."""
+  (backbone,) = backbones
+  devices = jax.local_device_count()
+  sharded = search.bank == 'sharded' and devices > 1 and program == LIVE
+  fn = scores_of_embeddings(
+      embed_fn_of(backbone, detector.embedding), detector.scoring, sizes,
+      parallel.AXIS if sharded else None, program == LIVE)
+  bank = model.arrays['embeddings']
+  if program == LOOP_FREE:
+    prepared = search_bank.in_one_pass(bank)
+  else:
+    prepared = search_bank.prepare(bank, search.shortlist, num_shards=devices if sharded else None)
+  return ScoreFn(fn, (backbone.variables, prepared), (False, sharded))
+
+
+@functools.lru_cache(maxsize=16)
+def only(fn: Callable) -> Callable:
+  """Makes a function that returns a tuple with one member return the member."""
+
+  def score(parameters, images):
+    (scores,) = fn(parameters, images)
+    return scores
+
+  return score
+
+
+@functools.lru_cache(maxsize=16)
+def scores_of_embeddings(
+    embed: Callable, spec: scoring.ScoringSpec, sizes: tuple[int, ...], axis_name: str | None = None,
+    kernels: bool = True) -> Callable:
+  """Makes ((variables, bank), images) -> `Scores` for each of some numbers of leading rows.
+
+  Args:
+    embed: (variables, images) -> [b, rows, columns, d].
+    spec: how distances become scores.
+    sizes: numbers of rows.
+    axis_name, kernels: see `neighbors.nested_nearest_neighbors`.
+  """
+
+  def score(parameters, images):
+    variables, bank = parameters
+    embeddings = embed(variables, images)
+    b, rows, columns, dim = embeddings.shape
+    found = neighbors.nested_nearest_neighbors(
+        embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name,
+        kernels=kernels)
+    results = []
+    for size, (distances_sq, indices) in zip(sizes, found, strict=True):
+      patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
+      if spec.image_score == 'max':
+        image_scores = scoring.image_scores(patches)
+      else:
+        image_scores = scoring.reweighted_image_scores(
+            embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
+            indices.reshape(b, -1, spec.num_neighbors), bank, spec, size=size,
+            axis_name=axis_name, kernels=kernels)
+      worst = jnp.argmax(patches.reshape(b, -1), axis=1).astype(jnp.int32)
+      nearest = jnp.take_along_axis(
+          indices[:, 0].reshape(b, -1), worst[:, None], axis=1)[:, 0].astype(jnp.int32)
+      results.append(Scores(
+          image_scores, scoring.anomaly_maps(patches, images.shape[1:3], spec),
+          {'patch': worst, 'nearest': nearest}))
+    return tuple(results)
+
+  return score

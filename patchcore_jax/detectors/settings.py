@@ -1,0 +1,260 @@
+"""The methods of this package: a record of settings for each, and the table of all. It imports no JAX.
+
+What a method does is in the module that its record names.
+"""
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from patchcore_jax.banks.model import Model, from_json, to_json
+from patchcore_jax.detectors.base import Detector
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchCore(Detector):
+  """PatchCore (Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022).
+
+  Attributes:
+    ratio: the share of all patches that the bank keeps, in (0, 1].
+    embedding: how patches are embedded.
+    coreset: how they are selected.
+    scoring: how distances become scores.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'patchcore'
+  title: ClassVar[str] = 'PatchCore'
+  module: ClassVar[str] = 'patchcore_jax.detectors.patchcore'
+  only_scoring: ClassVar[tuple[str, ...]] = ('scoring',)
+
+  ratio: float = 0.1
+  embedding: EmbeddingSpec = EmbeddingSpec()
+  coreset: CoresetSpec = CoresetSpec()
+  scoring: ScoringSpec = ScoringSpec()
+
+  def __post_init__(self):
+    check_ratio(self.ratio)
+    if self.coreset.method == 'identity' and self.ratio != 1:
+      raise ValueError(f"coreset.method='identity' keeps all patches: expected ratio 1, got {self.ratio}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SPADE(Detector):
+  """SPADE (Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 2020).
+
+  The defaults are the paper's for MVTec AD (section 3.5). None concerns the fit, which keeps everything.
+
+  Attributes:
+    num_images: K, the training images nearest to an image, with which it is compared.
+    num_neighbors: kappa, the pixels of those images nearest to a pixel.
+    distance: 'squared', as the paper's equations 2 and 3 have it, or 'root'.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'spade'
+  title: ClassVar[str] = 'SPADE'
+  module: ClassVar[str] = 'patchcore_jax.detectors.spade'
+  only_scoring: ClassVar[tuple[str, ...]] = ('num_images', 'num_neighbors', 'distance', 'sigma')
+  host_step: ClassVar[str] = (
+      'it gathers the training images nearest to an image on the host, between two programs')
+
+  num_images: int = 50
+  num_neighbors: int = 1
+  distance: str = 'squared'
+  sigma: float = 4.0
+
+  def __post_init__(self):
+    if self.num_images < 1 or self.num_neighbors < 1:
+      raise ValueError(
+          f'spade.num_images={self.num_images}, num_neighbors={self.num_neighbors}: expected at least 1.')
+    if self.distance not in ('squared', 'root'):
+      raise ValueError(f"spade.distance={self.distance!r}: expected 'squared' or 'root'.")
+    if not 0 <= self.sigma < math.inf:
+      raise ValueError(f'spade.sigma={self.sigma}: expected 0 or more pixels.')
+
+
+@dataclasses.dataclass(frozen=True)
+class PaDiM(Detector):
+  """PaDiM (Defard et al., "PaDiM: a Patch Distribution Modeling Framework", ICPR workshops 2020).
+
+  The defaults are the paper's for WideResNet-50.
+
+  Attributes:
+    num_dims: channels chosen at random (section III-A); the paper's are 550 for WideResNet-50, 100 for
+      ResNet-18. 0 for all.
+    epsilon: added to the diagonal of every covariance (section III-B).
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    image_score: an image's score is the largest Mahalanobis distance of its positions ('position', as
+      section III-C has it) or the largest value of the blurred map ('map', as public implementations
+      have it, which is often better).
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'padim'
+  title: ClassVar[str] = 'PaDiM'
+  module: ClassVar[str] = 'patchcore_jax.detectors.padim'
+  only_scoring: ClassVar[tuple[str, ...]] = ('sigma', 'image_score')
+
+  num_dims: int = 550
+  epsilon: float = 0.01
+  sigma: float = 4.0
+  image_score: str = 'position'
+
+  def __post_init__(self):
+    if self.image_score not in ('position', 'map'):
+      raise ValueError(f"padim.image_score={self.image_score!r}: expected 'position' or 'map'.")
+    if self.num_dims < 0:
+      raise ValueError(f'padim.num_dims={self.num_dims}: expected 0 or more.')
+    if not 0 < self.epsilon < math.inf:
+      raise ValueError(f'padim.epsilon={self.epsilon}: expected more than 0.')
+    if not 0 <= self.sigma < math.inf:
+      raise ValueError(f'padim.sigma={self.sigma}: expected 0 or more pixels.')
+
+
+@dataclasses.dataclass(frozen=True)
+class MahalanobisAD(Detector):
+  """MahalanobisAD (Rippel et al., "Modeling the Distribution of Normal Data in Pre-Trained Deep Features
+  for Anomaly Detection", ICPR 2020). It scores images, and makes no maps.
+
+  Attributes:
+    shrinkage: None, as in the paper, for the share that Ledoit and Wolf (2004) estimate for each
+      level; else a share in (0, 1]. The covariance is (1 - share) S + share trace(S) / d I, where S is
+      the empirical one.
+
+  Raises:
+    ValueError: a value out of range.
+  """
+
+  name: ClassVar[str] = 'mahalanobis_ad'
+  title: ClassVar[str] = 'MahalanobisAD'
+  module: ClassVar[str] = 'patchcore_jax.detectors.mahalanobis_ad'
+
+  shrinkage: float | None = None
+
+  def __post_init__(self):
+    if self.shrinkage is not None and not 0 < self.shrinkage <= 1:
+      raise ValueError(
+          f'mahalanobis_ad.shrinkage={self.shrinkage}: expected None (Ledoit and Wolf) or '
+          '0 < shrinkage <= 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class OCSVM(Detector):
+  """A one-class SVM (Schölkopf et al., "Estimating the Support of a High-Dimensional Distribution", Neural
+  Computation 13, 2001) of pooled features, the usual plain baseline. It makes no maps.
+
+  Attributes:
+    nu: largest share of training images outside the boundary, and smallest share of support vectors
+      (the paper's nu-property), in (0, 1].
+    gamma: that of the RBF kernel exp(-gamma |x - y|^2); 0 for 1 / (dimensions * variance of all values),
+      scikit-learn's 'scale'.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'ocsvm'
+  title: ClassVar[str] = 'OCSVM'
+  module: ClassVar[str] = 'patchcore_jax.detectors.ocsvm'
+
+  nu: float = 0.1
+  gamma: float = 0.0
+
+  def __post_init__(self):
+    if not 0 < self.nu <= 1:
+      raise ValueError(f'ocsvm.nu={self.nu}: expected 0 < nu <= 1.')
+    if not 0 <= self.gamma < math.inf:
+      raise ValueError(f'ocsvm.gamma={self.gamma}: expected more than 0, or 0 to scale by the data.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Ensemble(Detector):
+  """The same method with several networks, as in tables S1 to S3 of the PatchCore paper's supplement.
+
+  Attributes:
+    member: the method.
+    ratios: for PatchCore, further coreset ratios at which it can be scored, besides its own.
+
+  Raises:
+    ValueError: a method that cannot be a member.
+  """
+
+  name: ClassVar[str] = 'ensemble'
+  title: ClassVar[str] = 'Ensemble'
+  module: ClassVar[str] = 'patchcore_jax.detectors.ensemble'
+
+  member: Detector = PatchCore()
+  ratios: tuple[float, ...] = ()
+
+  def __post_init__(self):
+    if self.member.host_step:
+      raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
+    if self.ratios and not isinstance(self.member, PatchCore):
+      raise ValueError(f'ratios={self.ratios}: {self.member.title} has no coreset. Leave them empty.')
+
+  def settings(self) -> dict[str, Any]:
+    return {
+        'member': {'detector': self.member.name, 'settings': self.member.settings()},
+        'ratios': to_json(self.ratios)}
+
+  @classmethod
+  def of_settings(cls, settings: Mapping[str, Any]) -> 'Ensemble':
+    """Makes the ensemble from what `settings` gave."""
+    member = settings['member']
+    return cls(of_settings(member['detector'], member['settings']), tuple(settings['ratios']))
+
+
+# A method is one line here: its record, or 'module:Record' of one elsewhere.
+DETECTORS: dict[str, Any] = {
+    'patchcore': PatchCore,
+    'spade': SPADE,
+    'padim': PaDiM,
+    'mahalanobis_ad': MahalanobisAD,
+    'ocsvm': OCSVM,
+    'ensemble': Ensemble,
+}
+
+
+def find(name: str) -> type[Detector]:
+  """Finds the record of a method: one of `DETECTORS`, or 'module:Record' for one of your own.
+
+  Raises:
+    ValueError: there is none.
+
+  >>> find('padim')().num_dims
+  550
+  """
+  record = DETECTORS.get(name, name if ':' in name else None)
+  if record is None:
+    raise ValueError(
+        f"detector={name!r}: expected one of {', '.join(DETECTORS)}, or 'module:Record' for one of your own.")
+  if not isinstance(record, str):
+    return record
+  module, _, attribute = record.partition(':')
+  try:
+    return getattr(importlib.import_module(module), attribute)
+  except (ModuleNotFoundError, AttributeError) as e:
+    raise ValueError(
+        f'detector={name!r}: {e}. Expected a module on PYTHONPATH, and the name of a Detector in it.') from e
+
+
+def of_settings(name: str, settings: Mapping[str, Any]) -> Detector:
+  """Makes the method with these settings, as `Detector.settings` gave them."""
+  record = find(name)
+  return record.of_settings(settings) if hasattr(record, 'of_settings') else from_json(record, settings)
+
+
+def of_model(model: Model) -> Detector:
+  """Makes the method that made a model, with its settings."""
+  return of_settings(model.description.detector, model.description.settings)

@@ -1,0 +1,117 @@
+"""The answer for one image, from the network to CSV, JSON, HTTP and the page."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from patchcore_jax.banks import calibration, provenance
+from patchcore_jax.banks.provenance import Origin
+from patchcore_jax.data import placement
+from patchcore_jax.detectors import Scores
+from patchcore_jax.inspection import regions
+from patchcore_jax.inspection.inspector import Inspector
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom exclusive
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """What was found in one image. Boxes and points are in pixels of the original file, turned upright.
+
+  What a method does not know is None: maps and places where it scores whole images only, the nearest patch
+  where it has no bank, thresholds where there are none.
+
+  Attributes:
+    image_size: (width, height) of the original.
+    score: larger is more anomalous; its unit is the model's own.
+    threshold: scores from here on are anomalous.
+    calibrated_score: 0 to 1, 0.5 at the threshold (`calibration.calibrated_score`).
+    p_value: p-value of the hypothesis that the part is good (`calibration.p_value`).
+    anomalous: whether the score reaches the threshold.
+    box: box of the most anomalous region.
+    centroid: (x, y) of that region; whole numbers are centres of pixels.
+    patch_box: box of the most anomalous patch.
+    patch: (row, column) of that patch on the grid.
+    nearest: where the patch of the bank comes from that is nearest to it.
+    nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
+    map: [h, w] float32 at the size of the network's input.
+  """
+
+  image_size: tuple[int, int]
+  score: float
+  threshold: float | None = None
+  calibrated_score: float | None = None
+  p_value: float | None = None
+  anomalous: bool | None = None
+  box: tuple[int, int, int, int] | None = None
+  centroid: tuple[float, float] | None = None
+  patch_box: tuple[int, int, int, int] | None = None
+  patch: tuple[int, int] | None = None
+  nearest: Origin | None = None
+  nearest_box: Box | None = None
+  map: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+
+  @property
+  def decision(self) -> str | None:
+    """The decision, 'anomalous' or 'good'; None without a threshold."""
+    return None if self.anomalous is None else 'anomalous' if self.anomalous else 'good'
+
+  def to_json(self) -> dict[str, Any]:
+    """Converts all but the map to what JSON has; `nearest` has the name of the training image as 'image'.
+
+    >>> Finding((640, 480), 3.5, threshold=3.0, anomalous=True, box=(1, 2, 30, 40)).to_json()['decision']
+    'anomalous'
+    """
+    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'map'}
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+    if self.nearest is not None:
+      number, name, row, column = self.nearest
+      fields['nearest'] = {'image': name or None, 'number': number, 'row': row, 'column': column}
+    return {'decision': self.decision} | fields
+
+
+def find(
+    inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
+    threshold: float | None = None) -> Finding:
+  """Makes the `Finding` of image i of a batch.
+
+  Args:
+    scores: scores of the batch, NumPy arrays.
+    original_size: (height, width) of the image before preprocessing.
+    threshold: threshold of scores, in place of the model's.
+  """
+  found, description = inspector.calibration, inspector.model.description
+  score = float(scores.image[i])
+  place = placement.placement(*original_size, inspector.preprocessing)
+  if threshold is not None and found:
+    found = dataclasses.replace(found, image_threshold=threshold)
+  if threshold is None and found:
+    threshold = found.image_threshold
+  answer = Finding(
+      original_size[::-1], score, threshold,
+      calibration.calibrated_score(found, score) if found else None,
+      calibration.p_value(found, score) if found else None,
+      None if threshold is None else score >= threshold)
+  if scores.map is not None:
+    anomaly_map = scores.map[i]
+    region = regions.most_anomalous(anomaly_map, found.pixel_threshold if found else None)
+    answer = dataclasses.replace(
+        answer, map=anomaly_map, box=placement.box_to_original(region.box, place),
+        centroid=placement.point_to_original(region.centroid, place))
+  if 'patch' in scores.evidence:
+    patch = divmod(int(scores.evidence['patch'][i]), description.grid[1])
+    answer = dataclasses.replace(
+        answer, patch=patch, patch_box=placement.box_to_original(cell(inspector, *patch), place))
+  if 'nearest' in scores.evidence:
+    origin = provenance.origin(inspector.model, int(scores.evidence['nearest'][i]))
+    answer = dataclasses.replace(
+        answer, nearest=origin, nearest_box=cell(inspector, origin.row, origin.column))
+  return answer
+
+
+def cell(inspector: Inspector, row: int, column: int) -> Box:
+  """Computes the box of a patch in pixels of the network's input."""
+  (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
+  return (column * width / columns, row * height / rows,
+          (column + 1) * width / columns, (row + 1) * height / rows)

@@ -1,0 +1,54 @@
+"""Metrics of decisions: what happens at a threshold that the labels choose."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from patchcore_jax.metrics import checks
+
+
+class F1Optimum(NamedTuple):
+  """The working point of the best F1 under the rule "score >= threshold"."""
+
+  threshold: float
+  f1: float
+  false_positives: int
+  false_negatives: int
+
+
+def f1_optimal(labels, scores) -> F1Optimum:
+  """Finds the threshold of the best F1, the lowest of them on ties.
+
+  Arguments and errors are those of `auroc`. Source: Roth et al., CVPR 2022, supplement, section C.4.
+
+  >>> f1_optimal([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+  F1Optimum(threshold=0.35, f1=0.8, false_positives=1, false_negatives=0)
+  """
+  positive, scores = checks.of_both_classes(labels, scores)
+  thresholds, found, alarms = _working_points(positive, scores)
+  # F1 = 2 TP / (TP + FP + TP + FN); thresholds descend, so the last maximum is the lowest.
+  f1 = 2 * found / (alarms + positive.sum())
+  best = f1.size - 1 - int(np.argmax(f1[::-1]))
+  return F1Optimum(
+      float(thresholds[best]), float(f1[best]), int(alarms[best] - found[best]),
+      int(positive.sum() - found[best]))
+
+
+def error_at_full_recall(labels, scores) -> float:
+  """Computes the share of images that are wrong at the highest threshold that finds every anomalous one.
+
+  Arguments, result and errors are those of `auroc`. Source: Roth et al., CVPR 2022, supplement, section B.
+
+  >>> error_at_full_recall([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+  0.25
+  """
+  positive, scores = checks.of_both_classes(labels, scores)
+  return float((scores[~positive] >= scores[positive].min()).sum() / positive.size)
+
+
+def _working_points(positive, scores):
+  """Lists the distinct scores, descending, and counts the anomalous images and all images that reach each."""
+  order = np.argsort(scores)[::-1]
+  scores = scores[order]
+  last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), scores.size - 1)
+  return scores[last], np.cumsum(positive[order])[last], last + 1

@@ -1,0 +1,362 @@
+"""Everything that can be set, with its default: records that import no JAX.
+
+Each checks its values when it is made. The sections of a config are made from these records, so a default
+stands here and nowhere else; those of the methods are in `detectors.settings`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """Geometry of the preprocessing; every size is (height, width) in pixels.
+
+  Attributes:
+    resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
+      resizes to exactly that; () leaves the size.
+    resize_side: 'short' or 'long'; only read with resize=(s,).
+    pad: (s,) or (h, w) pads smaller images to that size, centred, repeating the edge pixels; ()
+      does not pad.
+    crop: (s,) or (h, w) crops the centre; () does not crop.
+    mask_resize: 'antialiased' (the paper's released code) resizes masks as images; 'nearest'
+      (anomalib) takes the mask pixel at the upper left of each new pixel.
+    mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
+      what the released code does (it truncates to integers, which erodes the ground truth by a
+      fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
+
+  Raises:
+    ValueError: sizes that are not positive, more than two of them, or a crop that no image
+      resized like this can fill.
+
+  >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
+  Traceback (most recent call last):
+    ...
+  ValueError: preprocess.crop=(300,) does not fit into images resized to (256,): ...
+  """
+
+  resize: tuple[int, ...] = (256,)
+  resize_side: str = 'short'
+  pad: tuple[int, ...] = ()
+  crop: tuple[int, ...] = (224,)
+  mask_resize: str = 'antialiased'
+  mask_threshold: float = 1.0
+
+  def __post_init__(self):
+    for name in ('resize', 'pad', 'crop'):
+      size = getattr(self, name)
+      if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):
+        raise ValueError(
+            f'preprocess.{name}={size!r}: expected (), (pixels,) or (height, width), positive '
+            'integers.')
+    if self.resize_side not in ('short', 'long'):
+      raise ValueError(f"preprocess.resize_side={self.resize_side!r}: expected 'short' or 'long'.")
+    if self.mask_resize not in ('antialiased', 'nearest'):
+      raise ValueError(
+          f"preprocess.mask_resize={self.mask_resize!r}: expected 'antialiased' or 'nearest'.")
+    if not 0 < self.mask_threshold <= 1:
+      raise ValueError(f'preprocess.mask_threshold={self.mask_threshold}: expected 0 < t <= 1.')
+    # Only what holds for every image is refused here; the rest is seen image by image.
+    if self.crop and self.resize and not self.pad and self.resize_side == 'short':
+      too_large = [c > s for c, s in zip(as_pair(self.crop), as_pair(self.resize), strict=True)]
+      # With one side given, the other may be longer: a crop is impossible only if both exceed it.
+      if all(too_large) if len(self.resize) == 1 else any(too_large):
+        raise ValueError(
+            f'preprocess.crop={self.crop} does not fit into images resized to {self.resize}: '
+            'choose a smaller crop or a larger resize.')
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingSpec:
+  """The settings of how patches are embedded.
+
+  Attributes:
+    kind: 'adaptive' or 'mean'.
+    patch_size: P, odd, in cells of each layer's own grid.
+    pretrain_dim: values per layer; only for 'adaptive'.
+    target_dim: size of the embedding; only for 'adaptive'.
+
+  Raises:
+    ValueError: an unknown kind, an even patch size, or sizes below 1.
+  """
+
+  kind: str = 'adaptive'
+  patch_size: int = 3
+  pretrain_dim: int = 1024
+  target_dim: int = 1024
+
+  def __post_init__(self):
+    if self.kind not in ('adaptive', 'mean'):
+      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive' or 'mean'.")
+    if self.patch_size < 1 or self.patch_size % 2 == 0:
+      raise ValueError(
+          f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '
+          'a patch has a centre.')
+    if self.pretrain_dim < 1 or self.target_dim < 1:
+      raise ValueError(
+          f'embedding.pretrain_dim={self.pretrain_dim}, target_dim={self.target_dim}: expected '
+          'positive sizes.')
+
+
+@dataclasses.dataclass(frozen=True)
+class CoresetSpec:
+  """The settings of how patches are selected.
+
+  Attributes:
+    method: 'greedy', the paper's k-center selection; 'random', that many at random; 'identity', all of
+      them, in order, with ratio 1; 'kmeans', the centres of as many clusters (scikit-learn's mini-batch
+      k-means), which unlike the others are no patches, and whose prefixes are no banks. Only 'greedy'
+      reads the fields below.
+    projection: the selection runs in a random projection, 'dense' (the paper's released code) or
+      'sparse' (anomalib); the bank holds the full embeddings.
+    projection_dim: dimensions of the projection; 0 for as many as the Johnson-Lindenstrauss bound asks for.
+    start: 'mean' starts from the mean distance to `num_start_points` random points (the released
+      code), 'point' from one random point that is itself the first selected (anomalib).
+    num_start_points: how many points those are; only for 'mean'.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  method: str = 'greedy'
+  projection: str = 'dense'
+  projection_dim: int = 128
+  start: str = 'mean'
+  num_start_points: int = 10
+
+  def __post_init__(self):
+    if self.method not in ('greedy', 'random', 'identity', 'kmeans'):
+      raise ValueError(
+          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity' or 'kmeans'.")
+    if self.projection not in ('dense', 'sparse'):
+      raise ValueError(f"coreset.projection={self.projection!r}: expected 'dense' or 'sparse'.")
+    if self.start not in ('mean', 'point'):
+      raise ValueError(f"coreset.start={self.start!r}: expected 'mean' or 'point'.")
+    if self.projection_dim < 0 or self.num_start_points < 1:
+      raise ValueError(
+          f'coreset.projection_dim={self.projection_dim}, num_start_points={self.num_start_points}: '
+          'expected at least 0 and 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoringSpec:
+  """The settings of how distances become scores.
+
+  Attributes:
+    num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
+    distance: 'squared' (the paper's released code) or 'root'.
+    image_score: 'max' (the released code: the largest patch score) or 'reweighted' (the paper's
+      equation 7).
+    support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
+      included; only for 'reweighted'.
+    upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
+      pixel (the released code, through SciPy), 'reflect' does not (anomalib).
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  num_neighbors: int = 1
+  distance: str = 'squared'
+  image_score: str = 'max'
+  support_neighbors: int = 9
+  upsampling: str = 'bilinear'
+  sigma: float = 4.0
+  blur_edges: str = 'symmetric'
+
+  def __post_init__(self):
+    for field, (one, other) in {
+        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted'),
+        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
+      if (value := getattr(self, field)) not in (one, other):
+        raise ValueError(f'scoring.{field}={value!r}: expected {one!r} or {other!r}.')
+    if self.num_neighbors < 1 or self.support_neighbors < 2:
+      raise ValueError(
+          f'scoring.num_neighbors={self.num_neighbors}, support_neighbors={self.support_neighbors}: '
+          'expected at least 1 and 2.')
+    if self.sigma < 0:
+      raise ValueError(f'scoring.sigma={self.sigma}: expected 0 or more pixels.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpec:
+  """The settings of the search for neighbours. They decide about time and memory, never about the result.
+
+  Attributes:
+    shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
+      is bfloat16 but on a CPU. bfloat16 is faster where the hardware has it (of CPUs, those with
+      AVX512-BF16 or AMX), and takes less memory.
+    bank: 'replicated' on every device, which is faster, or 'sharded' over them, when it is too large.
+
+  Raises:
+    ValueError: another value.
+  """
+
+  shortlist: str = 'auto'
+  bank: str = 'replicated'
+
+  def __post_init__(self):
+    if self.shortlist not in ('auto', 'float32', 'bfloat16'):
+      raise ValueError(
+          f"search.shortlist={self.shortlist!r}: expected 'auto', 'float32' or 'bfloat16'.")
+    if self.bank not in ('replicated', 'sharded'):
+      raise ValueError(f"search.bank={self.bank!r}: expected 'replicated' or 'sharded'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """The settings of which images are read, and how.
+
+  Attributes:
+    source: 'folder' (MVTec's layout), 'images' (good parts only, no labels), 'synthetic' (the built-in data,
+      drawn into `root` where it is absent), 'tfds' (what experiments.prepare makes), or a data set as
+      published: 'visa', 'btad', 'mvtec_loco', 'mvtec_ad_2', 'kolektor_sdd2' or 'mpdd'.
+    root: the folder of the data.
+    categories: names of categories; () for all.
+    shots: training images to fit on, drawn at random; 0 for all.
+    draw: the number of the draw.
+    batch_size: images that pass through the network at once.
+    num_workers: processes that decode images; 0 for threads.
+    on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  source: str = 'folder'
+  root: str = ''
+  categories: tuple[str, ...] = ()
+  shots: int = 0
+  draw: int = 0
+  batch_size: int = 32
+  num_workers: int = 2
+  on_error: str = 'raise'
+
+  def __post_init__(self):
+    if self.shots < 0 or self.draw < 0:
+      raise ValueError(f'data.shots={self.shots}, data.draw={self.draw}: expected at least 0.')
+    if self.on_error not in ('raise', 'skip'):
+      raise ValueError(f"data.on_error={self.on_error!r}: expected 'raise' or 'skip'.")
+    if self.batch_size < 1 or self.num_workers < 0:
+      raise ValueError(
+          f'data.batch_size={self.batch_size}, data.num_workers={self.num_workers}: expected at least 1 '
+          'and 0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+  """The settings of the network that embeds the images.
+
+  Attributes:
+    name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the paper's
+      where it can be had, else the one that comes with the package.
+    weights: '' for the tag's checkpoint, a file, or 'random'.
+    layers: names of its layers; () for the backbone's own, layer2 and layer3 for ResNets.
+    precision: 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough
+      (docs/precision.md).
+  """
+
+  name: str = 'wide_resnet50_2.tv_in1k'
+  weights: str = ''
+  layers: tuple[str, ...] = ()
+  precision: str = 'auto'
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSpec:
+  """The settings of what a fit may use, and what it keeps.
+
+  Attributes:
+    memory_gb: the most that the process takes on the host, in 10^9 bytes; what exceeds it lies on disk
+      until the model is made.
+    keep_images: whether small pictures of the training images are kept in the model, to show why.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  memory_gb: float = 8.0
+  keep_images: bool = True
+
+  def __post_init__(self):
+    if not self.memory_gb > 0:
+      raise ValueError(f'fit.memory_gb={self.memory_gb}: expected more than 0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSpec:
+  """The settings of how thresholds are made of good images alone.
+
+  Attributes:
+    false_alarm_rate: the share of good images that may alarm.
+    folds: parts of the training images, each scored by a model of the others; 0 for no thresholds.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  false_alarm_rate: float = 0.01
+  folds: int = 5
+
+  def __post_init__(self):
+    if not 0 < self.false_alarm_rate < 1:
+      raise ValueError(
+          f'calibration.false_alarm_rate={self.false_alarm_rate}: expected a share between 0 and 1, such as '
+          '0.01.')
+    if self.folds < 0 or self.folds == 1:
+      raise ValueError(f'calibration.folds={self.folds}: expected at least 2, or 0 for none.')
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricsSpec:
+  """The settings that the metrics leave open.
+
+  Attributes:
+    max_fpr: the limit of AUPRO, in (0, 1].
+    connectivity: that of AUPRO's regions, 8 or 4.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  max_fpr: float = 0.3
+  connectivity: int = 8
+
+  def __post_init__(self):
+    if not 0 < self.max_fpr <= 1:
+      raise ValueError(f'metrics.max_fpr={self.max_fpr}: expected 0 < max_fpr <= 1.')
+    if self.connectivity not in (4, 8):
+      raise ValueError(f'metrics.connectivity={self.connectivity}: expected 4 or 8.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSpec:
+  """The settings of what a report shows.
+
+  Attributes:
+    errors: whether wrongly classified images are kept, for figures S1 and S2.
+    gallery: images of each category in report.html, errors first, then the highest-scoring and borderline
+      ones; 60 take 1 to 2 MB. 0 for none.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  errors: bool = False
+  gallery: int = 60
+
+  def __post_init__(self):
+    if self.gallery < 0:
+      raise ValueError(f'report.gallery={self.gallery}: expected at least 0.')
+
+
+def check_ratio(ratio: float) -> None:
+  """Raises ValueError for a ratio outside (0, 1]."""
+  if not 0 < ratio <= 1:
+    raise ValueError(f'coreset ratio {ratio}: expected 0 < ratio <= 1.')
+
+
+def as_pair(size: tuple[int, ...]) -> tuple[int, int]:
+  """Converts a size that may be one number for both to (height, width)."""
+  return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

@@ -1,0 +1,121 @@
+"""The answer for one image: the same in Python, in files and over HTTP."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import predict
+from patchcore_jax import inspection
+from patchcore_jax.banks import calibration, store
+from patchcore_jax.banks.provenance import Origin
+from patchcore_jax.data import preprocess
+from patchcore_jax.detectors import OCSVM, MahalanobisAD, PaDiM, PatchCore, Scores
+from patchcore_jax.inspection import Finding
+from patchcore_jax.serving.app import Options
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
+from tests import small
+from tests.serve_test import ask, parts, running
+
+PATCHCORE = PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
+
+
+def _same_everywhere(inspector, folder):
+  """Answers about one image of 40 x 50 pixels: from Python, predictions.jsonl, .csv, and HTTP."""
+  image, bank, out = folder / 'part.png', folder / 'bank', folder / 'out'
+  Image.fromarray(parts(3)[2]).save(image)
+  store.save(bank, inspector.model)
+  predict.run(predict.Options(str(bank), str(image), str(out), batch_size=1, maps='none', overlays=False))
+  with (out / 'predictions.csv').open(newline='') as f:
+    (cells,) = csv.DictReader(f)
+  row = json.loads((out / 'predictions.jsonl').read_text())
+  with running(inspector, Options(batch_size=1)) as address:
+    status, _, answer = ask(address, body=image.read_bytes())
+  assert status == 200
+  pixels = np.asarray(preprocess.transform(Image.open(image), inspector.preprocessing))
+  scores = inspection.scorer(inspector, 1)(pixels[None])
+  return inspection.find(inspector, scores, 0, (50, 40)), row, cells, answer
+
+
+@pytest.mark.parametrize(
+    'detector', [PATCHCORE, PaDiM(num_dims=4), MahalanobisAD(), OCSVM()], ids=lambda d: d.name)
+def test_python_files_and_http_say_the_same(detector, tmp_path):
+  finding, row, cells, answer = _same_everywhere(small.inspector(detector), tmp_path)
+  assert isinstance(finding, Finding)
+  expected = json.loads(json.dumps(finding.to_json()))
+  # Files: the finding, between the path and the pictures.
+  assert row == {'path': str(tmp_path / 'part.png')} | expected | dict.fromkeys(
+      ('overlay', 'map', 'why', 'error'))
+  # HTTP: the finding, but for where training images lay.
+  if finding.nearest:
+    assert expected['nearest']['image'].startswith('/line/good/')
+    assert answer['nearest']['image'] == expected['nearest']['image'].split('/')[-1]
+    answer['nearest']['image'] = expected['nearest']['image']
+  assert answer == expected
+  # CSV: the same values, each in a column.
+  in_columns = {
+      'path': row['path'], **dict(zip(('width', 'height'), expected['image_size'])),
+      **{k: expected[k] for k in ('score', 'calibrated_score', 'p_value', 'decision')},
+      **_columns('', expected['box']), **_columns('patch_', expected['patch_box']),
+      **dict(zip(('x', 'y'), expected['centroid'] or (None, None))),
+      'nearest_image': expected['nearest'] and expected['nearest']['image'],
+      **_columns('nearest_', expected['nearest_box']),
+      **dict.fromkeys(('overlay', 'map', 'why', 'error'))}
+  assert cells == {k: '' if v is None else str(v) for k, v in in_columns.items()}
+
+
+def _columns(prefix, box):
+  return dict(zip([prefix + side for side in ('left', 'top', 'right', 'bottom')], box or (None,) * 4))
+
+
+class TestFind:
+  """By hand: 8 x 6 patches of 4 x 4 pixels, from the middle of an image of 40 x 50 that kept its size."""
+
+  @pytest.fixture
+  def inspector(self):
+    found = calibration.calibrate([1.0, 2.0, 3.0, 4.0], [1.0, 1.5, 1.8, 2.0], false_alarm_rate=0.2)
+    return small.inspector(PATCHCORE, calibration=found)
+
+  @pytest.fixture
+  def scores(self):
+    values = np.zeros((2, 32, 24), np.float32)
+    values[1, 10:14, 4:10] = 3
+    # The second image's most anomalous patch is in row 2, column 1; the nearest is row 5 of the bank.
+    return Scores(np.float32([3.5, 5.0]), values, {'patch': np.int32([0, 13]), 'nearest': np.int32([1, 5])})
+
+  def test_everything_is_in_pixels_of_the_original(self, inspector, scores):
+    found = inspection.find(inspector, scores, 1, (50, 40))
+    assert (found.score, found.decision, found.image_size) == (5.0, 'anomalous', (40, 50))
+    # 8 columns and 9 rows were cut off beside and above.
+    assert found.box == (12, 19, 18, 23) and found.centroid == (14.5, 20.5)
+    assert found.patch == (2, 1) and found.patch_box == (12, 17, 16, 21)
+    assert found.p_value == pytest.approx(1 / 5) and found.calibrated_score > 0.5
+    number, patch = divmod(int(inspector.model.arrays['indices'][5]), 48)
+    row, column = divmod(patch, 6)
+    assert found.nearest == Origin(number, f'/line/good/{number}.png', row, column)
+    # Of the training image, as the network saw it.
+    assert found.nearest_box == (4 * column, 4 * row, 4 * column + 4, 4 * row + 4)
+    np.testing.assert_array_equal(found.map, scores.map[1])
+
+  def test_the_threshold_decides_and_may_be_ones_own(self, inspector, scores):
+    limit = inspector.calibration.image_threshold
+    found = inspection.find(inspector, scores, 0, (50, 40))
+    assert (found.decision, found.threshold) == ('good', limit) and found.p_value == pytest.approx(2 / 5)
+    own = inspection.find(inspector, scores, 0, (50, 40), threshold=3.5)
+    assert (own.decision, own.threshold, own.calibrated_score) == ('anomalous', 3.5, 0.5)
+    assert own.p_value == found.p_value
+
+  def test_what_is_not_known_is_none(self, inspector):
+    bare = inspector._replace(model=inspector.model.with_description(calibration=None))
+    found = inspection.find(bare, Scores(np.float32([2.0])), 0, (50, 40))
+    assert found == Finding((40, 50), 2.0) and found.decision is None
+    values = found.to_json()
+    assert (values.pop('score'), values.pop('image_size')) == (2.0, [40, 50])
+    assert set(values.values()) == {None} and 'map' not in values
+
+  def test_a_model_of_arrays_takes_images_as_they_come(self, inspector, scores):
+    arrays = inspector._replace(model=inspector.model.with_description(preprocessing=None))
+    assert arrays.preprocessing == Preprocessing(resize=(), crop=())
+    assert inspection.find(arrays, scores, 1, (32, 24)).box == (4, 10, 10, 14)

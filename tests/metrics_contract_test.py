@@ -1,0 +1,230 @@
+"""What holds for every metric of the table, and for one that a user adds with a function and a line."""
+
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from configs import demo
+from experiments import run_report
+from patchcore_jax import metrics
+from patchcore_jax.metrics import checks
+from patchcore_jax.report import results, runs
+
+MAX_FPR, CONNECTIVITY = 0.2, 4  # not the defaults: they must arrive
+
+
+def purity_of_highest(labels, scores):
+  """Computes the share of anomalous images among those of the highest score."""
+  positive, scores = checks.of_both_classes(labels, scores)
+  return float(positive[scores == scores.max()].mean())
+
+
+TOY = metrics.Metric('purity', 'purity of the highest', purity_of_highest, ('labels', 'scores'), 'this test',
+                     in_terminal=True)
+
+ALL = (*metrics.METRICS.values(), TOY)
+
+
+@pytest.fixture(autouse=True)
+def with_toy(monkeypatch):
+  monkeypatch.setitem(metrics.METRICS, TOY.name, TOY)
+
+
+@pytest.fixture(params=ALL, ids=lambda metric: metric.name)
+def metric(request):
+  return request.param
+
+
+def made(seed=0, levels=8, n=12, size=10):
+  """A category whose scores are multiples of 1 / levels: ties, and the same in every floating type."""
+  rng = np.random.default_rng(seed)
+  masks = np.zeros((n, size, size), bool)
+  for mask in masks[n // 2:]:
+    top, left = rng.integers(0, size - 3, 2)
+    mask[top:top + 3, left:left + 2] = mask[top + 3, left + 2] = True  # which touch at a corner
+  maps = np.round((rng.random(masks.shape) + 0.4 * masks) * levels) / levels
+  labels = masks.any((1, 2))
+  scores = np.round((rng.random(n) + 0.4 * labels) * levels) / levels
+  return {'labels': labels, 'scores': scores, 'masks': masks, 'maps': maps}
+
+
+def evaluate(arrays):
+  return metrics.evaluate(**arrays, max_fpr=MAX_FPR, connectivity=CONNECTIVITY)
+
+
+def call(metric, arrays):
+  settings = {'max_fpr': MAX_FPR, 'connectivity': CONNECTIVITY}
+  return metric.function(*(arrays[n] for n in metric.needs), **{n: settings[n] for n in metric.parameters})
+
+
+def rescored(arrays, function):
+  return arrays | {name: function(arrays[name]) for name in ('scores', 'maps')}
+
+
+def separated(sign):
+  """Every anomalous image and pixel above every good one, or below."""
+  arrays = made()
+  return arrays | {'scores': sign * 1.0 * arrays['labels'], 'maps': sign * 1.0 * arrays['masks']}
+
+
+def assert_in_range(metric, value):
+  if metric.kind == 'count':
+    assert type(value) is int and value >= 0
+  else:
+    assert type(value) is float and np.isfinite(value)  # plain, as JSON wants it
+    assert metric.kind == 'number' or 0 <= value <= 1
+
+
+class TestRecords:
+
+  def test_say_what_they_are(self, metric):
+    assert metric.name.isidentifier() and metrics.METRICS[metric.name] is metric
+    assert metric.title and metric.source and metric.function.__doc__
+    assert metric.kind in ('percent', 'count', 'number')
+    assert set(metric.needs) <= made().keys()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+      metric.name = 'other'
+
+  def test_names_and_titles_are_unique(self):
+    for key in ('name', 'title'):
+      assert len({getattr(m, key) for m in metrics.METRICS.values()}) == len(metrics.METRICS)
+
+
+class TestValues:
+
+  @pytest.mark.parametrize('levels', [1, 8, 1000])
+  def test_range(self, metric, levels):
+    for seed in range(10):
+      assert_in_range(metric, evaluate(made(seed, levels))[metric.name])
+    for sign in (-1, 0, 1):
+      assert_in_range(metric, evaluate(separated(sign))[metric.name])
+
+  def test_evaluate_gives_what_the_function_gives(self, metric):
+    value = call(metric, made())
+    assert evaluate(made())[metric.name] == (getattr(value, metric.field) if metric.field else value)
+    assert list(evaluate(made())) == list(metrics.METRICS)
+
+  @pytest.mark.parametrize('metric', [m for m in ALL if m.higher_is_better is not None], ids=lambda m: m.name)
+  def test_is_best_for_perfect_scores(self, metric):
+    perfect, inverted = (evaluate(separated(sign))[metric.name] for sign in (1, -1))
+    assert perfect == metric.higher_is_better  # all right is 1, nothing wrong is 0
+    assert perfect > inverted if metric.higher_is_better else perfect <= inverted
+
+  @pytest.mark.parametrize('levels', [1, 8, 1000])
+  def test_order_of_images_changes_nothing(self, metric, levels):
+    arrays = made(levels=levels)
+    for seed in range(3):
+      order = np.random.default_rng(seed).permutation(len(arrays['labels']))
+      value = evaluate({name: array[order] for name, array in arrays.items()})[metric.name]
+      # Means over regions are float64 sums, and their order differs.
+      assert value == pytest.approx(evaluate(arrays)[metric.name], rel=0, abs=1e-12)
+
+  @pytest.mark.parametrize('metric', [m for m in ALL if m.kind != 'number'], ids=lambda m: m.name)
+  @pytest.mark.parametrize('transform', [np.exp, np.cbrt, lambda s: 4 * s - 7])
+  def test_only_the_order_of_scores_counts(self, metric, transform):
+    assert evaluate(rescored(made(), transform))[metric.name] == evaluate(made())[metric.name]
+
+  def test_scores_that_are_all_equal(self, metric):
+    constant = rescored(made(), np.zeros_like)
+    value = evaluate(constant)[metric.name]
+    assert_in_range(metric, value)
+    assert evaluate({name: array[::-1] for name, array in constant.items()})[metric.name] == value
+
+  @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.int32, np.uint8])
+  def test_type_of_numbers_changes_nothing(self, metric, dtype):
+    whole = rescored(made(), lambda s: 8 * s)  # integers; unsigned ones must not wrap around
+    assert evaluate(rescored(whole, lambda s: s.astype(dtype)))[metric.name] == evaluate(whole)[metric.name]
+    as_numbers = whole | {name: whole[name].astype(np.uint8) for name in ('labels', 'masks')}
+    assert evaluate(as_numbers)[metric.name] == evaluate(whole)[metric.name]
+
+  def test_input_is_left_as_it_was(self, metric):
+    arrays = made()
+    for array in arrays.values():
+      array.setflags(write=False)
+    call(metric, arrays)
+
+
+class TestWithoutAValue:
+
+  @pytest.mark.parametrize('only', [0, 1])
+  def test_one_class(self, metric, only):
+    arrays = made()
+    arrays |= {name: np.full_like(arrays[name], only) for name in ('labels', 'masks')}
+    assert evaluate(arrays)[metric.name] is None
+    with pytest.raises(ValueError, match='Only one class'):
+      call(metric, arrays)
+
+  def test_without_masks(self, metric):
+    value = evaluate(made() | {'masks': None})[metric.name]
+    assert (value is None) == ('masks' in metric.needs)
+
+  @pytest.mark.parametrize('damage, words', [
+      (lambda name, a: a if a.dtype == bool else np.full_like(a, np.nan), 'expected finite values'),
+      (lambda name, a: a if a.dtype == bool else np.full_like(a, np.inf), 'expected finite values'),
+      (lambda name, a: 255 * a.astype(int) if a.dtype == bool else a, 'expected 0 .* and 1'),
+      (lambda name, a: a if a.dtype == bool else a[:-1], 'differ in shape'),
+      (lambda name, a: a[:0], 'at least one score')])
+  def test_bad_input_is_refused(self, metric, damage, words):
+    bad = {name: damage(name, array) for name, array in made().items()}
+    with pytest.raises(ValueError, match=words):
+      call(metric, bad)
+    with pytest.raises(ValueError, match=words):
+      evaluate(bad)
+
+
+class TestWhereItIsShown:
+
+  def _row(self, **changes):
+    fields = {'category': 'nut', 'coreset_ratio': 0.1} | dict.fromkeys(results.COUNTS, 1)
+    return fields | evaluate(made()) | dict.fromkeys(results.TIMINGS, 0.5) | changes
+
+  def test_text(self, metric):
+    assert metric.text(None) == '-'
+    assert metric.text(1) == {'percent': '100.0', 'count': '1', 'number': '1'}[metric.kind]
+    assert metric.is_averaged == (metric.kind == 'percent')
+
+  def test_results_csv(self, metric, tmp_path):
+    rows = [self._row(), self._row(category='bolt', **{metric.name: None})]
+    results.write_csv(tmp_path / 'results.csv', rows)
+    assert metric.name in (tmp_path / 'results.csv').read_text().splitlines()[0].split(',')
+    read = results.read_csv(tmp_path / 'results.csv')
+    assert read == rows and type(read[0][metric.name]) is type(rows[0][metric.name])
+
+  def test_report(self, metric, tmp_path, monkeypatch):
+    pages = []
+    monkeypatch.setattr(run_report.page, 'write', lambda path, page: pages.append(page))
+    run_report.write(tmp_path, ConfigDict(demo.get_config()), [self._row(), self._row(category='bolt')])
+    (page,) = pages
+    headings = [column.heading for column in page.columns]
+    assert (metric.heading in headings) == metric.in_report
+    if metric.in_report:
+      at, value = headings.index(metric.heading), self._row()[metric.name]
+      assert page.columns[at].kind == metric.kind
+      assert [row[at] for row in page.rows] == [value, value]
+      assert page.totals[0][at] == (pytest.approx(value) if metric.is_averaged else None)
+
+  @pytest.mark.parametrize('in_terminal', [False, True])
+  def test_printed_table(self, metric, in_terminal, monkeypatch):
+    monkeypatch.setitem(
+        metrics.METRICS, metric.name, dataclasses.replace(metric, in_terminal=in_terminal))
+    out = io.StringIO()
+    results.print_table([self._row(**{metric.name: 0.125})], console=Console(file=out, width=200))
+    lines = [[cell.strip() for cell in re.split('[┃│]', line)] for line in out.getvalue().splitlines()]
+    headings, row, mean = (next(line for line in lines if k in line) for k in ('category', 'nut', 'mean'))
+    assert (metric.title in headings) == in_terminal
+    if in_terminal:
+      at = headings.index(metric.title)
+      assert row[at] == metric.text(0.125)
+      assert mean[at] == (row[at] if metric.is_averaged else '')
+
+  def test_runs(self, metric, tmp_path):
+    config = demo.get_config()
+    results.write_csv(tmp_path / 'results.csv', [self._row()])
+    (tmp_path / 'config.json').write_text(config.to_json_best_effort())
+    (measured,) = runs.find(tmp_path)
+    assert measured.values[metric.name] == {'nut': self._row()[metric.name]}
