@@ -25,6 +25,14 @@ GOOD, NEW = small.images(10), small.images(6, 7)
 DETECTOR = PatchCore(0.2, EmbeddingSpec('mean', 3), CoresetSpec(projection_dim=8, num_start_points=3))
 
 
+def at_ratio(model, ratio):
+  """The bank of a smaller ratio: the first rows of a greedy selection."""
+  size = patchcore.bank_size(model, ratio)
+  arrays = {k: model.arrays[k][:size] for k in ('embeddings', 'indices')}
+  return model._replace(arrays=model.arrays | arrays).with_description(
+      settings=model.description.settings | {'ratio': ratio})
+
+
 def fit(detector=DETECTOR, good=GOOD, batch_size=8, **run):
   return small.fit(detector, good, network=NETWORK, batch_size=batch_size, **run)
 
@@ -80,7 +88,7 @@ class TestFit:
     assert indices.tolist() == coreset.greedy_k_center(projected, 96, start=start).tolist()
 
   def test_prefixes_are_banks_of_smaller_ratios(self, model):
-    smaller, expected = fit(dataclasses.replace(DETECTOR, ratio=0.1)), patchcore.at_ratio(model, 0.1)
+    smaller, expected = fit(dataclasses.replace(DETECTOR, ratio=0.1)), at_ratio(model, 0.1)
     assert smaller.description == expected.description
     for name in ('embeddings', 'indices'):
       np.testing.assert_array_equal(smaller.arrays[name], expected.arrays[name])
@@ -197,7 +205,7 @@ class TestScores:
     small_ratio = 10 / 480
     _, value = predict_at(model, (0.2, small_ratio))
     detector = dataclasses.replace(DETECTOR, ratio=small_ratio)
-    alone = small.predict(detector, patchcore.at_ratio(model, small_ratio), NEW, network=NETWORK)
+    alone = small.predict(detector, at_ratio(model, small_ratio), NEW, network=NETWORK)
     np.testing.assert_allclose(value.image, alone.image, rtol=1e-6)
     np.testing.assert_allclose(value.map, alone.map, rtol=1e-6)
     for name, places in alone.evidence.items():

@@ -2,11 +2,9 @@
 
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -235,22 +233,3 @@ class TestPrepare:
       np.testing.assert_array_equal(
           np.asarray(file), synthetic.draw(SMALL, 'train', 'good', 1)[0])
     assert multiprocessing.active_children() == []
-
-
-class TestContactSheet:
-
-  def test_one_category(self):
-    sheet = synthetic.contact_sheet(['wood_veneer'], tile=40)
-    assert sheet.mode == 'P'
-    assert sheet.width == 6 + (2 + 4) * 46
-    # Red outlines are there.
-    rgb = np.asarray(sheet.convert('RGB')).astype(int)
-    assert np.any((rgb == (255, 30, 30)).all(axis=2))
-
-  def test_unknown_category(self):
-    with pytest.raises(ValueError, match='Unknown category'):
-      synthetic.contact_sheet(['bottle'])
-
-  def test_the_one_in_docs_is_small(self):
-    path = Path(__file__).parent.parent / 'docs' / 'synthetic.png'
-    assert os.path.getsize(path) < 400_000

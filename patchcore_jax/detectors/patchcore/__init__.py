@@ -11,8 +11,8 @@ from patchcore_jax.detectors.patchcore.cross_scores import (
     statistics_at,
 )
 from patchcore_jax.detectors.patchcore.fitting import embed, fit
-from patchcore_jax.detectors.patchcore.scores import at_ratio, bank_size, score_fn, score_fn_at
+from patchcore_jax.detectors.patchcore.scores import bank_size, score_fn, score_fn_at
 
 __all__ = [
-    'at_ratio', 'bank_size', 'embed', 'fit', 'fit_and_cross_score', 'score_embeddings', 'score_fn',
+    'bank_size', 'embed', 'fit', 'fit_and_cross_score', 'score_embeddings', 'score_fn',
     'score_fn_at', 'statistics', 'statistics_at']

@@ -68,18 +68,6 @@ def bank_size(model: Model, ratio: float) -> int:
   return size
 
 
-def at_ratio(model: Model, ratio: float) -> Model:
-  """Cuts a bank to a smaller ratio: the first rows of a greedy selection.
-
-  Raises:
-    ValueError: a ratio larger than the bank was selected with.
-  """
-  size = bank_size(model, ratio)
-  arrays = {k: model.arrays[k][:size] for k in ('embeddings', 'indices')}
-  return Model(model.arrays | arrays, model.description).with_description(
-      settings=model.description.settings | {'ratio': ratio})
-
-
 def embed_fn_of(backbone: Backbone, embedding: EmbeddingSpec) -> Callable:
   """Makes the function (variables, images [b, h, w, 3] uint8) -> embeddings [b, rows, columns, d].
 
