@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 ROOMS = (
     'settings', 'atomic_files', 'disk_arrays', 'parallel', 'processes', 'data', 'backbones', 'search',
     'embedding', 'scoring', 'metrics', 'banks', 'builtin', 'detectors', 'inspection', 'report', 'export',
-    'serving')
+    'serving', 'evaluation', 'cli', '__main__')
 
 
 def _imports(path):

@@ -1,0 +1,81 @@
+"""The command `patchcore`: one module a subcommand, imported when it is used."""
+
+import importlib
+import sys
+
+import click
+
+from patchcore_jax import __version__
+
+# In the order of the help: a line for each, so that the help need not import them.
+COMMANDS = {
+    'fit': 'Learn a part from images of good ones.',
+    'predict': 'Score images, and show what was found.',
+    'serve': 'Answer over HTTP, with a page to try it in a browser.',
+    'bank': 'Look into a model, and change it.',
+    'export': 'Write a program that scores images with JAX alone.',
+    'evaluate': 'Fit and measure on labelled data.',
+    'backbones': 'List networks, and fetch their weights.',
+    'demo': 'Try everything on drawn parts.',
+}
+
+
+class _Group(click.Group):
+  """The subcommands, found by name."""
+
+  def list_commands(self, ctx):
+    return list(COMMANDS)
+
+  def get_command(self, ctx, name):
+    if name not in COMMANDS:
+      return None
+    return importlib.import_module(f'patchcore_jax.cli.{name}').command
+
+  def resolve_command(self, ctx, args):
+    try:
+      return super().resolve_command(ctx, args)
+    except click.UsageError as e:
+      raise click.UsageError(unknown(args[0], COMMANDS), ctx) from e
+
+  def format_commands(self, ctx, formatter):
+    with formatter.section('Commands'):
+      formatter.write_dl(list(COMMANDS.items()))
+
+
+def unknown(name: str, known) -> str:
+  """Says that there is no such command, and which one may be meant."""
+  import difflib
+
+  near = difflib.get_close_matches(name, known, 1)
+  return f'There is no command {name!r}' + (
+      f'; did you mean {near[0]!r}?' if near else f'. There are {", ".join(known)}.')
+
+
+@click.group(cls=_Group, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.version_option(__version__, prog_name='patchcore')
+def command() -> None:
+  """Find defects in images of parts, after seeing good parts only (PatchCore in JAX).
+
+  \b
+  patchcore fit GOOD --out BANK              learn a part from a folder of good images
+  patchcore predict BANK IMAGES --out DIR    score new images, with heatmaps and a report
+
+  `patchcore COMMAND --help` explains each.
+  """
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """Runs the command line. A mistake is one line on the standard error, and exit code 2 or 1."""
+  try:
+    code = command.main(arguments, prog_name='patchcore', standalone_mode=False)
+  except click.exceptions.NoArgsIsHelpError as e:
+    print(e.format_message())
+    code = 0
+  except click.ClickException as e:
+    hint = f' See {e.ctx.command_path} --help.' if getattr(e, 'ctx', None) else ''
+    print(f'error: {" ".join(e.format_message().split())}{hint}', file=sys.stderr)
+    code = 2
+  except click.Abort:
+    print('error: interrupted.', file=sys.stderr)
+    code = 130
+  sys.exit(code if isinstance(code, int) else 0)
