@@ -18,7 +18,7 @@ def _imports(path):
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and node.module:
       package, _, rest = node.module.partition('.')
-      if package == 'patchcore_jax':
+      if package == 'patchcore_jax' and (rest or {a.name for a in node.names} != {'__version__'}):
         yield from [rest.split('.')[0]] if rest else [alias.name for alias in node.names]
       assert package not in ('experiments', 'configs', 'tests'), f'{path} imports from {node.module}'
 

@@ -1,4 +1,4 @@
-"""Settings records -> options of a command: each field is a flag, with the record's default and explanation.
+"""Settings records -> options of a command: a flag for each field, with its default and explanation.
 
 A few have short names; the others are called by their section and field, as --coreset-method. A TOML file given
 by --config has the same names.
@@ -73,7 +73,8 @@ def of_record(
 
   def decorate(function):
     for field in reversed(dataclasses.fields(record)):
-      if only and field.name not in only or field.name in without or dataclasses.is_dataclass(hints[field.name]):
+      nested = dataclasses.is_dataclass(hints[field.name])
+      if only and field.name not in only or field.name in without or nested:
         continue
       default = defaults.get(field.name, field.default)
       flag, kind = flag_of(section, field.name), _Kind(hints[field.name])
@@ -109,10 +110,10 @@ def explanations(record: type) -> dict[str, str]:
 
   >>> from patchcore_jax.settings import MetricsSpec
   >>> explanations(MetricsSpec)['connectivity']
-  "of AUPRO's regions, 8 or 4."
+  "that of AUPRO's regions, 8 or 4."
   """
   found, names = {}, []
-  block = re.search(r'\nAttributes:\n(.*?)(?=\n\n\S|\n\n*$|\n\w+:\n|\Z)', inspect.getdoc(record), re.DOTALL)
+  block = re.search(r'\nAttributes:\n(.*?)(?=\n\n\S|\Z)', inspect.getdoc(record), re.DOTALL)
   for line in block[1].splitlines() if block else ():
     if match := re.match(r'  (\w+(?:, \w+)*): (.*)', line):
       names = match[1].split(', ')
@@ -145,7 +146,8 @@ class _Kind(click.ParamType):
       return self.kind(value)
     except ValueError:
       what = {int: 'a whole number', float: 'a number'}.get(self.kind, 'a value')
-      self.fail(f'expected {what}{", or several separated by commas" if self.several else ""}, got {value!r}.')
+      several = ', or several separated by commas' if self.several else ''
+      self.fail(f'expected {what}{several}, got {value!r}.')
 
   def written(self, value) -> str:
     """Writes a value as it is given on the command line."""
@@ -185,9 +187,9 @@ def common(function: Callable) -> Callable:
       click.option('--debug', is_flag=True, help='Show the whole trace of an error.', cls=Option,
                    group='General'),
       option('--compilation-cache', default='auto', group='General', metavar='FOLDER',
-             help="Folder of compiled programs, which spares the next run compiling them; 'auto' is one in the "
-             "user's cache folder, 'off' keeps none."),
+             help="Folder of compiled programs, which spares the next run compiling them: 'auto' is one in "
+             "the user's cache folder, 'off' keeps none."),
       option('--config', 'config', is_eager=True, expose_value=False, callback=config_file, metavar='FILE',
-             show_default=False, group='General', help='TOML file with values of these options, by their names.')):
+             show_default=False, group='General', help='TOML file with these options, by their names.')):
     function = decorate(function)
   return function

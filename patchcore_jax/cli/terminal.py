@@ -1,6 +1,6 @@
 """What commands have in common: words and progress bars on the terminal, errors as one readable line.
 
-The binaries in experiments/ share it. Nothing here is imported that a slip of the user would have to wait for.
+The binaries in experiments/ share it. Nothing is imported here that a slip of the user would wait for.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ def _plain_progress(title, every_seconds=30.0):
 
 
 def say(text: str, *, loud: bool = False) -> None:
-  """Prints a line; `loud` makes it stand out on a terminal. Bytes in it that are no UTF-8 are shown as such."""
+  """Prints a line; `loud` makes it stand out on a terminal. Bytes that are no UTF-8 are shown as such."""
   text = text.encode('utf-8', 'backslashreplace').decode()
   console.print(text, style='bold red' if loud else None, markup=False)
 
