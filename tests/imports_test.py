@@ -8,9 +8,9 @@ from tests.conftest import ROOT
 
 # A room may import from those before it, and from itself.
 ROOMS = (
-    'settings', 'atomic_files', 'disk_arrays', 'parallel', 'processes', 'data', 'backbones', 'search',
-    'embedding', 'scoring', 'metrics', 'banks', 'builtin', 'detectors', 'inspection', 'report', 'export',
-    'serving', 'evaluation', 'cli', '__main__')
+    'settings', 'extras', 'atomic_files', 'disk_arrays', 'parallel', 'processes', 'data', 'backbones',
+    'search', 'embedding', 'scoring', 'metrics', 'banks', 'builtin', 'detectors', 'inspection', 'report',
+    'export', 'serving', 'evaluation', 'cli', '__main__')
 
 
 def _imports(path):
