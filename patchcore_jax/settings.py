@@ -70,7 +70,8 @@ class EmbeddingSpec:
   """The settings of how patches are embedded.
 
   Attributes:
-    kind: 'adaptive' or 'mean'.
+    kind: 'adaptive' or 'mean'; or 'auto' for the first with ResNets, which the paper's is made for, and the
+      second with other networks.
     patch_size: P, odd, in cells of each layer's own grid.
     pretrain_dim: values per layer; only for 'adaptive'.
     target_dim: size of the embedding; only for 'adaptive'.
@@ -85,8 +86,8 @@ class EmbeddingSpec:
   target_dim: int = 1024
 
   def __post_init__(self):
-    if self.kind not in ('adaptive', 'mean'):
-      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive' or 'mean'.")
+    if self.kind not in ('adaptive', 'mean', 'auto'):
+      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive', 'mean' or 'auto'.")
     if self.patch_size < 1 or self.patch_size % 2 == 0:
       raise ValueError(
           f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '

@@ -1,4 +1,4 @@
-"""Settings records -> options of a command: a flag for each field, with its default and explanation.
+"""Settings records -> options of a command: a flag for each field, with default and explanation.
 
 A few have short names; the others are called by their section and field, as --coreset-method. A TOML file given
 by --config has the same names.
