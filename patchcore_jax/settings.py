@@ -218,7 +218,7 @@ class DataSpec:
     shots: training images to fit on, drawn at random; 0 for all.
     draw: the number of the draw.
     batch_size: images that pass through the network at once.
-    num_workers: processes that decode images; 0 for threads.
+    num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
 
   Raises:
@@ -231,7 +231,7 @@ class DataSpec:
   shots: int = 0
   draw: int = 0
   batch_size: int = 32
-  num_workers: int = 2
+  num_workers: int = 0
   on_error: str = 'raise'
 
   def __post_init__(self):
