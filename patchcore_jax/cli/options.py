@@ -1,4 +1,4 @@
-"""Settings records -> options of a command: a flag for each field, with default and explanation.
+"""Settings records -> options of a command: a flag for each field, explained, with its default.
 
 A few have short names; the others are called by their section and field, as --coreset-method. A TOML file given
 by --config has the same names.
@@ -81,8 +81,8 @@ def of_record(
       names = (f'--{flag}/--no-{flag}',) if kind.kind is bool else (f'--{flag}',)
       function = option(
           *names, f'{section}__{field.name}', group=group, type=None if kind.kind is bool else kind,
-          default=default if kind.kind is bool else kind.written(default), help=explained[field.name],
-          show_default=kind.written(default) or 'none')(function)
+          default=default if kind.kind is bool else kind.written(default),
+          help=explained[field.name][:1].upper() + explained[field.name][1:])(function)
     return function
 
   return decorate
@@ -179,6 +179,22 @@ def config_file(ctx: click.Context, parameter: click.Parameter, path: str | None
           f'{path}: there is no option {key!r}' + (f'; did you mean {near[0]!r}?' if near else '.'))
     defaults[names[flag]] = value
   ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def several_machines(function: Callable) -> Callable:
+  """Adds the options of a command that can be one of several processes (`terminal.join_processes`)."""
+  for decorate in (
+      option('--process-id', type=click.IntRange(min=0), group='Several machines', show_default=False,
+             help='The number of this process, from 0, which is the one at the address.'),
+      option('--num-processes', type=click.IntRange(min=1), group='Several machines', show_default=False,
+             help='The number of processes on all machines.'),
+      option('--coordinator-address', group='Several machines', show_default=False, metavar='HOST:PORT',
+             help='The address of the first process, such as 10.0.0.1:1234.'),
+      option('--distributed', is_flag=True, group='Several machines', show_default=False,
+             help='This is one of several processes, of which Slurm, Open MPI or the TPU pod tells; elsewhere '
+             'the next three options do.')):
+    function = decorate(function)
+  return function
 
 
 def common(function: Callable) -> Callable:

@@ -9,14 +9,12 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
 DISTRIBUTED = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 _WORTH_KEEPING = 0.3  # seconds that compiling took; shorter ones would fill the disk with files
-_CONTINUES = 'Start the same command again to go on.'
-_STARTS_ANEW = 'Nothing was written; the same command starts anew.'
 
 console = Console(highlight=False, soft_wrap=True)  # the first of several processes prints
 notices = Console(highlight=False, soft_wrap=True)  # all of them print
@@ -69,6 +67,23 @@ def say(text: str, *, loud: bool = False) -> None:
   """Prints a line; `loud` makes it stand out on a terminal. Bytes that are no UTF-8 are shown as such."""
   text = text.encode('utf-8', 'backslashreplace').decode()
   console.print(text, style='bold red' if loud else None, markup=False)
+
+
+def say_which(names: Iterable[str]) -> None:
+  """Says so where a network is not the best choice.
+
+  Args:
+    names: names of the networks.
+  """
+  from patchcore_jax import backbones
+  from patchcore_jax.backbones import checkpoints
+
+  for name in names:
+    if name.endswith(f'.{backbones.RANDOM}'):
+      say('RANDOM WEIGHTS: these numbers do not show what PatchCore can do.', loud=True)
+    if name == checkpoints.BUILT_IN:
+      say('It comes with this package and was trained on drawn images only. ImageNet weights are the better '
+          f'choice where they can be had: patchcore backbones fetch {checkpoints.PREFERRED}')
 
 
 def keep_compiled(folder: str) -> None:
