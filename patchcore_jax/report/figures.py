@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from patchcore_jax import metrics
 from patchcore_jax.report import per_image, results, runs, tables
@@ -97,8 +96,8 @@ def _s3(measured: list[Measured], published: Path) -> Figure:
     error_f1, error_recall = [], []
     for category in m.categories:
       labels, scores = _labels_and_scores(m, category)
-      precision, recall, _ = precision_recall_curve(labels, scores)
-      false, true, _ = roc_curve(labels, scores)
+      precision, recall = metrics.precision_recall_curve(labels, scores)
+      false, true = metrics.roc_curve(labels, scores)
       best = metrics.f1_optimal(labels, scores)
       alarm = scores >= best.threshold
       everything = scores >= scores[labels == 1].min()  # the highest threshold of full recall
