@@ -104,6 +104,14 @@ class Inspector:
     """
     store.save(path, self.model)
 
+  def append(self, images: Any, **arguments) -> 'Inspector':
+    """Adds what the bank does not cover of further good images (`upkeep.append`, with its arguments)."""
+    return importlib.import_module('patchcore_jax.inspection.upkeep').append(self, images, **arguments)
+
+  def calibrate(self, images: Any, **arguments) -> 'Inspector':
+    """Makes thresholds of good images not fitted on (`upkeep.calibrate`, with its arguments)."""
+    return importlib.import_module('patchcore_jax.inspection.upkeep').calibrate(self, images, **arguments)
+
   def export(self, path: str | os.PathLike, **arguments) -> dict[str, Any]:
     """Writes a program that scores images with JAX alone (`export.folder.write`, with its arguments)."""
     # That room stands above this one.
