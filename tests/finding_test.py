@@ -1,6 +1,7 @@
 """The answer for one image: the same in Python, in files and over HTTP."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -108,7 +109,7 @@ class TestFind:
     assert own.p_value == found.p_value
 
   def test_what_is_not_known_is_none(self, inspector):
-    bare = inspector._replace(model=inspector.model.with_description(calibration=None))
+    bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
     found = inspection.find(bare, Scores(np.float32([2.0])), 0, (50, 40))
     assert found == Finding((40, 50), 2.0) and found.decision is None
     values = found.to_json()
@@ -116,6 +117,6 @@ class TestFind:
     assert set(values.values()) == {None} and 'map' not in values
 
   def test_a_model_of_arrays_takes_images_as_they_come(self, inspector, scores):
-    arrays = inspector._replace(model=inspector.model.with_description(preprocessing=None))
+    arrays = dataclasses.replace(inspector, model=inspector.model.with_description(preprocessing=None))
     assert arrays.preprocessing == Preprocessing(resize=(), crop=())
     assert inspection.find(arrays, scores, 1, (32, 24)).box == (4, 10, 10, 14)
