@@ -251,7 +251,7 @@ class BackboneSpec:
 
   Attributes:
     name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the paper's
-      where it can be had, else the one that comes with the package.
+      where it is cached, else the one that comes with the package.
     weights: '' for the tag's checkpoint, a file, or 'random'.
     layers: names of its layers; () for the backbone's own, layer2 and layer3 for ResNets.
     precision: 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough
