@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import predict
 from patchcore_jax import inspection
 from patchcore_jax.banks import calibration, store
 from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import preprocess
 from patchcore_jax.detectors import OCSVM, MahalanobisAD, PaDiM, PatchCore, Scores
 from patchcore_jax.inspection import Finding
+from patchcore_jax.report import prediction_run
 from patchcore_jax.serving.app import Options
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import small
@@ -28,7 +28,8 @@ def _same_everywhere(inspector, folder):
   image, bank, out = folder / 'part.png', folder / 'bank', folder / 'out'
   Image.fromarray(parts(3)[2]).save(image)
   store.save(bank, inspector.model)
-  predict.run(predict.Options(str(bank), str(image), str(out), batch_size=1, maps='none', overlays=False))
+  prediction_run.run(prediction_run.Options(
+      str(bank), str(image), str(out), batch_size=1, maps='none', overlays=False))
   with (out / 'predictions.csv').open(newline='') as f:
     (cells,) = csv.DictReader(f)
   row = json.loads((out / 'predictions.jsonl').read_text())

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import answers, predict
 from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import checkpoints
 from patchcore_jax.banks import editing, store
+from patchcore_jax.cli import terminal
 from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run
 from patchcore_jax.inspection import colours
-from patchcore_jax.report import overlay
+from patchcore_jax.report import answers, overlay, prediction_run
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import conftest
 
@@ -93,7 +93,8 @@ def parts(tmp_path):
 
 
 def _run(bank, images, out, **kwargs):
-  return predict.run(predict.Options(bank, str(images), str(out), **({'maps': 'none'} | kwargs)))
+  options = prediction_run.Options(bank, str(images), str(out), **({'maps': 'none'} | kwargs))
+  return prediction_run.run(options, say=terminal.say)
 
 
 def _rows(out):
@@ -223,7 +224,7 @@ class TestRun:
     folder.mkdir()
     for i in range(80):
       _part((220, 180), i).save(folder / f'{i:02}.png')
-    read = predict.read
+    read = prediction_run.read
 
     class Tracked(Image.Image):
       def __del__(self):
@@ -236,7 +237,7 @@ class TestRun:
       most.append(len(alive))
       return loaded
 
-    monkeypatch.setattr(predict, 'read', counted)
+    monkeypatch.setattr(prediction_run, 'read', counted)
     assert _run(bank, folder, tmp_path / 'out', overlays=False).images == 80
     # Read ahead, being scored and being drawn: a batch each, and one that waits in between.
     assert max(most) <= 8 * 4 + 2
@@ -382,23 +383,23 @@ class TestBadInput:
   @pytest.mark.parametrize('kwargs, words', [
       ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': math.inf}, 'a number'),
       ({'scale': (2.0, 1.0)}, 'larger'),
-      ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'of --watch'),
-      ({'images': ''}, '--images')])
+      ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'Set watch too'),
+      ({'images': ''}, 'images is empty')])
   def test_bad_options(self, kwargs, words):
     with pytest.raises(ValueError, match=words):
-      predict.Options(**({'bank': 'b', 'images': 'i', 'out': 'o'} | kwargs))
+      prediction_run.Options(**({'bank': 'b', 'images': 'i', 'out': 'o'} | kwargs))
 
 
 class TestWatch:
 
   def test_images_are_answered_as_they_come(self, bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, '_REPORT_SECONDS', 0.1)
+    monkeypatch.setattr(prediction_run, '_REPORT_SECONDS', 0.1)
     folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
     folder.mkdir()
     _part(SIZES[0], 1).save(folder / '1.png')
-    options = predict.Options(bank, str(folder), str(out), watch=True, maps='none', batch_size=8)
+    options = prediction_run.Options(bank, str(folder), str(out), watch=True, maps='none', batch_size=8)
     results = []
-    thread = threading.Thread(target=lambda: results.append(predict.run(options, stop)))
+    thread = threading.Thread(target=lambda: results.append(prediction_run.run(options, stop=stop)))
     thread.start()
     try:
       _wait(lambda: out.exists() and (out / 'predictions.jsonl').exists() and len(_rows(out)) == 1)
@@ -443,9 +444,9 @@ class TestStop:
       _part((200, 160), i).save(folder / f'{i:02}.png')
     _run(bank, folder / '00.png', out)
     stop = threading.Event()
-    monkeypatch.setattr(predict, 'read', _after(10, stop.set, predict.read))
-    options = predict.Options(bank, str(folder), str(out), batch_size=8, maps='none')
-    summary = predict.run(options, stop)
+    monkeypatch.setattr(prediction_run, 'read', _after(10, stop.set, prediction_run.read))
+    options = prediction_run.Options(bank, str(folder), str(out), batch_size=8, maps='none')
+    summary = prediction_run.run(options, say=terminal.say, stop=stop)
     assert summary.stopped and 0 < summary.images < 30
     assert len(_rows(out)) == 1 and len(_rows(out / 'predictions.unfinished')) == summary.images
     assert f'stopped: {summary.images} of 30' in capsys.readouterr().out
@@ -456,8 +457,8 @@ class TestMain:
   def test_as_a_user_runs_it(self, bank, parts, tmp_path):
     """One process: unreadable files, exit code, and Ctrl-C while it waits for images."""
     (parts / 'a' / '2.png').write_text('text')
-    command = [sys.executable, '-m', 'experiments.predict', f'--bank={bank}', f'--images={parts / "a"}',
-               f'--out={tmp_path / "out"}', '--watch', '--maps=tif', '--threshold=1e-6']
+    command = [sys.executable, '-m', 'patchcore_jax', 'predict', bank, parts / 'a', '--out', tmp_path / 'out',
+               '--watch', '--maps', 'tif', '--threshold', '1e-6']
     with subprocess.Popen(command, cwd=conftest.ROOT, stdout=subprocess.PIPE, text=True) as process:
       lines = []
       for line in process.stdout:
@@ -475,8 +476,8 @@ class TestBatched:
 
   def test_order_is_kept(self):
     items = [1, None, 2, 3, 4, None]
-    assert list(predict.batched(items, 2)) == [[1], [2, 3], [4]]
-    assert [x for batch in predict.batched(range(10), 3) for x in batch] == list(range(10))
+    assert list(prediction_run.batched(items, 2)) == [[1], [2, 3], [4]]
+    assert [x for batch in prediction_run.batched(range(10), 3) for x in batch] == list(range(10))
 
 
 class TestLimits:

@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from rich.console import Console
 
@@ -69,6 +70,18 @@ def say(text: str, *, loud: bool = False) -> None:
   console.print(text, style='bold red' if loud else None, markup=False)
 
 
+def notice(text: str) -> None:
+  """Prints a line, in each of several processes."""
+  notices.print(text.encode('utf-8', 'backslashreplace').decode(), markup=False)
+
+
+def listener() -> Any:
+  """Makes the `evaluation.experiment.Listener` that shows a run on the terminal."""
+  from patchcore_jax.evaluation import experiment
+
+  return experiment.Listener(progress_bar, say, notice, say_which)
+
+
 def say_which(names: Iterable[str]) -> None:
   """Says so where a network is not the best choice.
 
@@ -111,7 +124,8 @@ def keep_compiled(folder: str) -> None:
   except OSError as e:
     if named:
       raise ValueError(
-          f"--compilation-cache={folder}: {e.strerror or e}. Name another folder, or 'off' for none.") from e
+          f"The compilation cache {folder} cannot be made: {e.strerror or e}. Name another folder, or 'off' "
+          'for none.') from e
     return
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
