@@ -69,7 +69,7 @@ def best_available() -> str:
   """Names the better of two checkpoints that this machine has; the weaker is said loudly.
 
   It is `checkpoints.PREFERRED`, with ImageNet weights, where it is cached; else `checkpoints.BUILT_IN`, which
-  comes with the package. No network is asked.
+  comes with the package. No network is asked. `checkpoints.best_installed` is the same without a word.
   """
   name = checkpoints.best_installed()
   if advice := checkpoints.better_than(name):

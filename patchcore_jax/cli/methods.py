@@ -83,6 +83,8 @@ def networks_of(values: Mapping[str, Any], seed: int) -> tuple:
 
   spec = options.record(BackboneSpec, 'backbone', values)
   names = [name.strip() for name in spec.name.split('+')]
+  if names == [backbones.AUTO] and not spec.weights:  # `terminal.say_which` says what a log would
+    names = [backbones.checkpoints.best_installed()]
   if len(names) > 1 and spec.weights not in ('', backbones.RANDOM):
     raise ValueError(f'--backbone-weights={spec.weights} is one file, for {len(names)} networks.')
   return tuple(

@@ -94,9 +94,8 @@ def say_which(names: Iterable[str]) -> None:
   for name in names:
     if name.endswith(f'.{backbones.RANDOM}'):
       say('RANDOM WEIGHTS: these numbers do not show what PatchCore can do.', loud=True)
-    if name == checkpoints.BUILT_IN:
-      say('It comes with this package and was trained on drawn images only. ImageNet weights are the better '
-          f'choice where they can be had: patchcore backbones fetch {checkpoints.PREFERRED}')
+    if advice := checkpoints.better_than(name):
+      say(advice)
 
 
 def keep_compiled(folder: str) -> None:
