@@ -20,11 +20,12 @@ EXTRAS = {
 
 
 @contextlib.contextmanager
-def needed_for(purpose: str) -> Iterator[None]:
+def needed_for(purpose: str, *, otherwise: str = '') -> Iterator[None]:
   """Turns the absence of an optional package, imported in this context, into a readable error.
 
   Args:
     purpose: what needs the package; begins the message.
+    otherwise: what else the user may do, an imperative.
 
   Raises:
     ValueError: a package of an extra is not installed. Other modules that are missing are a bug, and raise
@@ -43,4 +44,4 @@ def needed_for(purpose: str) -> Iterator[None]:
       raise
     raise ValueError(
         f'{purpose} needs the package {package}, which is not installed: '
-        f"pip install 'patchcore_jax[{EXTRAS[package]}]'.") from e
+        f"pip install 'patchcore_jax[{EXTRAS[package]}]'{f', or {otherwise}' if otherwise else ''}.") from e

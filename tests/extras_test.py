@@ -34,6 +34,12 @@ def test_absence_names_the_extra(monkeypatch, package):
     importlib.import_module(f'{package}.anything')
 
 
+def test_another_way_is_told(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(ValueError, match=r"torch\]', or wait\.$"), extras.needed_for('This', otherwise='wait'):
+    importlib.import_module('torch')
+
+
 def test_other_missing_modules_are_bugs():
   with pytest.raises(ModuleNotFoundError, match='no_such_module'), extras.needed_for('This'):
     importlib.import_module('no_such_module')

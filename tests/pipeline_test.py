@@ -113,5 +113,5 @@ class TestThreads:
 
 def test_worker_processes_name_their_extra(examples, monkeypatch):
   monkeypatch.setitem(sys.modules, 'grain', None)
-  with pytest.raises(ValueError, match=r"num_workers=1; .* grain, .*'patchcore_jax\[workers\]'"):
+  with pytest.raises(ValueError, match=r"1 processes needs .* grain, .*'patchcore_jax\[workers\]'"):
     list(pipeline.batches(examples, SPEC, batch_size=3, num_workers=1))

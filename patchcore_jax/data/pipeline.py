@@ -101,7 +101,8 @@ def _in_threads(load, examples, batch_size) -> Iterator[dict[str, Any]]:
 
 def _in_processes(load, examples, batch_size, num_workers) -> Iterator[dict[str, Any]]:
   """Loads examples in worker processes, by Grain, and yields them joined in batches."""
-  with extras.needed_for(f'Decoding in processes (data.num_workers={num_workers}; 0 is for threads)'):
+  with extras.needed_for(
+      f'Decoding in {num_workers} processes', otherwise='set data.num_workers=0 to decode in threads'):
     import grain
   from absl import flags
 
