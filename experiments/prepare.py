@@ -25,6 +25,7 @@ from absl import flags
 
 from experiments import cli, wiring
 from patchcore_jax.data import mvtec_ad
+from patchcore_jax.data.folder import MVTEC
 
 cli.key_flags()
 
@@ -81,7 +82,7 @@ def run(
         archive = data_dir / 'downloads' / 'mvtec_anomaly_detection.tar.xz'
         download(url, archive, sha256, progress)
       folder = extract(archive, temporary, wanted, progress)
-    found = mvtec_ad.MVTEC.list_categories(folder)
+    found = MVTEC.list_categories(folder)
     if categories and (missing := [name for name in wanted if name not in found]):
       raise ValueError(f'{archive or folder} does not hold {", ".join(missing)}.')
     wanted = [name for name in wanted if name in found]
