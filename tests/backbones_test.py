@@ -15,6 +15,7 @@ from patchcore_jax import backbones
 from patchcore_jax.backbones import checkpoints, resnet, simulation
 from patchcore_jax.banks.model import BankError, Description, Model
 from patchcore_jax.detectors import PatchCore, streaming
+from patchcore_jax.evaluation import networks
 from tests import precision
 
 _FACTORY = '''
@@ -138,7 +139,7 @@ class TestPrecision:
     def resolved(name, config=default):
       config = config.get_config()
       config.backbone.name = name
-      return wiring.with_named_backbone(config).backbone.precision
+      return networks.resolved(wiring.settings(config)).backbone.precision
 
     assert default.get_config().backbone.precision == 'auto'
     assert resolved('resnet18.tv_in1k') == resolved('resnet18.tv_in1k + resnet50.tv_in1k') == (

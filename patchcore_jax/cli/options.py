@@ -1,7 +1,7 @@
 """Settings records -> options of a command: a flag for each field, explained, with its default.
 
-A few have short names; the others are called by their section and field, as --coreset-method. A TOML file given
-by --config has the same names.
+A few have short names; the others are called by their section and field, as --coreset-method. A TOML file
+given by --config has the same names.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ _NAMES = {
     'preprocess-crop': 'crop', 'backbone-name': 'backbone', 'backbone-layers': 'layers',
     'backbone-precision': 'precision', 'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
     'calibration-false-alarm-rate': 'false-alarm-rate', 'calibration-folds': 'folds',
-    'patchcore-ratio': 'ratio', 'report-gallery': 'gallery', 'report-errors': 'keep-errors',
-    'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
+    'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
+    'report-errors': 'keep-errors', 'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
 
 
 class Command(click.Command):
@@ -191,8 +191,8 @@ def several_machines(function: Callable) -> Callable:
       option('--coordinator-address', group='Several machines', show_default=False, metavar='HOST:PORT',
              help='The address of the first process, such as 10.0.0.1:1234.'),
       option('--distributed', is_flag=True, group='Several machines', show_default=False,
-             help='This is one of several processes, of which Slurm, Open MPI or the TPU pod tells; elsewhere '
-             'the next three options do.')):
+             help='This is one of several processes, of which Slurm, Open MPI or the TPU pod tells; '
+             'elsewhere the next three options do.')):
     function = decorate(function)
   return function
 
