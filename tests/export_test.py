@@ -29,7 +29,7 @@ AT_ONCE = 3
 
 
 def fitted(detector=None):
-  """A small calibrated model with pictures, as `experiments.fit` makes them."""
+  """A small calibrated model with pictures, as `patchcore fit` makes them."""
   detector = detector or PatchCore(
       0.3, EmbeddingSpec('mean'), CoresetSpec(projection_dim=8), ScoringSpec(sigma=2.0))
   networks = (backbones.create('tests.small:backbone'),)

@@ -156,9 +156,11 @@ def _change_inspector(bank, out, weights, compilation_cache, images, change) -> 
   from patchcore_jax import inspection
 
   skipped: list[Exception] = []
-  after = change(inspection.of_model(before, weights=weights, path=bank), skipped).model
-  for message in sorted({str(error) for error in skipped}):
-    terminal.say(f'skipped: {message}')
+  try:
+    after = change(inspection.of_model(before, weights=weights, path=bank), skipped).model
+  finally:  # also where none can be read
+    for message in sorted({str(error) for error in skipped}):
+      terminal.say(f'skipped: {message}')
   _keep(bank, out, before, after)
 
 

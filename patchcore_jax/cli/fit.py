@@ -78,7 +78,8 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
   data = inputs.training_data(
       good, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
-  if not processes.agree(repr([values, [Path(path).name for path in paths]])):
+  same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
+  if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
     raise ValueError(
         'The processes differ in their settings or in the images they see: expected the same command and '
         'data on all machines.')
@@ -95,8 +96,9 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {good}')
   except KeyboardInterrupt as e:
     raise terminal.Interrupted('Nothing was written; the same command starts anew.') from e
-  for message in sorted({str(error) for error in skipped}):
-    terminal.notices.print(f'skipped: {message}', markup=False)
+  finally:  # also where none can be read
+    for message in sorted({str(error) for error in skipped}):
+      terminal.notices.print(f'skipped: {message}', markup=False)
   if skipped:
     terminal.say(
         f'{inspector.model.description.num_images} of {len(paths)} images were used, {len(skipped)} could '

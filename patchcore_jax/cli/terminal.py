@@ -15,6 +15,8 @@ from typing import Any
 from rich.console import Console
 
 DISTRIBUTED = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
+# Not by their flags, which the binaries write otherwise.
+_ALL_THREE = "the coordinator's address, the number of processes and the id of this one"
 _WORTH_KEEPING = 0.3  # seconds that compiling took; shorter ones would fill the disk with files
 
 console = Console(highlight=False, soft_wrap=True)  # the first of several processes prints
@@ -156,7 +158,7 @@ def join_processes(
   if not distributed and named == (None, None, None):
     return
   if not distributed and None in named:
-    raise ValueError('Expected --coordinator_address, --num_processes and --process_id together.')
+    raise ValueError(f'Expected {_ALL_THREE} together.')
   import jax
 
   try:
@@ -164,7 +166,7 @@ def join_processes(
   except ValueError as e:
     raise ValueError(
         f'Nothing tells which process this is ({e}) Outside of Slurm, Open MPI and TPU pods give '
-        '--coordinator_address, --num_processes and --process_id.') from e
+        f'{_ALL_THREE}.') from e
   console.quiet = jax.process_index() > 0
 
 
