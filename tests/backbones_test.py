@@ -94,8 +94,10 @@ class TestCreate:
     made = [backbones.create('resnet18', weights='random', precision=p)
             for p in ('float32', 'bfloat16')]
     assert [b.precision for b in made] == ['float32', 'bfloat16']
-    exact, rounded = (Model({}, Description(
-        'patchcore', PatchCore().resolved([b]).settings(), (streaming.identity(b),), (8, 8), 1)) for b in made)
+    exact, rounded = (
+        Model({}, Description(
+            'patchcore', PatchCore().resolved([b]).settings(), (streaming.identity(b),), (8, 8), 1))
+        for b in made)
     streaming.check(PatchCore(), exact, made[:1])
     streaming.check(PatchCore(), rounded, made[1:])
     with pytest.raises(BankError, match="precision: the model has 'float32', .*'bfloat16'"):
