@@ -22,14 +22,16 @@ class Result(NamedTuple):
 
 def run(*arguments) -> Result:
   """Runs `patchcore ARGUMENTS`. Errors that are bugs pass through."""
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+  streams = [io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2)]  # click writes bytes too
+  with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
     try:
       cli.main([str(argument) for argument in arguments])
       code = 0
     except SystemExit as e:
       code = e.code
-  return Result(code, out.getvalue(), err.getvalue())
+  for stream in streams:
+    stream.flush()
+  return Result(code, *(stream.buffer.getvalue().decode() for stream in streams))
 
 
 def done(*arguments) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from patchcore_jax import cli
-from patchcore_jax.cli import options, terminal
+from patchcore_jax.cli import arguments, options, terminal
+from patchcore_jax.data import folder
 
 _HELP = {
     'info': 'Tell what there is to know about a model.',
@@ -61,6 +62,7 @@ _batch_size = options.option(
 @click.argument('bank')
 def _info(bank: str, debug: bool, compilation_cache: str) -> None:
   with terminal.readable_errors(debug):
+    arguments.check_model(bank)
     from patchcore_jax.banks import store
 
     for line in info(store.restore(bank)):
@@ -115,10 +117,14 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_
 @click.argument('other')
 @_out
 def _merge(bank: str, other: str, out: str, debug: bool, compilation_cache: str) -> None:
-  with terminal.readable_errors(debug):
+  def change(model):
     from patchcore_jax.banks import editing, store
 
-    _change_model(bank, out, lambda model: editing.merge(model, store.restore(other)))
+    return editing.merge(model, store.restore(other))
+
+  with terminal.readable_errors(debug):
+    arguments.check_model(other)
+    _change_model(bank, out, change)
 
 
 @_action
@@ -126,10 +132,13 @@ def _merge(bank: str, other: str, out: str, debug: bool, compilation_cache: str)
 @click.argument('names', nargs=-1, required=True)
 @_out
 def _drop(bank: str, names: tuple[str, ...], out: str, debug: bool, compilation_cache: str) -> None:
-  with terminal.readable_errors(debug):
+  def change(model):
     from patchcore_jax.banks import editing
 
-    _change_model(bank, out, lambda model: editing.drop(model, names))
+    return editing.drop(model, names)
+
+  with terminal.readable_errors(debug):
+    _change_model(bank, out, change)
 
 
 @_action
@@ -138,19 +147,21 @@ def _drop(bank: str, names: tuple[str, ...], out: str, debug: bool, compilation_
                 help='The share of all training patches to keep.')
 @_out
 def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: str) -> None:
-  with terminal.readable_errors(debug):
+  def change(model):
     from patchcore_jax.banks import editing
 
-    _change_model(bank, out, lambda model: editing.shrink(model, ratio))
+    return editing.shrink(model, ratio)
+
+  with terminal.readable_errors(debug):
+    _change_model(bank, out, change)
 
 
 def _change_inspector(bank, out, weights, compilation_cache, images, change) -> None:
   """Changes a model whose network is needed, and tells which images could not be read."""
-  _check_out(out)
+  _check(bank, out)
+  folder.find_images(images)
   from patchcore_jax.banks import store
-  from patchcore_jax.data import folder
 
-  folder.find_images(images)  # a mistake in it is told before the long work
   before = store.restore(bank)
   terminal.keep_compiled(compilation_cache)
   from patchcore_jax import inspection
@@ -166,15 +177,16 @@ def _change_inspector(bank, out, weights, compilation_cache, images, change) -> 
 
 def _change_model(bank, out, change) -> None:
   """Changes a model whose network is not needed."""
-  _check_out(out)
+  _check(bank, out)
   from patchcore_jax.banks import store
 
   before = store.restore(bank)
   _keep(bank, out, before, change(before))
 
 
-def _check_out(out) -> None:
-  """Raises ValueError where --out exists."""
+def _check(bank, out) -> None:
+  """Raises ValueError where there is no model, or --out exists: before anything slow is imported."""
+  arguments.check_model(bank)
   if out and Path(out).exists():
     raise ValueError(f'{out} exists: a model is not overwritten. Choose another --out.')
 

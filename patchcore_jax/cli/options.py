@@ -136,8 +136,10 @@ class _Kind(click.ParamType):
       self.name += ',...'
 
   def convert(self, value, param, ctx):
-    if not isinstance(value, str):
-      return tuple(value) if self.several and isinstance(value, list) else value
+    if value is None or isinstance(value, tuple):
+      return value
+    if not isinstance(value, str):  # from a TOML file: read as on the command line
+      value = ','.join(map(str, value)) if isinstance(value, list) else str(value)
     if value in ('', 'none') and (self.several or self.optional):
       return () if self.several else None
     try:
