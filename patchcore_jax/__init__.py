@@ -25,7 +25,10 @@ _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
-__all__ = [*_PLACES, *_MODULES, '__version__']
+__all__ = [
+    'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding', 'Inspector', 'MahalanobisAD',
+    'PaDiM', 'PatchCore', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors',
+    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str):
