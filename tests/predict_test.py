@@ -472,6 +472,82 @@ class TestMain:
     assert len(_rows(tmp_path / 'out')) == 2 and (tmp_path / 'out/report.html').exists()
 
 
+class TestInterrupted:
+  """Ctrl-C in a process of its own: an exit code, one line, and nothing half-written."""
+
+  def _interrupted(self, bank, folder, out, when, *more):
+    """(exit code, output) of a run that is interrupted after seconds, or at a line with a text."""
+    command = [sys.executable, '-m', 'patchcore_jax', 'predict', bank, folder, '--out', out, *more]
+    with subprocess.Popen(
+        command, cwd=conftest.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {'PYTHONUNBUFFERED': '1'}) as process:
+      said = ''
+      if isinstance(when, float):
+        time.sleep(when)
+      else:
+        for line in process.stdout:
+          said += line
+          if when in line:
+            break
+      process.send_signal(signal.SIGINT)
+      said += process.communicate(timeout=60)[0]
+    assert 'Traceback' not in said
+    return process.returncode, said
+
+  @pytest.fixture
+  def many(self, tmp_path):
+    folder = tmp_path / 'many'
+    folder.mkdir()
+    for i in range(60):
+      _part((200, 160), i % 4).save(folder / f'{i:02}.png')
+    return folder
+
+  @pytest.mark.parametrize('seconds', [0.4, 1.0])
+  def test_while_it_imports_and_compiles(self, bank, many, tmp_path, seconds):
+    code, said = self._interrupted(bank, many, tmp_path / 'out', seconds, '--compilation-cache=off')
+    assert code == 130 and 'interrupted. Nothing was written; the same command starts anew.' in said
+    assert not (tmp_path / 'out').exists()
+
+  def test_while_it_scores(self, bank, many, tmp_path):
+    out = tmp_path / 'out'
+    code, said = self._interrupted(bank, many, out, '[1/60]')
+    done = len(_rows(out / 'predictions.unfinished'))
+    assert code == 130 and f'stopped: {done} of 60' in said and 'starts anew' in said
+    assert [p.name for p in out.iterdir()] == ['predictions.unfinished']
+
+  def test_while_it_watches(self, bank, many, tmp_path):
+    code, _ = self._interrupted(bank, many, tmp_path / 'out', 0.4, '--watch')
+    assert code == 0 and not (tmp_path / 'out').exists()
+    code, said = self._interrupted(bank, many, tmp_path / 'out', 'waiting for images', '--watch')
+    assert code == 0 and 'see ' in said and (tmp_path / 'out/report.html').exists()
+
+
+class TestCommand:
+  """What is wrong is told at once, before anything slow is imported."""
+
+  @pytest.mark.parametrize('arguments, code, words', [
+      (['none', '.', '--out=x'], 1, 'No model at none: expected the folder that `patchcore fit` made'),
+      ([__file__, '.', '--out=x'], 1, 'it is a file'),
+      (['.', 'none', '--out=x'], 1, 'none does not exist: expected a folder of images'),
+      (['.', 'none', '--out=x', '--watch'], 1, 'expected a folder in which images arrive'),
+      (['.', '.'], 2, '--out'), (['.', '.', '--out=x', '--scale=3'], 2, 'two numbers'),
+      (['.', '.', '--out=x', '--maps=png'], 2, 'npy'), (['.', '.', '--out=x', '--batch-size=0'], 2, 'x>=1')])
+  def test_mistakes(self, arguments, code, words):
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'patchcore_jax', 'predict', *arguments], cwd=conftest.ROOT,
+        capture_output=True, text=True)
+    said = [line for line in result.stderr.splitlines() if not line.startswith('import time:')]
+    assert result.returncode == code and len(said) == 1 and words in said[0]
+    assert ' jax' not in result.stderr and ' numpy' not in result.stderr
+
+  @pytest.mark.parametrize('name', ['predict', 'serve', 'export'])
+  def test_the_binaries_of_before_say_where_they_went(self, name):
+    result = subprocess.run(
+        [sys.executable, '-m', f'experiments.{name}', '--bank=x'], cwd=conftest.ROOT, capture_output=True,
+        text=True)
+    assert result.returncode == 2 and f'patchcore {name} BANK' in result.stderr
+
+
 class TestBatched:
 
   def test_order_is_kept(self):

@@ -401,17 +401,17 @@ class TestInspect:
 
 
 def _patch_scorer(monkeypatch, before):
-  """`before` runs with each batch, but for those that compile."""
+  """`before` runs with each batch."""
   make = inspection.scorer
 
   def scorer(*args):
     score = make(*args)
 
     def patched(images):
-      if images.any():
-        before(images)
+      before(images)
       return score(images)
 
+    patched.compile = score.compile
     return patched
 
   monkeypatch.setattr(inspection, 'scorer', scorer)
@@ -598,6 +598,16 @@ class TestBinary:
     assert status == 200
     assert answer['score'] == pytest.approx(_expected(inspector, parts(1))[0].score, abs=1e-4)
     assert (process.returncode, rest.splitlines()) == (0, ['Ended.'])
+
+  @pytest.mark.parametrize('seconds', [0.4, 1.2])
+  def test_ctrl_c_before_it_is_ready(self, inspector, tmp_path, seconds):
+    store.save(tmp_path / 'noise', inspector.model)
+    command = [sys.executable, '-m', 'patchcore_jax', 'serve', tmp_path / 'noise', '--port=0']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+      time.sleep(seconds)
+      process.send_signal(signal.SIGINT)
+      said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.splitlines()[-1] == 'Ended.' and 'Traceback' not in said
 
   def test_the_extra_is_named_when_it_is_absent(self, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'uvicorn', None)

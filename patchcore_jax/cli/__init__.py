@@ -6,6 +6,7 @@ import sys
 import click
 
 from patchcore_jax import __version__
+from patchcore_jax.cli import interrupts
 
 # In the order of the help: a line for each, so that the help need not import them.
 COMMANDS = {
@@ -65,7 +66,11 @@ def command() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-  """Runs the command line. A mistake is one line on the standard error, and exit code 2 or 1."""
+  """Runs the command line. A mistake is one line on the standard error, and exit code 2 or 1.
+
+  Args:
+    arguments: those of the command line; None for those of the process, which ends with the command.
+  """
   try:
     code = command.main(arguments, prog_name='patchcore', standalone_mode=False)
   except click.exceptions.NoArgsIsHelpError as e:
@@ -78,4 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
   except click.Abort:
     print('error: interrupted.', file=sys.stderr)
     code = 130
+  except SystemExit as e:
+    code = e.code
+  if arguments is None and code == 130:
+    interrupts.end('', code)
   sys.exit(code if isinstance(code, int) else 0)

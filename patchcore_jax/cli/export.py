@@ -4,10 +4,11 @@ import re
 
 import click
 
-from patchcore_jax.cli import arguments, options, terminal
+from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _PROGRAM = 'Program'
 _PLATFORMS = 'cpu', 'cuda', 'tpu'
+_NOTHING = 'Nothing was written; the same command starts anew.'
 
 
 def frame_size(text: str) -> tuple[int, int] | None:
@@ -55,12 +56,18 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
   platforms = [name.strip() for name in platforms.split(',') if name.strip()]
   with terminal.readable_errors(debug):
     arguments.check_model(bank)
+    with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
+      from patchcore_jax import inspection
+      from patchcore_jax.export import folder
+
+      terminal.keep_compiled(compilation_cache)
+      inspector = inspection.load(bank, weights=backbone_weights)
     try:
-      description = _write(
-          bank, out, backbone_weights, compilation_cache, camera=camera, platforms=platforms, at_once=at_once,
-          onnx=onnx)
+      with terminal.progress_bar('export') as progress:
+        description = folder.write(
+            out, inspector, camera=camera, platforms=platforms, at_once=at_once, onnx=onnx, progress=progress)
     except KeyboardInterrupt as e:
-      raise terminal.Interrupted(terminal.STARTS_ANEW) from e
+      raise terminal.Interrupted(_NOTHING) from e
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
   terminal.say(
       f'{out}: takes {shape} uint8, for {", ".join(description["platforms"])}; '
@@ -73,13 +80,3 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
         f'{written["largest_difference"]:.1e} at most')
   terminal.say(f'python {out}/run.py IMAGE...')
 
-
-def _write(bank, out, weights, compilation_cache, **settings):
-  """Imports what is slow to import, writes the folder, and returns what its description.json holds."""
-  from patchcore_jax import inspection
-  from patchcore_jax.export import folder
-
-  terminal.keep_compiled(compilation_cache)
-  inspector = inspection.load(bank, weights=weights)
-  with terminal.progress_bar('export') as progress:
-    return folder.write(out, inspector, progress=progress, **settings)

@@ -2,9 +2,11 @@
 
 import click
 
-from patchcore_jax.cli import arguments, options, terminal
+from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _PICTURES, _DECISIONS, _MACHINE = 'Pictures', 'Decisions', 'Machine'
+_NOTHING = 'Nothing was written; the same command starts anew.'
+_INTERRUPTED = f'error: interrupted. {_NOTHING}'
 
 
 def _scale(ctx, parameter, text):
@@ -55,21 +57,15 @@ def command(
   with terminal.readable_errors(debug):
     arguments.check_model(bank)
     arguments.check_images(images, arriving=settings['watch'])
+    with interrupts.ends_at_once(*(('Ended.', 0) if settings['watch'] else (_INTERRUPTED, 130))):
+      from patchcore_jax.report import prediction_run
+
+      terminal.keep_compiled(compilation_cache)
+      wanted = prediction_run.Options(
+          bank, images, out, batch_size=batch_size or 0, weights=backbone_weights, **settings)
+      prepared = prediction_run.prepare(wanted, say=terminal.say)
     try:
-      code = _run(bank, images, out, compilation_cache, settings | {
-          'batch_size': batch_size or 0, 'weights': backbone_weights})
-    except KeyboardInterrupt:
-      if not settings['watch']:
-        raise
-      code = 0  # there is no other way to end it
-      terminal.say('Ended.')
-  ctx.exit(code)
-
-
-def _run(bank, images, out, compilation_cache, settings):
-  """Imports what is slow to import, runs, and returns the exit code."""
-  from patchcore_jax.report import prediction_run
-
-  terminal.keep_compiled(compilation_cache)
-  summary = prediction_run.run(prediction_run.Options(bank, images, out, **settings), say=terminal.say)
-  return 130 if summary.stopped else 2 if summary.failed else 0
+      summary = prediction_run.run(wanted, prepared, say=terminal.say)
+    except KeyboardInterrupt as e:
+      raise terminal.Interrupted(str(e) or _NOTHING) from e
+  ctx.exit(130 if summary.stopped else 2 if summary.failed else 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from patchcore_jax import extras
-from patchcore_jax.cli import arguments, options, terminal
+from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _LIMITS, _MACHINE = 'Limits', 'Machine'
 
@@ -47,9 +47,7 @@ def command(bank, debug, **settings) -> None:
   """
   with terminal.readable_errors(debug):
     arguments.check_model(bank)
-    with contextlib.suppress(KeyboardInterrupt):  # there is no other way to end it
-      _serve(bank, **settings)
-    terminal.say('Ended.')
+    _serve(bank, **settings)
 
 
 def read_token(path: str | None, variable: str | None) -> str | None:
@@ -74,26 +72,28 @@ def _serve(
     backbone_weights, compilation_cache):
   """Serves until it is told to end."""
   token = read_token(token_file, os.environ.get('PATCHCORE_TOKEN'))
-  with extras.needed_for('Serving'):
-    from patchcore_jax.serving import server
-  listener = server.listen(host, port)  # before the long work: a taken port is told at once
-  with extras.needed_for('Serving'):
-    from patchcore_jax.serving import app
-  from patchcore_jax import inspection
+  with interrupts.ends_at_once('Ended.', 0):
+    with extras.needed_for('Serving'):
+      from patchcore_jax.serving import server
 
-  limits = app.Options(
-      batch_size=batch_size, wait_seconds=wait_ms / 1000, threads=threads, queue=queue,
-      max_bytes=int(max_mb * 2**20), max_pixels=int(max_megapixels * 1e6), seconds=timeout)
-  terminal.keep_compiled(compilation_cache)
-  inspector = inspection.load(bank, weights=backbone_weights)
-  failure, bars = None, contextlib.ExitStack()
+      listener = server.listen(host, port)  # before the long work: a taken port is told at once
+      from patchcore_jax.serving import app
+    from patchcore_jax import inspection
+
+    limits = app.Options(
+        batch_size=batch_size, wait_seconds=wait_ms / 1000, threads=threads, queue=queue,
+        max_bytes=int(max_mb * 2**20), max_pixels=int(max_megapixels * 1e6), seconds=timeout)
+    terminal.keep_compiled(compilation_cache)
+    inspector = inspection.load(bank, weights=backbone_weights)
+  ready, failure, bars = False, None, contextlib.ExitStack()
 
   def on_ready(error):
-    nonlocal failure
+    nonlocal ready, failure
     bars.close()
     if error is not None:
       failure, running.should_exit = error, True
       return
+    ready = True
     terminal.say(
         f'Ready at {server.address(listener)}: bank {bank}, {inspector.about()}, '
         f'{"a token is needed" if token else "no token"}. Ctrl-C ends it.')
@@ -106,3 +106,6 @@ def _serve(
     server.run(running, listener)
   if failure:
     raise failure
+  terminal.say('Ended.')
+  if not ready:
+    interrupts.end('', 0)  # a thread is compiling

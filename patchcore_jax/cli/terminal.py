@@ -182,7 +182,7 @@ def readable_errors(debug: bool = False) -> Iterator[None]:
   try:
     yield
   except KeyboardInterrupt as e:
-    fail(f'interrupted. {e}' if isinstance(e, Interrupted) and str(e) else 'interrupted.', code=130)
+    fail(f'interrupted. {e}'.strip(), code=130)
   except (ValueError, OSError) as e:
     if debug:
       raise

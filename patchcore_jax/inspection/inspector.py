@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from patchcore_jax.banks.model import BankError, Calibration, Model, Network
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import Detector, ScoreFn, Scores, streaming
+from patchcore_jax.detectors.base import HostScoreFn
 from patchcore_jax.inspection import inputs
 from patchcore_jax.settings import Preprocessing, SearchSpec
 
@@ -198,34 +199,54 @@ def predict(inspector: Inspector, batches: Iterable[Batch]) -> Iterator[tuple[np
   return streaming.predict(score_fn, batches, image_size=inspector.image_size, parameters=parameters)
 
 
-def scorer(inspector: Inspector, *batch_sizes: int) -> Callable[[np.ndarray], Scores]:
-  """Makes a function of images [n, h, w, 3] uint8 that returns their `Scores`, as NumPy arrays.
+def scorer(inspector: Inspector, *batch_sizes: int) -> 'Scorer':
+  """Makes a `Scorer`, for images that come one by one or a few at a time."""
+  return Scorer(inspector, *batch_sizes)
 
-  It gives what `predict` gives. The network and the model are put on the devices now.
+
+class Scorer:
+  """A function of images [n, h, w, 3] uint8 that returns their `Scores`, as NumPy arrays.
+
+  It gives what `predict` gives. The network and the model are put on the devices when it is made.
 
   Args:
+    inspector: what scores.
     batch_sizes: images are padded to the smallest of these that holds them, so that few of them do not wait
-      for the time of many. Each is compiled when it is first needed.
-
-  Raises:
-    ImageError: (the function) images of another size than the model's.
-    ValueError: (the function) more images than the largest batch.
+      for the time of many. Each is compiled when it is first needed, or by `compile`.
   """
-  score_fn, parameters = inspector.placed
-  run = parallel.data_parallel(score_fn.fn)
-  sizes = sorted(map(parallel.divisible_batch_size, batch_sizes))
 
-  def score(images: np.ndarray) -> Scores:
-    check_size(inspector, images.shape[1:3])
+  def __init__(self, inspector: Inspector, *batch_sizes: int):
+    self._inspector = inspector
+    self._score_fn, self._parameters = inspector.placed
+    self._sizes = sorted(map(parallel.divisible_batch_size, batch_sizes))
+
+  def __call__(self, images: np.ndarray) -> Scores:
+    """Scores images.
+
+    Raises:
+      ImageError: images of another size than the model's.
+      ValueError: more images than the largest batch.
+    """
+    check_size(self._inspector, images.shape[1:3])
     n = len(images)
-    if n > sizes[-1]:
-      raise ValueError(f'{n} images for a scorer of batches of at most {sizes[-1]}.')
-    padded = np.zeros((next(size for size in sizes if size >= n), *images.shape[1:]), np.uint8)
+    if n > self._sizes[-1]:
+      raise ValueError(f'{n} images for a scorer of batches of at most {self._sizes[-1]}.')
+    padded = np.zeros((next(size for size in self._sizes if size >= n), *images.shape[1:]), np.uint8)
     padded[:n] = images
-    results = jax.tree.map(lambda x: x[:n], parallel.gather(run(parameters, padded)))
-    return streaming.finished(score_fn, results)
+    results = parallel.data_parallel(self._score_fn.fn)(self._parameters, padded)
+    results = jax.tree.map(lambda x: x[:n], parallel.gather(results))
+    return streaming.finished(self._score_fn, results)
 
-  return score
+  def compile(self, size: int) -> Scores:
+    """Compiles for a batch size.
+
+    Returns:
+      `Scores` without meaning, whose fields are None where those of images are.
+    """
+    images = np.zeros((parallel.divisible_batch_size(size), *self._inspector.image_size, 3), np.uint8)
+    if isinstance(self._score_fn, HostScoreFn) or jax.default_backend() != 'cpu':
+      return self(images)  # an accelerator tells only then whether its memory is enough
+    return parallel.compiled(self._score_fn.fn, self._parameters, images)
 
 
 def check_size(inspector: Inspector, size: tuple[int, int]) -> None:

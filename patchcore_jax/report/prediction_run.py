@@ -25,8 +25,8 @@ from PIL import Image
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import arrivals, folder, preprocess
-from patchcore_jax.detectors import Scores
 from patchcore_jax.inspection import Inspector, colours
+from patchcore_jax.inspection.inspector import Scorer
 from patchcore_jax.report import answers, predictions
 from patchcore_jax.report.answers import Answers
 from patchcore_jax.report.predictions import Answer
@@ -35,6 +35,10 @@ MAPS = ('npy', 'tif', 'none')
 STARTS_ANEW = 'The same command starts anew.'
 Say = Callable[..., None]  # say(text, loud=False)
 _REPORT_SECONDS = 10.0  # between two reports while images arrive
+
+
+def _silent(text: str, *, loud: bool = False) -> None:
+  """Says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,61 +118,93 @@ class Loaded(NamedTuple):
   error: str | None = None
 
 
-def run(options: Options, *, say: Say = lambda text, loud=False: None,
+class Prepared(NamedTuple):
+  """All that a run needs: the model, ready to score, the images that are there, and the folders into which a
+  pattern with ** may not look.
+  """
+
+  inspector: Inspector
+  score: Scorer
+  paths: list[str]
+  denied: list[str]
+
+
+def prepare(options: Options, *, say: Say = _silent) -> Prepared:
+  """Looks for the images, loads the model, and compiles it. Nothing is written.
+
+  Raises:
+    ValueError: no bank, no images, or a folder that is not to be written to.
+    OSError: the folder cannot be written to.
+  """
+  paths, denied = [], []
+  if options.watch:
+    arrivals.arriving(options.images, stop=threading.Event())  # says what is wrong with the folder
+  else:
+    paths, denied = _listed(options)
+  with answers.writing_to(options.out):  # is tried now rather than after the long work
+    predictions.discard(predictions.unfinished(options.out))
+  began = time.monotonic()
+  inspector = inspection.load(options.bank, weights=options.weights)
+  if options.threshold is None and not inspector.calibration:
+    say('the bank has no threshold: scores only, no decisions; --threshold sets one')
+  score = inspection.scorer(inspector, _batch_size(options))
+  found = score.compile(_batch_size(options))
+  if found.map is None and (options.maps != 'none' or options.overlays):
+    say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
+  if options.why and 'patch' not in found.evidence:
+    say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
+  elif options.why and not provenance.has_thumbnails(inspector.model):
+    say('the bank holds no pictures of its training images: --why shows the patches of new images only')
+  say(f'{options.bank}: {inspector.about()}; loaded and compiled in {time.monotonic() - began:.1f} s')
+  return Prepared(inspector, score, paths, denied)
+
+
+def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silent,
         stop: threading.Event | None = None) -> Summary:
   """Scores the images, and writes the answers.
 
   Args:
     options: what is asked for.
+    prepared: what `prepare` made of the options; None to have it done now.
     say: called as `say(line, loud=...)` with what a person at a terminal is told; loud is what stands out.
-    stop: ends the run when set. Ctrl-C sets it.
+    stop: ends the run when set. Ctrl-C sets it, and a second one interrupts.
 
   Raises:
-    ValueError: no bank, no images, or a folder that is not to be written to.
+    ValueError: what `prepare` raises.
     OSError: the answers cannot be written. What was done until then is kept in a folder inside of `out`,
       as it is when the run is stopped.
-    KeyboardInterrupt: Ctrl-C while the model is loaded, or a second one later. The message says what is left
-      of the run.
+    KeyboardInterrupt: a second Ctrl-C; the message says what is left of the run.
   """
-  out, stop, denied = Path(options.out), stop or threading.Event(), ()
-  if options.watch:
-    paths = _outside(options.out, arrivals.arriving(
-        options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=say))
-  else:
-    paths, denied = _listed(options)
-  with answers.writing_to(out):
-    unfinished = predictions.unfinished(out)
-  try:
-    inspector, score = _prepared(options, say)
+  out, stop = Path(options.out), stop or threading.Event()
+  inspector, score, paths, denied = prepared or prepare(options, say=say)
+  with _stopping(stop):
+    if options.watch:
+      paths = _outside(options.out, arrivals.arriving(
+          options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=say))
     with answers.writing_to(out):
+      unfinished = predictions.unfinished(out)
       place = predictions.publish(unfinished) if options.watch else unfinished
     writer = Answers(
         inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
         why=options.why, limits=options.scale or colours.limits(inspector, options.threshold),
         threshold=options.threshold, say=say)
-  except BaseException as e:
-    predictions.discard(unfinished)
-    if isinstance(e, KeyboardInterrupt):
-      raise KeyboardInterrupt(f'Nothing was written. {STARTS_ANEW}') from e
-    raise
-  with _stopping(stop):
     for folder_name in denied:
       writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
     if options.watch:
       say(f'waiting for images in {options.images}; Ctrl-C ends it')
     try:
       summary = _predict(inspector, score, paths, writer, options, stop)
+      if summary.stopped:
+        say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}. {STARTS_ANEW}')
+        return summary
+      _report(writer, options, inspector, _speed(summary))
+      if not options.watch:
+        with answers.writing_to(out):
+          predictions.publish(unfinished)
     except OSError as e:
       raise OSError(f'{e} What was done until then lies in {place}.') from e
     except KeyboardInterrupt as e:
       raise KeyboardInterrupt(f'What was done until then lies in {place}. {STARTS_ANEW}') from e
-    if summary.stopped:
-      say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}. {STARTS_ANEW}')
-      return summary
-    _report(writer, options, inspector, _speed(summary))
-    if not options.watch:
-      with answers.writing_to(out):
-        predictions.publish(unfinished)
   known = f', {summary.anomalous} anomalous' if writer.threshold is not None else ''
   failed = f'; {summary.failed} could not be scored' if summary.failed else ''
   say(f'{summary.images} images in {summary.seconds:.1f} s, {_speed(summary) or "none"}{known}{failed}')
@@ -241,24 +277,6 @@ def _outside(out, paths):
   return (p for p in paths if p is None or not predictions.is_of_a_run(p, out))
 
 
-def _prepared(options, say) -> tuple[Inspector, Callable[[np.ndarray], Scores]]:
-  """Loads the model and its networks, and compiles them."""
-  began = time.monotonic()
-  inspector = inspection.load(options.bank, weights=options.weights)
-  if options.threshold is None and not inspector.calibration:
-    say('the bank has no threshold: scores only, no decisions; --threshold sets one')
-  score = inspection.scorer(inspector, _batch_size(options))
-  found = score(np.zeros((1, *inspector.image_size, 3), np.uint8))
-  if found.map is None and (options.maps != 'none' or options.overlays):
-    say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
-  if options.why and 'patch' not in found.evidence:
-    say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
-  elif options.why and not provenance.has_thumbnails(inspector.model):
-    say('the bank holds no pictures of its training images: --why shows the patches of new images only')
-  say(f'{options.bank}: {inspector.about()}; loaded and compiled in {time.monotonic() - began:.1f} s')
-  return inspector, score
-
-
 def _batch_size(options):
   """Chooses how many images go through the network at once."""
   return options.batch_size or (1 if options.watch else 8)
@@ -312,8 +330,10 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
               for loaded in batch]
       finish()
       drawing.extend(jobs)
-      if options.watch:
+      done = writer.images + writer.failed
+      if options.watch or not done:  # somebody waits for these, or for the first answers of all
         finish()
+      if options.watch:
         done = writer.images + writer.failed
         if done > reported and time.monotonic() - when >= _REPORT_SECONDS:
           _report(writer, options, inspector, _speed(summary()))
