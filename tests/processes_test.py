@@ -139,11 +139,14 @@ class TestMvtec:
 
 class TestFit:
 
-  def test_as_one_process(self, tmp_path):
-    good = tmp_path / 'plates'
+  @pytest.fixture
+  def good(self, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(8):
-      plates._draw(good / f'{i:02}.png', rng)
+      plates._draw(tmp_path / f'plates/{i:02}.png', rng)
+    return tmp_path / 'plates'
+
+  def test_as_one_process(self, good, tmp_path):
     flags = patchcore.flags(false_alarm_rate=0.2, folds=3)
     patchcore.done('fit', good, '--out', tmp_path / 'one', *flags)
     one = store.restore(tmp_path / 'one')
@@ -151,11 +154,6 @@ class TestFit:
     assert [code for code, *_ in results] == [0] * COUNT, results
     (_, first, _), *others = results
     assert 'threshold' in first and all('threshold' not in out for _, out, _ in others)
-    # The number of a process may differ, the settings may not.
-    results = _run('patchcore_jax', 'fit', str(good), f'--out={tmp_path / "none"}', *flags, dash='-', count=2,
-                   devices=1, each=lambda i: (f'--seed={i}',))
-    assert [code for code, *_ in results] == [1, 1] and not (tmp_path / 'none').exists()
-    assert all('The processes differ in their settings' in err for _, _, err in results)
     several = inspection.load(tmp_path / 'several').model
     np.testing.assert_array_equal(several.arrays['indices'], one.arrays['indices'])
     assert several.description.images == one.description.images
@@ -163,6 +161,12 @@ class TestFit:
     found = dataclasses.asdict(several.description.calibration)
     for field, value in dataclasses.asdict(one.description.calibration).items():
       assert found[field] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
+
+  def test_processes_that_differ_say_so(self, good, tmp_path):
+    results = _run('patchcore_jax', 'fit', str(good), f'--out={tmp_path / "none"}', *patchcore.flags(),
+                   dash='-', count=2, devices=1, each=lambda i: (f'--seed={i}',))
+    assert [code for code, *_ in results] == [1, 1] and not (tmp_path / 'none').exists()
+    assert all('The processes differ in their settings' in err for _, _, err in results)
 
 
 @pytest.mark.parametrize('command, words', [
