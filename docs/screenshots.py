@@ -4,7 +4,7 @@
     python -m experiments.fit --config=configs/own.py \
         --config.data.root=runs/synthetic/circuit_board/train/good \
         --config.backbone.name=resnet18_slim.procedural --config.coreset.ratios=0.01 --out=runs/circuit_board
-    python -m experiments.serve --bank=runs/circuit_board --port=8000 &
+    patchcore serve runs/circuit_board --port 8000 &
     python docs/screenshots.py      needs -e '.[test]', Chromium and its driver
 """
 

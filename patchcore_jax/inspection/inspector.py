@@ -188,7 +188,7 @@ def _made_again(network: Network, name: str, weights: str, path: Any) -> Backbon
     raise BankError(
         f'The model {path} was made with the weights {network.weights} of {network.name}, and those of '
         f'{found.name} here are {found.weights}: expected the same. Pass the file that was used as '
-        '--backbone_weights.')
+        '--backbone-weights.')
   # The same values by another name are the same network.
   return dataclasses.replace(backbone, name=network.name)
 

@@ -354,7 +354,7 @@ def _wanted(request: Request) -> dict[str, str]:
 def _too_many_bytes(most: int) -> RequestError:
   return RequestError(
       413, 'too_many_bytes', f'The request is larger than {most / 2**20:g} MiB, the most that is allowed: '
-      'send a smaller image, or start the service with a larger --max_mb.')
+      'send a smaller image, or start the service with a larger --max-mb.')
 
 
 def _read_page() -> tuple[str, str]:
