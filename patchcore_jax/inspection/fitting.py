@@ -38,6 +38,7 @@ def fit(
     ImageError: a file that cannot be read.
     ValueError: no images, or a mistake that the message explains.
 
+  >>> import numpy as np
   >>> rng = np.random.default_rng(0)
   >>> inspector = fit(rng.integers(100, 110, (4, 32, 32), np.uint8), backbone='resnet18_slim.procedural')
   >>> inspector.inspect(np.full((32, 32), 250, np.uint8)).anomalous
