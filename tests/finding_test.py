@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from patchcore_jax import inspection
 from patchcore_jax.banks import calibration, store
 from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import preprocess
-from patchcore_jax.detectors import OCSVM, MahalanobisAD, PaDiM, PatchCore, Scores
+from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Scores
 from patchcore_jax.inspection import Finding
 from patchcore_jax.report import prediction_run
 from patchcore_jax.serving.app import Options
@@ -70,6 +71,23 @@ def test_python_files_and_http_say_the_same(detector, tmp_path):
 
 def _columns(prefix, box):
   return dict(zip([prefix + side for side in ('left', 'top', 'right', 'bottom')], box or (None,) * 4))
+
+
+class TestScorer:
+
+  @pytest.mark.parametrize('detector', [PATCHCORE, MahalanobisAD(), SPADE(num_images=2)], ids=lambda d: d.name)
+  def test_compiled_ahead(self, detector):
+    """It tells what there will be, and spares the first call the compiling."""
+    score, compiled = inspection.scorer(small.inspector(detector), 2), []
+    found = score.compile(2)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+    try:
+      scores = score(small.images(2))
+    finally:
+      jax.monitoring.clear_event_listeners()
+    assert (found.map is None, sorted(found.evidence)) == (scores.map is None, sorted(scores.evidence))
+    assert not compiled and len(scores.image) == 2
 
 
 class TestFind:

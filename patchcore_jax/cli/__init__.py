@@ -6,7 +6,7 @@ import sys
 import click
 
 from patchcore_jax import __version__
-from patchcore_jax.cli import interrupts
+from patchcore_jax.cli import interrupts, options
 
 # In the order of the help: a line for each, so that the help need not import them.
 COMMANDS = {
@@ -21,7 +21,7 @@ COMMANDS = {
 }
 
 
-class _Group(click.Group):
+class _Commands(options.Group):
   """The subcommands, found by name."""
 
   def list_commands(self, ctx):
@@ -32,27 +32,13 @@ class _Group(click.Group):
       return None
     return importlib.import_module(f'patchcore_jax.cli.{name}').command
 
-  def resolve_command(self, ctx, args):
-    try:
-      return super().resolve_command(ctx, args)
-    except click.UsageError as e:
-      raise click.UsageError(unknown(args[0], COMMANDS), ctx) from e
-
   def format_commands(self, ctx, formatter):
     with formatter.section('Commands'):
       formatter.write_dl(list(COMMANDS.items()))
 
 
-def unknown(name: str, known) -> str:
-  """Says that there is no such command, and which one may be meant."""
-  import difflib
-
-  near = difflib.get_close_matches(name, known, 1)
-  return f'There is no command {name!r}' + (
-      f'; did you mean {near[0]!r}?' if near else f'. There are {", ".join(known)}.')
-
-
-@click.group(cls=_Group, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
+@click.group(
+    cls=_Commands, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 110})
 @click.version_option(__version__, prog_name='patchcore')
 def command() -> None:
   """Find defects in images of parts, after seeing good parts only (PatchCore in JAX).

@@ -2,23 +2,14 @@
 
 import click
 
-from patchcore_jax.cli import terminal, unknown
+from patchcore_jax.cli import options, terminal
 
 _IMAGENET_TERMS = (
     "ImageNet's terms of use restrict its images to non-commercial research. What that means for weights "
     'trained on them is for you to judge.')
 
 
-class _Group(click.Group):
-  """The subcommands; an unknown one is named, with a suggestion."""
-
-  def resolve_command(self, ctx, args):
-    if args[0] not in self.commands:
-      raise click.UsageError(unknown(args[0], self.commands), ctx)
-    return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group)
+@click.group(cls=options.Group)
 def command() -> None:
   """List networks, and fetch their weights.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from patchcore_jax import cli
 from patchcore_jax.cli import arguments, options, terminal
 from patchcore_jax.data import folder
 
@@ -23,19 +22,7 @@ _HELP = {
 }
 
 
-class _Group(click.Group):
-  """The actions; an unknown one is answered with what may be meant."""
-
-  def resolve_command(self, ctx, args):
-    if args[0] not in self.commands:
-      raise click.UsageError(cli.unknown(args[0], self.commands), ctx)
-    return super().resolve_command(ctx, args)
-
-  def list_commands(self, ctx):
-    return list(_HELP)
-
-
-@click.group('bank', cls=_Group, short_help=cli.COMMANDS['bank'])
+@click.group('bank', cls=options.Group)
 def command() -> None:
   """Look into a model, and change it: later good images are added, others taken out."""
 

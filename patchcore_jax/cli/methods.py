@@ -65,7 +65,7 @@ def _refuse_others(sections):
   for parameter in context.command.params:
     section, _, field = (parameter.name or '').partition('__')
     of_a_method = section in ('patchcore', *_SECTIONS, *_OTHERS)
-    given = context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    given = context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
     if field and of_a_method and section not in sections and given:
       owner = section if section in _OTHERS else 'patchcore'
       raise click.UsageError(

@@ -42,6 +42,21 @@ class Command(click.Command):
         formatter.write_dl(rows)
 
 
+class Group(click.Group):
+  """A command with subcommands, in the order of their definition; an unknown one gets a suggestion."""
+
+  def list_commands(self, ctx):
+    return list(self.commands)
+
+  def resolve_command(self, ctx, args):
+    known = self.list_commands(ctx)
+    if args[0] not in known:
+      near = difflib.get_close_matches(args[0], known, 1)
+      raise click.UsageError(f'There is no command {args[0]!r}' + (
+          f'; did you mean {near[0]!r}?' if near else f'. There are {", ".join(known)}.'), ctx)
+    return super().resolve_command(ctx, args)
+
+
 class Option(click.Option):
   """An option that belongs to a group of the help."""
 
