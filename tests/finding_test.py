@@ -75,7 +75,8 @@ def _columns(prefix, box):
 
 class TestScorer:
 
-  @pytest.mark.parametrize('detector', [PATCHCORE, MahalanobisAD(), SPADE(num_images=2)], ids=lambda d: d.name)
+  @pytest.mark.parametrize(
+      'detector', [PATCHCORE, MahalanobisAD(), SPADE(num_images=2)], ids=lambda d: d.name)
   def test_compiled_ahead(self, detector):
     """It tells what there will be, and spares the first call the compiling."""
     score, compiled = inspection.scorer(small.inspector(detector), 2), []
