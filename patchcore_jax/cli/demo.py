@@ -33,8 +33,7 @@ def command(out: str, data__categories: tuple[str, ...], debug: bool, compilatio
         DataSpec('synthetic', str(folder / 'data'), data__categories, num_workers=0),
         PatchCore(embedding=EmbeddingSpec('mean')), _RATIOS, backbone=BackboneSpec(_BACKBONE),
         report=ReportSpec(errors=True))
-    terminal.keep_compiled(compilation_cache)
-    rows = evaluate.run(settings, str(folder / 'results'))
+    rows = evaluate.run(settings, str(folder / 'results'), compilation_cache)
     terminal.say(f'This took {time.monotonic() - began:.0f} s.')
     for line in next_steps(folder, rows[-1]['category']):
       terminal.say(line)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from patchcore_jax.cli import methods, options, terminal
+from patchcore_jax.cli import interrupts, methods, options, terminal
 from patchcore_jax.data.layouts import LAYOUTS
 from patchcore_jax.detectors import Ensemble
 from patchcore_jax.evaluation.settings import Settings
@@ -20,6 +20,7 @@ from patchcore_jax.settings import (
 )
 
 _LAYOUTS = (*LAYOUTS, 'tfds')
+_CONTINUES = 'Start the same command again to go on.'
 
 
 def _layout(ctx, parameter, name):
@@ -60,21 +61,32 @@ def command(
   """
   with terminal.readable_errors(debug):
     settings = _settings(data, layout, seed, values)
+    run(settings, out, compilation_cache, *(values[name] for name in terminal.DISTRIBUTED))
+
+
+def run(settings: Settings, out: str, compilation_cache: str, *distributed: Any) -> list[dict[str, Any]]:
+  """Measures, prints the table, and says where the report is.
+
+  Args:
+    settings: of the run.
+    out: its workdir.
+    compilation_cache: see `terminal.keep_compiled`.
+    distributed: see `terminal.join_processes`.
+
+  Returns:
+    The rows of results.csv.
+  """
+  with interrupts.ends_at_once(f'error: interrupted. {_CONTINUES}'):
     terminal.keep_compiled(compilation_cache)
-    terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
-    run(settings, out)
-
-
-def run(settings: Settings, out: str) -> list[dict[str, Any]]:
-  """Measures, prints the table, and says where the report is. Returns the rows."""
-  from patchcore_jax import processes
-  from patchcore_jax.evaluation import experiment
-  from patchcore_jax.report import results
+    terminal.join_processes(*distributed)
+    from patchcore_jax import processes
+    from patchcore_jax.evaluation import experiment
+    from patchcore_jax.report import results
 
   try:
     rows = experiment.run(settings, out, listener=terminal.listener())
   except KeyboardInterrupt as e:
-    raise terminal.Interrupted('Start the same command again to go on.') from e
+    raise terminal.Interrupted(_CONTINUES) from e
   if processes.is_first():
     results.print_table(rows)
     terminal.say(f'Curves, scores and images: {out}/report.html')

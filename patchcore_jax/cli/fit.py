@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from patchcore_jax.cli import methods, options, terminal
+from patchcore_jax.cli import interrupts, methods, options, terminal
 from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec
 
 _SHOWN = 5  # names in a message
 _LONG = 2.0  # seconds that are worth an estimate
+_NOTHING = 'Nothing was written; the same command starts anew.'
 
 
 @click.command('fit', cls=options.Command)
@@ -58,18 +59,19 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
   from patchcore_jax.data import folder
 
   paths = folder.find_images(good)  # before JAX, which takes a second to import
-  terminal.keep_compiled(compilation_cache)
-  terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
-  import jax
+  with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
+    terminal.keep_compiled(compilation_cache)
+    terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
+    import jax
 
-  from patchcore_jax import inspection, processes
-  from patchcore_jax.data import survey
-  from patchcore_jax.detectors import Run
-  from patchcore_jax.inspection import inputs
+    from patchcore_jax import inspection, processes
+    from patchcore_jax.data import survey
+    from patchcore_jax.detectors import Run
+    from patchcore_jax.inspection import inputs
 
-  for line in report(survey.survey(paths)):
-    terminal.say(line)
-  networks = methods.networks_of(values, seed)
+    for line in report(survey.survey(paths)):
+      terminal.say(line)
+    networks = methods.networks_of(values, seed)
   for network in networks:
     terminal.say(
         f'backbone {network.name}, layers {", ".join(network.layers)}, precision {network.precision}')
@@ -95,7 +97,7 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
               several_processes=jax.process_count() > 1),
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {good}')
   except KeyboardInterrupt as e:
-    raise terminal.Interrupted('Nothing was written; the same command starts anew.') from e
+    raise terminal.Interrupted(_NOTHING) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.notices.print(f'skipped: {message}', markup=False)
