@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
       config[name] = section(detectors.find(name))
 
   config.fit = section(settings.FitSpec)
-  config.calibration = section(settings.CalibrationSpec)  # read by experiments.fit
+  config.calibration = section(settings.CalibrationSpec)
   config.metrics = section(settings.MetricsSpec)
   config.report = section(settings.ReportSpec)
 

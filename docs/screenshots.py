@@ -1,10 +1,9 @@
 """Makes the pictures of the report and of the service that the docs show, from the built-in data.
 
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
-    python -m experiments.fit --config=configs/own.py \
-        --config.data.root=runs/synthetic/circuit_board/train/good \
-        --config.backbone.name=resnet18_slim.procedural --config.coreset.ratios=0.01 --out=runs/circuit_board
-    python -m experiments.serve --bank=runs/circuit_board --port=8000 &
+    patchcore fit runs/synthetic/circuit_board/train/good --out runs/circuit_board --ratio 0.01 \
+        --backbone resnet18_slim.procedural
+    patchcore serve runs/circuit_board --port 8000 &
     python docs/screenshots.py      needs -e '.[test]', Chromium and its driver
 """
 

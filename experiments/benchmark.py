@@ -27,8 +27,12 @@ from experiments import alternatives, cli, entries, timing, wiring
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
+from patchcore_jax.cli import terminal
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run, patchcore
+from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.images import data_of
+from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.search import coreset
 from patchcore_jax.settings import EmbeddingSpec
 
@@ -303,13 +307,13 @@ class _Pictures:
 
 def _train_embeddings():
   """Embeds the training images of the config's first category: (name, [n, d])."""
-  config = cli.CONFIG.value
-  settings, (category, *_) = wiring.settings(config), wiring.load_data(config, lambda *_: None)
-  backbone, *_ = wiring.create_backbones(config)
-  with cli.progress_bar(category.name) as progress:
+  settings = resolved(wiring.settings(cli.CONFIG.value))
+  category, *_ = load_categories(settings.data)
+  backbone, *_ = create(settings.backbone, settings.seed)
+  with terminal.progress_bar(category.name) as progress:
     embeddings, _ = patchcore.embed(
-        backbone, wiring.data_of(settings, category.train, []),
-        embedding=EmbeddingSpec(**config.embedding), run=Run(progress=progress))
+        backbone, data_of(settings, category.train, []),
+        embedding=settings.detector.embedding, run=Run(progress=progress))
   return f'{category.name}, {backbone.name}', embeddings.reshape(-1, embeddings.shape[-1])
 
 

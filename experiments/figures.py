@@ -15,6 +15,7 @@ from absl import flags
 
 from experiments import cli
 from patchcore_jax import atomic_files
+from patchcore_jax.cli import terminal
 from patchcore_jax.report import figures, runs
 
 cli.key_flags('workdir')
@@ -38,7 +39,7 @@ def run(workdir: str | os.PathLike, name: str) -> None:
     path = folder / f'figure_{name.lower()}.{suffix}'
     with atomic_files.written(path) as aside:
       figure.savefig(aside, format=suffix, dpi=150)
-    cli.console.print(f'written: {path}')
+    terminal.console.print(f'written: {path}')
 
 
 if __name__ == '__main__':

@@ -270,7 +270,7 @@ def parity(run: Run) -> None:
   if not folder.is_dir():
     run.say(f'Not compared: no folder {folder} (--golden).\n')
     return
-  if missing := _missing('ml_collections', 'rich', 'grain'):
+  if missing := _missing('ml_collections', 'rich'):
     run.say(f'Not compared: {missing} cannot be imported.\n')
     return
   from experiments import parity as checks
@@ -298,7 +298,7 @@ def parity(run: Run) -> None:
 
 def demo(run: Run) -> None:
   """Runs the demo config as a user does, twice."""
-  if missing := _missing('ml_collections', 'grain', 'tensorflow_datasets'):
+  if missing := _missing('ml_collections'):
     run.say(f'Not run: {missing} cannot be imported.\n')
     return
   folder = Path(run.settings['scratch'])
@@ -324,9 +324,6 @@ def demo(run: Run) -> None:
 
 def resolution(run: Run) -> None:
   """Measures fits and predictions at high resolution, with layers 1 to 3 and a bank of 10 %."""
-  if missing := _missing('grain'):
-    run.say(f'Not run: {missing} cannot be imported.\n')
-    return
   sizes = ((64, 4, 2),) if run.small else ((448, 56, 8), (768, 20, 4))
   total = 0.0
   run.say('| px | images | told before | embed | project | coreset | predict an image | memory |',

@@ -2,9 +2,9 @@
 
     python -m experiments.load --bank=BANK --images='parts/**/*.png'
 
-Starts `experiments.serve` on loopback. Clients send the images over and over, and, as a tenth of the
+Starts `patchcore serve` on loopback. Clients send the images over and over, and, as a tenth of the
 requests, broken ones. Every score is compared with that of `inspection.scorer`, every refusal with the status
-that it must have. Afterwards `experiments.predict` scores the same images, without writing pictures. Prints a
+that it must have. Afterwards `patchcore predict` scores the same images, without writing pictures. Prints a
 Markdown table; a wrong answer or a service that ended makes the exit code 1.
 """
 
@@ -32,6 +32,7 @@ from PIL import Image
 
 from experiments import cli, timing
 from patchcore_jax import inspection
+from patchcore_jax.cli import terminal
 from patchcore_jax.data import folder, preprocess
 
 cli.key_flags('bank', 'images')
@@ -68,7 +69,7 @@ def main(_) -> int:
     batch = _metric(address, 'patchcore_batch_images_sum') / _metric(address, 'patchcore_batch_images_count')
   wrong = [problem for *_, problem in results if problem]
   for problem, count in Counter(wrong).most_common(10):
-    cli.console.print(f'WRONG, {count} times: {problem}', markup=False)
+    terminal.console.print(f'WRONG, {count} times: {problem}', markup=False)
   for line in table(results, memory, batch, predict(cli.BANK.value, paths)):
     print(line, flush=True)
   print(timing.machine())
@@ -103,7 +104,7 @@ def malformed(image: bytes) -> list[Sent]:
 @contextlib.contextmanager
 def service(bank: str) -> Iterator[tuple[str, int]]:
   """Yields host and port of a service of its own, and checks that it ends as it should."""
-  command = [sys.executable, '-m', 'experiments.serve', f'--bank={bank}', '--port=0']
+  command = [sys.executable, '-m', 'patchcore_jax', 'serve', bank, '--port=0']
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     found = None
     for line in process.stdout:
@@ -162,7 +163,7 @@ def _metric(address, name):
 
 
 def predict(bank: str, paths) -> float:
-  """Measures the images a second of `experiments.predict` on the same files, without pictures."""
+  """Measures the images a second of `patchcore predict` on the same files, without pictures."""
   with tempfile.TemporaryDirectory() as temporary:
     images = Path(temporary, 'images')
     images.mkdir()
@@ -170,8 +171,8 @@ def predict(bank: str, paths) -> float:
       path = Path(paths[i % len(paths)])
       images.joinpath(f'{i:05}{path.suffix}').symlink_to(path.absolute())
     output = subprocess.run(
-        [sys.executable, '-m', 'experiments.predict', f'--bank={bank}', f'--images={images}',
-         f'--out={Path(temporary, "out")}', '--nooverlays', '--maps=none'],
+        [sys.executable, '-m', 'patchcore_jax', 'predict', bank, images, f'--out={Path(temporary, "out")}',
+         '--no-overlays', '--maps=none'],
         check=True, capture_output=True, text=True).stdout
   return float(re.search(r'([\d.]+) images/s', output)[1])
 

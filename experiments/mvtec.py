@@ -15,33 +15,19 @@ On several machines, which see the same data and the same WORKDIR, each runs the
 Each reads its share of the images and keeps their embeddings; the results are those of one machine.
 """
 
-import json
 import os
-import shutil
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, run_report, wiring
-from experiments.images import Images
-from patchcore_jax import atomic_files, metrics, processes
-from patchcore_jax.backbones import Backbone
-from patchcore_jax.banks import store
-from patchcore_jax.banks.model import Model, flat
-from patchcore_jax.data import preprocess
-from patchcore_jax.detectors import Ensemble, PatchCore, Run, ScoreFn, Scores, ensemble, patchcore, streaming
-from patchcore_jax.report import per_image, results
+from experiments import cli, wiring
+from patchcore_jax import processes
+from patchcore_jax.cli import terminal
+from patchcore_jax.evaluation import experiment
+from patchcore_jax.report import results
 
-cli.key_flags('config', 'workdir', *cli.OF_SEVERAL_PROCESSES)
-
-Progress = Callable[[str, int, int], None]
-# Settings without influence on results: a run may go on with others.
-_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers')
+cli.key_flags('config', 'workdir', *terminal.DISTRIBUTED)
 
 
 def main(_) -> None:
@@ -49,206 +35,25 @@ def main(_) -> None:
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike) -> list[results.Row]:
-  """Fits and measures the detector on every category.
+  """Fits and measures the detector on every category, and prints the table beside published numbers.
 
   Args:
     config: see `configs/default.py`.
     workdir: made if absent; one that holds results of the same config is continued.
 
   Returns:
-    One row per category and ratio. Of several processes, the first measures, and the others return only what
-    was measured in an earlier run.
+    What `experiment.run` returns.
 
   Raises:
     ValueError: bad config, bad data, or a workdir that holds a run with another config.
   """
-  config = wiring.with_named_backbone(config)
-  experiment = Experiment(config, workdir)  # before anything long
-  published = _published(config)
-  with cli.progress_bar('built-in data') as progress:
-    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
-  backbones = wiring.create_backbones(config)
-  for backbone in backbones:
-    cli.console.print(f'backbone {backbone.name}, layers {", ".join(backbone.layers)}')
-    cli.say_which(backbone.name)
-  cli.console.print(f'{len(categories)} categories; results in {workdir}')
-  experiment.claim()
-  wiring.check_same_everywhere(config, _still_to_do(workdir, experiment, categories))
-  for category in categories:
-    if experiment.has(category.name):
-      cli.console.print(f'{category.name}: finished before')
-    else:
-      experiment.evaluate(backbones, Images(experiment.settings, config.seed, category))
+  settings, published = wiring.settings(config), _published(config)
+  rows = experiment.run(settings, workdir, listener=terminal.listener())
   if processes.is_first():
-    run_report.write(workdir, config, experiment.rows)
-    results.print_table(experiment.rows, published=published)
-    cli.console.print(f'Curves, scores and images: {Path(workdir) / "report.html"}')
+    results.print_table(rows, published=published)
+    terminal.say(f'Curves, scores and images: {Path(workdir) / "report.html"}')
   processes.wait()
-  return experiment.rows
-
-
-class Experiment:
-  """A config and the workdir with its results so far.
-
-  Attributes:
-    settings: what the config says, checked.
-    rows: of results.csv.
-  """
-
-  def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
-    """Reads the config, and the results so far.
-
-    Raises:
-      ValueError: a bad config, or a workdir with results of another.
-    """
-    self._config, self._workdir = config, Path(workdir)
-    self.settings = wiring.settings(config)
-    _check_same_config(config, self._workdir)
-    self.rows = results.read_csv(self._workdir / 'results.csv')
-
-  def claim(self) -> None:
-    """Makes the workdir and writes config.json."""
-    if processes.is_first():
-      _claim(self._config, self._workdir)
-
-  def has(self, category: str) -> bool:
-    """Tells whether the rows of a category are there."""
-    finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
-    return finished >= set(self.settings.ratios)
-
-  def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
-    """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
-
-    Of several processes each predicts a part of the test images; the first puts them together and measures.
-    """
-    config, settings = self._config, self.settings
-    with cli.progress_bar(images.name) as progress:
-      model = self._fit_or_restore(backbones, images, progress)
-      score_fn, sizes = self._at_ratios(model, backbones)
-      test, masks, times = [], [], [time.monotonic()]
-      part = processes.part(len(images.test))
-      batches = _keep_masks(images.test.part(range(part.start, part.stop)).batches(), masks)
-      for prediction in streaming.predict(score_fn, batches, image_size=model.description.image_size):
-        test.append(prediction)
-        times.append(time.monotonic())
-        progress('predict', sum(len(index) for index, _ in test), part.stop - part.start)
-    if not test:
-      raise ValueError(f'{images.name}: no test image could be read.')
-    for message in sorted({str(error) for error in images.skipped}):
-      cli.notices.print(f'skipped: {message}', markup=False)
-    indices, scores_of_batches = zip(*test, strict=True)
-    index = processes.joined(np.concatenate(indices) + np.int32(part.start))
-    has_maps = scores_of_batches[0][0].map is not None
-    masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
-    examples = [images.test.examples[i] for i in index]
-    labels = np.array([e.label for e in examples])
-    scores_of_images = []
-    for i, (ratio, size) in enumerate(sizes.items()):
-      scores = _of_all([batch[i] for batch in scores_of_batches])
-      if not processes.is_first():
-        continue
-      measured = metrics.evaluate(labels, scores.image, masks, scores.map, **vars(settings.metrics))
-      self.rows.append({
-          'category': images.name, 'coreset_ratio': ratio, 'num_train': model.description.num_images,
-          'num_test': len(index),
-          'num_skipped': model.description.num_skipped + len(images.test) - len(index),
-          'bank_size': size, **measured, 'fit_seconds': round(model.description.fit_seconds, 2),
-          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2)})
-      scores_of_images += [
-          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
-          for e, score in zip(examples, scores.image, strict=True)]
-      if ratio != max(sizes):
-        continue
-      if settings.report.errors and masks is not None:
-        self._write_errors(images.name, examples, labels, scores, masks, ratio)
-      shown = run_report.category(
-          images.name, examples, scores, masks,
-          thresholds=run_report.thresholds(model.description, self.rows[-1]),
-          why=run_report.reasons(model, images, scores.evidence, settings.preprocessing),
-          preprocessing=settings.preprocessing, most=settings.report.gallery)
-    if not processes.is_first():
-      return
-    per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
-    run_report.keep(self._workdir, shown)
-    results.write_csv(self._workdir / 'results.csv', self.rows)
-    run_report.write(self._workdir, config, self.rows)
-
-  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can be large."""
-    detector, path = self.settings.detector, self._workdir / 'banks' / images.name
-    kept = isinstance(detector, PatchCore | Ensemble)
-    if kept and path.exists():
-      return store.restore(path, expected={
-          'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self._config.seed,
-          'backbones': [streaming.network_fields(backbone) for backbone in backbones],
-          'preprocessing': {
-              k: v for k, v in vars(self.settings.preprocessing).items() if not k.startswith('mask_')},
-          'shots': images.shots})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    members = path.with_name(f'{path.name}.members')
-    began = time.monotonic()
-    model = detector.fit(images.train, backbones, Run(
-        progress=progress, notify=lambda plan: cli.console.print(f'{images.name}: {plan}'),
-        seed=self._config.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
-        checkpoints=members, several_processes=jax.process_count() > 1))
-    model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
-    if kept and processes.is_first():
-      store.save(path, model)
-      shutil.rmtree(members, ignore_errors=True)
-    return model
-
-  def _at_ratios(
-      self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
-    """Makes a score function that returns a tuple, one of all ratios, and counts the patches of each bank."""
-    detector, ratios, search = self.settings.detector, self.settings.ratios, self.settings.search
-    if isinstance(detector, PatchCore):
-      sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
-      score_fn = patchcore.score_fn_at(detector, model, backbones, ratios, search=search)
-    elif isinstance(detector, Ensemble) and isinstance(detector.member, PatchCore):
-      banks = ensemble.members(model)
-      sizes = [sum(patchcore.bank_size(bank, ratio) for bank in banks) for ratio in ratios]
-      score_fn = ensemble.score_fn_at(detector, model, backbones, ratios, search=search)
-    else:
-      return streaming.in_tuple(detector.score_fn(model, backbones, search=search)), {1.0: None}
-    return score_fn, dict(zip(ratios, sizes, strict=True))
-
-  def _write_errors(self, category, examples, labels, scores, masks, ratio):
-    """Writes the wrongly classified images, which are read once more: they were not kept."""
-    if len(set(labels)) < 2:
-      return  # no threshold
-    threshold = metrics.f1_optimal(labels, scores.image).threshold
-    wrong = np.flatnonzero((scores.image >= threshold) != labels)
-    loaded = [preprocess.load(examples[i], self.settings.preprocessing)[0] for i in wrong]
-    per_image.write_errors(self._workdir / 'errors' / f'{category}.npz', per_image.Errors(
-        np.stack(loaded) if loaded else np.zeros((0, *masks.shape[1:], 3), np.uint8), scores.map[wrong],
-        masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
-        np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
-
-
-def _of_all(scores: Sequence[Scores]) -> Scores:
-  """Joins the scores of all batches of all processes."""
-  return jax.tree.map(lambda *batches: processes.joined(np.concatenate(batches)), *scores)
-
-
-def _still_to_do(workdir, experiment, categories):
-  """Lists categories without rows: how many images they have, and whether there is a bank."""
-  return [(c.name, len(c.train), len(c.test), (Path(workdir) / 'banks' / c.name).exists())
-          for c in categories if not experiment.has(c.name)]
-
-
-def _ms_per_image(times, batch_size):
-  """Computes ms per image of the median batch; the first, which compiles, counts only if alone."""
-  seconds = np.diff(times)
-  seconds = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
-  return 1000 * seconds / (batch_size * jax.process_count())
-
-
-def _keep_masks(batches, masks):
-  """Passes batches on; their masks stay on the host, where the metrics are computed."""
-  for batch in batches:
-    if batch.mask is not None:
-      masks.append(batch.mask[batch.valid])
-    yield batch
+  return rows
 
 
 def _published(config):
@@ -257,31 +62,6 @@ def _published(config):
       (metric, float(ratio)): results.read_published(config.published[metric], method)
       for ratio, method in zip(config.published.ratios, config.published.methods, strict=True)
       for metric in ('image_auroc', 'pixel_auroc', 'aupro')}
-
-
-def _check_same_config(config, workdir) -> None:
-  """Raises ValueError for a workdir that holds results of other settings."""
-  path = workdir / 'config.json'
-  if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
-    return  # nothing yet that could be mixed
-  if not path.exists():
-    raise ValueError(f'{workdir} holds results but no config.json: use another --workdir.')
-  before = flat(json.loads(path.read_text()))
-  now = flat(wiring.to_json(config))
-  differences = [
-      f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
-      for name in sorted({*before, *now})
-      if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE)]
-  if differences:
-    raise ValueError(
-        f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another --workdir, '
-        'or the settings of that run.')
-
-
-def _claim(config, workdir) -> None:
-  """Writes config.json."""
-  with atomic_files.written(workdir / 'config.json') as aside:
-    aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from PIL import Image
 from experiments import cli, entries, reference
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
+from patchcore_jax.cli import terminal
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, patchcore, streaming
@@ -69,23 +70,23 @@ def main(_) -> None:
   for check in CHECKS:
     for row in check(folder):
       rows.append(row)
-      cli.console.print(f'{"pass" if row.passed else "FAIL"}  {row.quantity}', style='dim')
+      terminal.console.print(f'{"pass" if row.passed else "FAIL"}  {row.quantity}', style='dim')
   print_rows(rows)
   failed = [row.quantity for row in rows if not row.passed]
-  cli.console.print(f'{len(rows) - len(failed)} passed, {len(failed)} failed')
+  terminal.console.print(f'{len(rows) - len(failed)} passed, {len(failed)} failed')
   if absent := [name for name in _FILES if not (folder / name).exists()]:
-    cli.console.print(f'not compared, because {folder} has no {", ".join(absent)}')
+    terminal.console.print(f'not compared, because {folder} has no {", ".join(absent)}')
   if failed or not rows:
     sys.exit(1)
 
 
 def print_rows(rows: list[Row]) -> None:
   """Prints the comparisons as a Markdown table, which docs/parity.md holds as it is."""
-  cli.console.print('\n| quantity | of | abs. diff. | rel. diff. | tolerance | why | |')
-  cli.console.print('|---|---|---|---|---|---|---|')
+  terminal.console.print('\n| quantity | of | abs. diff. | rel. diff. | tolerance | why | |')
+  terminal.console.print('|---|---|---|---|---|---|---|')
   for row in rows:
     sign = '' if row.limits == 'relative' else ' abs.'
-    cli.console.print(
+    terminal.console.print(
         f'| {row.quantity} | {row.origin} | {row.absolute:.1e} | {row.relative:.1e} | '
         f'{row.tolerance:.0e}{sign} | {row.reason} | {"pass" if row.passed else "FAIL"} |', markup=False)
 

@@ -25,12 +25,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import cli, wiring
-from experiments.images import Features, Images
-from experiments.wiring import Settings
 from patchcore_jax import backbones, metrics
 from patchcore_jax.backbones import Backbone, resnet, simulation
+from patchcore_jax.cli import terminal
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
+from patchcore_jax.evaluation import Settings
+from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.images import Features, Images
+from patchcore_jax.evaluation.networks import create, resolved
 
 cli.key_flags('config', 'workdir')
 
@@ -50,41 +53,39 @@ def run(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
   Raises:
     ValueError: bad config, or another method than PatchCore with one network.
   """
-  config = wiring.with_named_backbone(config)
-  settings = wiring.settings(config)
-  if not isinstance(settings.detector, PatchCore):
+  settings = resolved(wiring.settings(config))
+  if not isinstance(settings.method, PatchCore):
     raise ValueError(
-        f'{settings.detector.title}: precisions are compared of PatchCore with one network. Set '
+        f'{settings.method.title}: precisions are compared of PatchCore with one network. Set '
         "config.detector='patchcore' and one config.backbone.name.")
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'precision.csv'
   rows = list(csv.DictReader(path.open())) if path.exists() else []
-  with cli.progress_bar('built-in data') as progress:
-    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
-  networks = {p: network(config, p) for p in resnet.PRECISIONS}
+  with terminal.progress_bar('built-in data') as progress:
+    categories = load_categories(settings.data, lambda done, total: progress('draw', done, total))
+  networks = {p: network(settings, p) for p in resnet.PRECISIONS}
   name = networks[FLOAT32].name
   for category in categories:
     if any(r['network'] == name and r['category'] == category.name for r in rows):
-      cli.console.print(f'{name}, {category.name}: measured before')
+      terminal.console.print(f'{name}, {category.name}: measured before')
       continue
-    with cli.progress_bar(category.name) as progress:
+    with terminal.progress_bar(category.name) as progress:
       rows += [{'network': name, 'category': category.name} | row
-               for row in compare(networks, category, settings, config.seed, workdir, progress)]
+               for row in compare(networks, category, settings, workdir, progress)]
     with path.open('w', newline='') as file:
       writer = csv.DictWriter(file, COLUMNS, restval='')
       writer.writeheader()
       writer.writerows(rows)
   for line in table(rows):
-    cli.console.print(line, markup=False)
+    terminal.console.print(line, markup=False)
   return rows
 
 
-def network(config: ConfigDict, precision: str) -> Backbone:
-  """Makes the config's network as an accelerator computes it in a precision, simulated if this is a CPU."""
-  config = config.copy_and_resolve_references()
-  own = ':' in config.backbone.name
-  config.backbone.precision = FLOAT32 if own else precision
-  (backbone,) = wiring.create_backbones(config)
+def network(settings: Settings, precision: str) -> Backbone:
+  """Makes the network as an accelerator computes it in a precision, simulated if this is a CPU."""
+  own = ':' in settings.backbone.name
+  spec = dataclasses.replace(settings.backbone, precision=FLOAT32 if own else precision)
+  (backbone,) = create(spec, settings.seed)
   apply = backbone.apply
   if precision == 'tensorfloat32' and jax.default_backend() == 'cpu':
     apply = simulation.on_gpu(apply)
@@ -96,10 +97,10 @@ def network(config: ConfigDict, precision: str) -> Backbone:
 
 
 def compare(
-    networks: dict[str, Backbone], category: Category, settings: Settings, seed: int, scratch: Path,
+    networks: dict[str, Backbone], category: Category, settings: Settings, scratch: Path,
     progress: Callable[[str, int, int], None]) -> Iterator[dict[str, Any]]:
   """Yields the rows of one category, without its name. The images pass through each network once."""
-  detector, files = settings.detector, Images(settings, seed, category)
+  detector, seed, files = settings.detector, settings.seed, Images(settings, category)
   # One record for all: only the feature maps tell the precisions apart.
   without = (backbones.without_network(networks[FLOAT32]),)
 

@@ -23,8 +23,11 @@ from pathlib import Path, PurePosixPath
 
 from absl import flags
 
-from experiments import cli, wiring
+from experiments import cli
+from patchcore_jax.cli import terminal
 from patchcore_jax.data import mvtec_ad
+from patchcore_jax.data.folder import MVTEC
+from patchcore_jax.evaluation.settings import names_in
 
 cli.key_flags()
 
@@ -40,7 +43,7 @@ _BLOCK = 2**20
 
 def main(_) -> None:
   run(_DATA_DIR.value, archive=_ARCHIVE.value, folder=_FOLDER.value, url=_URL.value,
-      categories=wiring.names_of(_CATEGORIES.value))
+      categories=names_in(_CATEGORIES.value))
 
 
 def run(
@@ -67,21 +70,21 @@ def run(
     raise ValueError('Both --archive and --folder are given: expected one of them.')
   mvtec_ad.check_categories(categories)
   data_dir = Path(data_dir)
-  cli.console.print(mvtec_ad.LICENCE, markup=False)
+  terminal.console.print(mvtec_ad.LICENCE, markup=False)
   wanted = categories or mvtec_ad.CATEGORIES
   if not (archive or folder):
     wanted = [name for name in wanted if not mvtec_ad.is_prepared(data_dir, name)]
     if not wanted:
-      cli.console.print(f'Prepared before, in {data_dir}.')
+      terminal.console.print(f'Prepared before, in {data_dir}.')
       return
-  with cli.progress_bar('mvtec_ad') as progress, tempfile.TemporaryDirectory(
+  with terminal.progress_bar('mvtec_ad') as progress, tempfile.TemporaryDirectory(
       prefix='.extracting-', dir=_made(data_dir), ignore_cleanup_errors=True) as temporary:
     if not folder:
       if not archive:
         archive = data_dir / 'downloads' / 'mvtec_anomaly_detection.tar.xz'
         download(url, archive, sha256, progress)
       folder = extract(archive, temporary, wanted, progress)
-    found = mvtec_ad.MVTEC.list_categories(folder)
+    found = MVTEC.list_categories(folder)
     if categories and (missing := [name for name in wanted if name not in found]):
       raise ValueError(f'{archive or folder} does not hold {", ".join(missing)}.')
     wanted = [name for name in wanted if name in found]
@@ -89,7 +92,7 @@ def run(
       raise ValueError(f'No category of MVTec AD in {folder}: found {", ".join(found)}.')
     mvtec_ad.prepare(
         data_dir, folder, wanted, progress=lambda done, total: progress('prepare', done, total))
-  cli.console.print(
+  terminal.console.print(
       f'{len(wanted)} categories in {data_dir}: --config.data.source=tfds --config.data.root={data_dir}')
 
 

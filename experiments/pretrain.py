@@ -19,10 +19,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, wiring
+from experiments import cli
 from patchcore_jax import atomic_files
-from patchcore_jax.banks.model import BankError
+from patchcore_jax.banks.model import BankError, to_json
 from patchcore_jax.builtin import pool, procedural, training, views
+from patchcore_jax.cli import terminal
 
 cli.key_flags('config', 'workdir')
 
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
                      f'that lies there. ({e})') from e
   step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
   log = _Log(workdir, step, config)
-  cli.console.print(
+  terminal.console.print(
       f'{spec.architecture}, {spec.objective}, steps {step} to {end} of {spec.steps}; results in {workdir}')
   images = pool.Pool(
       config.seed, config.pool.size, image_size=config.pool.image_size, fresh=config.pool.fresh,
@@ -82,7 +83,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   losses, pending = [], []
   try:
     if step < end:
-      with cli.progress_bar('pool') as progress:
+      with terminal.progress_bar('pool') as progress:
         batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
     began = time.monotonic()  # the first rate has the compilation in it
     while step < end:
@@ -117,7 +118,7 @@ def _keep(workdir, spec, state, settings, config):
 
 def _settings(config):
   """Picks the settings that decide about the result; a run may go on with others of the rest."""
-  settings = wiring.to_json(config)
+  settings = to_json(config.to_dict())
   del settings['report_every'], settings['save_every'], settings['pool']['num_workers']
   return settings
 
@@ -128,7 +129,7 @@ class _Log:
   def __init__(self, workdir, step, config):
     """Writes config.json, and drops lines of log.csv behind `step`: those steps are made again."""
     with atomic_files.written(workdir / 'config.json') as aside:
-      aside.write_text(json.dumps(wiring.to_json(config), indent=2) + '\n')
+      aside.write_text(json.dumps(to_json(config.to_dict()), indent=2) + '\n')
     self._path, self._rows = workdir / 'log.csv', []
     if self._path.exists():
       with self._path.open(newline='') as f:
@@ -138,7 +139,7 @@ class _Log:
     """Adds a line with the means of what the steps reported."""
     mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
     told = ', '.join(f'{k} {v:.4f}' for k, v in mean.items())
-    cli.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')
+    terminal.console.print(f'step {step}/{steps}: {told}; {rate:.0f} images/s')
     self._rows.append({'step': step, **{k: f'{v:.6f}' for k, v in mean.items()},
                        'images_per_second': f'{rate:.1f}'})
     with atomic_files.written(self._path) as aside, aside.open('w', newline='') as f:

@@ -12,6 +12,7 @@ points that agree on both; the feature maps lie in WORKDIR's disk in the meantim
 stopped goes on when the same command is given again.
 """
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -20,10 +21,15 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, mvtec, wiring
-from experiments.images import Features, Images
+from experiments import cli, wiring
 from patchcore_jax import backbones
+from patchcore_jax.cli import terminal
 from patchcore_jax.data.folder import Category
+from patchcore_jax.evaluation import Settings
+from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.experiment import Experiment
+from patchcore_jax.evaluation.images import Features, Images
+from patchcore_jax.evaluation.networks import create, resolved
 
 cli.key_flags('config', 'workdir')
 
@@ -48,49 +54,49 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
   if not names:
     raise ValueError(
         f'No point to run: config.sweep has {len(config.sweep)}, of which none matches --only={only!r}.')
-  points = {
-      name: wiring.with_named_backbone(at_point(config, f'{name} {over}')) for name in names}
+  points = {name: resolved(wiring.settings(at_point(config, f'{name} {over}'))) for name in names}
   experiments = {
-      name: mvtec.Experiment(point, workdir / folder_name(name)) for name, point in points.items()}
+      name: Experiment(point, workdir / folder_name(name), terminal.listener())
+      for name, point in points.items()}
   for experiment in experiments.values():
     experiment.claim()
-  with cli.progress_bar('built-in data') as progress:
-    categories = wiring.load_data(config, lambda done, total: progress('draw', done, total))
+  with terminal.progress_bar('built-in data') as progress:
+    data = wiring.settings(config).data
+    categories = load_categories(data, lambda done, total: progress('draw', done, total))
   groups = {}
-  for name, point in points.items():
-    groups.setdefault(_shared_settings(point), []).append(name)
-  cli.console.print(
+  for name, experiment in experiments.items():
+    groups.setdefault(_shared_settings(experiment.settings), []).append(name)
+  terminal.say(
       f'{len(names)} points, {len(groups)} of other images or networks; {len(categories)} categories; '
       f'results in {workdir}')
   for category in categories:
     for group in groups.values():
       todo = [name for name in group if not experiments[name].has(category.name)]
-      _run_group({name: points[name] for name in todo}, experiments, category, workdir)
+      _run_group({name: experiments[name] for name in todo}, category, workdir)
 
 
-def _run_group(points: dict[str, ConfigDict], experiments, category: Category, workdir: Path) -> None:
+def _run_group(experiments: dict[str, Experiment], category: Category, workdir: Path) -> None:
   """Runs points that share images and a network, for one category."""
   features = None
-  for name, point in points.items():
-    cli.console.print(f'[bold]{category.name}[/bold] {name}')
-    experiment, networks = experiments[name], wiring.create_backbones(point)
-    images = Images(experiment.settings, point.seed, category)
-    if len(networks) == 1 and len(points) > 1:
+  for name, experiment in experiments.items():
+    terminal.say(f'{category.name} {name}')
+    settings = experiment.settings
+    images, networks = Images(settings, category), create(settings.backbone, settings.seed)
+    if len(networks) == 1 and len(experiments) > 1:
       if features is None:
-        features = _features(points.values(), category, workdir)
+        features = _features([e.settings for e in experiments.values()], category, workdir)
       images, networks = images.with_features(features), tuple(map(backbones.without_network, networks))
     experiment.evaluate(networks, images)
 
 
-def _features(points: Sequence[ConfigDict], category: Category, workdir: Path) -> Features:
+def _features(points: Sequence[Settings], category: Category, workdir: Path) -> Features:
   """Extracts the maps of all layers that any of the points needs."""
-  points = list(points)
-  needed = {layer for p in points for b in wiring.create_backbones(p) for layer in b.layers}
-  union = points[0].copy_and_resolve_references()
-  union.backbone.layers, union.data.shots = tuple(sorted(needed)), 0
-  (backbone,) = wiring.create_backbones(union)
-  with cli.progress_bar(category.name) as progress:
-    return Features(backbone, Images(wiring.settings(union), union.seed, category), workdir, progress)
+  first, *_ = points
+  needed = {layer for p in points for network in create(p.backbone, p.seed) for layer in network.layers}
+  (network,) = create(dataclasses.replace(first.backbone, layers=tuple(sorted(needed))), first.seed)
+  everything = dataclasses.replace(first, data=dataclasses.replace(first.data, shots=0))
+  with terminal.progress_bar(category.name) as progress:
+    return Features(network, Images(everything, category), workdir, progress)
 
 
 def at_point(config: ConfigDict, point: str) -> ConfigDict:
@@ -152,11 +158,9 @@ def _number(text):
   return text
 
 
-def _shared_settings(point: ConfigDict) -> str:
-  """Writes down what decides about feature maps, but for the layers."""
-  backbone = point.backbone.to_dict()
-  del backbone['layers']
-  return repr((backbone, point.preprocess.to_dict(), point.seed))
+def _shared_settings(point: Settings) -> tuple:
+  """Picks what decides about feature maps, but for the layers."""
+  return dataclasses.replace(point.backbone, layers=()), point.preprocessing, point.seed
 
 
 if __name__ == '__main__':

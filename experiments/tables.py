@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import cli
 from patchcore_jax import atomic_files
+from patchcore_jax.cli import terminal
 from patchcore_jax.report import runs, tables
 
 cli.key_flags('workdir')
@@ -41,7 +42,7 @@ def run(workdir: str | os.PathLike, names: tuple[str, ...]) -> None:
       with atomic_files.written(path) as aside:
         aside.write_text(write(table), encoding='utf-8')
     print(tables.to_markdown(table))
-  cli.console.print(f'written to {folder}')
+  terminal.console.print(f'written to {folder}')
 
 
 if __name__ == '__main__':

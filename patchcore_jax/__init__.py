@@ -1,15 +1,43 @@
-"""PatchCore industrial anomaly detection in JAX: pure functions over arrays and pytrees."""
+"""Find defects in images of parts, after seeing good parts only: PatchCore in JAX, and methods beside it.
+
+    import patchcore_jax as pc
+
+    inspector = pc.fit('parts/good')              # a folder, paths, or an array [n, height, width, 3]
+    finding = inspector.inspect('new.png')        # or an array, or many: an iterator
+    print(finding.anomalous, finding.score, finding.box)
+    inspector.save('banks/part')                  # pc.load('banks/part') has it again
+
+`fit` learns a part, `load` restores what was saved, `evaluate` measures on labelled data. A detector is a
+record of settings; `PatchCore` is the default. `backbones` has the networks. `coreset`, `neighbors` and
+`metrics` are the engine's own modules. Everything is imported when it is first used.
+"""
 
 import importlib
 
 __version__ = '0.1.0'
 
-# Modules by the short names that others rely on; imported when they are asked for.
+_PLACES = {
+    'fit': 'inspection', 'load': 'inspection', 'evaluate': 'evaluation', 'Inspector': 'inspection',
+    'Finding': 'inspection',
+    **dict.fromkeys(('PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble'), 'detectors'),
+    **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
-    'coreset': 'search.coreset', 'neighbors': 'search.neighbors', 'metrics': 'metrics'}
+    'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
+    'neighbors': 'search.neighbors'}
+
+__all__ = [
+    'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding', 'Inspector', 'MahalanobisAD',
+    'PaDiM', 'PatchCore', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors',
+    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str):
-  if name not in _MODULES:
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  return importlib.import_module(f'{__name__}.{_MODULES[name]}')
+  if name in _PLACES:
+    return getattr(importlib.import_module(f'{__name__}.{_PLACES[name]}'), name)
+  if name in _MODULES:
+    return importlib.import_module(f'{__name__}.{_MODULES[name]}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -47,6 +47,8 @@ def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> 
   if not feature_maps or any(m.ndim != 4 for m in feature_maps):
     raise ValueError(
         f'Expected maps [b, h, w, c], got shapes {[m.shape for m in feature_maps]}.')
+  if spec.kind == 'auto':
+    raise ValueError("embedding.kind='auto' is settled by the network: expected 'adaptive' or 'mean' here.")
   if spec.kind == 'mean':
     plans = [_Plan(1, _uniform(spec.patch_size)) for _ in feature_maps]
   else:

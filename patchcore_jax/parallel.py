@@ -72,6 +72,16 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
   return lambda parameters, batch: mapped(parameters, _by_device(batch))
 
 
+def compiled(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: np.ndarray) -> Any:
+  """Compiles `fn` for parameters and a batch as `data_parallel` takes them, and runs nothing.
+
+  A later call is spared the compiling. Returns the shapes and dtypes of the results.
+  """
+  lowered = _mapped(fn).lower(parameters, _by_device(batch))
+  lowered.compile()
+  return lowered.out_info
+
+
 def working_bytes(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: np.ndarray) -> int:
   """Computes the bytes that a batch takes on all local devices together, by the compiler's account.
 

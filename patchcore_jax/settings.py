@@ -70,7 +70,8 @@ class EmbeddingSpec:
   """The settings of how patches are embedded.
 
   Attributes:
-    kind: 'adaptive' or 'mean'.
+    kind: 'adaptive' or 'mean'; or 'auto' for the first with ResNets, which the paper's is made for, and the
+      second with other networks.
     patch_size: P, odd, in cells of each layer's own grid.
     pretrain_dim: values per layer; only for 'adaptive'.
     target_dim: size of the embedding; only for 'adaptive'.
@@ -85,8 +86,8 @@ class EmbeddingSpec:
   target_dim: int = 1024
 
   def __post_init__(self):
-    if self.kind not in ('adaptive', 'mean'):
-      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive' or 'mean'.")
+    if self.kind not in ('adaptive', 'mean', 'auto'):
+      raise ValueError(f"embedding.kind={self.kind!r}: expected 'adaptive', 'mean' or 'auto'.")
     if self.patch_size < 1 or self.patch_size % 2 == 0:
       raise ValueError(
           f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '
@@ -217,7 +218,7 @@ class DataSpec:
     shots: training images to fit on, drawn at random; 0 for all.
     draw: the number of the draw.
     batch_size: images that pass through the network at once.
-    num_workers: processes that decode images; 0 for threads.
+    num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
 
   Raises:
@@ -230,7 +231,7 @@ class DataSpec:
   shots: int = 0
   draw: int = 0
   batch_size: int = 32
-  num_workers: int = 2
+  num_workers: int = 0
   on_error: str = 'raise'
 
   def __post_init__(self):
@@ -250,7 +251,7 @@ class BackboneSpec:
 
   Attributes:
     name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the paper's
-      where it can be had, else the one that comes with the package.
+      where it is cached, else the one that comes with the package.
     weights: '' for the tag's checkpoint, a file, or 'random'.
     layers: names of its layers; () for the backbone's own, layer2 and layer3 for ResNets.
     precision: 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough

@@ -15,6 +15,7 @@ from patchcore_jax import backbones
 from patchcore_jax.backbones import checkpoints, resnet, simulation
 from patchcore_jax.banks.model import BankError, Description, Model
 from patchcore_jax.detectors import PatchCore, streaming
+from patchcore_jax.evaluation import networks
 from tests import precision
 
 _FACTORY = '''
@@ -93,8 +94,10 @@ class TestCreate:
     made = [backbones.create('resnet18', weights='random', precision=p)
             for p in ('float32', 'bfloat16')]
     assert [b.precision for b in made] == ['float32', 'bfloat16']
-    exact, rounded = (Model({}, Description('patchcore', PatchCore().settings(), (
-        streaming.identity(b),), (8, 8), 1)) for b in made)
+    exact, rounded = (
+        Model({}, Description(
+            'patchcore', PatchCore().resolved([b]).settings(), (streaming.identity(b),), (8, 8), 1))
+        for b in made)
     streaming.check(PatchCore(), exact, made[:1])
     streaming.check(PatchCore(), rounded, made[1:])
     with pytest.raises(BankError, match="precision: the model has 'float32', .*'bfloat16'"):
@@ -138,7 +141,7 @@ class TestPrecision:
     def resolved(name, config=default):
       config = config.get_config()
       config.backbone.name = name
-      return wiring.with_named_backbone(config).backbone.precision
+      return networks.resolved(wiring.settings(config)).backbone.precision
 
     assert default.get_config().backbone.precision == 'auto'
     assert resolved('resnet18.tv_in1k') == resolved('resnet18.tv_in1k + resnet50.tv_in1k') == (
@@ -223,21 +226,11 @@ class TestSimulation:
     assert program.count('dot_general') == (1 if mode == 'float32' else 0)
 
 
-class TestBestAvailable:
-
-  def test_the_built_in_one_where_the_better_cannot_be_had(self, monkeypatch, caplog):
-    def offline(*args, **kwargs):
-      raise OSError('no route to the hub')
-    monkeypatch.setattr('huggingface_hub.hf_hub_download', offline)
-    with caplog.at_level(py_logging.WARNING, logger='absl'):
-      backbone = backbones.create('auto')
-    assert backbone.name == checkpoints.BUILT_IN
-    for words in ('BUILT-IN', 'wide_resnet50_2.tv_in1k', 'no route to the hub', 'backbone.weights=PATH'):
-      assert words in caplog.text
-
-  def test_the_better_where_it_lies(self, monkeypatch):
-    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: 'model.safetensors')
-    assert backbones.best_available() == checkpoints.PREFERRED
+def test_auto_is_what_is_installed(tmp_path, monkeypatch):
+  """tests/checkpoints_test.py has how that is found."""
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+  monkeypatch.setattr('huggingface_hub.hf_hub_download', None)  # nothing is downloaded
+  assert backbones.create('auto').name == checkpoints.BUILT_IN
 
 
 class TestFingerprint:

@@ -1,8 +1,12 @@
 """Downloads, from a server on loopback that speaks as much of the hub's protocol as the client needs."""
 
 import hashlib
-import http.server
-import threading
+import logging
+import math
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,97 +14,113 @@ import pytest
 import safetensors.numpy
 
 from patchcore_jax import backbones
-from patchcore_jax.backbones import checkpoints, resnet
-from tests import conftest, state_dicts
+from patchcore_jax.backbones import checkpoints, registry, resnet
+from tests import conftest, hub, state_dicts
 
 
 @pytest.fixture
 def server():
-  """Serves `server.files`, {path: bytes}, and counts what was asked for."""
-
-  class Handler(http.server.BaseHTTPRequestHandler):
-
-    def _answer(self, body):
-      content = self.server.files.get(self.path)
-      self.server.requests.append((self.command, self.path))
-      if content is None:
-        self.send_response(404)
-        self.send_header('X-Error-Code', 'EntryNotFound')
-        self.send_header('Content-Length', '0')
-        self.end_headers()
-        return
-      self.send_response(200)
-      self.send_header('X-Repo-Commit', '0' * 40)
-      self.send_header('ETag', f'"{hashlib.sha256(content).hexdigest()}"')
-      self.send_header('Content-Length', str(len(content)))
-      self.end_headers()
-      if body:
-        self.wfile.write(content)
-
-    def do_HEAD(self):
-      self._answer(False)
-
-    def do_GET(self):
-      self._answer(True)
-
-    def log_message(self, *args):
-      pass
-
-  server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-  server.files, server.requests = {}, []
-  threading.Thread(target=server.serve_forever, daemon=True).start()
-  yield server
-  server.shutdown()
+  with hub.serve() as server:
+    yield server
 
 
-def _endpoint(server):
-  return f'http://127.0.0.1:{server.server_port}'
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """An empty folder in place of the user's cache."""
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+  return tmp_path / 'hub'
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+  """Fails whoever asks for a connection, or for the address of a name."""
+  def refuse(*args, **kwargs):
+    raise AssertionError('asked the network')
+  monkeypatch.setattr('socket.socket.connect', refuse)
+  monkeypatch.setattr('socket.getaddrinfo', refuse)
 
 
 class TestFetch:
 
   def test_downloads_once(self, server, tmp_path):
     record = checkpoints.find('resnet18.tv_in1k')
-    path = f'/{record.repo_id}/resolve/main/{record.filename}'
+    path = hub.path_of(record)
     server.files[path] = safetensors.numpy.save(state_dicts.make('resnet18', state_dicts.simple_rule))
-    fetched = checkpoints.fetch(record, cache_dir=tmp_path, endpoint=_endpoint(server))
+    assert checkpoints.installed(record, cache_dir=tmp_path) is None and not server.requests
+    fetched = checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint)
     with open(fetched, 'rb') as f:
       assert f.read() == server.files[path]
-    gets = server.requests.count(('GET', path))
-    assert checkpoints.fetch(record, cache_dir=tmp_path, endpoint=_endpoint(server)) == fetched
-    assert server.requests.count(('GET', path)) == gets == 1
+    assert server.requests.count(('GET', path)) == 1
+    server.requests.clear()
+    assert checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint) == fetched
+    assert checkpoints.installed(record, cache_dir=tmp_path) == fetched and not server.requests
     backbone = backbones.create('resnet18.tv_in1k', weights=fetched)
     assert backbone.layers == resnet.DEFAULT_LAYERS and backbone.mean == checkpoints.IMAGENET_MEAN
 
-  def test_no_network_says_which_file_to_fetch_and_where_to_put_it(self, tmp_path, monkeypatch):
-    monkeypatch.setattr('time.sleep', lambda seconds: None)  # the hub's client waits between tries
-    record = checkpoints.find('wide_resnet50_2.tv_in1k')
+  def test_no_network_says_which_file_to_fetch_and_where_to_put_it(self, tmp_path):
+    record, began = checkpoints.find('wide_resnet50_2.tv_in1k'), time.monotonic()
     with pytest.raises(checkpoints.DownloadError) as error:
       checkpoints.fetch(record, cache_dir=tmp_path, endpoint='http://127.0.0.1:9')
-    for words in (record.url, 'wide_resnet50_2-95faca4d.pth', '--config.backbone.weights=PATH'):
+    assert time.monotonic() - began < 5  # the client alone takes 23 s
+    for words in (record.url, 'wide_resnet50_2-95faca4d.pth', '--backbone-weights', checkpoints.BUILT_IN,
+                  '--config.backbone.weights=FILE', 'Connection refused'):
       assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+  def test_a_hub_that_does_not_answer(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, '_TIMEOUT', 0.1)
+    with socket.create_server(('127.0.0.1', 0)) as silent, pytest.raises(checkpoints.DownloadError):
+      checkpoints.fetch(
+          checkpoints.find('resnet18.tv_in1k'), cache_dir=tmp_path,
+          endpoint=f'http://127.0.0.1:{silent.getsockname()[1]}')
+
+  def test_what_arrives_damaged_is_removed(self, server, tmp_path):
+    record = checkpoints.find('resnet18.tv_in1k')
+    server.files[hub.path_of(record)] = hub.Damaged(b'x' * 4096)
+    with pytest.raises(checkpoints.DownloadError, match='arrived damaged: expected the SHA-256'):
+      checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint)
+    assert checkpoints.installed(record, cache_dir=tmp_path) is None
+    server.files[hub.path_of(record)] = b'x' * 4096
+    assert checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint)
 
   def test_not_on_the_server(self, server, tmp_path):
     with pytest.raises(checkpoints.DownloadError, match='resnet34.tv_in1k'):
       checkpoints.fetch(
-          checkpoints.find('resnet34.tv_in1k'), cache_dir=tmp_path, endpoint=_endpoint(server))
+          checkpoints.find('resnet34.tv_in1k'), cache_dir=tmp_path, endpoint=server.endpoint)
 
   def test_an_interrupted_download_leaves_nothing_that_is_taken_for_whole(self, server, tmp_path):
     record = checkpoints.find('resnet18.tv_in1k')
-    path = f'/{record.repo_id}/resolve/main/{record.filename}'
-    server.files[path] = Broken(b'x' * 4096)
+    path = hub.path_of(record)
+    server.files[path] = hub.Broken(b'x' * 4096)
     with pytest.raises(checkpoints.DownloadError):
-      checkpoints.fetch(record, cache_dir=tmp_path, endpoint=_endpoint(server))
+      checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint)
     server.files[path] = b'y' * 4096
-    with open(checkpoints.fetch(record, cache_dir=tmp_path, endpoint=_endpoint(server)), 'rb') as f:
+    with open(checkpoints.fetch(record, cache_dir=tmp_path, endpoint=server.endpoint), 'rb') as f:
       assert f.read() == b'y' * 4096
 
 
-class Broken(bytes):
-  """Says it is longer than what it sends."""
+class TestBestInstalled:
+  """What 'auto' stands for is found without a network."""
 
-  def __len__(self):
-    return super().__len__() + 1000
+  def test_the_built_in_one_without_a_request(self, cache, no_network, caplog):
+    began = time.monotonic()
+    assert checkpoints.best_installed() == checkpoints.BUILT_IN
+    assert time.monotonic() - began < 1
+    with caplog.at_level(logging.WARNING, logger='absl'):
+      assert backbones.best_available() == checkpoints.BUILT_IN
+    (said,) = caplog.messages
+    assert said == checkpoints.better_than(checkpoints.BUILT_IN) and len(said.splitlines()) == 1
+    assert f'patchcore backbones fetch {checkpoints.PREFERRED}' in said
+
+  def test_the_better_one_where_it_is_cached(self, server, cache, request, caplog):
+    record = checkpoints.find(checkpoints.PREFERRED)
+    server.files[hub.path_of(record)] = b'weights'
+    fetched = checkpoints.fetch(record, endpoint=server.endpoint)
+    request.getfixturevalue('no_network')
+    with caplog.at_level(logging.WARNING, logger='absl'):
+      assert backbones.best_available() == checkpoints.best_installed() == checkpoints.PREFERRED
+    assert checkpoints.fetch(record) == fetched
+    assert not caplog.messages and checkpoints.better_than(checkpoints.PREFERRED) == ''
 
 
 class TestRecords:
@@ -109,6 +129,28 @@ class TestRecords:
     for architecture in set(resnet.ARCHITECTURES) - {'resnet18_slim'}:  # whose weights are in the package
       record = checkpoints.find(f'{architecture}.tv_in1k')
       assert record.licence == 'BSD-3-Clause' and record.torch_file.startswith(architecture)
+
+  def test_sizes(self):
+    for record in checkpoints.CHECKPOINTS.values():
+      shapes = resnet.state_dict_shapes(record.name.partition('.')[0])
+      values = sum(math.prod(shape) for shape in shapes.values() if shape is not None)
+      if record.packaged:
+        size = Path(checkpoints.fetch(record)).stat().st_size
+        assert record.megabytes == pytest.approx(size / 1e6, abs=0.1)
+      else:  # in float32, and beside what is used a classifier of 1000 classes, 512 or 2048 values each
+        assert 4e-6 * (values + 512e3) - 1 < record.megabytes < 4e-6 * (values + 2049e3) + 1
+
+  def test_every_architecture_has_a_record(self):
+    known = {architecture for family in registry.FAMILIES for architecture in family.architectures}
+    assert {name.partition('.')[0] for name in checkpoints.CHECKPOINTS} == known
+
+  def test_they_need_no_jax(self):
+    script = (
+        'import sys, patchcore_jax.cli.backbones, patchcore_jax.backbones.checkpoints\n'
+        'print("jax" in sys.modules)')
+    found = subprocess.run(
+        [sys.executable, '-c', script], check=True, capture_output=True, text=True, cwd=conftest.ROOT).stdout
+    assert found.strip() == 'False'
 
   def test_the_packaged_one(self):
     record = checkpoints.find(checkpoints.BUILT_IN)
@@ -128,6 +170,8 @@ class TestRecords:
       checkpoints.find('wide_resnet50_2.tv')
     with pytest.raises(ValueError, match='There are'):
       checkpoints.find('wide_resnet50_2')
+    with pytest.raises(ValueError, match="did you mean 'wide_resnet50_2.tv_in1k'"):
+      checkpoints.find('wideresnet50.tv_in1k')
 
 
 def test_local_weights_equal_the_state_dict(tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import cli
+from patchcore_jax.cli import terminal
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def fresh(monkeypatch):
   """A process that has no cache yet, and keeps whatever it compiles."""
   names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
   before = {name: getattr(jax.config, name) for name in names}
-  monkeypatch.setattr(cli, '_WORTH_KEEPING', 0.0)
+  monkeypatch.setattr(terminal, '_WORTH_KEEPING', 0.0)
   jax.config.update(names[0], None)
   compilation_cache.reset_cache()
   yield
@@ -30,7 +30,7 @@ def _compile():
 class TestKeepCompiled:
 
   def test_a_second_process_finds_what_the_first_compiled(self, tmp_path):
-    cli.keep_compiled(str(tmp_path / 'here'))
+    terminal.keep_compiled(str(tmp_path / 'here'))
     jax.clear_caches()  # of programs that other tests compiled
     assert _compile() == 41
     kept = {p.name for p in (tmp_path / 'here').iterdir() if p.name.endswith('-cache')}
@@ -41,7 +41,7 @@ class TestKeepCompiled:
 
   @pytest.mark.filterwarnings('ignore:Error reading persistent compilation cache')
   def test_a_damaged_entry_is_compiled_anew(self, tmp_path):
-    cli.keep_compiled(str(tmp_path))
+    terminal.keep_compiled(str(tmp_path))
     _compile()
     for path in tmp_path.iterdir():
       path.write_bytes(b'damaged')
@@ -50,20 +50,20 @@ class TestKeepCompiled:
 
   def test_the_users_cache_folder_by_default(self, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    cli.keep_compiled('auto')
+    terminal.keep_compiled('auto')
     (folder,) = (tmp_path / 'patchcore_jax' / 'compiled').iterdir()
     assert jax.config.jax_compilation_cache_dir == str(folder) and jax.__version__ in folder.name
 
   def test_none_where_none_is_wanted_or_none_can_be(self, tmp_path, monkeypatch):
-    cli.keep_compiled('off')
+    terminal.keep_compiled('off')
     (tmp_path / 'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
-    cli.keep_compiled('auto')
+    terminal.keep_compiled('auto')
     assert jax.config.jax_compilation_cache_dir is None
-    with pytest.raises(ValueError, match='--compilation_cache=.*: Not a directory. Name another folder'):
-      cli.keep_compiled(str(tmp_path / 'file' / 'x'))
+    with pytest.raises(ValueError, match='cache .* cannot be made: Not a directory. Name another folder'):
+      terminal.keep_compiled(str(tmp_path / 'file' / 'x'))
 
   def test_a_folder_that_jax_was_told_stays(self, tmp_path):
     jax.config.update('jax_compilation_cache_dir', str(tmp_path / 'other'))
-    cli.keep_compiled('auto')
+    terminal.keep_compiled('auto')
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'other')

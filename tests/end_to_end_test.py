@@ -116,9 +116,7 @@ class TestPresets:
 class TestBuiltInBackbone:
 
   def test_auto_names_its_choice_and_a_run_keeps_it(self, data, tmp_path, monkeypatch, capsys):
-    def offline(*args, **kwargs):
-      raise OSError('no network')
-    monkeypatch.setattr('huggingface_hub.hf_hub_download', offline)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
     config = plates.config(data, backbone__name='auto', backbone__weights='')
     mvtec.run(config, tmp_path / 'run')
     said = capsys.readouterr().out
@@ -126,7 +124,7 @@ class TestBuiltInBackbone:
     assert json.loads((tmp_path / 'run/config.json').read_text())['backbone']['name'] == (
         'resnet18_slim.procedural')
     # The better one turned up in the meantime.
-    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda *args, **kwargs: 'model.safetensors')
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: 'model.safetensors')
     with pytest.raises(ValueError, match="was 'resnet18_slim.procedural', now 'wide_resnet50_2"):
       mvtec.run(config, tmp_path / 'run')
 

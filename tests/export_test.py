@@ -29,7 +29,7 @@ AT_ONCE = 3
 
 
 def fitted(detector=None):
-  """A small calibrated model with pictures, as `experiments.fit` makes them."""
+  """A small calibrated model with pictures, as `patchcore fit` makes them."""
   detector = detector or PatchCore(
       0.3, EmbeddingSpec('mean'), CoresetSpec(projection_dim=8), ScoringSpec(sigma=2.0))
   networks = (backbones.create('tests.small:backbone'),)
@@ -64,11 +64,11 @@ def exported_program(exported):
 
 
 def described(inspector, **changes):
-  return inspector._replace(model=inspector.model.with_description(**changes))
+  return dataclasses.replace(inspector, model=inspector.model.with_description(**changes))
 
 
 def with_arrays(inspector, arrays):
-  return inspector._replace(model=inspector.model._replace(arrays=arrays))
+  return dataclasses.replace(inspector, model=inspector.model._replace(arrays=arrays))
 
 
 def predicted(inspector, images):
@@ -93,7 +93,7 @@ class TestProgram:
   @pytest.mark.parametrize('make', [program.program, program.program_in_one_pass])
   def test_another_way_of_scoring(self, inspector, make):
     scoring = ScoringSpec(num_neighbors=3, distance='root', image_score='reweighted')
-    other = inspector._replace(detector=dataclasses.replace(inspector.detector, scoring=scoring))
+    other = dataclasses.replace(inspector, detector=dataclasses.replace(inspector.detector, scoring=scoring))
     images = folder.probes(other, 5)
     assert folder.check(jax.jit(make(other)), other, images, sizes=(5,)) < 1e-5
 
@@ -301,19 +301,19 @@ class TestBinary:
 
   def _run(self, *arguments):
     return subprocess.run(
-        [sys.executable, '-m', 'experiments.export', *arguments], capture_output=True, text=True,
+        [sys.executable, '-m', 'patchcore_jax', 'export', *arguments], capture_output=True, text=True,
         cwd=Path(__file__).parents[1])
 
   def test_from_a_bank_to_a_program(self, inspector, tmp_path):
     store.save(tmp_path / 'bank', inspector.model)
     result = self._run(
-        f'--bank={tmp_path / "bank"}', f'--out={tmp_path / "out"}', '--platforms=cpu',
-        f'--camera={CAMERA[0]}x{CAMERA[1]}', '--at_once=2')
+        tmp_path / 'bank', f'--out={tmp_path / "out"}', '--platforms=cpu',
+        f'--camera={CAMERA[0]}x{CAMERA[1]}', '--at-once=2')
     assert result.returncode == 0, result.stderr
     assert 'takes b x 50 x 38 x 3 uint8, for cpu' in result.stdout
     assert run.load(tmp_path / 'out')[1]['images_at_once'] == 2
 
   def test_mistakes_are_one_line(self, tmp_path):
-    result = self._run(f'--bank={tmp_path / "none"}', f'--out={tmp_path / "out"}')
+    result = self._run(tmp_path / 'none', f'--out={tmp_path / "out"}')
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith('error: No model')

@@ -1,19 +1,21 @@
 """The answer for one image: the same in Python, in files and over HTTP."""
 
 import csv
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import predict
 from patchcore_jax import inspection
 from patchcore_jax.banks import calibration, store
 from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import preprocess
-from patchcore_jax.detectors import OCSVM, MahalanobisAD, PaDiM, PatchCore, Scores
+from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Scores
 from patchcore_jax.inspection import Finding
+from patchcore_jax.report import prediction_run
 from patchcore_jax.serving.app import Options
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import small
@@ -27,7 +29,8 @@ def _same_everywhere(inspector, folder):
   image, bank, out = folder / 'part.png', folder / 'bank', folder / 'out'
   Image.fromarray(parts(3)[2]).save(image)
   store.save(bank, inspector.model)
-  predict.run(predict.Options(str(bank), str(image), str(out), batch_size=1, maps='none', overlays=False))
+  prediction_run.run(prediction_run.Options(
+      str(bank), str(image), str(out), batch_size=1, maps='none', overlays=False))
   with (out / 'predictions.csv').open(newline='') as f:
     (cells,) = csv.DictReader(f)
   row = json.loads((out / 'predictions.jsonl').read_text())
@@ -70,6 +73,24 @@ def _columns(prefix, box):
   return dict(zip([prefix + side for side in ('left', 'top', 'right', 'bottom')], box or (None,) * 4))
 
 
+class TestScorer:
+
+  @pytest.mark.parametrize(
+      'detector', [PATCHCORE, MahalanobisAD(), SPADE(num_images=2)], ids=lambda d: d.name)
+  def test_compiled_ahead(self, detector):
+    """It tells what there will be, and spares the first call the compiling."""
+    score, compiled = inspection.scorer(small.inspector(detector), 2), []
+    found = score.compile(2)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if 'backend_compile' in event else None)
+    try:
+      scores = score(small.images(2))
+    finally:
+      jax.monitoring.clear_event_listeners()
+    assert (found.map is None, sorted(found.evidence)) == (scores.map is None, sorted(scores.evidence))
+    assert not compiled and len(scores.image) == 2
+
+
 class TestFind:
   """By hand: 8 x 6 patches of 4 x 4 pixels, from the middle of an image of 40 x 50 that kept its size."""
 
@@ -108,7 +129,7 @@ class TestFind:
     assert own.p_value == found.p_value
 
   def test_what_is_not_known_is_none(self, inspector):
-    bare = inspector._replace(model=inspector.model.with_description(calibration=None))
+    bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
     found = inspection.find(bare, Scores(np.float32([2.0])), 0, (50, 40))
     assert found == Finding((40, 50), 2.0) and found.decision is None
     values = found.to_json()
@@ -116,6 +137,6 @@ class TestFind:
     assert set(values.values()) == {None} and 'map' not in values
 
   def test_a_model_of_arrays_takes_images_as_they_come(self, inspector, scores):
-    arrays = inspector._replace(model=inspector.model.with_description(preprocessing=None))
+    arrays = dataclasses.replace(inspector, model=inspector.model.with_description(preprocessing=None))
     assert arrays.preprocessing == Preprocessing(resize=(), crop=())
     assert inspection.find(arrays, scores, 1, (32, 24)).box == (4, 10, 10, 14)

@@ -8,33 +8,27 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from PIL import Image
 
-from configs import own
-from experiments import bank as bank_binary
-from experiments import fit, predict
 from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import simulation
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import BankError
+from patchcore_jax.cli import fit
 from patchcore_jax.data import folder, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
 from patchcore_jax.inspection import differences
 from patchcore_jax.serving.app import Options
-from tests import plates, small
+from tests import command, plates, small
 from tests.serve_test import ask, running
 
 
-def _config(root, **overrides):
-  config = own.get_config()
-  config.update_from_flattened_dict(plates.fields(root, {}) | {
-      'backbone.name': 'tests.small:backbone', 'backbone.weights': '', 'backbone.layers': (),
-      'coreset.ratios': (0.2,)})
-  config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
-  return config
+def _fit(good, out, **values):
+  """What `patchcore fit GOOD --out OUT` makes and says, with the values of flags."""
+  told = command.done('fit', good, '--out', out, *command.flags(**values))
+  return store.restore(out), told
 
 
 def other_network():
@@ -55,16 +49,14 @@ def good(tmp_path_factory):
 @pytest.fixture(scope='module')
 def fitted(good, tmp_path_factory):
   out = tmp_path_factory.mktemp('banks') / 'plates'
-  fit.run(_config(good, calibration__false_alarm_rate=0.1, calibration__folds=3), str(out))
+  _fit(good, out, false_alarm_rate=0.1, folds=3)
   return out
 
 
 @pytest.fixture(scope='module', params=['tensorfloat32', 'bfloat16'])
 def made(request, good, tmp_path_factory):
-  config = _config(good, backbone__name='resnet18_slim.procedural', backbone__precision=request.param,
-                   calibration__folds=3, calibration__false_alarm_rate=0.1)
   out = tmp_path_factory.mktemp('rounded') / 'plates'
-  fit.run(config, str(out))
+  _fit(good, out, backbone='resnet18_slim.procedural', precision=request.param, folds=3, false_alarm_rate=0.1)
   return inspection.load(out)
 
 
@@ -100,71 +92,76 @@ class TestFit:
     assert 'fitted on 12 images' in bank.description.history[0].what
 
   def test_thresholds_do_not_depend_on_the_batch_size(self, fitted, good, tmp_path):
-    config = _config(good, calibration__folds=3, data__batch_size=5)
-    again = fit.run(config, str(tmp_path / 'b'))
+    again, _ = _fit(good, tmp_path / 'b', folds=3, batch_size=5)
     before = store.restore(fitted).description.calibration
     np.testing.assert_allclose(
         again.description.calibration.image_scores, before.image_scores, rtol=1e-4)
 
   def test_no_image_meets_its_own_patches(self, good, tmp_path):
     """At ratio 1 every patch of a training image is in the bank, at distance 0."""
-    config = _config(good, coreset__method='identity', calibration__folds=12)
-    config.coreset.ratios = (1.0,)
-    bank = fit.run(config, str(tmp_path / 'b'))
+    bank, _ = _fit(good, tmp_path / 'b', coreset_method='identity', ratio=1, folds=12)
     assert min(bank.description.calibration.image_scores) > 1e-3
 
-  def test_a_defect_among_the_good_is_named(self, good, pristine, tmp_path, capsys):
+  def test_a_defect_among_the_good_is_named(self, good, pristine, tmp_path):
     root = tmp_path / 'mixed'
     shutil.copytree(good, root)
     shutil.copy(pristine / 'bolt/test/hole/001.png', root / 'zz.png')
-    fit.run(_config(root, calibration__folds=13), str(tmp_path / 'b'))
-    told = capsys.readouterr().out
+    _, told = _fit(root, tmp_path / 'b', folds=13)
     assert '1 training image looks unlike the others' in told and 'zz.png (score' in told
     assert 'were asked for, which takes 99 images; 13 can vouch for 7.1 %' in told
 
-  def test_times_are_told_beforehand(self, good, tmp_path, capsys, monkeypatch):
-    fit.run(_config(good, calibration__folds=2), str(tmp_path / 'short'))
-    assert 'for the network' not in capsys.readouterr().out
+  def test_times_are_told_beforehand(self, good, tmp_path, monkeypatch):
+    _, told = _fit(good, tmp_path / 'short', folds=2)
+    assert 'for the network' not in told
     monkeypatch.setattr(fit, '_LONG', 0)
-    fit.run(_config(good, calibration__folds=2), str(tmp_path / 'a'))
-    told = capsys.readouterr().out
+    _, told = _fit(good, tmp_path / 'a', folds=2)
     assert told.index('about 0:00:0') < told.index('for the network') < told.index('for the thresholds')
-    fit.run(_config(good, calibration__folds=0), str(tmp_path / 'b'))
-    assert 'for the thresholds' not in capsys.readouterr().out
+    _, told = _fit(good, tmp_path / 'b', folds=0)
+    assert 'for the thresholds' not in told
 
-  def test_unreadable_and_odd_files_are_told(self, good, tmp_path, capsys):
+  def test_unreadable_and_odd_files_are_told(self, good, tmp_path):
     root = tmp_path / 'odd'
     shutil.copytree(good, root)
     (root / 'empty.png').write_bytes(b'')
     (root / 'text.png').write_text('not an image')
     Image.new('L', (300, 40), 128).save(root / 'flat.jpg')
     shutil.copy(root / '00.png', root / 'copy.png')
-    bank = fit.run(_config(root, calibration__folds=0), str(tmp_path / 'b'))
-    told = capsys.readouterr().out
+    bank, told = _fit(root, tmp_path / 'b', folds=0)
     assert bank.description.num_images == 14 and bank.description.num_skipped == 2
     assert 'equal files' in told and 'copy.png' in told
     assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
+    assert '14 of 16 images were used, 2 could not be read' in told
     assert bank.description.calibration is None
+    refused = command.refused('fit', root, '--out', tmp_path / 'c', *command.flags(on_error='raise'))
+    assert 'Cannot read' in refused and not (tmp_path / 'c').exists()
 
-  @pytest.mark.parametrize('overrides, message', [
-      ({'data__source': 'folder'}, 'experiments.mvtec'), ({'detector': 'nothing'}, "detector='nothing'"),
-      ({'coreset__ratios': (0.2, 0.1)}, 'a bank has one ratio'),
-      ({'calibration__folds': 1}, 'folds=1'), ({'calibration__false_alarm_rate': 2.0}, 'share between')])
-  def test_bad_settings(self, good, tmp_path, overrides, message):
-    with pytest.raises(ValueError, match=message):
-      fit.run(_config(good, **overrides), str(tmp_path / 'b'))
-    assert not (tmp_path / 'b').exists()
+  def test_a_folder_of_unreadable_files_names_them(self, fitted, tmp_path):
+    bad = tmp_path / 'bad'
+    bad.mkdir()
+    for name in ('one.png', 'two.jpg'):
+      (bad / name).write_text('not an image')
+    for arguments in (('fit', bad, '--out', tmp_path / 'b', *command.flags()),
+                      ('bank', 'append', fitted, bad, '--out', tmp_path / 'b')):
+      code, out, err = command.run(*arguments)
+      assert code == 1 and 'none could be read' in err and err.count('\n') == 1
+      assert 'one.png' in out and 'two.jpg' in out and not (tmp_path / 'b').exists()
+
+  @pytest.mark.parametrize('values, message', [
+      ({'detector': 'nothing'}, "detector='nothing'"), ({'ratio': '0.2,0.1'}, 'expected a number'),
+      ({'ratio': 2}, 'ratio 2.0'), ({'folds': 1}, 'folds=1'), ({'false_alarm_rate': 2.0}, 'share between'),
+      ({'backbone': 'resnet81'}, 'resnet18')])
+  def test_bad_settings(self, good, tmp_path, values, message):
+    told = command.refused('fit', good, '--out', tmp_path / 'b', *command.flags(**values))
+    assert message in told and not (tmp_path / 'b').exists()
 
   def test_bad_places(self, good, fitted, tmp_path):
-    with pytest.raises(ValueError, match='is not overwritten'):
-      fit.run(_config(good), str(fitted))
-    with pytest.raises(ValueError, match='does not exist'):
-      fit.run(_config(tmp_path / 'nowhere'), str(tmp_path / 'b'))
     (tmp_path / 'none').mkdir()
-    with pytest.raises(ValueError, match='No images in'):
-      fit.run(_config(tmp_path / 'none'), str(tmp_path / 'b'))
-    with pytest.raises(ValueError, match='matches no image'):
-      fit.run(_config(tmp_path / '*.png'), str(tmp_path / 'b'))
+    for where, out, message in (
+        (good, fitted, 'is not overwritten'), (tmp_path / 'nowhere', tmp_path / 'b', 'does not exist'),
+        (tmp_path / 'none', tmp_path / 'b', 'No images in'), (tmp_path / '*.png', tmp_path / 'b',
+                                                              'matches no image')):
+      assert message in command.refused('fit', where, '--out', out, *command.flags())
+    assert not (tmp_path / 'b').exists()
 
 
 class TestOtherDevices:
@@ -207,15 +204,13 @@ class TestOtherDevices:
     assert description.device == jax.default_backend()
     assert description.backbones[0].precision == made.backbones[0].precision != 'auto'
 
-  def test_in_float32_nothing_is_computed(self, good, tmp_path, monkeypatch, capsys):
+  def test_in_float32_nothing_is_computed(self, good, tmp_path, monkeypatch):
     monkeypatch.setattr(differences, 'sample_of', None)
-    config = _config(good, backbone__name='resnet18_slim.procedural', calibration__folds=2)
-    if jax.default_backend() != 'cpu':
-      config.backbone.precision = 'float32'  # there it is not what 'auto' stands for
-    bank = fit.run(config, str(tmp_path / 'b'))
+    # On accelerators it is not what 'auto' stands for.
+    precision = 'auto' if jax.default_backend() == 'cpu' else 'float32'
+    bank, told = _fit(good, tmp_path / 'b', backbone='resnet18_slim.procedural', precision=precision, folds=2)
     assert bank.description.backbones[0].precision == 'float32'
     assert bank.description.calibration.image_allowance == 0
-    told = capsys.readouterr().out
     assert 'precision float32' in told and 'another kind of device' not in told
 
   def test_it_is_said_and_so_is_that_it_is_much(self):
@@ -224,8 +219,8 @@ class TestOtherDevices:
                  for a in (0.05, 0.1))
     assert not calibration.allows_much(few) and calibration.allows_much(many)
     told, more = (' '.join(fit.verdict(c, list('abcd'))) for c in (few, many))
-    assert 'off by up to 0.05, which is 2.4 % of the threshold' in told and 'precision=float32' not in told
-    assert 'off by up to 0.1' in more and '--config.backbone.precision=float32' in more
+    assert 'off by up to 0.05, which is 2.4 % of the threshold' in told and '--precision float32' not in told
+    assert 'off by up to 0.1' in more and '--precision float32' in more
 
   def test_changes_of_the_bank_keep_it(self, made):
     bank = made.model
@@ -320,70 +315,67 @@ class TestReplace:
     assert [p.name for p in tmp_path.iterdir()] == ['bank']
 
 
-def _bank(action, **values):
-  """What `python -m experiments.bank ACTION` does."""
-  names = ('bank', 'out', 'other', 'images', 'share', 'false_alarm_rate', 'batch_size')
-  flags.FLAGS.unparse_flags()
-  flags.FLAGS(['bank', *(f'--{k}={v}' for k, v in values.items())])
-  try:
-    bank_binary.main(['bank', action])
-  finally:
-    for name in names:
-      flags.FLAGS[name].unparse()
+class TestBank:
 
-
-class TestBankBinary:
-
-  def test_all_actions(self, fitted, good, tmp_path, capsys):
+  def test_all_actions(self, fitted, good, tmp_path):
     path = tmp_path / 'bank'
     shutil.copytree(fitted, path)
     more = tmp_path / 'more'
     rng = np.random.default_rng(5)
     for i in range(3):
       plates._draw(more / f'new{i}.png', rng)
-    _bank('append', bank=path, images=more, batch_size=2)
-    _bank('drop', bank=path, images='new1.png,00.png')
-    _bank('merge', bank=path, other=fitted, out=tmp_path / 'both')
-    _bank('shrink', bank=path, share=0.05)
-    assert store.restore(path).description.calibration is None
-    _bank('calibrate', bank=path, images=good, false_alarm_rate=0.2)
-    _bank('info', bank=path)
-    told = capsys.readouterr().out
-    for said in ('appended 3 images', 'dropped', 'merged with', 'shrunk from', 'Its thresholds are gone',
-                 '11 images have the name of a training image', 'patches of ', 'new2.png', 'held out'):
-      assert said in told, said
+    (more / 'bad.png').write_text('not an image')
+    told = command.done('bank', 'append', path, more, '--batch-size=2')
+    assert 'appended 3 images' in told and 'skipped: Cannot read' in told and 'bad.png' in told
+    assert 'dropped' in command.done('bank', 'drop', path, 'new1.png', '00.png')
+    before = store.restore(path).description
+    assert 'merged with' in command.done('bank', 'merge', path, fitted, '--out', tmp_path / 'both')
     assert store.restore(tmp_path / 'both').description.num_images == 25
+    assert store.restore(path).description == before  # --out leaves it alone
+    told = command.done('bank', 'shrink', path, '--ratio=0.05')
+    assert 'shrunk from' in told and 'Its thresholds are gone' in told
+    assert store.restore(path).description.calibration is None
+    told = command.done('bank', 'calibrate', path, good, '--false-alarm-rate=0.2')
+    assert '11 images have the name of a training image' in told
+    told = command.done('bank', 'info', path)
+    for said in ('patches of ', 'new2.png', 'held out', 'appended 3 images', 'shrunk from'):
+      assert said in told, said
 
-  def test_errors(self, fitted):
-    with pytest.raises(ValueError, match='--images is missing for append'):
-      _bank('append', bank=fitted)
-    with pytest.raises(ValueError, match='--share is not for info'):
-      _bank('info', bank=fitted, share=0.1)
-    with pytest.raises(ValueError, match='Expected one of info, append'):
-      _bank('explode', bank=fitted)
+  def test_mistakes(self, fitted, tmp_path):
+    for arguments, message in (
+        (('append', fitted), "Missing argument 'IMAGES'"), (('drop', fitted), "Missing argument 'NAMES...'"),
+        (('info', fitted, '--ratio=0.1'), '--ratio'), (('shrink', fitted), "Missing option '--ratio'"),
+        (('explode', fitted), "no command 'explode'. There are info, append"),
+        (('apend', fitted), "did you mean 'append'"),
+        (('drop', fitted, '77.png'), '77.png'), (('merge', fitted, tmp_path), str(tmp_path)),
+        (('info', tmp_path / 'none'), 'none'),
+        (('drop', fitted, '00.png', '--out', tmp_path), 'is not overwritten'),
+        (('append', fitted, tmp_path / 'nowhere'), 'does not exist'),
+        (('append', fitted, tmp_path), 'No images in')):
+      assert message in command.refused('bank', *arguments)
 
 
 @pytest.fixture(scope='module', params=['mahalanobis_ad', 'ocsvm', 'padim', 'spade'])
 def other(request, good, tmp_path_factory):
   """A model of a method without a bank."""
   out = tmp_path_factory.mktemp('others') / request.param
-  fit.run(_config(good, detector=request.param, padim__num_dims=8, spade__num_images=3, calibration__folds=3,
-                  calibration__false_alarm_rate=0.1), str(out))
+  own = {'padim': {'padim_num_dims': 8}, 'spade': {'spade_num_images': 3}}.get(request.param, {})
+  of_patchcore = dict.fromkeys(('embedding_kind', 'ratio', 'coreset_projection_dim'))
+  _fit(good, out, detector=request.param, folds=3, false_alarm_rate=0.1, **of_patchcore, **own)
   return out
 
 
 class TestOtherMethods:
   """They go through the same doors: images in, answers out; what they do not know is said."""
 
-  def test_predict(self, other, good, pristine, tmp_path, capsys):
+  def test_predict(self, other, good, pristine, tmp_path):
     images, out = tmp_path / 'images', tmp_path / 'out'
     has_maps, has_patch = other.name in ('padim', 'spade'), other.name == 'padim'
     images.mkdir()
     shutil.copy(good / '03.png', images / 'good.png')
     shutil.copy(pristine / 'bolt/test/hole/001.png', images / 'hole.png')
-    summary = predict.run(predict.Options(str(other), str(images), str(out), why=True))
-    assert (summary.images, summary.failed) == (2, 0)
-    told, title = capsys.readouterr().out, inspection.load(other).detector.title
+    told = command.done('predict', other, images, '--out', out, '--why')
+    title = inspection.load(other).detector.title
     assert (f'{title} scores whole images: there are no heatmaps' in told) == (not has_maps)
     assert (f'{title} does not tell why' in told) == (not has_patch)
     assert {p.name for p in out.iterdir()} == {'predictions.csv', 'predictions.jsonl', 'report.html'} | (
@@ -411,19 +403,17 @@ class TestOtherMethods:
     assert (about['pixel_threshold'] is None) == (not has_maps)
     assert answer['threshold'] == about['threshold'] == inspector.calibration.image_threshold
 
-  def test_bank(self, other, good, tmp_path, capsys):
+  def test_bank(self, other, good, tmp_path):
     path = shutil.copytree(other, tmp_path / 'model')
-    _bank('calibrate', bank=path, images=good, false_alarm_rate=0.2)
-    _bank('info', bank=path)
-    told, name = capsys.readouterr().out, other.name
+    command.done('bank', 'calibrate', path, good, '--false-alarm-rate=0.2')
+    told, name = command.done('bank', 'info', path), other.name
     assert f'{name}, ' in told and '(held out): at most' in told and '11.png' in told
     assert (' for pixels' in told) == (name in ('padim', 'spade'))
     before = store.restore(path).description
-    for action, values in (('append', {'images': good}), ('merge', {'other': path}),
-                           ('drop', {'images': '03.png'}), ('shrink', {'share': 0.1})):
-      with pytest.raises(BankError, match=f'A model of {name} has no rows') as error:
-        _bank(action, bank=path, **values)
-      assert '\n' not in str(error.value) and store.restore(path).description == before
+    for action, argument in (
+        ('append', good), ('merge', path), ('drop', '03.png'), ('shrink', '--ratio=0.1')):
+      refused = command.refused('bank', action, path, argument)
+      assert f'A model of {name} has no rows' in refused and store.restore(path).description == before
 
   def test_scores_of_good_images_may_be_negative(self, other):
     """The boundary of an OCSVM is at 0, and what lies inside is below."""
@@ -435,13 +425,14 @@ class TestOtherMethods:
 
   def test_several_networks(self, good, pristine, tmp_path):
     path, names = tmp_path / 'model', 'tests.small:backbone+tests.fit_test:other_network'
-    fit.run(_config(good, backbone__name=names, coreset__method='random', calibration__folds=2), str(path))
+    _fit(good, path, backbone=names, coreset_method='random', folds=2)
     inspector = inspection.load(path)
     assert len(inspector.backbones) == 2 and inspector.detector.name == 'ensemble'
-    images = str(pristine / 'bolt/test/hole/001.png')
-    assert predict.run(predict.Options(str(path), images, str(tmp_path / 'out')))[:3] == (1, 1, 0)
-    with pytest.raises(BankError, match='A model of ensemble has no rows'):
-      _bank('append', bank=path, images=good)
+    images = pristine / 'bolt/test/hole/001.png'
+    command.done('predict', path, images, '--out', tmp_path / 'out')
+    (row,) = (tmp_path / 'out/predictions.jsonl').read_text().splitlines()
+    assert json.loads(row)['decision'] == 'anomalous'
+    assert 'A model of ensemble has no rows' in command.refused('bank', 'append', path, good)
 
 
 class TestSurvey:

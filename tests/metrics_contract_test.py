@@ -6,12 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import demo
-from experiments import run_report
+from experiments import wiring
 from patchcore_jax import metrics
+from patchcore_jax.evaluation import page as run_page
 from patchcore_jax.metrics import checks
 from patchcore_jax.report import results, runs
 
@@ -197,8 +197,8 @@ class TestWhereItIsShown:
 
   def test_report(self, metric, tmp_path, monkeypatch):
     pages = []
-    monkeypatch.setattr(run_report.page, 'write', lambda path, page: pages.append(page))
-    run_report.write(tmp_path, ConfigDict(demo.get_config()), [self._row(), self._row(category='bolt')])
+    monkeypatch.setattr(run_page.page, 'write', lambda path, page: pages.append(page))
+    run_page.write(tmp_path, wiring.settings(demo.get_config()), [self._row(), self._row(category='bolt')])
     (page,) = pages
     headings = [column.heading for column in page.columns]
     assert (metric.heading in headings) == metric.in_report

@@ -106,6 +106,18 @@ class TestAveragePrecision:
       now = labels[scores >= t].sum() / labels.sum()
       area, recall = area + (now - recall) * labels[scores >= t].mean(), now
     assert metrics.average_precision(labels, scores) == pytest.approx(area, abs=1e-12)
+    assert metrics.average_precision(labels, scores) == pytest.approx(
+        sklearn.metrics.average_precision_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize('levels', [None, 3])
+def test_curves_equal_scikit_learns(levels):
+  labels, scores = _scores(levels=levels)
+  false, true, _ = sklearn.metrics.roc_curve(labels, scores, drop_intermediate=False)
+  np.testing.assert_allclose(metrics.roc_curve(labels, scores), (false, true), rtol=0, atol=1e-12)
+  precision, recall, _ = sklearn.metrics.precision_recall_curve(labels, scores)
+  np.testing.assert_allclose(
+      metrics.precision_recall_curve(labels, scores), (precision[::-1], recall[::-1]), rtol=0, atol=1e-12)
 
 
 class TestF1Optimal:

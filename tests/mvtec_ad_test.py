@@ -11,6 +11,7 @@ from PIL import Image
 
 from experiments import mvtec
 from patchcore_jax.data import folder, mvtec_ad, pipeline, preprocess
+from patchcore_jax.data.mvtec_ad_builder import MVTecAD
 from patchcore_jax.data.preprocess import Preprocessing
 from tests import conftest, plates
 
@@ -122,7 +123,7 @@ class TestListCategories:
 class TestMVTecAD:
 
   def test_as_other_programs_read_it(self, prepared):
-    rows = list(mvtec_ad.MVTecAD(config='bottle', data_dir=prepared).as_data_source('test'))
+    rows = list(MVTecAD(config='bottle', data_dir=prepared).as_data_source('test'))
     assert [r['name'].decode() for r in rows[:2]] == [
         'bottle/test/good/000.png', 'bottle/test/good/001.png']
     assert [r['label'] for r in rows] == [0, 0, 0, 0, 1, 1, 1, 1]

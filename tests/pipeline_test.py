@@ -1,10 +1,14 @@
 """Batches: order, padding, errors, worker processes."""
 
+import sys
+import threading
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import pipeline
+from patchcore_jax.data import pipeline, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 
@@ -68,3 +72,46 @@ def test_images_of_different_sizes_are_named(examples):
 def test_sizes_must_be_positive(examples):
   with pytest.raises(ValueError, match='batch_size >= 1'):
     list(pipeline.batches(examples, SPEC, batch_size=0))
+
+
+class TestThreads:
+
+  def test_they_end_with_the_consumer(self, examples):
+    before = threading.active_count()
+    stream = pipeline.batches(examples, SPEC, batch_size=2)
+    next(stream)
+    assert threading.active_count() > before
+    stream.close()
+    assert threading.active_count() == before
+
+  def test_they_end_with_an_error(self, examples):
+    before = threading.active_count()
+    examples[0] = examples[0]._replace(image_path='missing.png')
+    with pytest.raises(ImageError):
+      list(pipeline.batches(examples, SPEC, batch_size=2))
+    assert threading.active_count() == before
+
+  def test_what_is_read_ahead_is_bounded(self, examples, monkeypatch):
+    begun, load = [], preprocess.load
+    monkeypatch.setattr(preprocess, 'load', lambda *a, **k: begun.append(0) or load(*a, **k))
+    monkeypatch.setattr(pipeline, '_MOST_THREADS', 1)
+    next(stream := pipeline.batches(examples * 9, SPEC, batch_size=2))
+    stream.close()
+    assert 2 <= len(begun) <= 7  # the batch, and 2 batches and a thread ahead
+
+  def test_they_give_what_worker_processes_give(self, examples):
+    with open(examples[4].image_path, 'wb') as f:
+      f.write(b'nothing')
+    errors = []
+    ours, grains = (
+        list(pipeline.batches(examples, SPEC, batch_size=3, num_workers=n, with_masks=True,
+                              on_error=lambda e: errors.append(str(e)))) for n in (0, 2))
+    for one, other in zip(ours, grains, strict=True):
+      jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert len(errors) == 2 and errors[0] == errors[1]
+
+
+def test_worker_processes_name_their_extra(examples, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'grain', None)
+  with pytest.raises(ValueError, match=r"1 processes needs .* grain, .*'patchcore_jax\[workers\]'"):
+    list(pipeline.batches(examples, SPEC, batch_size=3, num_workers=1))

@@ -70,7 +70,7 @@ class TestReadStateDict:
   def test_pth_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
     (tmp_path / 'w.pth').touch()
     monkeypatch.setitem(sys.modules, 'torch', None)
-    with pytest.raises(ValueError, match=r"'\.\[torch\]'"):
+    with pytest.raises(ValueError, match=r"'patchcore_jax\[torch\]', or use the .safetensors"):
       port.read_state_dict(tmp_path / 'w.pth')
 
   def test_pth(self, state, tmp_path):

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import precision
+from experiments import precision, wiring
 from patchcore_jax import backbones
 from tests import plates
 
@@ -43,12 +43,12 @@ def test_scores_are_off_by_the_precision(rows):
 
 
 def test_networks_from_a_factory(pristine):
-  config = plates.config(
-      pristine, backbone__name='tests.small:backbone', backbone__weights='', backbone__layers=())
+  settings = wiring.settings(plates.config(
+      pristine, backbone__name='tests.small:backbone', backbone__weights='', backbone__layers=()))
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 24, 3), np.uint8)
   maps = {}
   for name in ('float32', 'tensorfloat32', 'bfloat16'):
-    network = precision.network(config, name)
+    network = precision.network(settings, name)
     maps[name] = network.apply(
         network.variables, backbones.normalize(images, network.mean, network.std))['a']
   # It asks for the highest precision of its products, and a GPU would grant that.

@@ -19,15 +19,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import answers, predict
 from patchcore_jax import backbones, inspection
 from patchcore_jax.backbones import checkpoints
 from patchcore_jax.banks import editing, store
+from patchcore_jax.cli import terminal
 from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run
 from patchcore_jax.inspection import colours
-from patchcore_jax.report import overlay
+from patchcore_jax.report import answers, overlay, prediction_run
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import conftest
 
@@ -93,7 +93,8 @@ def parts(tmp_path):
 
 
 def _run(bank, images, out, **kwargs):
-  return predict.run(predict.Options(bank, str(images), str(out), **({'maps': 'none'} | kwargs)))
+  options = prediction_run.Options(bank, str(images), str(out), **({'maps': 'none'} | kwargs))
+  return prediction_run.run(options, say=terminal.say)
 
 
 def _rows(out):
@@ -223,7 +224,7 @@ class TestRun:
     folder.mkdir()
     for i in range(80):
       _part((220, 180), i).save(folder / f'{i:02}.png')
-    read = predict.read
+    read = prediction_run.read
 
     class Tracked(Image.Image):
       def __del__(self):
@@ -236,7 +237,7 @@ class TestRun:
       most.append(len(alive))
       return loaded
 
-    monkeypatch.setattr(predict, 'read', counted)
+    monkeypatch.setattr(prediction_run, 'read', counted)
     assert _run(bank, folder, tmp_path / 'out', overlays=False).images == 80
     # Read ahead, being scored and being drawn: a batch each, and one that waits in between.
     assert max(most) <= 8 * 4 + 2
@@ -382,23 +383,23 @@ class TestBadInput:
   @pytest.mark.parametrize('kwargs, words', [
       ({'maps': 'png'}, 'npy, tif, none'), ({'threshold': math.inf}, 'a number'),
       ({'scale': (2.0, 1.0)}, 'larger'),
-      ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'of --watch'),
-      ({'images': ''}, '--images')])
+      ({'batch_size': -1}, '0 or more'), ({'watch_seconds': 3.0}, 'Set watch too'),
+      ({'images': ''}, 'images is empty')])
   def test_bad_options(self, kwargs, words):
     with pytest.raises(ValueError, match=words):
-      predict.Options(**({'bank': 'b', 'images': 'i', 'out': 'o'} | kwargs))
+      prediction_run.Options(**({'bank': 'b', 'images': 'i', 'out': 'o'} | kwargs))
 
 
 class TestWatch:
 
   def test_images_are_answered_as_they_come(self, bank, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, '_REPORT_SECONDS', 0.1)
+    monkeypatch.setattr(prediction_run, '_REPORT_SECONDS', 0.1)
     folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
     folder.mkdir()
     _part(SIZES[0], 1).save(folder / '1.png')
-    options = predict.Options(bank, str(folder), str(out), watch=True, maps='none', batch_size=8)
+    options = prediction_run.Options(bank, str(folder), str(out), watch=True, maps='none', batch_size=8)
     results = []
-    thread = threading.Thread(target=lambda: results.append(predict.run(options, stop)))
+    thread = threading.Thread(target=lambda: results.append(prediction_run.run(options, stop=stop)))
     thread.start()
     try:
       _wait(lambda: out.exists() and (out / 'predictions.jsonl').exists() and len(_rows(out)) == 1)
@@ -443,9 +444,9 @@ class TestStop:
       _part((200, 160), i).save(folder / f'{i:02}.png')
     _run(bank, folder / '00.png', out)
     stop = threading.Event()
-    monkeypatch.setattr(predict, 'read', _after(10, stop.set, predict.read))
-    options = predict.Options(bank, str(folder), str(out), batch_size=8, maps='none')
-    summary = predict.run(options, stop)
+    monkeypatch.setattr(prediction_run, 'read', _after(10, stop.set, prediction_run.read))
+    options = prediction_run.Options(bank, str(folder), str(out), batch_size=8, maps='none')
+    summary = prediction_run.run(options, say=terminal.say, stop=stop)
     assert summary.stopped and 0 < summary.images < 30
     assert len(_rows(out)) == 1 and len(_rows(out / 'predictions.unfinished')) == summary.images
     assert f'stopped: {summary.images} of 30' in capsys.readouterr().out
@@ -456,8 +457,8 @@ class TestMain:
   def test_as_a_user_runs_it(self, bank, parts, tmp_path):
     """One process: unreadable files, exit code, and Ctrl-C while it waits for images."""
     (parts / 'a' / '2.png').write_text('text')
-    command = [sys.executable, '-m', 'experiments.predict', f'--bank={bank}', f'--images={parts / "a"}',
-               f'--out={tmp_path / "out"}', '--watch', '--maps=tif', '--threshold=1e-6']
+    command = [sys.executable, '-m', 'patchcore_jax', 'predict', bank, parts / 'a', '--out', tmp_path / 'out',
+               '--watch', '--maps', 'tif', '--threshold', '1e-6']
     with subprocess.Popen(command, cwd=conftest.ROOT, stdout=subprocess.PIPE, text=True) as process:
       lines = []
       for line in process.stdout:
@@ -471,12 +472,88 @@ class TestMain:
     assert len(_rows(tmp_path / 'out')) == 2 and (tmp_path / 'out/report.html').exists()
 
 
+class TestInterrupted:
+  """Ctrl-C in a process of its own: an exit code, one line, and nothing half-written."""
+
+  def _interrupted(self, bank, folder, out, when, *more):
+    """(exit code, output) of a run that is interrupted after seconds, or at a line with a text."""
+    command = [sys.executable, '-m', 'patchcore_jax', 'predict', bank, folder, '--out', out, *more]
+    with subprocess.Popen(
+        command, cwd=conftest.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=os.environ | {'PYTHONUNBUFFERED': '1'}) as process:
+      said = ''
+      if isinstance(when, float):
+        time.sleep(when)
+      else:
+        for line in process.stdout:
+          said += line
+          if when in line:
+            break
+      process.send_signal(signal.SIGINT)
+      said += process.communicate(timeout=60)[0]
+    assert 'Traceback' not in said
+    return process.returncode, said
+
+  @pytest.fixture
+  def many(self, tmp_path):
+    folder = tmp_path / 'many'
+    folder.mkdir()
+    for i in range(60):
+      _part((200, 160), i % 4).save(folder / f'{i:02}.png')
+    return folder
+
+  @pytest.mark.parametrize('seconds', [0.4, 1.0])
+  def test_while_it_imports_and_compiles(self, bank, many, tmp_path, seconds):
+    code, said = self._interrupted(bank, many, tmp_path / 'out', seconds, '--compilation-cache=off')
+    assert code == 130 and 'interrupted. Nothing was written; the same command starts anew.' in said
+    assert not (tmp_path / 'out').exists()
+
+  def test_while_it_scores(self, bank, many, tmp_path):
+    out = tmp_path / 'out'
+    code, said = self._interrupted(bank, many, out, '[1/60]')
+    done = len(_rows(out / 'predictions.unfinished'))
+    assert code == 130 and f'stopped: {done} of 60' in said and 'starts anew' in said
+    assert [p.name for p in out.iterdir()] == ['predictions.unfinished']
+
+  def test_while_it_watches(self, bank, many, tmp_path):
+    code, _ = self._interrupted(bank, many, tmp_path / 'out', 0.4, '--watch')
+    assert code == 0 and not (tmp_path / 'out').exists()
+    code, said = self._interrupted(bank, many, tmp_path / 'out', 'waiting for images', '--watch')
+    assert code == 0 and 'see ' in said and (tmp_path / 'out/report.html').exists()
+
+
+class TestCommand:
+  """What is wrong is told at once, before anything slow is imported."""
+
+  @pytest.mark.parametrize('arguments, code, words', [
+      (['none', '.', '--out=x'], 1, 'No model at none: expected the folder that `patchcore fit` made'),
+      ([__file__, '.', '--out=x'], 1, 'it is a file'),
+      (['.', 'none', '--out=x'], 1, 'none does not exist: expected a folder of images'),
+      (['.', 'none', '--out=x', '--watch'], 1, 'expected a folder in which images arrive'),
+      (['.', '.'], 2, '--out'), (['.', '.', '--out=x', '--scale=3'], 2, 'two numbers'),
+      (['.', '.', '--out=x', '--maps=png'], 2, 'npy'), (['.', '.', '--out=x', '--batch-size=0'], 2, 'x>=1')])
+  def test_mistakes(self, arguments, code, words):
+    result = subprocess.run(
+        [sys.executable, '-X', 'importtime', '-m', 'patchcore_jax', 'predict', *arguments], cwd=conftest.ROOT,
+        capture_output=True, text=True)
+    said = [line for line in result.stderr.splitlines() if not line.startswith('import time:')]
+    assert result.returncode == code and len(said) == 1 and words in said[0]
+    assert ' jax' not in result.stderr and ' numpy' not in result.stderr
+
+  @pytest.mark.parametrize('name', ['predict', 'serve', 'export'])
+  def test_the_binaries_of_before_say_where_they_went(self, name):
+    result = subprocess.run(
+        [sys.executable, '-m', f'experiments.{name}', '--bank=x'], cwd=conftest.ROOT, capture_output=True,
+        text=True)
+    assert result.returncode == 2 and f'patchcore {name} BANK' in result.stderr
+
+
 class TestBatched:
 
   def test_order_is_kept(self):
     items = [1, None, 2, 3, 4, None]
-    assert list(predict.batched(items, 2)) == [[1], [2, 3], [4]]
-    assert [x for batch in predict.batched(range(10), 3) for x in batch] == list(range(10))
+    assert list(prediction_run.batched(items, 2)) == [[1], [2, 3], [4]]
+    assert [x for batch in prediction_run.batched(range(10), 3) for x in batch] == list(range(10))
 
 
 class TestLimits:

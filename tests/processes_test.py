@@ -1,4 +1,4 @@
-"""Several processes, as on several machines: the binaries give the results of one."""
+"""Several processes, as on several machines: they give the results of one."""
 
 import dataclasses
 import os
@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import fit, mvtec
+from experiments import mvtec
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance, store
-from tests import conftest, fit_test, plates
+from tests import command as patchcore
+from tests import conftest, plates
 
 COUNT = 3
 NETWORK = {'backbone__name': 'tests.small:backbone', 'backbone__weights': '', 'backbone__layers': ()}
@@ -25,7 +26,7 @@ def _flags(data, overrides):
       for k, v in plates.fields(data, overrides).items() if v != ()]
 
 
-def _run(*command, count=COUNT, devices=2, each=lambda i: (), path=''):
+def _run(*command, count=COUNT, devices=2, each=lambda i: (), path='', dash='_'):
   """(exit code, stdout, stderr) of processes that run side by side, of so many devices each."""
   env = os.environ | {
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
@@ -35,8 +36,8 @@ def _run(*command, count=COUNT, devices=2, each=lambda i: (), path=''):
     address = f'localhost:{free.getsockname()[1]}'
   processes = [
       subprocess.Popen(
-          [sys.executable, '-m', *command, f'--coordinator_address={address}', f'--num_processes={count}',
-           f'--process_id={i}', *each(i)],
+          [sys.executable, '-m', *command, f'--coordinator{dash}address={address}',
+           f'--num{dash}processes={count}', f'--process{dash}id={i}', *each(i)],
           cwd=conftest.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
       for i in range(count)]
   try:
@@ -138,18 +139,21 @@ class TestMvtec:
 
 class TestFit:
 
-  def test_as_one_process(self, tmp_path):
-    good = tmp_path / 'plates'
+  @pytest.fixture
+  def good(self, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(8):
-      plates._draw(good / f'{i:02}.png', rng)
-    fields = NETWORK | {
-        'coreset__ratios': (0.2,), 'calibration__false_alarm_rate': 0.2, 'calibration__folds': 3}
-    config = fit_test._config(good, **fields)
-    one = fit.run(config, str(tmp_path / 'one'))
-    results = _run(
-        'experiments.fit', '--config=configs/own.py', f'--out={tmp_path / "several"}', *_flags(good, fields))
+      plates._draw(tmp_path / f'plates/{i:02}.png', rng)
+    return tmp_path / 'plates'
+
+  def test_as_one_process(self, good, tmp_path):
+    flags = patchcore.flags(false_alarm_rate=0.2, folds=3)
+    patchcore.done('fit', good, '--out', tmp_path / 'one', *flags)
+    one = store.restore(tmp_path / 'one')
+    results = _run('patchcore_jax', 'fit', str(good), f'--out={tmp_path / "several"}', *flags, dash='-')
     assert [code for code, *_ in results] == [0] * COUNT, results
+    (_, first, _), *others = results
+    assert 'threshold' in first and all('threshold' not in out for _, out, _ in others)
     several = inspection.load(tmp_path / 'several').model
     np.testing.assert_array_equal(several.arrays['indices'], one.arrays['indices'])
     assert several.description.images == one.description.images
@@ -158,17 +162,29 @@ class TestFit:
     for field, value in dataclasses.asdict(one.description.calibration).items():
       assert found[field] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5))
 
+  def test_processes_that_differ_say_so(self, good, tmp_path):
+    results = _run('patchcore_jax', 'fit', str(good), f'--out={tmp_path / "none"}', *patchcore.flags(),
+                   dash='-', count=2, devices=1, each=lambda i: (f'--seed={i}',))
+    assert [code for code, *_ in results] == [1, 1] and not (tmp_path / 'none').exists()
+    assert all('The processes differ in their settings' in err for _, _, err in results)
+
 
 @pytest.mark.parametrize('command, words', [
     (('sweep', '--distributed'), 'This binary runs on one machine'),
     (('mvtec', '--distributed'), 'Nothing tells which process this is'),
-    (('mvtec', '--process_id=1'), 'Expected --coordinator_address, --num_processes and')])
-def test_mistakes(command, words, tmp_path):
+    (('mvtec', '--process_id=1'), 'Expected the coordinator')])
+def test_mistakes_of_binaries(command, words, tmp_path):
   binary, flag = command
   result = subprocess.run(
       [sys.executable, '-m', f'experiments.{binary}', '--config=configs/low_shot.py', f'--workdir={tmp_path}',
        flag], cwd=conftest.ROOT, capture_output=True, text=True)
   assert result.returncode == 1 and f'error: {words}' in result.stderr
+
+
+def test_mistakes_of_the_command(tmp_path):
+  plates._draw(tmp_path / 'good/0.png', np.random.default_rng(0))
+  told = patchcore.refused('fit', tmp_path / 'good', '--out', tmp_path / 'bank', '--process-id=1')
+  assert 'Expected the coordinator' in told
 
 
 def _same_rows(one, several):

@@ -12,7 +12,6 @@ from matplotlib import image as mpl_image
 from configs import default
 from experiments import figures as figures_binary
 from experiments import tables as tables_binary
-from experiments import wiring
 from patchcore_jax import metrics
 from patchcore_jax.report import figures, per_image, results, runs, tables
 
@@ -33,7 +32,7 @@ def write_run(folder, categories=('screw', 'transistor'), values=None, ratios=No
       row |= {k: v[category] if isinstance(v, dict) else v for k, v in values.items()}
       rows.append(row | {'category': category, 'coreset_ratio': ratio})
   folder.mkdir(parents=True)
-  (folder / 'config.json').write_text(json.dumps(wiring.to_json(config)))
+  (folder / 'config.json').write_text(json.dumps(config.to_dict()))
   results.write_csv(folder / 'results.csv', rows)
   return folder
 

@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import mvtec, run_report
+from experiments import mvtec
 from patchcore_jax.banks import calibration
 from patchcore_jax.banks.model import Description
+from patchcore_jax.evaluation import page as run_page
 from patchcore_jax.report import page, results
 from tests import plates
 
@@ -109,10 +110,10 @@ class TestThresholds:
     best = page.Threshold('best F1', 0.25, needs_labels=True)
     found = calibration.calibrate([0.25, 0.5], None, false_alarm_rate=0.05)
     bare = Description('patchcore', {}, (), (8, 8), 2)
-    assert run_report.thresholds(dataclasses.replace(bare, calibration=found), row) == [
+    assert run_page.thresholds(dataclasses.replace(bare, calibration=found), row) == [
         page.Threshold('5 % false alarms', found.image_threshold), best]
-    assert run_report.thresholds(bare, row) == [best]
-    assert run_report.thresholds(bare, {'image_threshold': None}) == []
+    assert run_page.thresholds(bare, row) == [best]
+    assert run_page.thresholds(bare, {'image_threshold': None}) == []
 
 
 class TestHeatScale:
@@ -120,7 +121,7 @@ class TestHeatScale:
   def test_from_what_good_images_hardly_reach(self):
     maps = np.random.default_rng(0).random((6, 40, 40)).astype(np.float32)
     maps[3:, 10:20, 10:20] += 5
-    heat, low, high = run_report.heat_scale(np.array([0, 0, 0, 1, 1, 1]), maps)
+    heat, low, high = run_page.heat_scale(np.array([0, 0, 0, 1, 1, 1]), maps)
     assert 0.95 < np.exp(low) < 1 and 5.9 < np.exp(high) <= 6
     # On a scale of ratios, twice as much is as far everywhere.
     np.testing.assert_allclose(np.diff(heat(np.array([1.0, 2.0, 4.0]))), np.log(2))
@@ -130,7 +131,7 @@ class TestHeatScale:
       None, np.zeros((2, 8, 8), np.float32), np.full((2, 8, 8), 3.0), np.full((2, 8, 8), -3.0),
       np.full((2, 8, 8), 1e-30)])
   def test_is_never_empty(self, maps):
-    heat, low, high = run_report.heat_scale(np.array([1, 1]), maps)
+    heat, low, high = run_page.heat_scale(np.array([1, 1]), maps)
     assert low < high
     if maps is not None:
       page.picture('a', 0.5, np.zeros((8, 8, 3), np.uint8), anomaly_map=heat(maps[0]), low=low, high=high)

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -19,11 +20,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from experiments import serve
 from patchcore_jax import inspection
 from patchcore_jax.banks import store
+from patchcore_jax.cli import serve
 from patchcore_jax.data import preprocess
 from patchcore_jax.detectors import MahalanobisAD
 from patchcore_jax.serving import app, http_requests, server
@@ -314,7 +316,7 @@ class TestInspect:
     assert status == 400 and words in answer['message']
 
   def test_shapes_that_the_bank_was_not_made_of(self, inspector):
-    whole = inspector._replace(model=inspector.model.with_description(
+    whole = dataclasses.replace(inspector, model=inspector.model.with_description(
         preprocessing=preprocess.Preprocessing(resize=(32,), crop=())))
     with running(whole, Options(batch_size=1)) as where:
       status, _, answer = ask(where, body=_file(np.zeros((50, 40, 3), np.uint8)))
@@ -322,7 +324,7 @@ class TestInspect:
     assert 'The image is 32 x 40 pixels' in answer['message'] and '24 x 32' in answer['message']
 
   def test_banks_without_thresholds(self, inspector):
-    bare = inspector._replace(model=inspector.model.with_description(calibration=None))
+    bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
     with running(bare, Options(batch_size=1)) as where:
       _, _, answer = ask(where, '/inspect?map=png', _file(parts(1)[0]))
       assert ask(where, '/bank')[2]['threshold'] is None
@@ -399,17 +401,17 @@ class TestInspect:
 
 
 def _patch_scorer(monkeypatch, before):
-  """`before` runs with each batch, but for those that compile."""
+  """`before` runs with each batch."""
   make = inspection.scorer
 
   def scorer(*args):
     score = make(*args)
 
     def patched(images):
-      if images.any():
-        before(images)
+      before(images)
       return score(images)
 
+    patched.compile = score.compile
     return patched
 
   monkeypatch.setattr(inspection, 'scorer', scorer)
@@ -578,9 +580,9 @@ class TestBinary:
 
   def test_serves_until_it_is_told_to_end(self, inspector, tmp_path):
     store.save(tmp_path / 'noise', inspector.model)
-    command = [sys.executable, '-m', 'experiments.serve', f'--bank={tmp_path / "noise"}', '--port=0']
+    command = [sys.executable, '-m', 'patchcore_jax', 'serve', tmp_path / 'noise', '--port=0']
     with subprocess.Popen(
-        [*command, '--batch_size=2'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*command, '--batch-size=2'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {'PATCHCORE_TOKEN': 'ab'}) as process:
       try:
         line = next(line for line in process.stdout if not line.startswith('serve: compile'))
@@ -597,8 +599,19 @@ class TestBinary:
     assert answer['score'] == pytest.approx(_expected(inspector, parts(1))[0].score, abs=1e-4)
     assert (process.returncode, rest.splitlines()) == (0, ['Ended.'])
 
-  def test_the_extra_is_named_when_it_is_absent(self, monkeypatch):
-    monkeypatch.delattr('patchcore_jax.serving.app')
-    monkeypatch.setitem(sys.modules, 'patchcore_jax.serving.app', None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[serve\]'"):
-      serve.parts()
+  @pytest.mark.parametrize('seconds', [0.4, 1.2])
+  def test_ctrl_c_before_it_is_ready(self, inspector, tmp_path, seconds):
+    store.save(tmp_path / 'noise', inspector.model)
+    command = [sys.executable, '-m', 'patchcore_jax', 'serve', tmp_path / 'noise', '--port=0']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+      time.sleep(seconds)
+      process.send_signal(signal.SIGINT)
+      said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and said.splitlines()[-1] == 'Ended.' and 'Traceback' not in said
+
+  def test_the_extra_is_named_when_it_is_absent(self, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'uvicorn', None)
+    monkeypatch.delitem(sys.modules, 'patchcore_jax.serving.server')
+    monkeypatch.delattr('patchcore_jax.serving.server')
+    result = CliRunner().invoke(serve.command, [str(tmp_path), '--port=0'])
+    assert result.exit_code == 1 and "pip install 'patchcore_jax[serve]'" in result.stderr

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import bank
 from patchcore_jax import inspection
 from patchcore_jax.banks import editing, model, provenance, store
 from patchcore_jax.banks.model import (
@@ -26,6 +25,7 @@ from patchcore_jax.banks.model import (
     Network,
     Source,
 )
+from patchcore_jax.cli import bank
 from patchcore_jax.detectors import PaDiM, PatchCore, patchcore
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import small

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import images, mvtec, sweep, wiring
+from experiments import mvtec, sweep, wiring
 from patchcore_jax.banks import store
 from patchcore_jax.data.folder import Example
+from patchcore_jax.evaluation import images
 from patchcore_jax.report import figures, per_image, runs
 from tests import conftest, plates
 

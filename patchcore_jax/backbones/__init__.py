@@ -2,26 +2,31 @@
 
 `create` finds one by name. A network of your own is any `Backbone` record, for example from a function
 `factory()` in `module.py`, named as 'module:factory'. A new family of networks is one file with one
-`Family` record, and one line of `registry.FAMILIES`.
+`Family` record, and one line of `registry.FAMILIES`. `checkpoints` has the records of published weights.
+
+Everything is imported when it is first used, so that those records can be read without JAX.
 """
 
-from patchcore_jax.backbones.backbone import (
-    Backbone,
-    FeatureMaps,
-    computed_elsewhere,
-    fingerprint,
-    normalize,
-    without_network,
-)
-from patchcore_jax.backbones.family import Family
-from patchcore_jax.backbones.registry import (
-    AUTO,
-    RANDOM,
-    best_available,
-    create,
-    resolve_precision,
-)
+import importlib
+
+_PLACES = {
+    **dict.fromkeys(('Backbone', 'FeatureMaps', 'computed_elsewhere', 'fingerprint', 'normalize',
+                     'without_network'), 'backbone'),
+    'Family': 'family',
+    **dict.fromkeys(('AUTO', 'RANDOM', 'best_available', 'create', 'resolve_precision'), 'registry')}
 
 __all__ = [
-    'AUTO', 'RANDOM', 'Backbone', 'Family', 'FeatureMaps', 'best_available', 'computed_elsewhere', 'create',
-    'fingerprint', 'normalize', 'resolve_precision', 'without_network']
+    'AUTO', 'RANDOM', 'Backbone', 'Family', 'FeatureMaps', 'best_available', 'checkpoints',
+    'computed_elsewhere', 'create', 'fingerprint', 'normalize', 'resolve_precision', 'without_network']
+
+
+def __getattr__(name: str):
+  if name in _PLACES:
+    return getattr(importlib.import_module(f'{__name__}.{_PLACES[name]}'), name)
+  if name == 'checkpoints':
+    return importlib.import_module(f'{__name__}.checkpoints')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

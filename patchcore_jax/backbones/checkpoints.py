@@ -1,16 +1,22 @@
 """Pretrained checkpoints as records: architecture.tag, where it lies, its licence, its normalisation.
 
 One lies in this package, `BUILT_IN`, trained on drawn images (docs/pretrained.md); the others are
-downloaded. `PREFERRED` is the better choice wherever it can be had.
+downloaded when they are asked for by name. `PREFERRED` is the better choice wherever it is at hand. The
+records can be read without JAX.
 
 Facts and their sources: `third_party/checkpoints.md`. A tag is always explicit, because other tags of
 one architecture give other numbers: the paper used torchvision's first weights ('tv_in1k');
 anomalib's `wide_resnet50_2` is 'racm_in1k'.
 """
 
+import contextlib
 import dataclasses
+import difflib
+import hashlib
 import importlib.resources
+import logging
 import os
+from collections.abc import Iterator
 
 import huggingface_hub
 
@@ -18,10 +24,12 @@ BUILT_IN = 'resnet18_slim.procedural'
 PREFERRED = 'wide_resnet50_2.tv_in1k'
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET = 'ImageNet-1k'
+_TIMEOUT = 5.0  # seconds that the hub may take for its first answer
 
 
 class DownloadError(ValueError):
-  """A checkpoint that is neither cached nor can be fetched; the message says what to do."""
+  """A checkpoint that is not on this machine and cannot be fetched; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +40,8 @@ class Checkpoint:
     name: 'architecture.tag', as timm writes it.
     licence: SPDX identifier.
     origin: the project that trained it.
+    megabytes: size of its file, in 10^6 bytes.
+    trained_on: the images.
     torch_file: the file of the same weights under https://download.pytorch.org/models/, whose name
       ends in the first 8 digits of its SHA-256; '' if there is none.
     mean, std: normalisation of the training images.
@@ -41,6 +51,8 @@ class Checkpoint:
   name: str
   licence: str
   origin: str
+  megabytes: float
+  trained_on: str = IMAGENET
   torch_file: str = ''
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
@@ -62,26 +74,27 @@ class Checkpoint:
     return f'https://huggingface.co/{self.repo_id}/resolve/main/{self.filename}'
 
 
-def _torchvision(name: str, torch_file: str) -> Checkpoint:
+def _torchvision(name: str, megabytes: float, torch_file: str) -> Checkpoint:
   """Makes the record of one of torchvision's first weights."""
   return Checkpoint(
-      f'{name}.tv_in1k', 'BSD-3-Clause', 'https://github.com/pytorch/vision', torch_file)
+      f'{name}.tv_in1k', 'BSD-3-Clause', 'https://github.com/pytorch/vision', megabytes,
+      torch_file=torch_file)
 
 
 CHECKPOINTS = {c.name: c for c in (
-    _torchvision('resnet18', 'resnet18-5c106cde.pth'),
-    _torchvision('resnet34', 'resnet34-333f7ec4.pth'),
-    _torchvision('resnet50', 'resnet50-19c8e357.pth'),
-    _torchvision('resnet101', 'resnet101-5d3b4d8f.pth'),
-    _torchvision('resnet152', 'resnet152-b121ed2d.pth'),
-    _torchvision('wide_resnet50_2', 'wide_resnet50_2-95faca4d.pth'),
-    _torchvision('wide_resnet101_2', 'wide_resnet101_2-32ee1156.pth'),
-    _torchvision('resnext50_32x4d', 'resnext50_32x4d-7cdf4587.pth'),
-    _torchvision('resnext101_32x8d', 'resnext101_32x8d-8ba56ff5.pth'),
+    _torchvision('resnet18', 47, 'resnet18-5c106cde.pth'),
+    _torchvision('resnet34', 87, 'resnet34-333f7ec4.pth'),
+    _torchvision('resnet50', 102, 'resnet50-19c8e357.pth'),
+    _torchvision('resnet101', 179, 'resnet101-5d3b4d8f.pth'),
+    _torchvision('resnet152', 241, 'resnet152-b121ed2d.pth'),
+    _torchvision('wide_resnet50_2', 276, 'wide_resnet50_2-95faca4d.pth'),
+    _torchvision('wide_resnet101_2', 508, 'wide_resnet101_2-32ee1156.pth'),
+    _torchvision('resnext50_32x4d', 100, 'resnext50_32x4d-7cdf4587.pth'),
+    _torchvision('resnext101_32x8d', 356, 'resnext101_32x8d-8ba56ff5.pth'),
     Checkpoint('wide_resnet50_2.racm_in1k', 'Apache-2.0',
-               'https://github.com/huggingface/pytorch-image-models'),
-    Checkpoint(BUILT_IN, 'Apache-2.0', 'this package, experiments/pretrain.py',
-               packaged=f'weights/{BUILT_IN}.safetensors'),
+               'https://github.com/huggingface/pytorch-image-models', 276),
+    Checkpoint(BUILT_IN, 'Apache-2.0', 'this package (experiments/pretrain.py)', 1.4,
+               'images drawn by program', packaged=f'weights/{BUILT_IN}.safetensors'),
 )}
 
 
@@ -97,18 +110,54 @@ def find(name: str) -> Checkpoint:
   if name in CHECKPOINTS:
     return CHECKPOINTS[name]
   architecture = name.partition('.')[0]
-  known = [n for n in CHECKPOINTS if n.partition('.')[0] == architecture] or list(CHECKPOINTS)
+  known = [n for n in CHECKPOINTS if n.partition('.')[0] == architecture]
+  near = [] if known else difflib.get_close_matches(name, CHECKPOINTS, 1)
   raise ValueError(
-      f'No checkpoint {name!r}. There are: {", ".join(known)}. A file of your own is given as '
-      'backbone.weights=PATH.')
+      f'No checkpoint {name!r}{f"; did you mean {near[0]!r}?" if near else "."} There are: '
+      f'{", ".join(known or CHECKPOINTS)}. A file of your own is given as backbone.weights=PATH.')
+
+
+def best_installed() -> str:
+  """Names `PREFERRED` where it is in the hub's cache, else `BUILT_IN`. Makes no request."""
+  return PREFERRED if installed(find(PREFERRED)) else BUILT_IN
+
+
+def better_than(name: str) -> str:
+  """Says in one line how to have the better network, where `name` is the built-in one; else returns ''.
+
+  >>> print(better_than('resnet18_slim.procedural'))  # doctest: +ELLIPSIS
+  The backbone resnet18_slim.procedural ... patchcore backbones fetch wide_resnet50_2.tv_in1k
+  """
+  if name != BUILT_IN:
+    return ''
+  return (
+      f'The backbone {BUILT_IN} comes with the package and was trained on drawn images only; the better one, '
+      f'trained on {find(PREFERRED).trained_on}, is fetched once by: patchcore backbones fetch {PREFERRED}')
+
+
+def installed(checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> str | None:
+  """Finds the checkpoint's file in this package or in the hub's cache, without a request.
+
+  Args:
+    checkpoint: what to find.
+    cache_dir: a folder in place of the hub's usual cache.
+
+  Returns:
+    Its path, or None.
+  """
+  if checkpoint.packaged:
+    return str(importlib.resources.files(__package__) / checkpoint.packaged)
+  path = huggingface_hub.try_to_load_from_cache(checkpoint.repo_id, checkpoint.filename, cache_dir=cache_dir)
+  return path if isinstance(path, str) else None  # the client has an object for "the hub does not have it"
 
 
 def fetch(
     checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None, endpoint: str | None = None
 ) -> str:
-  """Finds the checkpoint's file: in this package, or downloaded on first use. Returns its path.
+  """Finds the checkpoint's file on this machine, or downloads it. Returns its path.
 
-  The hub's client keeps the cache, resumes broken downloads and checks sizes.
+  What is cached costs no request. The hub's client keeps the cache, resumes broken downloads, and shows a
+  progress bar on a terminal; what arrived is compared with the checksum that the hub gives.
 
   Args:
     checkpoint: what to fetch.
@@ -116,20 +165,54 @@ def fetch(
     endpoint: the address of a mirror in place of the public hub.
 
   Raises:
-    DownloadError: not in the cache, and the hub cannot be reached or does not have it.
+    DownloadError: not on this machine, and the hub cannot be reached within seconds or does not have it, the
+      client is told to stay offline (HF_HUB_OFFLINE), or what arrived is damaged.
   """
-  if checkpoint.packaged:
-    return str(importlib.resources.files(__package__) / checkpoint.packaged)
+  path = installed(checkpoint, cache_dir=cache_dir)
+  if path is not None:
+    return path
   try:
-    return huggingface_hub.hf_hub_download(
-        checkpoint.repo_id, checkpoint.filename, cache_dir=cache_dir, endpoint=endpoint)
+    with _quiet_client():
+      url = huggingface_hub.hf_hub_url(checkpoint.repo_id, checkpoint.filename, endpoint=endpoint)
+      # The client would try six times to make a connection; this asks once.
+      expected = huggingface_hub.get_hf_file_metadata(url, timeout=_TIMEOUT, endpoint=endpoint).etag
+      path = huggingface_hub.hf_hub_download(
+          checkpoint.repo_id, checkpoint.filename, cache_dir=cache_dir, endpoint=endpoint)
   # The client's exceptions have no common base that is stable over its versions.
   except Exception as e:
     torch_file = (
         f' (or {checkpoint.torch_file}, the same weights as torchvision published them)'
         if checkpoint.torch_file else '')
-    reason = (str(e).strip() or type(e).__name__).splitlines()[0]
+    reason = (str(e).strip() or type(e).__name__).splitlines()[0].rstrip('.')
     raise DownloadError(
         f'The weights {checkpoint.name} are not on this machine and cannot be downloaded ({reason}). '
-        f'Fetch {checkpoint.url}{torch_file} where there is a network, copy it here and pass its path '
-        'as --config.backbone.weights=PATH.') from e
+        f'Fetch {checkpoint.url}{torch_file} on a machine with a network, copy it here and give it by '
+        '--backbone-weights FILE (--config.backbone.weights=FILE in experiments); or use the network that '
+        f'comes with the package, {BUILT_IN}.') from e
+  _verify(path, expected)
+  return path
+
+
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
+  """Silences what the hub's client logs, such as each of its retries: an error says it all in one line."""
+  verbosity = huggingface_hub.logging.get_verbosity()
+  huggingface_hub.logging.set_verbosity(logging.CRITICAL + 1)
+  try:
+    yield
+  finally:
+    huggingface_hub.logging.set_verbosity(verbosity)
+
+
+def _verify(path, expected) -> None:
+  """Compares a file with its ETag, which is the SHA-256 of large files, and removes a damaged one."""
+  if expected is None or len(expected) != 64:
+    return
+  with open(path, 'rb') as f:
+    found = hashlib.file_digest(f, 'sha256').hexdigest()
+  if found != expected:
+    for name in {os.path.realpath(path), path}:
+      os.unlink(name)
+    raise DownloadError(
+        f'{path} arrived damaged: expected the SHA-256 {expected}, got {found}. It is removed; fetch it '
+        'again.')

@@ -11,6 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from patchcore_jax import extras
 from patchcore_jax.backbones.family import Family
 
 BATCH_NORM_EPS = 1e-5  # PyTorch's default
@@ -43,12 +44,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   if path.suffix not in ('.pth', '.pt'):
     raise ValueError(f'{path}: expected a file that ends in .safetensors or .pth.')
   _check_hash_in_name(path)
-  try:
-    import torch  # an optional dependency
-  except ImportError as e:
-    raise ValueError(
-        f'{path} is a PyTorch file, and torch is not installed. Install the extra: pip install '
-        "-e '.[torch]', or use the .safetensors file of the same checkpoint.") from e
+  with extras.needed_for(
+      f'Reading {path}', otherwise='use the .safetensors file of the same checkpoint'):
+    import torch
   try:
     state = torch.load(path, map_location='cpu', weights_only=True)
     return {key: value.numpy() for key, value in state.items()}

@@ -29,7 +29,7 @@ def create(
   Args:
     name: an architecture with a checkpoint tag ('wide_resnet50_2.tv_in1k'), an architecture
       alone (with `weights` then given), 'module:factory', a function without arguments that
-      returns a `Backbone`, or 'auto' for what `best_available` names.
+      returns a `Backbone`, or 'auto' for what `best_available` names, which is never downloaded.
     weights: '' for the checkpoint named by the tag (downloaded once, then cached), the path of a
       local .safetensors or .pth file, or 'random' (for tests; said loudly).
     layers: layers to return; () for the backbone's own choice.
@@ -44,7 +44,7 @@ def create(
   Raises:
     ValueError: unknown name, tag or precision, a layer that the backbone lacks, weights that do not
       fit; weights or a precision for a factory; weights for 'auto'.
-    checkpoints.DownloadError: the checkpoint is neither cached nor can be fetched.
+    checkpoints.DownloadError: the checkpoint is not on this machine and cannot be fetched.
   """
   if name == AUTO:
     if weights:
@@ -66,19 +66,15 @@ def create(
 
 
 def best_available() -> str:
-  """Names the better of two checkpoints that this machine can have; the weaker is said loudly.
+  """Names the better of two checkpoints that this machine has; the weaker is said loudly.
 
-  It is `checkpoints.PREFERRED`, with ImageNet weights, where they are cached or can be downloaded; else
-  `checkpoints.BUILT_IN`, which comes with the package. Looking for the first may download it.
+  It is `checkpoints.PREFERRED`, with ImageNet weights, where it is cached; else `checkpoints.BUILT_IN`, which
+  comes with the package. No network is asked. `checkpoints.best_installed` is the same without a word.
   """
-  try:
-    checkpoints.fetch(checkpoints.find(checkpoints.PREFERRED))
-  except checkpoints.DownloadError as e:
-    logging.warning(
-        'USING THE BUILT-IN BACKBONE %s, trained on drawn images only. The better choice, %s, could not '
-        'be had: %s', checkpoints.BUILT_IN, checkpoints.PREFERRED, e)
-    return checkpoints.BUILT_IN
-  return checkpoints.PREFERRED
+  name = checkpoints.best_installed()
+  if advice := checkpoints.better_than(name):
+    logging.warning(advice)
+  return name
 
 
 def find_family(name: str) -> Family:

@@ -268,6 +268,7 @@ def init(architecture: str, seed: int = 0) -> dict[str, Any]:
   return jax.tree_util.tree_map_with_path(draw, init_shapes(architecture))
 
 
+@functools.cache  # a tenth of a second, and weights are checked and converted by it; nobody changes it
 def init_shapes(architecture: str) -> dict[str, Any]:
   """Returns the shapes of all variables, as `jax.ShapeDtypeStruct`; nothing is computed."""
   model = ResNet(ARCHITECTURES[architecture], layers_of(architecture))

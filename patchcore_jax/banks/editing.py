@@ -292,4 +292,4 @@ def _position(name, images):
   near = difflib.get_close_matches(name, [*images, *(PurePath(i).name for i in images)], 1)
   raise ValueError(
       f'The bank has no training image {name!r}' + (f'; did you mean {near[0]!r}?' if near else '.') +
-      ' `experiments.bank info` lists them.')
+      ' `patchcore bank info` lists them.')

@@ -18,11 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from patchcore_jax import atomic_files
+from patchcore_jax import atomic_files, extras
 from patchcore_jax.backbones import checkpoints, resnet
 from patchcore_jax.banks import model, store
 from patchcore_jax.builtin import network, objectives
@@ -78,7 +77,10 @@ class Recipe:
           'images and 0 <= warmup < steps.')
 
   @property
-  def optimizer(self) -> optax.GradientTransformation:
+  def optimizer(self) -> Any:
+    """optax's transformation of gradients; needs the extra [train]."""
+    with extras.needed_for('Training a network'):
+      import optax
     schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.warmup, self.steps)
 
     def kernels(params):  # neither biases nor batch norms decay
@@ -146,6 +148,8 @@ def _step(recipe, seed, state, images):
   (loss, (stats, report)), gradients = jax.value_and_grad(
       functools.partial(_loss, recipe), has_aux=True)(
           state['params'], state['stats'], taken)
+  import optax
+
   updates, optimizer = recipe.optimizer.update(gradients, state['optimizer'], state['params'])
   return {'params': optax.apply_updates(state['params'], updates), 'stats': stats,
           'optimizer': optimizer, 'step': state['step'] + 1}, {'loss': loss, **report}

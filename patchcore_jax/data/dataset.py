@@ -71,7 +71,7 @@ class ArrayData:
   images: np.ndarray
   batch_size: int = 32
   names: Sequence[str] = ()
-  preprocessing = None
+  preprocessing: Preprocessing | None = None
 
   def __len__(self) -> int:
     return len(self.images)

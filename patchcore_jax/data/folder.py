@@ -80,15 +80,15 @@ class FolderLayout:
       ValueError: `root` does not exist, is not a folder, or holds no category.
     """
     root = existing_root(root)
-    names = sorted(p.name for p in root.iterdir() if self._has_good(p))
+    names = sorted(p.name for p in root.iterdir() if self.is_category(p))
     if names:
       return names
-    if self._has_good(root):
+    if self.is_category(root):
       raise ValueError(
           f'{root} is itself a category. Pass the folder above it, {root.parent}, as the root and '
           f'choose the category {root.name!r}.')
     for inner in sorted(p for p in root.iterdir() if p.is_dir()):
-      if any(self._has_good(p) for p in inner.iterdir()):
+      if any(self.is_category(p) for p in inner.iterdir()):
         raise ValueError(f'No category in {root}, but in {inner}: pass that folder as the root.')
     raise ValueError(
         f'No category found in {root}: expected <category>/train/{self.good}/ with images of good '
@@ -139,9 +139,9 @@ class FolderLayout:
           f'No images in {tests}: expected folders {self.good} and <defect> with {_suffixes()}.')
     return Category(category, train, test, has_masks and any(e.label for e in test))
 
-  def _has_good(self, folder: Path) -> bool:
+  def is_category(self, folder: str | os.PathLike) -> bool:
     """Tells whether a folder holds the images of good parts that make it a category."""
-    return (self._unwrapped(folder) / 'train' / self.good).is_dir()
+    return (self._unwrapped(Path(folder)) / 'train' / self.good).is_dir()
 
   def _unwrapped(self, folder: Path) -> Path:
     """Finds the folder of a category, which an archive may have unpacked into <name>/<name>."""

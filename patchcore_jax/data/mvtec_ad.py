@@ -1,4 +1,4 @@
-"""MVTec AD as a TensorFlow Datasets builder, one config for each category. Needs no TensorFlow.
+"""MVTec AD as prepared by TensorFlow Datasets (extra [tfds]). Needs no TensorFlow.
 
 The files of images and masks are stored byte for byte, in the order of the folder layout, in
 ArrayRecord files (random access). So this source and the folders give the same arrays.
@@ -7,17 +7,14 @@ ArrayRecord files (random access). So this source and the folders give the same 
   load_category(data_dir, 'screw')
 """
 
-import contextlib
 import functools
-import io
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import tensorflow_datasets as tfds
-from PIL import Image
+from patchcore_jax import extras
+from patchcore_jax.data.folder import Category, Example, existing_root
 
-from patchcore_jax.data.folder import MVTEC, Category, Example, existing_root
+NAME, VERSION = 'mvtec_ad', '1.0.0'  # folders of TensorFlow Datasets
 
 CATEGORIES = (
     'bottle', 'cable', 'capsule', 'carpet', 'grid', 'hazelnut', 'leather', 'metal_nut', 'pill', 'screw',
@@ -40,62 +37,6 @@ CITATION = """@inproceedings{bergmann2019mvtec,
 }"""
 
 
-class MVTecAD(tfds.core.GeneratorBasedBuilder):
-  """The builder; `prepare` and `load_category` are the short way.
-
-  Features: `image` and `mask` (an empty one, made here, for good images; the only thing that is not a
-  file of the data set), `label` (0 good, 1 anomalous), `defect`, `name`. Splits train and test.
-  """
-
-  name = 'mvtec_ad'
-  VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=category) for category in CATEGORIES]
-  MANUAL_DOWNLOAD_INSTRUCTIONS = (
-      'manual_dir is the extracted archive, with a folder for each category.')
-  url_infos = None  # nothing is downloaded; the inherited one needs importlib_resources, undeclared in 4.9.10
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=self,
-        description='Photographs of industrial parts and surfaces, good ones to train on, good and '
-                    'defective ones to test with, and a mask of each defect.',
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(),
-            'mask': tfds.features.Image(shape=(None, None, 1)),
-            'label': tfds.features.ClassLabel(names=['good', 'anomalous']),
-            'defect': tfds.features.Text(),
-            'name': tfds.features.Text()}),
-        homepage=HOMEPAGE, citation=CITATION, license=LICENCE,
-        disable_shuffling=True,  # the order is part of the results
-        metadata=tfds.core.MetadataDict())
-
-  def _split_generators(self, dl_manager):
-    category = MVTEC.load_category(dl_manager.manual_dir, self.builder_config.name)
-    if not category.has_masks:
-      raise ValueError(
-          f'No masks of {category.name} in {dl_manager.manual_dir}: expected {category.name}/'
-          'ground_truth with a mask for each defective image. Extract the archive again.')
-    splits = {'train': category.train, 'test': category.test}
-    for split, examples in splits.items():
-      # A listing then needs no images.
-      self.info.metadata[split] = [
-          [_name(e.image_path), [_name(m) for m in e.mask_paths], e.label, e.defect] for e in examples]
-    return {split: self._generate_examples(examples) for split, examples in splits.items()}
-
-  def _generate_examples(self, examples: Sequence[Example]):
-    for i, example in enumerate(examples):
-      image = Path(example.image_path).read_bytes()
-      if len(example.mask_paths) > 1:
-        raise ValueError(
-            f'Several masks for {example.image_path}: {", ".join(example.mask_paths)}. Remove all but one.')
-      mask = _no_mask(image, example.image_path)
-      if example.mask_paths:
-        mask = Path(example.mask_paths[0]).read_bytes()
-      yield i, {
-          'image': image, 'mask': mask, 'label': example.label, 'defect': example.defect,
-          'name': _name(example.image_path)}
-
-
 def prepare(
     data_dir: str | os.PathLike, folder: str | os.PathLike, categories: Sequence[str] = CATEGORIES, *,
     progress: Callable[[int, int], None] | None = None,
@@ -115,19 +56,16 @@ def prepare(
       a file that is no image.
   """
   check_categories(categories)
-  tfds.disable_progress_bar()
   for done, category in enumerate(categories, 1):
     if not is_prepared(data_dir, category):
-      with contextlib.redirect_stdout(io.StringIO()):  # it prints sizes that it does not know
-        MVTecAD(config=category, data_dir=data_dir).download_and_prepare(
-            file_format='array_record', download_config=tfds.download.DownloadConfig(manual_dir=folder))
+      _builder(data_dir, category).write(folder)
     if progress is not None:
       progress(done, len(categories))
 
 
 def is_prepared(data_dir: str | os.PathLike, category: str) -> bool:
   """Tells whether a category is prepared, so that `load_category` finds it."""
-  builder = MVTecAD(config=category, data_dir=data_dir)
+  builder = _builder(data_dir, category)
   return builder.data_path.exists() and builder.is_prepared()  # the latter alone warns
 
 
@@ -143,7 +81,7 @@ def list_categories(data_dir: str | os.PathLike) -> list[str]:
     return names
   above = next((p for p in root.parents if any(is_prepared(p, c) for c in CATEGORIES)), None)
   raise ValueError(
-      f'No prepared category of MVTec AD in {root}: expected {MVTecAD.name}/<category>/{MVTecAD.VERSION}. '
+      f'No prepared category of MVTec AD in {root}: expected {NAME}/<category>/{VERSION}. '
       + (f'Pass the folder {above}.' if above else
          'Prepare it: python -m experiments.prepare --dataset=mvtec_ad --data_dir=FOLDER.'))
 
@@ -164,7 +102,7 @@ def load_category(data_dir: str | os.PathLike, category: str) -> Category:
         f'The category {category!r} is not prepared in {data_dir}. There are: '
         f'{", ".join(list_categories(data_dir))}. Prepare it: python -m experiments.prepare '
         f'--dataset=mvtec_ad --data_dir={data_dir} --categories={category}.')
-  metadata = MVTecAD(config=category, data_dir=data_dir).info.metadata
+  metadata = _builder(data_dir, category).info.metadata
   splits = []
   for split in ('train', 'test'):
     read = _Records(os.fspath(data_dir), category, split, {
@@ -183,6 +121,14 @@ def check_categories(categories: Sequence[str]) -> None:
       raise ValueError(f'No category {category!r} in MVTec AD. There are: {", ".join(CATEGORIES)}.')
 
 
+def _builder(data_dir, category):
+  """Makes the builder of a category, which reads and writes its records."""
+  with extras.needed_for('A data set of TensorFlow Datasets'):
+    from patchcore_jax.data.mvtec_ad_builder import MVTecAD  # half a second to import
+
+  return MVTecAD(config=category, data_dir=data_dir)
+
+
 class _Records:
   """The bytes of the files of one split. It is pickled without its open files: each process opens its own."""
 
@@ -196,28 +142,10 @@ class _Records:
   @functools.cached_property
   def _source(self):
     data_dir, category, split = self._place
-    skip = tfds.decode.SkipDecoding()
-    return MVTecAD(config=category, data_dir=data_dir).as_data_source(
-        split, decoders={'image': skip, 'mask': skip})
+    return _builder(data_dir, category).files(split)
 
   def __getstate__(self):
     return {'_place': self._place, '_index': self._index}
 
   def __repr__(self) -> str:
     return 'records of {1}/{2} in {0}'.format(*self._place)
-
-
-def _name(path: str) -> str:
-  """Cuts the path of a file down to its part below the root of the data set."""
-  return '/'.join(Path(path).parts[-4:])
-
-
-def _no_mask(image: bytes, path: str) -> bytes:
-  """Makes an all-zero PNG of the size of the image, of which only the header is read."""
-  try:
-    size = Image.open(io.BytesIO(image)).size
-  except OSError as e:
-    raise ValueError(f'{path} is not an image: replace or remove it.') from e
-  buffer = io.BytesIO()
-  Image.new('L', size).save(buffer, 'png')
-  return buffer.getvalue()

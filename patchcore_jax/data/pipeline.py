@@ -1,22 +1,24 @@
-"""Turns examples into batches of one fixed shape, which Grain reads ahead.
+"""Turns examples into batches of one fixed shape, which are read ahead.
 
 The shape never changes, the last batch included (it is padded, and `Batch.index` tells the padding
 apart), so that everything behind it compiles once per image size.
 """
 
+import collections
+import concurrent.futures
 import gc
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 
+from patchcore_jax import extras
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 
-_MOST_THREADS = 16  # they decode, one for each core, and each holds a batch
+_MOST_THREADS = 16  # they decode, one for each core
 
 
 class Batch(NamedTuple):
@@ -53,37 +55,72 @@ def batches(
     examples: what to read.
     preprocessing: sizes.
     batch_size: images per batch.
-    num_workers: worker processes that decode; 0 decodes in threads of this process, which is
-      quicker for a few hundred images (a process takes seconds to start).
+    num_workers: worker processes that decode, by Grain (extra [workers]); 0 decodes in threads of this
+      process, which is quicker unless many cores wait for a fast accelerator.
     with_masks: also read masks.
     on_error: called with the `ImageError` of each file that cannot be used, which is then left
       out; by default the error is raised.
 
   Raises:
     ImageError: a file cannot be used and `on_error` is None.
-    ValueError: images of different sizes after preprocessing.
+    ValueError: images of different sizes after preprocessing, or Grain is needed and not installed.
   """
   if batch_size < 1 or num_workers < 0:
     raise ValueError(f'Expected batch_size >= 1, num_workers >= 0, got {batch_size}, {num_workers}.')
-  dataset = (
-      grain.MapDataset.source(_Source(examples))
-      .map(_Load(preprocessing, with_masks))
-      .batch(batch_size, drop_remainder=False, batch_fn=_join))
-  # Grain's element is a whole batch: workers then take turns batch by batch, and order is kept.
-  threads = min(_MOST_THREADS, max(4, os.cpu_count() or 1))
-  stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+  load = _Load(preprocessing, with_masks)
   if num_workers:
-    if not flags.FLAGS.is_parsed():  # Grain's workers read its own flags, in programs without absl too
-      flags.FLAGS.mark_as_parsed()
-    stream = stream.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2))
+    stream = _in_processes(load, examples, batch_size, num_workers)
+  else:
+    stream = _in_threads(load, examples, batch_size)
   try:
     yield from _checked(stream, examples, batch_size, on_error)
   finally:
-    if num_workers:
-      # Grain's iterators are in a reference cycle with the last batch: without this its shared memory
-      # is freed at exit only, with a warning of Python's.
-      gc.collect()
+    stream.close()
+
+
+def _in_threads(load, examples, batch_size) -> Iterator[dict[str, Any]]:
+  """Loads examples in threads of this process, up to two batches ahead, and yields them joined in batches."""
+  threads = min(_MOST_THREADS, max(4, os.cpu_count() or 1))
+  items, pending = enumerate(examples), collections.deque()
+  executor = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
+
+  def submit(count):
+    pending.extend(executor.submit(load, item) for item in itertools.islice(items, count))
+
+  try:
+    submit(2 * batch_size + threads)
+    while pending:
+      records = []
+      while pending and len(records) < batch_size:
+        records.append(pending.popleft().result())
+        submit(1)
+      yield _join(records)
+  finally:
+    executor.shutdown(cancel_futures=True)
+
+
+def _in_processes(load, examples, batch_size, num_workers) -> Iterator[dict[str, Any]]:
+  """Loads examples in worker processes, by Grain, and yields them joined in batches."""
+  with extras.needed_for(
+      f'Decoding in {num_workers} processes', otherwise='set data.num_workers=0 to decode in threads'):
+    import grain
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():  # Grain's workers read its own flags, in programs without absl too
+    flags.FLAGS.mark_as_parsed()
+  # Grain's element is a whole batch: workers then take turns batch by batch, and order is kept.
+  dataset = (
+      grain.MapDataset.source(_Source(examples)).map(load)
+      .batch(batch_size, drop_remainder=False, batch_fn=_join))
+  threads = min(_MOST_THREADS, max(4, os.cpu_count() or 1))  # of each worker
+  try:
+    yield from (
+        dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+        .mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)))
+  finally:
+    # Grain's iterators are in a reference cycle with the last batch: without this its shared memory
+    # is freed at exit only, with a warning of Python's.
+    gc.collect()
 
 
 def _checked(stream, examples, batch_size, on_error):

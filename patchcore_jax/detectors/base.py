@@ -170,7 +170,7 @@ class Detector:
     Raises:
       ValueError: no images, or another mistake that the message explains.
     """
-    return self._code().fit(self, data, tuple(backbones), run or Run())
+    return self._code().fit(self.resolved(backbones), data, tuple(backbones), run or Run())
 
   def score_fn(
       self, model: Model, backbones: Sequence[Any], *, search: SearchSpec | None = None,
@@ -189,7 +189,8 @@ class Detector:
       ValueError: settings that the model cannot be used with.
     """
     importlib.import_module('patchcore_jax.detectors.streaming').check(self, model, backbones)
-    return self._code().score_fn(self, model, tuple(backbones), search or SearchSpec(), program)
+    return self._code().score_fn(
+        self.resolved(backbones), model, tuple(backbones), search or SearchSpec(), program)
 
   def fit_and_cross_score(
       self, data: Data, backbones: Sequence[Any], run: Run | None = None, *, folds: int,
@@ -212,7 +213,8 @@ class Detector:
     if not hasattr(code, 'fit_and_cross_score'):
       code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
     return code.fit_and_cross_score(
-        self, data, tuple(backbones), run or Run(), folds=folds, search=search or SearchSpec())
+        self.resolved(backbones), data, tuple(backbones), run or Run(), folds=folds,
+        search=search or SearchSpec())
 
   def statistics(
       self, model: Model, data: Data, backbones: Sequence[Any], run: Run | None = None, *,
@@ -228,7 +230,11 @@ class Detector:
     if not hasattr(code, 'statistics'):
       code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
     return code.statistics(
-        self, model, data, tuple(backbones), run or Run(), search=search or SearchSpec())
+        self.resolved(backbones), model, data, tuple(backbones), run or Run(), search=search or SearchSpec())
+
+  def resolved(self, backbones: Sequence[Any]) -> 'Detector':
+    """Settles what the settings leave to the networks; most methods leave nothing."""
+    return self
 
   def settings(self) -> dict[str, Any]:
     """Converts the fields to a dict, as JSON has them."""

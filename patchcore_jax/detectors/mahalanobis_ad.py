@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 from jax import lax
-from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
 
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
@@ -63,6 +62,9 @@ def score_fn(
 
 def _covariance(values, detector):
   """Estimates the covariance of features [n, c], shrunk as the settings say."""
+  # This takes a second to import, which scoring need not wait for.
+  from sklearn.covariance import empirical_covariance, ledoit_wolf, shrunk_covariance
+
   if detector.shrinkage is None:
     return ledoit_wolf(values)[0]
   return shrunk_covariance(empirical_covariance(values), detector.shrinkage)

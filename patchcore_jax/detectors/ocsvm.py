@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from sklearn.svm import OneClassSVM
 
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
@@ -37,6 +36,8 @@ def fit(detector: OCSVM, data: Data, backbones: Sequence[Backbone], run: Run) ->
   Raises:
     ValueError: no images.
   """
+  from sklearn.svm import OneClassSVM  # a second to import, which scoring need not wait for
+
   (backbone,), read = backbones, Recorder(data.batches(), run.keep_images)
   features, image_size = streaming.collect(
       streaming.pooled_fn(streaming.maps_of(backbone)), backbone.variables, read, len(data.examples), run)

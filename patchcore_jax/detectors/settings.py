@@ -6,7 +6,7 @@ What a method does is in the module that its record names.
 import dataclasses
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
@@ -34,7 +34,7 @@ class PatchCore(Detector):
   only_scoring: ClassVar[tuple[str, ...]] = ('scoring',)
 
   ratio: float = 0.1
-  embedding: EmbeddingSpec = EmbeddingSpec()
+  embedding: EmbeddingSpec = EmbeddingSpec('auto')
   coreset: CoresetSpec = CoresetSpec()
   scoring: ScoringSpec = ScoringSpec()
 
@@ -42,6 +42,14 @@ class PatchCore(Detector):
     check_ratio(self.ratio)
     if self.coreset.method == 'identity' and self.ratio != 1:
       raise ValueError(f"coreset.method='identity' keeps all patches: expected ratio 1, got {self.ratio}.")
+
+  def resolved(self, backbones: Sequence[Any]) -> 'PatchCore':
+    """Settles the kind of the embedding, where it is 'auto', by the network."""
+    if self.embedding.kind != 'auto':
+      return self
+    (backbone,) = backbones
+    kind = embedding_for(backbone.source[0] if backbone.source else ':')
+    return dataclasses.replace(self, embedding=dataclasses.replace(self.embedding, kind=kind))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +221,18 @@ class Ensemble(Detector):
     """Makes the ensemble from what `settings` gave."""
     member = settings['member']
     return cls(of_settings(member['detector'], member['settings']), tuple(settings['ratios']))
+
+
+def embedding_for(backbone: str) -> str:
+  """Names the kind of embedding for a network: the paper's is made for the channels of usual ResNets.
+
+  Args:
+    backbone: its name; with a colon, one of the user's own.
+
+  >>> embedding_for('resnet50.tv_in1k'), embedding_for('module:factory')
+  ('adaptive', 'mean')
+  """
+  return 'mean' if ':' in backbone or backbone.startswith('resnet18_slim') else 'adaptive'
 
 
 # A method is one line here: its record, or 'module:Record' of one elsewhere.

@@ -40,7 +40,7 @@ def check(detector: Detector, model: Model, backbones: Sequence[Backbone]) -> No
         f'networks: the model has {len(model.description.backbones)}, given are {len(backbones)}. Give those '
         'that it was made with, in their order.')
   model.description.check({
-      'detector': detector.name, 'settings': detector.fit_settings(),
+      'detector': detector.name, 'settings': detector.resolved(backbones).fit_settings(),
       'backbones': [network_fields(backbone) for backbone in backbones]})
 
 
@@ -173,18 +173,20 @@ def place(score_fn: ScoreFn) -> tuple[Any, ...]:
 
 def predict(
     score_fn: ScoreFn, batches: Iterable[Batch], *, image_size: tuple[int, int] | None = None,
-) -> Iterator[tuple[np.ndarray, Any]]:
+    parameters: tuple[Any, ...] | None = None) -> Iterator[tuple[np.ndarray, Any]]:
   """Yields for every batch the `index` of its images, and their scores; padding is dropped.
 
   Args:
     score_fn: what `Detector.score_fn` made.
     batches: batches whose size is a multiple of the number of local devices.
     image_size: (height, width) of the model's images.
+    parameters: what `place` made of the function's; None to have them placed now.
 
   Raises:
     BankError: images of another size.
   """
-  for batch, results in stream(score_fn.fn, place(score_fn), batches, image_size=image_size):
+  parameters = place(score_fn) if parameters is None else parameters
+  for batch, results in stream(score_fn.fn, parameters, batches, image_size=image_size):
     if not batch.valid.all():  # a copy of the maps, which most batches are spared
       results = jax.tree.map(lambda x, valid=batch.valid: x[valid], results)
     yield batch.index[batch.valid], finished(score_fn, results)

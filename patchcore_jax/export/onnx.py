@@ -16,18 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from patchcore_jax import extras
+
 INPUT = 'images'
 
 
 def check_installed() -> None:
   """Raises ValueError where jax2onnx or onnxruntime is missing."""
-  try:
+  with extras.needed_for('An ONNX file'):
     import jax2onnx  # noqa: F401
     import onnxruntime  # noqa: F401
-  except ImportError as e:
-    raise ValueError(
-        f'ONNX needs jax2onnx and onnxruntime, and {e.name} is not installed: '
-        "pip install 'patchcore_jax[onnx]'.") from e
 
 
 def convert(fn: Any, shape: Sequence[int], path: str | os.PathLike) -> None:

@@ -155,5 +155,5 @@ def _check_bytes(score_fn):
     raise ValueError(
         f'The program takes {needed / 1e9:.1f} GB: {weights / 1e9:.1f} GB of weights, and the rest is what '
         'was learnt, of which a bank is stored twice, once for the search. A file of jax.export holds at '
-        f'most {_MOST_BYTES / 1e9:.1f} GB. Shrink the bank to a smaller ratio (python -m experiments.bank '
+        f'most {_MOST_BYTES / 1e9:.1f} GB. Shrink the bank to a smaller ratio (patchcore bank '
         'shrink), or fit a smaller model.')

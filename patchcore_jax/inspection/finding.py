@@ -1,16 +1,19 @@
 """The answer for one image, from the network to CSV, JSON, HTTP and the page."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from patchcore_jax import parallel
 from patchcore_jax.banks import calibration, provenance
 from patchcore_jax.banks.provenance import Origin
-from patchcore_jax.data import placement
+from patchcore_jax.data import placement, preprocess
+from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Scores
-from patchcore_jax.inspection import regions
-from patchcore_jax.inspection.inspector import Inspector
+from patchcore_jax.inspection import inputs, regions
+from patchcore_jax.inspection.inspector import Inspector, check_size, predict
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom exclusive
 
@@ -36,6 +39,7 @@ class Finding:
     nearest: where the patch of the bank comes from that is nearest to it.
     nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
     map: [h, w] float32 at the size of the network's input.
+    path: the image's file; '' where it was an array.
   """
 
   image_size: tuple[int, int]
@@ -51,6 +55,20 @@ class Finding:
   nearest: Origin | None = None
   nearest_box: Box | None = None
   map: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+  path: str = dataclasses.field(default='', kw_only=True)
+
+  @property
+  def why(self) -> str:
+    """One sentence that says what is unusual, and compared with what."""
+    if self.patch is None:
+      return f'The image as a whole scores {self.score:.4g}.'
+    left, top, right, bottom = self.patch_box
+    text = f'The patch at {left},{top}-{right},{bottom} is the least normal'
+    if self.nearest is None:
+      return f'{text}.'
+    image = self.nearest.name or f'training image {self.nearest.image}'
+    return f'{text}; the most similar normal one is in {image}, at row {self.nearest.row} and column ' \
+           f'{self.nearest.column} of the grid.'
 
   @property
   def decision(self) -> str | None:
@@ -58,13 +76,16 @@ class Finding:
     return None if self.anomalous is None else 'anomalous' if self.anomalous else 'good'
 
   def to_json(self) -> dict[str, Any]:
-    """Converts all but the map to what JSON has; `nearest` has the name of the training image as 'image'.
+    """Converts all but the map and the path to what JSON has.
+
+    The name of the nearest training image is `nearest['image']`.
 
     >>> Finding((640, 480), 3.5, threshold=3.0, anomalous=True, box=(1, 2, 30, 40)).to_json()['decision']
     'anomalous'
     """
-    fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != 'map'}
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+    names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path')]
+    values = [getattr(self, name) for name in names]
+    fields = dict(zip(names, [list(v) if isinstance(v, tuple) else v for v in values], strict=True))
     if self.nearest is not None:
       number, name, row, column = self.nearest
       fields['nearest'] = {'image': name or None, 'number': number, 'row': row, 'column': column}
@@ -73,7 +94,7 @@ class Finding:
 
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
-    threshold: float | None = None) -> Finding:
+    threshold: float | None = None, path: str = '') -> Finding:
   """Makes the `Finding` of image i of a batch.
 
   Args:
@@ -92,7 +113,7 @@ def find(
       original_size[::-1], score, threshold,
       calibration.calibrated_score(found, score) if found else None,
       calibration.p_value(found, score) if found else None,
-      None if threshold is None else score >= threshold)
+      None if threshold is None else score >= threshold, path=path)
   if scores.map is not None:
     anomaly_map = scores.map[i]
     region = regions.most_anomalous(anomaly_map, found.pixel_threshold if found else None)
@@ -115,3 +136,44 @@ def cell(inspector: Inspector, row: int, column: int) -> Box:
   (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
   return (column * width / columns, row * height / rows,
           (column + 1) * width / columns, (row + 1) * height / rows)
+
+
+def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Finding]:
+  """Yields what is found in each image, in order; the next images are read while some are scored.
+
+  Args:
+    images: as of `inputs.opened`.
+    batch_size: images that pass through the network at once.
+
+  Raises:
+    ImageError: a file cannot be read, or an image of a size that the model does not take.
+    ValueError: something else than images.
+  """
+  size, known = parallel.divisible_batch_size(batch_size), {}
+
+  def batches():
+    waiting = []
+    for number, (path, image) in enumerate(inputs.opened(images)):
+      pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+      check_size(inspector, pixels.shape[:2])
+      known[number] = path, image.size[::-1]
+      waiting.append((number, pixels))
+      if len(waiting) == size:
+        yield _batch(waiting, size)
+        waiting = []
+    if waiting:
+      yield _batch(waiting, size)
+
+  for index, scores in predict(inspector, batches()):
+    for i, number in enumerate(index):
+      path, original = known.pop(int(number))
+      yield find(inspector, scores, i, original, path=path)
+
+
+def _batch(images, size) -> Batch:
+  """Makes a batch of (number, pixels), padded to its size."""
+  numbers, pixels = zip(*images, strict=True)
+  missing = size - len(numbers)
+  return Batch(
+      np.pad(np.stack(pixels), [(0, missing), (0, 0), (0, 0), (0, 0)]), None,
+      np.pad(np.array(numbers, np.int32), (0, missing), constant_values=-1))

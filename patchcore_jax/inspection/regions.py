@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 # Share of the way from the median, the object's own level, to the peak: half, as for a peak's width.
 _SHARE = 0.5
@@ -45,6 +44,8 @@ def most_anomalous(anomaly_map: np.ndarray, threshold: float | None = None) -> R
   >>> most_anomalous(values, threshold=2)
   Region(box=(2, 1, 5, 3), centroid=(3.0, 1.5), level=2.0)
   """
+  from scipy import ndimage  # 0.2 s to import, which not every command needs
+
   anomaly_map = np.asarray(anomaly_map)
   if anomaly_map.ndim != 2 or np.isnan(anomaly_map).all():
     raise ValueError(

@@ -9,8 +9,14 @@ from patchcore_jax.metrics.evaluation import evaluate
 from patchcore_jax.metrics.ranking import auroc, average_precision
 from patchcore_jax.metrics.regions import aupro
 from patchcore_jax.metrics.table import METRICS, Metric
-from patchcore_jax.metrics.working_points import F1Optimum, error_at_full_recall, f1_optimal
+from patchcore_jax.metrics.working_points import (
+    F1Optimum,
+    error_at_full_recall,
+    f1_optimal,
+    precision_recall_curve,
+    roc_curve,
+)
 
 __all__ = [
     'METRICS', 'F1Optimum', 'Metric', 'aupro', 'auroc', 'average_precision', 'error_at_full_recall',
-    'evaluate', 'f1_optimal']
+    'evaluate', 'f1_optimal', 'precision_recall_curve', 'roc_curve']

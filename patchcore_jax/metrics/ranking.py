@@ -5,9 +5,8 @@ input and 20 s on one core, `auroc` 0.3 GiB and 2 to 4 s.
 """
 
 import numpy as np
-import sklearn.metrics
 
-from patchcore_jax.metrics import checks
+from patchcore_jax.metrics import checks, working_points
 
 
 def auroc(labels, scores) -> float:
@@ -48,9 +47,10 @@ def average_precision(labels, scores) -> float:
   """Computes the average precision: the sum of precision times the steps in recall.
 
   Arguments, result and errors are those of `auroc`. Tied scores are one step, as in scikit-learn. It
-  is made for image scores; 32 million pixels take 1 GiB and 13 s.
+  is made for image scores; 32 million pixels take 1 GiB and 4 s.
 
   >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
   0.8333
   """
-  return float(sklearn.metrics.average_precision_score(*checks.of_both_classes(labels, scores)))
+  precision, recall = working_points.precision_recall_curve(labels, scores)
+  return float(np.sum(np.diff(recall) * precision[1:]))

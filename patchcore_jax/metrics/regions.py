@@ -1,7 +1,6 @@
 """Metrics of regions: how much of each connected defect is found."""
 
 import numpy as np
-import scipy.ndimage
 
 from patchcore_jax.metrics import checks
 
@@ -70,11 +69,13 @@ def aupro(maps, masks, *, max_fpr: float = 0.3, connectivity: int = 8) -> float:
 
 def _region_pixels(maps, masks, connectivity):
   """Collects the scores of anomalous pixels; each adds 1 / (its region's size * number of regions) to PRO."""
+  from scipy import ndimage  # 0.2 s to import, for where there are masks
+
   structure = np.ones((3, 3)) if connectivity == 8 else None
   scores, shares, regions = [], [], 0
   for values, mask in zip(maps, masks):
     if mask.any():
-      labels, count = scipy.ndimage.label(mask, structure)
+      labels, count = ndimage.label(mask, structure)
       labels = labels[mask]
       shares.append(1 / np.bincount(labels)[labels])
       scores.append(values[mask])

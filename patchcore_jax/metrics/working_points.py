@@ -46,6 +46,43 @@ def error_at_full_recall(labels, scores) -> float:
   return float((scores[~positive] >= scores[positive].min()).sum() / positive.size)
 
 
+def roc_curve(labels, scores) -> tuple[np.ndarray, np.ndarray]:
+  """Computes the ROC curve: false alarms and what is found, at thresholds from the highest to the lowest.
+
+  Arguments and errors are those of `auroc`; tied scores are one threshold, and the first point is without
+  alarms.
+
+  Returns:
+    The share of good ones that are alarms and the share of anomalous ones that are, both [t + 1] float64
+    from 0 to 1, for t distinct scores.
+
+  >>> roc_curve([0, 1, 1], [0.1, 0.1, 0.8])
+  (array([0., 0., 1.]), array([0. , 0.5, 1. ]))
+  """
+  positive, scores = checks.of_both_classes(labels, scores)
+  _, found, alarms = _working_points(positive, scores)
+  found, alarms = np.append(0, found), np.append(0, alarms)
+  return (alarms - found) / (positive.size - found[-1]), found / found[-1]
+
+
+def precision_recall_curve(labels, scores) -> tuple[np.ndarray, np.ndarray]:
+  """Computes precision and recall at thresholds from the highest to the lowest.
+
+  Arguments and errors are those of `auroc`; tied scores are one threshold. The first point is without
+  alarms, where precision is taken as 1.
+
+  Returns:
+    The share of alarms that are right and the share of anomalous ones that are found, both [t + 1] float64
+    in [0, 1], for t distinct scores.
+
+  >>> precision_recall_curve([0, 1, 1], [0.4, 0.1, 0.8])
+  (array([1.        , 1.        , 0.5       , 0.66666667]), array([0. , 0.5, 0.5, 1. ]))
+  """
+  positive, scores = checks.of_both_classes(labels, scores)
+  _, found, alarms = _working_points(positive, scores)
+  return np.append(1, found / alarms), np.append(0, found / found[-1])
+
+
 def _working_points(positive, scores):
   """Lists the distinct scores, descending, and counts the anomalous images and all images that reach each."""
   order = np.argsort(scores)[::-1]

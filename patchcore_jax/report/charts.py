@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from patchcore_jax import metrics
 
@@ -96,8 +95,8 @@ def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) ->
     (x, y, text, needs_labels) where it works. Without alarms the precision is not defined, and there is no
     point.
   """
-  false, true, _ = roc_curve(labels, scores)
-  precision, recall, _ = precision_recall_curve(labels, scores)
+  false, true = metrics.roc_curve(labels, scores)
+  precision, recall = metrics.precision_recall_curve(labels, scores)
   roc, pr = [], []
   for t in thresholds:
     alarm = scores >= t.value
@@ -117,7 +116,7 @@ def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) ->
        'points': roc},
       {'name': 'Precision and recall', 'measure': 'average precision',
        'area': metrics.average_precision(labels, scores), 'x': 'Found among anomalous (recall)',
-       'y': 'Right among alarms (precision)', 'path': _path(recall[::-1], precision[::-1]), 'points': pr}]
+       'y': 'Right among alarms (precision)', 'path': _path(recall, precision), 'points': pr}]
 
 
 def _at(x, y):

@@ -1,24 +1,25 @@
-"""Draws results as the figures of the paper's supplement, by matplotlib."""
+"""Draws results as the figures of the paper's supplement, by matplotlib (extra [figures])."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-from patchcore_jax import metrics
+from patchcore_jax import extras, metrics
 from patchcore_jax.report import per_image, results, runs, tables
 from patchcore_jax.report.runs import Measured
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 _PER_CATEGORY = {
     'image_auroc': 'table_s1_image_auroc.csv', 'pixel_auroc': 'table_s2_pixel_auroc.csv',
     'aupro': 'table_s3_aupro.csv'}
 
 
-def make(name: str, measured: Sequence[Measured], published: str | Path = tables.PUBLISHED) -> Figure:
+def make(name: str, measured: Sequence[Measured], published: str | Path = tables.PUBLISHED) -> 'Figure':
   """Draws one figure.
 
   Args:
@@ -27,7 +28,8 @@ def make(name: str, measured: Sequence[Measured], published: str | Path = tables
     published: folder with the published numbers.
 
   Raises:
-    ValueError: no such figure, or nothing measured that it could show; the message says what to run.
+    ValueError: no such figure, nothing measured that it could show, or matplotlib is not installed; the
+      message says what to do.
   """
   if name not in FIGURES:
     raise ValueError(f'No figure {name!r}. There are: {", ".join(FIGURES)}.')
@@ -43,7 +45,7 @@ def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8
   Each error is a column of image, map and, for missed defects, mask.
   """
 
-  def figure(measured: list[Measured], published: Path) -> Figure:
+  def figure(measured: list[Measured], published: Path) -> 'Figure':
     folders = sorted({m.folder for m in measured if m.detector == 'patchcore' and not m.shots and
                       (m.folder / 'errors').is_dir()})
     if not folders:
@@ -60,7 +62,7 @@ def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8
       found += [(path.stem, errors, i) for i in np.flatnonzero(errors.label == label)]
     shown, panels = found[:most], 2 + label
     rows = max(1, -(-len(shown) // columns))
-    result = Figure(figsize=(1.3 * columns, 1.45 * panels * rows + 0.8), layout='constrained')
+    result = _blank(1.3 * columns, 1.45 * panels * rows + 0.8)
     count = f'{len(found)}' if len(found) == len(shown) else f'first {len(shown)} of {len(found)}'
     result.suptitle(
         f'{title} at the F1-optimal threshold, PatchCore-{100 * (ratio or 0):g}: {count}', fontsize=10)
@@ -83,22 +85,24 @@ def _gallery(name: str, label: int, title: str, most: int = 64, columns: int = 8
 # Curves.
 
 
-def _s3(measured: list[Measured], published: Path) -> Figure:
+def _s3(measured: list[Measured], published: Path) -> 'Figure':
   """Draws figure S3: precision over recall, and ROC, with two working points of each category."""
   shown = [m for m in measured if not m.shots and m.coreset_method in ('', 'greedy')]
   _required(shown, 'S3', 'experiments.mvtec with configs/wrn50.py, experiments.sweep with '
             'configs/compared.py')
-  result = Figure(figsize=(8, 3.1 * len(shown)), layout='constrained')
+  result = _blank(8, 3.1 * len(shown))
   axes = result.subplots(len(shown), 2, squeeze=False)
   categories = sorted({c for m in shown for c in m.categories})
+  from matplotlib import colormaps
+
   shades = colormaps['tab20'].colors  # each colour strong, then pale
   colors = dict(zip(categories, itertools.cycle((*shades[::2], *shades[1::2]))))
   for (left, right), m in zip(axes, shown, strict=True):
     error_f1, error_recall = [], []
     for category in m.categories:
       labels, scores = _labels_and_scores(m, category)
-      precision, recall, _ = precision_recall_curve(labels, scores)
-      false, true, _ = roc_curve(labels, scores)
+      precision, recall = metrics.precision_recall_curve(labels, scores)
+      false, true = metrics.roc_curve(labels, scores)
       best = metrics.f1_optimal(labels, scores)
       alarm = scores >= best.threshold
       everything = scores >= scores[labels == 1].min()  # the highest threshold of full recall
@@ -138,7 +142,7 @@ def _rates(labels, alarm):
 # Lines.
 
 
-def _s4(measured: list[Measured], published: Path) -> Figure:
+def _s4(measured: list[Measured], published: Path) -> 'Figure':
   """Draws figure S4: metrics over the size of images."""
   shown = _patchcore(m for m in measured if m.image_size)
   _required(shown, 'S4', 'experiments.sweep with configs/resolution.py')
@@ -148,7 +152,7 @@ def _s4(measured: list[Measured], published: Path) -> Figure:
   return _panels(lines, 'image size in pixels', published)
 
 
-def _s5(measured: list[Measured], published: Path) -> Figure:
+def _s5(measured: list[Measured], published: Path) -> 'Figure':
   """Draws figure S5: metrics over the neighbourhood, and for several choices of layers."""
   shown = _patchcore(measured)
   _required(shown, 'S5', 'experiments.sweep with configs/locality.py')
@@ -160,14 +164,14 @@ def _s5(measured: list[Measured], published: Path) -> Figure:
   common = [m for m in shown if m.patch_size == 3] or shown
   layers = [(', '.join(name.removeprefix('layer') for name in m.layers) or 'own', m)
             for m in sorted(common, key=lambda m: (len(m.layers), m.layers))]
-  result = Figure(figsize=(10, 6), layout='constrained')
+  result = _blank(10, 6)
   upper, lower = result.subfigures(2, 1)
   _panels({'layers ' + (', '.join(widest[0].layers) or 'own'): sizes}, 'neighbourhood', published, upper)
   _panels({f'neighbourhood {common[0].patch_size}': layers}, 'layers', published, lower)
   return result
 
 
-def _s6(measured: list[Measured], published: Path) -> Figure:
+def _s6(measured: list[Measured], published: Path) -> 'Figure':
   """Draws figure S6: metrics over the share of patches kept, by each way to choose them."""
   shown = [m for m in measured if m.detector == 'patchcore' and not m.shots]
   _required(shown, 'S6', 'experiments.sweep with configs/subsampling.py')
@@ -185,7 +189,7 @@ def _patchcore(measured):
 
 def _panels(lines, xlabel, published, figure=None, *, log=False, baselines=('PatchCore-1',)):
   """Draws image AUROC, pixel AUROC and AUPRO side by side; each point is the mean over shared categories."""
-  figure = figure or Figure(figsize=(10, 3.2), layout='constrained')
+  figure = figure or _blank(10, 3.2)
   categories = runs.common_categories([m for points in lines.values() for _, m in points])
   axes = figure.subplots(1, 3)
   for axis, (metric, heading) in zip(axes, tables.METRICS.items(), strict=True):
@@ -221,12 +225,19 @@ def _published_mean(path, method, categories):
   return None if mean is None else 100 * mean
 
 
+def _blank(width, height):
+  """Makes an empty figure of a size in inches."""
+  with extras.needed_for('Drawing a figure'):
+    from matplotlib.figure import Figure
+  return Figure(figsize=(width, height), layout='constrained')
+
+
 def _required(shown, name, command):
   """Raises ValueError where there is nothing to show; the message names the command to run."""
   if not shown:
     raise ValueError(f'Nothing was measured that figure {name} could show: run {command}.')
 
 
-FIGURES: dict[str, Callable[[list[Measured], Path], Figure]] = {
+FIGURES: dict[str, Callable[[list[Measured], Path], 'Figure']] = {
     'S1': _gallery('S1', 0, 'False positives'), 'S2': _gallery('S2', 1, 'False negatives'),
     'S3': _s3, 'S4': _s4, 'S5': _s5, 'S6': _s6}

@@ -200,9 +200,8 @@ def _search(queries, bank, sizes, k, blocks, kernels):
     blocks = len(queries), len(bank.rows) + 1
     return _by_shortlist(queries, unreduced(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
   plain = functools.partial(_in_stages, sizes=sizes, k=k, blocks=blocks)
-  device = jax.local_devices()[0]
-  old_gpu = device.platform == 'gpu' and not parallel.has_kernels(device)
-  if not kernels or old_gpu or k + _SPARE > neighbors_gpu.LONGEST:
+  # Elsewhere the kernel's stages would be traced for nothing, which takes as long as all the others do.
+  if not kernels or not parallel.has_kernels(jax.local_devices()[0]) or k + _SPARE > neighbors_gpu.LONGEST:
     return plain(queries, bank)
   return lax.platform_dependent(
       queries, bank, cuda=functools.partial(plain, kernel=neighbors_gpu.shortlist), default=plain)

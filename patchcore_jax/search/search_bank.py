@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from threadpoolctl import threadpool_limits
 
 from patchcore_jax.search.distances import UNIT
 from patchcore_jax.settings import SearchSpec
@@ -105,7 +106,10 @@ def _principal_axes(sample):
   center = sample.mean(axis=0)
   # This is in float64: the bounds hold because the basis is orthonormal, whichever basis it is.
   covariance = jax.device_get(_covariance(sample - center)).astype(np.float64)
-  variance, axes = np.linalg.eigh(covariance)
+  # One thread: the threads of LAPACK wait for each other so often here that others on the machine, or JAX's
+  # own, make them take ten times as long.
+  with threadpool_limits(1):
+    variance, axes = np.linalg.eigh(covariance)
   share = np.cumsum(variance[::-1]) / max(variance.sum(), 1e-300)
   needed = 2 + int(np.searchsorted(share, _VARIANCE))
   reduced = -(-needed // _DIM_STEP) * _DIM_STEP

@@ -156,13 +156,12 @@ class _Service:
     self._warming = asyncio.create_task(self._warm(progress, on_ready))
 
   async def _warm(self, progress, on_ready) -> None:
-    """Compiles the functions of all batch sizes, and runs each once."""
+    """Compiles the functions of all batch sizes."""
     sizes = sizes_of(self._options.batch_size)
     try:
       self._scorer = await self._batcher.run(lambda: inspection.scorer(self._inspector, *sizes))
       for i, size in enumerate(sizes):
-        nothing = np.zeros((size, *self._inspector.image_size, 3), np.uint8)
-        await self._batcher.run(lambda images=nothing: self._scorer(images))
+        await self._batcher.run(lambda size=size: self._scorer.compile(size))
         if progress:
           progress('compile', i + 1, len(sizes))
     except Exception as e:
@@ -177,11 +176,12 @@ class _Service:
       on_ready(None)
 
   async def stop(self) -> None:
-    """Finishes what is in the queue, and stops the service."""
+    """Finishes what is in the queue, and stops the service. Compiling is not waited for."""
     self._state = 'stopping'
     self.meters.ready.set(0)
-    await self._warming
-    await self._batcher.close()
+    ready = self._warming.done()
+    self._warming.cancel()
+    await self._batcher.close(wait=ready)
     self._threads.shutdown()
 
   def _score(self, images):
@@ -354,7 +354,7 @@ def _wanted(request: Request) -> dict[str, str]:
 def _too_many_bytes(most: int) -> RequestError:
   return RequestError(
       413, 'too_many_bytes', f'The request is larger than {most / 2**20:g} MiB, the most that is allowed: '
-      'send a smaller image, or start the service with a larger --max_mb.')
+      'send a smaller image, or start the service with a larger --max-mb.')
 
 
 def _read_page() -> tuple[str, str]:

@@ -60,13 +60,13 @@ class Batcher:
     """Calls a function in the thread of the batches, between two of them, and waits for its result."""
     return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-  async def close(self) -> None:
-    """Finishes what was submitted, and ends the thread."""
+  async def close(self, *, wait: bool = True) -> None:
+    """Finishes what was submitted, and ends the thread, which is waited for if `wait` says so."""
     if not self._closed:
       self._closed = True
       self._queue.put_nowait(None)
     await self._task
-    self._thread.shutdown()
+    self._thread.shutdown(wait)
 
   async def _run(self):
     """Scores one batch after another, until the batcher is closed."""

@@ -163,6 +163,7 @@ def statistics_at(
     ValueError: other images than those of the fit, fewer patches in a half of the bank than neighbours
       asked for, or patches that all score the same.
   """
+  detector = detector.resolved(backbones)
   (backbone,), spec = backbones, detector.scoring
   bank, num_images = model.arrays['embeddings'], model.description.num_images
   image = np.asarray(model.arrays['indices']) // (model.description.num_patches // num_images)

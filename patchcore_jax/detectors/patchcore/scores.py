@@ -51,6 +51,7 @@ def score_fn_at(
     ValueError: a ratio larger than the model's, or more neighbours than patches.
   """
   streaming.check(detector, model, backbones)
+  detector = detector.resolved(backbones)
   sizes = tuple(bank_size(model, ratio) for ratio in ratios)
   return _score_fn(detector, model, backbones, sizes, search or SearchSpec(), LIVE)
 

@@ -5,12 +5,12 @@ import contextlib
 import errno
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from experiments import cli
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
@@ -38,7 +38,8 @@ class Answers:
 
   def __init__(
       self, inspector: Inspector, out: Path, root: Path, *, overlays: bool, maps: str, why: bool,
-      limits: tuple[float, float] | None, threshold: float | None = None):
+      limits: tuple[float, float] | None, threshold: float | None = None,
+      say: Callable[..., None] = lambda text, loud=False: None):
     """Begins the tables.
 
     Args:
@@ -48,9 +49,10 @@ class Answers:
       overlays, maps, why: which files are written; `maps` is a suffix or 'none'.
       limits: limits of the colours; None for those of each map.
       threshold: threshold of scores, in place of the model's.
+      say: called as `say(line, loud=...)` for each answer; loud are those that a person must see.
     """
     self.images = self.anomalous = self.failed = 0
-    self._inspector, self._out, self._root = inspector, out, root
+    self._inspector, self._out, self._root, self._say = inspector, out, root, say
     self._overlays, self._maps, self._why, self.limits = overlays, maps, why, limits
     calibration = inspector.calibration
     self._given_threshold = threshold is not None
@@ -83,7 +85,7 @@ class Answers:
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
   def add(self, answer: Answer, picture: page.Picture | None = None, place: str = '') -> None:
-    """Adds an answer to the tables, and prints its line.
+    """Adds an answer to the tables, and says its line.
 
     Args:
       answer, picture: from `draw`.
@@ -100,8 +102,7 @@ class Answers:
       self._pictures.append(picture)
       if len(self._pictures) >= 2 * _GALLERY:
         self._pictures = page.keep(self._pictures, self.threshold, _GALLERY)
-    loud = answer.error or anomalous
-    cli.console.print(place + line_of(answer), style='bold red' if loud else None, markup=False)
+    self._say(place + line_of(answer), loud=bool(answer.error or anomalous))
 
   def report(self, facts: tuple[tuple[str, str], ...]) -> Path:
     """Writes report.html, with `facts` at the top."""

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import wiring
-from experiments.wiring import Settings
 from patchcore_jax import disk_arrays, parallel
 from patchcore_jax.backbones import Backbone, FeatureMaps
 from patchcore_jax.data.dataset import FileData
@@ -18,6 +16,7 @@ from patchcore_jax.data.folder import Category, Example
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
+from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.settings import Preprocessing
 
 
@@ -33,14 +32,14 @@ class Images:
     skipped: errors of files that could not be read, of all passes.
   """
 
-  def __init__(self, settings: Settings, seed: int, category: Category):
+  def __init__(self, settings: Settings, category: Category):
     self.name, self.has_masks = category.name, category.has_masks
     self.skipped: list[ImageError] = []
-    train = drawn(category.train, settings.data.shots, seed, settings.data.draw)
+    train = drawn(category.train, settings.data.shots, settings.seed, settings.data.draw)
     self.shots = tuple(Path(e.image_path).name for e in train) if settings.data.shots else ()
     self.batch_size = parallel.divisible_batch_size(settings.data.batch_size)
-    self.train = wiring.data_of(settings, train, self.skipped)
-    self.test = wiring.data_of(settings, category.test, self.skipped, with_masks=category.has_masks)
+    self.train = data_of(settings, train, self.skipped)
+    self.test = data_of(settings, category.test, self.skipped, with_masks=category.has_masks)
 
   def train_example(self, name: str) -> Example | None:
     """Finds the training image of that file; None if there is none."""
@@ -135,6 +134,16 @@ class FeatureData:
         masks = np.stack(
             [features.masks[e] for _, e in part] + [np.zeros(features.image_size, bool)] * missing)
       yield Batch(FeatureMaps(maps, features.image_size), masks, index)
+
+
+def data_of(
+    settings: Settings, examples: Sequence[Example], skipped: list[ImageError], *,
+    with_masks: bool = False) -> FileData:
+  """Makes the data of examples; with data.on_error='skip', unreadable files are added to `skipped`."""
+  return FileData(
+      examples, settings.preprocessing, parallel.divisible_batch_size(settings.data.batch_size),
+      num_workers=settings.data.num_workers, with_masks=with_masks,
+      on_error=skipped.append if settings.data.on_error == 'skip' else None)
 
 
 def drawn(

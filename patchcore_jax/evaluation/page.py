@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments import wiring
-from experiments.images import Images
-from patchcore_jax import atomic_files, detectors, metrics
+from patchcore_jax import atomic_files, metrics
 from patchcore_jax.banks import provenance
 from patchcore_jax.banks.model import Description, Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
-from patchcore_jax.detectors import Scores
+from patchcore_jax.detectors import PatchCore, Scores
+from patchcore_jax.evaluation.images import Images
+from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.report import page, results
 from patchcore_jax.settings import Preprocessing
 
@@ -133,12 +132,12 @@ def keep(workdir: str | os.PathLike, shown: page.Category) -> None:
     aside.write_text(page.to_json(shown))
 
 
-def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results.Row]) -> None:
+def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results.Row]) -> None:
   """Writes WORKDIR/report.html, of the rows and of what was kept of their categories."""
   workdir = Path(workdir)
   kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
   ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
-  banks = config.detector == 'patchcore'
+  banks = isinstance(settings.detector, PatchCore)
   measured = [metric for metric in metrics.METRICS.values() if metric.in_report]
   columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
@@ -151,36 +150,37 @@ def write(workdir: str | os.PathLike, config: ConfigDict, rows: Sequence[results
           for name in (*(m.name for m in measured if m.is_averaged), *results.TIMINGS)}
       for ratio in ratios]
   notes = []
-  if config.backbone.weights == 'random' or config.backbone.name.endswith('.random'):
+  if settings.backbone.weights == 'random' or settings.backbone.name.endswith('.random'):
     notes.append('The network has random weights: these numbers do not show what the method can do.')
   page.write(workdir / 'report.html', page.Page(
-      f'{detectors.find(config.detector).title} on {_data_name(config)}', facts=_facts(config, ratios, banks),
+      f'{settings.detector.title} on {_data_name(settings.data)}', facts=_facts(settings, ratios),
       columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
       totals=[[row.get(k) for k in columns] for row in totals],
       categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
       settings=tuple(
-          (k, _text(v)) for k, v in flat(wiring.to_json(config)).items()
+          (k, _text(v)) for k, v in flat(settings.to_json()).items()
           if k != 'data.root')))  # of this machine; the page is passed on
 
 
-def _facts(config, ratios, banks):
+def _facts(settings, ratios):
   """Lists the facts at the top of the page."""
-  size = ' then '.join(
-      f'{k} {_text(config.preprocess[k])}' for k in ('resize', 'pad', 'crop') if config.preprocess[k])
-  facts = [('Backbone', config.backbone.name), ('Images', size or 'as they are')]
-  if config.backbone.layers:
-    facts.append(('Layers', _text(config.backbone.layers)))
-  if banks:
-    facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {config.coreset.method}'),
+  sizes = vars(settings.preprocessing)
+  size = ' then '.join(f'{k} {_text(sizes[k])}' for k in ('resize', 'pad', 'crop') if sizes[k])
+  facts = [('Backbone', settings.backbone.name), ('Images', size or 'as they are')]
+  if settings.backbone.layers:
+    facts.append(('Layers', _text(settings.backbone.layers)))
+  if isinstance(settings.detector, PatchCore):
+    method = settings.detector.coreset.method
+    facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {method}'),
               ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]
-  if config.data.shots:
-    facts.append(('Training images', f'{config.data.shots}, draw {config.data.draw}'))
-  return (*facts, ('Seed', str(config.seed)))
+  if settings.data.shots:
+    facts.append(('Training images', f'{settings.data.shots}, draw {settings.data.draw}'))
+  return (*facts, ('Seed', str(settings.seed)))
 
 
-def _data_name(config):
+def _data_name(data):
   """Names the data for the title."""
-  return 'the built-in data' if config.data.source == 'synthetic' else Path(config.data.root).name or 'images'
+  return 'the built-in data' if data.source == 'synthetic' else Path(data.root).name or 'images'
 
 
 def _short(path, name):

@@ -1,0 +1,33 @@
+"""Arguments of several commands. What is wrong with a path is told before anything slow is imported."""
+
+import os
+from pathlib import Path
+
+from patchcore_jax.cli import options
+from patchcore_jax.data import folder
+
+backbone_weights = options.option(
+    '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
+    help="File of the network's weights, where it lies elsewhere than at the fit.")
+
+
+def check_model(path: str) -> None:
+  """Raises ValueError where no model can be."""
+  if os.path.isdir(path) or os.path.isdir(f'{path}.before'):  # the second is what a killed change left
+    return
+  found = 'it is a file' if os.path.exists(path) else 'there is nothing'
+  raise ValueError(
+      f'No model at {path}: expected the folder that `patchcore fit` made, and {found}. '
+      'Look at the path, or fit a model: patchcore fit GOOD --out BANK.')
+
+
+def check_images(where: str, *, arriving: bool = False) -> None:
+  """Raises ValueError where there cannot be images, or where none can arrive."""
+  if folder.is_pattern(where) or Path(where).is_dir() or Path(where).exists() and not arriving:
+    return
+  if arriving:
+    found = 'it is a file' if Path(where).exists() else 'it does not exist'
+    raise ValueError(f'{where}: expected a folder in which images arrive, or a pattern, and {found}.')
+  folder.find_images(where)
+
+

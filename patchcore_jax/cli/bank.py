@@ -1,0 +1,230 @@
+"""`patchcore bank`: looks into a model, and changes it.
+
+A change replaces the model in one step, or with --out leaves it alone, and is recorded in its history.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from patchcore_jax.cli import arguments, options, terminal
+from patchcore_jax.data import folder
+
+_HELP = {
+    'info': 'Tell what there is to know about a model.',
+    'append': 'Add later good images: what the bank does not cover yet.',
+    'merge': 'Make BANK cover what either of two banks does.',
+    'drop': 'Take training images out.',
+    'shrink': 'Make a smaller, faster bank.',
+    'calibrate': 'Make thresholds of good images that are not in the bank.',
+}
+
+
+@click.group('bank', cls=options.Group)
+def command() -> None:
+  """Look into a model, and change it: later good images are added, others taken out."""
+
+
+def _action(function: Callable) -> Callable:
+  """Makes an action of a function of an inspector, or of a model, and what is given."""
+  function = options.common(function)
+  return command.command(function.__name__.removeprefix('_'), cls=options.Command,
+                         help=_HELP[function.__name__.removeprefix('_')])(function)
+
+
+_out = options.option(
+    '--out', metavar='NEW', group='Common', show_default=False,
+    help='A new folder for the changed model; by default it replaces BANK in one step.')
+_weights = options.option(
+    '--backbone-weights', default='', metavar='FILE', group='Common', show_default=False,
+    help="The file of the network's weights, where it lies elsewhere than at the fit.")
+_batch_size = options.option(
+    '--batch-size', default=32, type=click.IntRange(min=1), group='Common',
+    help='Images that pass through the network at once.')
+
+
+@_action
+@click.argument('bank')
+def _info(bank: str, debug: bool, compilation_cache: str) -> None:
+  with terminal.readable_errors(debug):
+    arguments.check_model(bank)
+    from patchcore_jax.banks import store
+
+    for line in info(store.restore(bank)):
+      terminal.say(line)
+
+
+@_action
+@click.argument('bank')
+@click.argument('images')
+@_out
+@_batch_size
+@_weights
+def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights: str, debug: bool,
+            compilation_cache: str) -> None:
+  def change(inspector, skipped):
+    from patchcore_jax.inspection import upkeep
+
+    with terminal.progress_bar('images') as progress:
+      return upkeep.append(
+          inspector, images, batch_size=batch_size, on_error=skipped.append, progress=progress)
+
+  with terminal.readable_errors(debug):
+    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+
+
+@_action
+@click.argument('bank')
+@click.argument('images')
+@options.option('--false-alarm-rate', default=0.01, group='Common',
+                help='The share of good images that may alarm.')
+@_out
+@_batch_size
+@_weights
+def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_size: int,
+               backbone_weights: str, debug: bool, compilation_cache: str) -> None:
+  def change(inspector, skipped):
+    from patchcore_jax.inspection import upkeep
+
+    if again := upkeep.known_names(inspector, images):
+      terminal.say(
+          f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, their '
+          'scores are too small, and so will be the thresholds.')
+    return upkeep.calibrate(
+        inspector, images, false_alarm_rate=false_alarm_rate, batch_size=batch_size, on_error=skipped.append)
+
+  with terminal.readable_errors(debug):
+    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+
+
+@_action
+@click.argument('bank')
+@click.argument('other')
+@_out
+def _merge(bank: str, other: str, out: str, debug: bool, compilation_cache: str) -> None:
+  def change(model):
+    from patchcore_jax.banks import editing, store
+
+    return editing.merge(model, store.restore(other))
+
+  with terminal.readable_errors(debug):
+    arguments.check_model(other)
+    _change_model(bank, out, change)
+
+
+@_action
+@click.argument('bank')
+@click.argument('names', nargs=-1, required=True)
+@_out
+def _drop(bank: str, names: tuple[str, ...], out: str, debug: bool, compilation_cache: str) -> None:
+  def change(model):
+    from patchcore_jax.banks import editing
+
+    return editing.drop(model, names)
+
+  with terminal.readable_errors(debug):
+    _change_model(bank, out, change)
+
+
+@_action
+@click.argument('bank')
+@options.option('--ratio', type=float, required=True, group='Common', show_default=False,
+                help='The share of all training patches to keep.')
+@_out
+def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: str) -> None:
+  def change(model):
+    from patchcore_jax.banks import editing
+
+    return editing.shrink(model, ratio)
+
+  with terminal.readable_errors(debug):
+    _change_model(bank, out, change)
+
+
+def _change_inspector(bank, out, weights, compilation_cache, images, change) -> None:
+  """Changes a model whose network is needed, and tells which images could not be read."""
+  _check(bank, out)
+  folder.find_images(images)
+  from patchcore_jax.banks import store
+
+  before = store.restore(bank)
+  terminal.keep_compiled(compilation_cache)
+  from patchcore_jax import inspection
+
+  skipped: list[Exception] = []
+  try:
+    after = change(inspection.of_model(before, weights=weights, path=bank), skipped).model
+  finally:  # also where none can be read
+    for message in sorted({str(error) for error in skipped}):
+      terminal.say(f'skipped: {message}')
+  _keep(bank, out, before, after)
+
+
+def _change_model(bank, out, change) -> None:
+  """Changes a model whose network is not needed."""
+  _check(bank, out)
+  from patchcore_jax.banks import store
+
+  before = store.restore(bank)
+  _keep(bank, out, before, change(before))
+
+
+def _check(bank, out) -> None:
+  """Raises ValueError where there is no model, or --out exists: before anything slow is imported."""
+  arguments.check_model(bank)
+  if out and Path(out).exists():
+    raise ValueError(f'{out} exists: a model is not overwritten. Choose another --out.')
+
+
+def _keep(bank, out, before, after) -> None:
+  """Writes the changed model, and says what was changed."""
+  from patchcore_jax.banks import store
+
+  if out:
+    store.save(out, after)
+  else:
+    store.replace(bank, after)
+  terminal.say(f'{out or bank}: {after.description.history[-1].what}')
+  if before.description.calibration and not after.description.calibration:
+    terminal.say(
+        'Its thresholds are gone, because scores are larger now. `patchcore bank calibrate` makes new ones '
+        'from good images.')
+
+
+def info(model: Any) -> list[str]:
+  """Tells in lines what there is to know about a model."""
+  import numpy as np
+
+  from patchcore_jax.banks.model import to_json
+
+  d, rows = model.description, model.arrays.get('embeddings')
+  size = ' x '.join(map(str, reversed(d.image_size)))
+  nbytes = sum(array.nbytes for array in model.arrays.values())
+  if rows is None:
+    lines = [f'{d.detector}, {nbytes / 1e6:.1f} MB, from {d.num_images} images']
+  else:
+    lines = [
+        f'{len(rows)} patches of {rows.shape[1]} values, {rows.nbytes / 1e6:.1f} MB, from {d.num_patches} '
+        f'patches of {d.num_images} images']
+  lines += [
+      f'backbone {network.name}, layers {", ".join(network.layers)}, weights {network.weights}, precision '
+      f'{network.precision}, made on {d.device or "an unknown device"}' for network in d.backbones]
+  how = to_json(d.preprocessing) if d.preprocessing else 'no preprocessing: images come as they are'
+  lines.append(f'images of {size} pixels (width x height) after {how}')
+  if found := d.calibration:
+    pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
+    lines.append(
+        f'threshold {found.image_threshold:.4g} for images{pixels}, from {len(found.image_scores)} images '
+        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images alarm')
+  else:
+    lines.append('no thresholds')
+  lines += [f'{event.when} {event.what}' for event in d.history]
+  if 'indices' in model.arrays:
+    image = np.asarray(model.arrays['indices']) // (d.num_patches // d.num_images)
+    counts = np.bincount(image, minlength=d.num_images)
+    lines += [f'  {count:6} patches of {name}' for count, name in zip(counts, d.images)]
+  else:
+    lines += [f'  {name}' for name in d.images]
+  return lines

@@ -1,0 +1,207 @@
+"""`patchcore fit`: learns a part from images of good ones."""
+
+import collections
+import datetime
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from patchcore_jax.cli import interrupts, methods, options, terminal
+from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec
+
+_SHOWN = 5  # names in a message
+_LONG = 2.0  # seconds that are worth an estimate
+_NOTHING = 'Nothing was written; the same command starts anew.'
+
+
+@click.command('fit', cls=options.Command)
+@click.argument('good')
+@options.option('--out', required=True, metavar='BANK', group='Common', show_default=False,
+                help='The model, a folder that must not exist.')
+@methods.common
+@options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
+@options.of_record('preprocess', Preprocessing, group='Images', only=('resize', 'crop', 'pad', 'resize_side'))
+@options.of_record('data', DataSpec, group='Images', only=('batch_size', 'num_workers', 'on_error'),
+                   defaults={'on_error': 'skip', 'num_workers': 0})
+@options.of_record('fit', FitSpec, group='Resources')
+@options.of_record('calibration', CalibrationSpec, group='Resources', only=('folds',))
+@options.of_record('search', SearchSpec, group='Resources')
+@options.option('--seed', default=0, group='Resources', help='The seed of everything that is random.')
+@methods.detailed
+@options.several_machines
+@options.common
+def command(good: str, out: str, seed: int, debug: bool, compilation_cache: str, **values: Any) -> None:
+  """Learn what good parts look like, from a folder of images of them.
+
+  GOOD is a folder, a file or a pattern such as 'parts/**/*.png'. No defects are needed, and no masks. BANK is
+  all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate.
+  """
+  with terminal.readable_errors(debug):
+    run(good, out, seed, compilation_cache, values)
+
+
+def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str, Any]) -> None:
+  """Looks at the images, fits, makes thresholds and saves.
+
+  Raises:
+    ValueError: bad settings, no images, or `out` exists.
+  """
+  if Path(out).exists():
+    raise ValueError(f'{out} exists: a model is not overwritten. Remove it or choose another --out.')
+  detector = methods.detector_of(values)
+  preprocessing = options.record(Preprocessing, 'preprocess', values)
+  data_spec = options.record(DataSpec, 'data', values)
+  fit_spec = options.record(FitSpec, 'fit', values)
+  calibrate = options.record(CalibrationSpec, 'calibration', values)
+  from patchcore_jax.data import folder
+
+  paths = folder.find_images(good)  # before JAX, which takes a second to import
+  with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
+    terminal.keep_compiled(compilation_cache)
+    terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
+    import jax
+
+    from patchcore_jax import inspection, processes
+    from patchcore_jax.data import survey
+    from patchcore_jax.detectors import Run
+    from patchcore_jax.inspection import inputs
+
+    for line in report(survey.survey(paths)):
+      terminal.say(line)
+    networks = methods.networks_of(values, seed)
+  for network in networks:
+    terminal.say(
+        f'backbone {network.name}, layers {", ".join(network.layers)}, precision {network.precision}')
+  terminal.say_which(network.name for network in networks)
+  skipped, name = [], inputs.name_of(good)
+  data = inputs.training_data(
+      good, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
+      on_error=skipped.append if data_spec.on_error == 'skip' else None)
+  same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
+  if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
+    raise ValueError(
+        'The processes differ in their settings or in the images they see: expected the same command and '
+        'data on all machines.')
+  scratch = Path(out).absolute().parent
+  scratch.mkdir(parents=True, exist_ok=True)
+  try:
+    with terminal.progress_bar(name) as progress:
+      inspector = inspection.fit_data(
+          detector, data, networks, Run(
+              progress=_with_estimate(progress, data.batch_size, calibrate.folds),
+              notify=lambda plan: terminal.say(f'bank: {plan}'), seed=seed, memory_gb=fit_spec.memory_gb,
+              scratch=scratch, keep_images=fit_spec.keep_images,
+              several_processes=jax.process_count() > 1),
+          calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {good}')
+  except KeyboardInterrupt as e:
+    raise terminal.Interrupted(_NOTHING) from e
+  finally:  # also where none can be read
+    for message in sorted({str(error) for error in skipped}):
+      terminal.notices.print(f'skipped: {message}', markup=False)
+  if skipped:
+    terminal.say(
+        f'{inspector.model.description.num_images} of {len(paths)} images were used, {len(skipped)} could '
+        'not be read')
+  if inspector.calibration:
+    for line in verdict(inspector.calibration, inspector.model.description.images):
+      terminal.say(line)
+  if processes.is_first():
+    inspector.save(out)
+  processes.wait()
+  terminal.say(f'{inspector.about()}: {out}. Next: patchcore predict {out} IMAGES --out DIR')
+
+
+def report(found: Any) -> list[str]:
+  """Tells in lines what a survey of image files found.
+
+  >>> from patchcore_jax.data import survey
+  >>> report(survey.Survey({(700, 500): 2}, {'RGB': 2}, [], [['a.png', 'b.png']], []))
+  ['2 images: 2 of 700 x 500 pixels; 2 RGB', 'equal files, which count twice: a.png, b.png']
+  """
+  sizes = ', '.join(f'{n} of {w} x {h} pixels' for (w, h), n in list(found.sizes.items())[:_SHOWN])
+  more = f' and {len(found.sizes) - _SHOWN} other sizes' if len(found.sizes) > _SHOWN else ''
+  modes = ', '.join(f'{n} {mode}' for mode, n in found.modes.items())
+  lines = [f'{sum(found.modes.values())} images: {sizes}{more}; {modes}']
+  reasons = collections.defaultdict(list)
+  for path, why in found.odd:
+    reasons[why].append(path)
+  lines += [f'odd, look at {"them" if len(paths) > 1 else "it"}: {_some(paths)} ({why})'
+            for why, paths in reasons.items()]
+  lines += [f'equal files, which count twice: {_some(group)}' for group in found.duplicates]
+  return lines
+
+
+def verdict(found: Any, names: Sequence[str]) -> list[str]:
+  """Tells in lines the thresholds, what they guarantee, and which training images are unlike the others.
+
+  Args:
+    found: the `Calibration` of the model.
+    names: files of the training images; () where they have none.
+  """
+  from patchcore_jax.banks import calibration
+
+  n, rate = len(found.image_scores), found.false_alarm_rate
+  pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
+  lines = [
+      f'threshold {found.image_threshold:.4g} for images{pixels}, from {n} good images: at most '
+      f'{100 * found.guaranteed_rate:.2g} % of good images alarm']
+  if found.guaranteed_rate > rate:
+    lines.append(
+        f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
+        f'{100 * found.guaranteed_rate:.2g} %. Give more good images for a smaller rate.')
+  if found.image_allowance or found.pixel_allowance:
+    share = 100 * found.image_allowance / max(abs(found.image_threshold), 1e-30)
+    lines.append(
+        f'on another kind of device scores are off by up to {found.image_allowance:.2g}, which is '
+        f'{share:.2g} % of the threshold, and in it already')
+  if calibration.allows_much(found):
+    lines.append(
+        'That is more than a tenth of the way from a usual good image to the threshold. If the bank is for '
+        'another kind of device, fit it there, or with --precision float32.')
+  odd = calibration.suspicious(found.image_scores)
+  if odd:
+    lines.append(
+        f'{len(odd)} training image{"s look" if len(odd) > 1 else " looks"} unlike the others; perhaps not '
+        'good, or of a rare kind. Look, remove what is defective, and fit again:')
+    lines += [f'  {names[i] if names else i} (score {found.image_scores[i]:.4g})' for i in odd]
+  return lines
+
+
+def _some(paths):
+  """Lists the first of some paths, and says how many more there are."""
+  more = f' and {len(paths) - _SHOWN} more' if len(paths) > _SHOWN else ''
+  return ', '.join(paths[:_SHOWN]) + more
+
+
+def _with_estimate(progress, batch_size, folds):
+  """Makes `progress` tell how long it takes: the network, by its second batch, because the first compiles.
+
+  Then the thresholds, for which as many banks are selected again, each from most of the images.
+  """
+  batches, selecting = [], time.monotonic()
+
+  def update(stage, done, total):
+    nonlocal selecting
+    progress(stage, done, total)
+    now = time.monotonic()
+    if stage == 'embed' and len(batches) < 2:
+      batches.append(now)
+      if len(batches) == 2 and done < total:
+        _say_time((total - done) * (batches[1] - batches[0]) / batch_size, 'for the network; selection and '
+                  'thresholds come after')
+    if stage in ('embed', 'project'):
+      selecting = now
+    if stage == 'coreset' and done == total and folds:
+      # Of n points it takes about n^1.5 as long.
+      _say_time(folds * (1 - 1 / folds) ** 1.5 * (now - selecting), 'or more for the thresholds')
+
+  return update
+
+
+def _say_time(seconds, what):
+  """Says how long something takes, if that is long."""
+  if seconds >= _LONG:
+    terminal.say(f'about {datetime.timedelta(seconds=round(seconds))} {what}')

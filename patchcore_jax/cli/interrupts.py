@@ -1,0 +1,53 @@
+"""What Ctrl-C does while nothing is being written: it ends the process, at once and quietly."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def ends_at_once(message: str, code: int = 130) -> Iterator[None]:
+  """Has Ctrl-C end the process in a block, with a line on the standard error.
+
+  There is no KeyboardInterrupt: libraries that are being imported swallow it, and it would wait for the
+  compiler, which holds the main thread for up to a minute. Python tells of a signal through a pipe even then,
+  and a thread reads that.
+
+  Args:
+    message: the line.
+    code: exit code.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+
+  def wait():
+    with open(reader, 'rb', buffering=0) as pipe:
+      while number := pipe.read(1):
+        if number[0] == signal.SIGINT:
+          end(message, code)
+
+  threading.Thread(target=wait, name='interrupts', daemon=True).start()
+  handler = signal.signal(signal.SIGINT, lambda *_: None)
+  descriptor = signal.set_wakeup_fd(writer)
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(descriptor)
+    signal.signal(signal.SIGINT, handler)
+    os.close(writer)  # which ends the thread
+
+
+def end(message: str, code: int) -> None:
+  """Ends the process without the orderly exit of Python, which crashes while threads of JAX compute."""
+  if message:
+    print(message, file=sys.stderr)
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+      stream.flush()
+  os._exit(code)

@@ -1,0 +1,92 @@
+"""Options that choose a method and its networks, for the commands that fit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from patchcore_jax import detectors
+from patchcore_jax.cli import options
+from patchcore_jax.detectors import DETECTORS, Detector, Ensemble, PatchCore
+from patchcore_jax.settings import BackboneSpec, CoresetSpec, EmbeddingSpec, ScoringSpec
+
+_SECTIONS = {'embedding': EmbeddingSpec, 'coreset': CoresetSpec, 'scoring': ScoringSpec}
+_OTHERS = tuple(name for name in DETECTORS if name not in ('patchcore', 'ensemble'))
+
+
+def common(function: Callable) -> Callable:
+  """Adds --detector, --ratio and --backbone, which most users look for first."""
+  names = ', '.join(name for name in DETECTORS if name != 'ensemble')
+  for decorate in (
+      options.of_record('backbone', BackboneSpec, group='Common', only=('name',), defaults={'name': 'auto'}),
+      options.of_record('patchcore', PatchCore, group='Common', only=('ratio',)),
+      options.option('--detector', default='patchcore', group='Common', metavar='NAME',
+                     help=f"The method: {names}; or 'module:Record' for one of your own.")):
+    function = decorate(function)
+  return function
+
+
+def detailed(function: Callable) -> Callable:
+  """Adds the other options of the network and of every method, in groups of their own."""
+  for name in reversed(_OTHERS):
+    kind = detectors.find(name)
+    function = options.of_record(name, kind, group=f'{kind.title} (with --detector {name})')(function)
+  for section, kind in reversed(_SECTIONS.items()):
+    defaults = {'kind': 'auto'} if section == 'embedding' else {}
+    function = options.of_record(section, kind, group='PatchCore', defaults=defaults)(function)
+  return options.of_record('backbone', BackboneSpec, group='Network', without=('name',))(function)
+
+
+def detector_of(values: Mapping[str, Any]) -> Detector:
+  """Makes the method with its settings; an ensemble of it where --backbone names several networks.
+
+  Args:
+    values: those of all options of the command.
+
+  Raises:
+    click.UsageError: a setting of another method, which would have no effect.
+    ValueError: an unknown method, or values out of range.
+  """
+  name = values['detector']
+  kind = detectors.find(name)
+  sections = ('patchcore', *_SECTIONS) if kind is PatchCore else (name,)
+  _refuse_others(sections)
+  if kind is PatchCore:
+    specs = {section: options.record(spec, section, values) for section, spec in _SECTIONS.items()}
+    detector = PatchCore(values['patchcore__ratio'], **specs)
+  else:
+    detector = options.record(kind, name, values)
+  return Ensemble(detector) if '+' in values['backbone__name'] else detector
+
+
+def _refuse_others(sections):
+  """Refuses options that were given but belong to another method."""
+  context = click.get_current_context()
+  for parameter in context.command.params:
+    section, _, field = (parameter.name or '').partition('__')
+    of_a_method = section in ('patchcore', *_SECTIONS, *_OTHERS)
+    given = context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
+    if field and of_a_method and section not in sections and given:
+      owner = section if section in _OTHERS else 'patchcore'
+      raise click.UsageError(
+          f'{parameter.opts[0]} is for --detector {owner}, and the method is {context.params["detector"]}.',
+          context)
+
+
+def networks_of(values: Mapping[str, Any], seed: int) -> tuple:
+  """Makes the networks that --backbone names, joined by '+' where there are several.
+
+  Raises:
+    ValueError: what `backbones.create` raises, or one file of weights for several networks.
+  """
+  from patchcore_jax import backbones
+
+  spec = options.record(BackboneSpec, 'backbone', values)
+  names = [name.strip() for name in spec.name.split('+')]
+  if names == [backbones.AUTO] and not spec.weights:  # `terminal.say_which` says what a log would
+    names = [backbones.checkpoints.best_installed()]
+  if len(names) > 1 and spec.weights not in ('', backbones.RANDOM):
+    raise ValueError(f'--backbone-weights={spec.weights} is one file, for {len(names)} networks.')
+  return tuple(
+      backbones.create(name, weights=spec.weights, layers=spec.layers, seed=seed, precision=spec.precision)
+      for name in names)

@@ -1,0 +1,70 @@
+"""Labelled data on disk -> the images of its categories. It imports no JAX."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from patchcore_jax.builtin import synthetic
+from patchcore_jax.data import folder, layouts
+from patchcore_jax.settings import DataSpec
+
+SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
+
+
+def load_categories(
+    data: DataSpec, progress: Callable[[int, int], None] | None = None) -> list[folder.Category]:
+  """Lists the images of the chosen categories; draws the built-in data set if it is chosen.
+
+  Args:
+    data: its source, root and categories count.
+    progress: called with (done, total) while the built-in data is drawn.
+
+  Raises:
+    ValueError: an unknown source, no root, or a folder that is not what the source says.
+  """
+  layout, names = _layout(data), data.categories
+  if data.source == 'synthetic':
+    for name in names:
+      if name not in synthetic.CATEGORIES:
+        raise ValueError(
+            f'No category {name!r} in the built-in data set. There are: {", ".join(synthetic.CATEGORIES)}.')
+    names = names or synthetic.CATEGORIES
+    synthetic.prepare(data.root, categories=names, num_workers=os.cpu_count() or 1, progress=progress)
+  return [layout.load_category(data.root, name) for name in names or layout.list_categories(data.root)]
+
+
+def located(data: DataSpec) -> DataSpec:
+  """Finds the data set where `root` is the folder of one category, such as 'mvtec/screw'.
+
+  Returns:
+    The same, or with the folder above as the root and that one category.
+
+  Raises:
+    ValueError: as `load_categories`, as far as folders say it.
+  """
+  layout, root = _layout(data), Path(data.root)
+  if data.source == 'synthetic':
+    return data
+  if not data.categories and isinstance(layout, folder.FolderLayout) and layout.is_category(root):
+    root = Path(os.path.abspath(root))
+    return dataclasses.replace(data, root=str(root.parent), categories=(root.name,))
+  known = layout.list_categories(root)
+  for name in data.categories:
+    if name not in known:
+      layout.load_category(root, name)  # says what is missing
+  return data
+
+
+def _layout(data: DataSpec) -> Any:
+  """Finds what lists the categories and images of the source."""
+  if data.source not in SOURCES:
+    raise ValueError(f'data.source={data.source!r}: expected one of {", ".join(SOURCES)}.')
+  if not data.root:
+    raise ValueError('data.root is not set: expected the folder where the data set lies.')
+  if data.source == 'tfds':
+    from patchcore_jax.data import mvtec_ad  # half a second that other sources need not wait
+
+    return mvtec_ad
+  return layouts.LAYOUTS['folder' if data.source == 'synthetic' else data.source]

@@ -1,0 +1,305 @@
+"""Measures a detector category by category, and keeps what was measured in a folder, the workdir.
+
+The workdir holds results.csv (a row per category and coreset ratio), config.json, banks/<category>/,
+scores/<category>.csv and report.html. What was stopped goes on after its last finished category.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from patchcore_jax import atomic_files, metrics, processes
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import store
+from patchcore_jax.banks.model import Model, flat
+from patchcore_jax.data import preprocess
+from patchcore_jax.data.folder import Category
+from patchcore_jax.detectors import Ensemble, PatchCore, Run, ScoreFn, Scores, ensemble, patchcore, streaming
+from patchcore_jax.evaluation import page
+from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.images import Images
+from patchcore_jax.evaluation.networks import create, resolved
+from patchcore_jax.evaluation.settings import Settings, names_in
+from patchcore_jax.report import per_image, results
+
+Progress = Callable[[str, int, int], None]
+# Settings without influence on results: a run may go on with others.
+_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers', 'published.', 'sweep')
+
+
+@contextlib.contextmanager
+def _no_bar(title):
+  """Gives a progress that tells nobody."""
+  yield lambda stage, done, total: None
+
+
+def _ignore(said):
+  """Tells nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Listener:
+  """Whom a run tells how it goes; nobody by default.
+
+  Attributes:
+    progress: called with a title, gives a context manager of a function (stage, done, total).
+    say: called with a line.
+    notice: called with a line too; each of several processes has notices of its own.
+    say_which: called with the names of the networks, to say where they are not the best choice.
+  """
+
+  progress: Callable[[str], contextlib.AbstractContextManager[Progress]] = _no_bar
+  say: Callable[[str], None] = _ignore
+  notice: Callable[[str], None] = _ignore
+  say_which: Callable[[Iterable[str]], None] = _ignore
+
+
+def run(
+    settings: Settings, workdir: str | os.PathLike, *, networks: Sequence[Backbone] = (),
+    listener: Listener | None = None) -> list[results.Row]:
+  """Fits and measures the detector on every category.
+
+  Args:
+    settings: what 'auto' leaves open is settled here.
+    workdir: made if absent; one that holds results of the same settings is continued.
+    networks: those to use in place of what the settings name, for networks from Python.
+    listener: whom to tell.
+
+  Returns:
+    One row per category and ratio. Of several processes, the first measures, and the others return only what
+    was measured in an earlier run.
+
+  Raises:
+    ValueError: bad settings, bad data, or a workdir that holds a run with other settings.
+  """
+  listener = listener or Listener()
+  experiment = Experiment(resolved(settings, networks), workdir, listener)  # before anything long
+  settings = experiment.settings
+  with listener.progress('built-in data') as progress:
+    categories = load_categories(settings.data, lambda done, total: progress('draw', done, total))
+  networks = tuple(networks) or create(settings.backbone, settings.seed)
+  for network in networks:
+    listener.say(f'backbone {network.name}, layers {", ".join(network.layers)}')
+    listener.say_which([network.name])
+  listener.say(f'{len(categories)} categories; results in {workdir}')
+  experiment.claim()
+  _check_same_everywhere(settings, experiment.still_to_do(categories))
+  for category in categories:
+    if experiment.has(category.name):
+      listener.say(f'{category.name}: finished before')
+    else:
+      experiment.evaluate(networks, Images(settings, category))
+  if processes.is_first():
+    page.write(workdir, settings, experiment.rows)
+  return experiment.rows
+
+
+class Experiment:
+  """Settings and the workdir with the results so far.
+
+  Attributes:
+    settings: of the run.
+    rows: of results.csv.
+  """
+
+  def __init__(self, settings: Settings, workdir: str | os.PathLike, listener: Listener | None = None):
+    """Reads the results so far.
+
+    Raises:
+      ValueError: a workdir with results of other settings.
+    """
+    self.settings, self._workdir, self._listener = settings, Path(workdir), listener or Listener()
+    _check_same_settings(settings, self._workdir)
+    self.rows = results.read_csv(self._workdir / 'results.csv')
+
+  def claim(self) -> None:
+    """Makes the workdir and writes config.json."""
+    if processes.is_first():
+      _claim(self.settings, self._workdir)
+
+  def has(self, category: str) -> bool:
+    """Tells whether the rows of a category are there."""
+    finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
+    return finished >= set(self.settings.ratios)
+
+  def still_to_do(self, categories: Sequence[Category]) -> list[tuple[str, int, int, bool]]:
+    """Lists categories without rows: how many images they have, and whether there is a bank."""
+    return [(c.name, len(c.train), len(c.test), (self._workdir / 'banks' / c.name).exists())
+            for c in categories if not self.has(c.name)]
+
+  def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
+    """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
+
+    Of several processes each predicts a part of the test images; the first puts them together and measures.
+    """
+    settings = self.settings
+    with self._listener.progress(images.name) as progress:
+      model = self._fit_or_restore(backbones, images, progress)
+      score_fn, sizes = self._at_ratios(model, backbones)
+      test, masks, times = [], [], [time.monotonic()]
+      part = processes.part(len(images.test))
+      batches = _keep_masks(images.test.part(range(part.start, part.stop)).batches(), masks)
+      for prediction in streaming.predict(score_fn, batches, image_size=model.description.image_size):
+        test.append(prediction)
+        times.append(time.monotonic())
+        progress('predict', sum(len(index) for index, _ in test), part.stop - part.start)
+    if not test:
+      raise ValueError(f'{images.name}: no test image could be read.')
+    for message in sorted({str(error) for error in images.skipped}):
+      self._listener.notice(f'skipped: {message}')
+    indices, scores_of_batches = zip(*test, strict=True)
+    index = processes.joined(np.concatenate(indices) + np.int32(part.start))
+    has_maps = scores_of_batches[0][0].map is not None
+    masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
+    examples = [images.test.examples[i] for i in index]
+    labels = np.array([e.label for e in examples])
+    scores_of_images = []
+    for i, (ratio, size) in enumerate(sizes.items()):
+      scores = _of_all([batch[i] for batch in scores_of_batches])
+      if not processes.is_first():
+        continue
+      measured = metrics.evaluate(labels, scores.image, masks, scores.map, **vars(settings.metrics))
+      self.rows.append({
+          'category': images.name, 'coreset_ratio': ratio, 'num_train': model.description.num_images,
+          'num_test': len(index),
+          'num_skipped': model.description.num_skipped + len(images.test) - len(index),
+          'bank_size': size, **measured, 'fit_seconds': round(model.description.fit_seconds, 2),
+          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2)})
+      scores_of_images += [
+          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
+          for e, score in zip(examples, scores.image, strict=True)]
+      if ratio != max(sizes):
+        continue
+      if settings.report.errors and masks is not None:
+        self._write_errors(images.name, examples, labels, scores, masks, ratio)
+      shown = page.category(
+          images.name, examples, scores, masks,
+          thresholds=page.thresholds(model.description, self.rows[-1]),
+          why=page.reasons(model, images, scores.evidence, settings.preprocessing),
+          preprocessing=settings.preprocessing, most=settings.report.gallery)
+    if not processes.is_first():
+      return
+    per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
+    page.keep(self._workdir, shown)
+    results.write_csv(self._workdir / 'results.csv', self.rows)
+    page.write(self._workdir, settings, self.rows)
+
+  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
+    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can be large."""
+    detector, path = self.settings.method, self._workdir / 'banks' / images.name
+    kept = isinstance(detector, PatchCore | Ensemble)
+    if kept and path.exists():
+      return store.restore(path, expected={
+          'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
+          'backbones': [streaming.network_fields(backbone) for backbone in backbones],
+          'preprocessing': {
+              k: v for k, v in vars(self.settings.preprocessing).items() if not k.startswith('mask_')},
+          'shots': images.shots})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = path.with_name(f'{path.name}.members')
+    began = time.monotonic()
+    model = detector.fit(images.train, backbones, Run(
+        progress=progress, notify=lambda plan: self._listener.say(f'{images.name}: {plan}'),
+        seed=self.settings.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
+        checkpoints=members, several_processes=jax.process_count() > 1))
+    model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
+    if kept and processes.is_first():
+      store.save(path, model)
+      shutil.rmtree(members, ignore_errors=True)
+    return model
+
+  def _at_ratios(
+      self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
+    """Makes a score function that returns a tuple, one of all ratios, and counts the patches of each bank."""
+    detector, ratios, search = self.settings.method, self.settings.ratios, self.settings.search
+    if isinstance(detector, PatchCore):
+      sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
+      score_fn = patchcore.score_fn_at(detector, model, backbones, ratios, search=search)
+    elif isinstance(detector, Ensemble) and isinstance(detector.member, PatchCore):
+      banks = ensemble.members(model)
+      sizes = [sum(patchcore.bank_size(bank, ratio) for bank in banks) for ratio in ratios]
+      score_fn = ensemble.score_fn_at(detector, model, backbones, ratios, search=search)
+    else:
+      return streaming.in_tuple(detector.score_fn(model, backbones, search=search)), {1.0: None}
+    return score_fn, dict(zip(ratios, sizes, strict=True))
+
+  def _write_errors(self, category, examples, labels, scores, masks, ratio):
+    """Writes the wrongly classified images, which are read once more: they were not kept."""
+    if len(set(labels)) < 2:
+      return  # no threshold
+    threshold = metrics.f1_optimal(labels, scores.image).threshold
+    wrong = np.flatnonzero((scores.image >= threshold) != labels)
+    loaded = [preprocess.load(examples[i], self.settings.preprocessing)[0] for i in wrong]
+    per_image.write_errors(self._workdir / 'errors' / f'{category}.npz', per_image.Errors(
+        np.stack(loaded) if loaded else np.zeros((0, *masks.shape[1:], 3), np.uint8), scores.map[wrong],
+        masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
+        np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
+
+
+def _of_all(scores: Sequence[Scores]) -> Scores:
+  """Joins the scores of all batches of all processes."""
+  return jax.tree.map(lambda *batches: processes.joined(np.concatenate(batches)), *scores)
+
+
+def _ms_per_image(times, batch_size):
+  """Computes ms per image of the median batch; the first, which compiles, counts only if alone."""
+  seconds = np.diff(times)
+  seconds = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+  return 1000 * seconds / (batch_size * jax.process_count())
+
+
+def _keep_masks(batches, masks):
+  """Passes batches on; their masks stay on the host, where the metrics are computed."""
+  for batch in batches:
+    if batch.mask is not None:
+      masks.append(batch.mask[batch.valid])
+    yield batch
+
+
+def _check_same_everywhere(settings, work):
+  """Raises ValueError where processes differ in what there is to do: they would wait for each other."""
+  said = flat(settings.to_json()) | {'data.root': ''}
+  if not processes.agree(json.dumps([said, work])):
+    raise ValueError(
+        'The processes differ in their settings, in the images they see, or in what is done already: '
+        'expected the same command, data, and folder to write to on all machines.')
+
+
+def _check_same_settings(settings, workdir):
+  """Raises ValueError for a workdir that holds results of other settings."""
+  path = workdir / 'config.json'
+  if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
+    return  # nothing yet that could be mixed
+  if not path.exists():
+    raise ValueError(f'{workdir} holds results but no config.json: use another workdir.')
+  before, now = (_comparable(sections) for sections in (json.loads(path.read_text()), settings.to_json()))
+  differences = [
+      f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
+      for name in sorted({*before, *now})
+      if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE)]
+  if differences:
+    raise ValueError(
+        f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another workdir, '
+        'or the settings of that run.')
+
+
+def _comparable(sections: dict[str, Any]) -> dict[str, Any]:
+  """Flattens what config.json holds. Older versions kept several names as one, 'a,b'."""
+  fields = flat(sections)
+  return fields | {
+      name: list(names_in(fields[name])) for name in ('data.categories', 'backbone.layers') if name in fields}
+
+
+def _claim(settings, workdir):
+  """Writes config.json."""
+  with atomic_files.written(workdir / 'config.json') as aside:
+    aside.write_text(json.dumps(settings.to_json(), indent=2) + '\n')

@@ -1,0 +1,114 @@
+"""Good images -> an inspector: a model with thresholds."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from patchcore_jax import backbones, processes
+from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import calibration
+from patchcore_jax.detectors import Data, Detector, PatchCore, Run
+from patchcore_jax.inspection import differences, inputs
+from patchcore_jax.inspection.inspector import Inspector
+from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, SearchSpec
+
+
+def fit(
+    images: Any, *, detector: Detector | None = None, backbone: str | Backbone | Sequence[Backbone] = 'auto',
+    false_alarm_rate: float | None = 0.01, preprocessing: Preprocessing | None = None, batch_size: int = 32,
+    seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+  """Learns what good parts look like, and where the threshold to the others lies.
+
+  Args:
+    images: good ones: a folder, a pattern such as 'parts/**/*.png', a list of paths, or an array
+      [n, h, w, 3] (RGB) or [n, h, w] (gray) uint8.
+    detector: the method; `PatchCore()` by default.
+    backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
+    false_alarm_rate: the share of good images that may alarm; None for no thresholds.
+    preprocessing: what is done to images; by default files are resized to 256 pixels and cropped to 224, and
+      arrays are taken as they are.
+    batch_size: images that pass through the network at once.
+    seed: the seed of everything that is random.
+    progress: called with (stage, done, total).
+
+  Raises:
+    ImageError: a file that cannot be read.
+    ValueError: no images, or a mistake that the message explains.
+
+  >>> import numpy as np
+  >>> rng = np.random.default_rng(0)
+  >>> inspector = fit(rng.integers(100, 110, (4, 32, 32), np.uint8), backbone='resnet18_slim.procedural')
+  >>> inspector.inspect(np.full((32, 32), 250, np.uint8)).anomalous
+  True
+  """
+  if isinstance(backbone, str):
+    backbone = backbones.create(backbone)
+  networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
+  data = inputs.training_data(images, preprocessing, batch_size)
+  rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
+  where = f' of {images}' if isinstance(images, (str, Path)) else ''
+  return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)
+
+
+def fit_data(
+    detector: Detector, data: Data, networks: Sequence[Backbone], run: Run, *,
+    calibrate: CalibrationSpec | None = None, search: SearchSpec | None = None,
+    source: str = '') -> Inspector:
+  """Fits a detector on data, and makes thresholds of cross-fitted scores.
+
+  Args:
+    detector: the method.
+    data: good images.
+    networks: as many as the method needs.
+    run: what the fit may use.
+    calibrate: how thresholds are made; None for the defaults.
+    search: how neighbours are found; no influence on the result.
+    source: where the images come from, for the history, such as ' of FOLDER'.
+
+  Raises:
+    ValueError: no images, or a mistake that the message explains.
+  """
+  calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
+  if calibrate.folds:
+    model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
+  else:
+    model, scores = detector.fit(data, networks, run), None
+  model = model.with_description(fit_seconds=time.monotonic() - began)
+  inspector = Inspector(detector.resolved(networks), model, tuple(networks), search or SearchSpec())
+  if scores:
+    model = model.with_description(calibration=calibration.calibrate(
+        scores.image, scores.map_maxima, false_alarm_rate=calibrate.false_alarm_rate, method='cross',
+        allowances=_allowances(inspector, data, run.seed)))
+  return inspector.with_model(
+      model.recorded(f'fitted on {model.description.num_images} images{source}'))
+
+
+def _allowances(inspector: Inspector, data: Data, seed: int) -> tuple[float, float]:
+  """Measures how much further thresholds are for devices that compute the network otherwise.
+
+  Returns:
+    That of image scores and that of the largest values of maps.
+  """
+  if all(network.elsewhere is None for network in inspector.backbones):
+    return 0.0, 0.0
+  scoring = getattr(inspector.detector, 'scoring', ScoringSpec())
+  sample, others = differences.sample_of(
+      inspector.model, max(scoring.num_neighbors, scoring.support_neighbors), seed)
+  own = sample[processes.part(len(sample))] if jax.process_count() > 1 else sample
+  read = _positions(inspector, data)
+  found = differences.score_differences(
+      inspector.detector, others, data.part([read[i] for i in own]), inspector.backbones, inspector.search)
+  return tuple(0.0 if values is None else float(processes.joined(values).max(initial=0)) for values in found)
+
+
+def _positions(inspector, data) -> list[int]:
+  """Finds where in the data the images lie that the model was fitted on."""
+  names = inspector.model.description.images
+  if not names:  # arrays are all read
+    return list(range(len(data.examples)))
+  positions = {example.image_path: i for i, example in enumerate(data.examples)}
+  return [positions[name] for name in names]

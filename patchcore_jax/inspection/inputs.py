@@ -1,0 +1,169 @@
+"""Images as users have them - a folder, a pattern, paths, arrays - in the forms that a model takes."""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from patchcore_jax import parallel
+from patchcore_jax.data import folder, preprocess
+from patchcore_jax.data.dataset import ArrayData, FileData
+from patchcore_jax.data.folder import Example
+from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.settings import Preprocessing
+
+_AHEAD = 16  # images that are decoded before they are asked for; originals are large
+_WHAT = (
+    'Expected a folder, a pattern, a list of paths, or a uint8 array [n, height, width, 3] or [n, height, '
+    'width]')
+
+
+def training_data(
+    images: Any, preprocessing: Preprocessing | None, batch_size: int, *,
+    on_error: Callable[[ImageError], None] | None = None, **reading) -> FileData | ArrayData:
+  """Makes the data that a detector fits on.
+
+  Args:
+    images: a folder, a pattern such as 'parts/**/*.png', paths, or an array [n, h, w, 3] or [n, h, w] uint8.
+    preprocessing: what is done to them; None for the default with files, and for nothing with arrays.
+    batch_size: images that pass through the network at once.
+    on_error: called with the error of each file that cannot be read, which is then left out; by default the
+      error is raised.
+    **reading: further fields of `FileData`.
+
+  Raises:
+    ValueError: no images, or something else than images.
+  """
+  batch_size = parallel.divisible_batch_size(batch_size)
+  if isinstance(images, np.ndarray):
+    array = as_colour(images)
+    if preprocessing is None:
+      return ArrayData(array, batch_size)
+    array = np.stack([preprocess.transform(Image.fromarray(image), preprocessing) for image in array])
+    return ArrayData(array, batch_size, preprocessing=preprocessing)
+  paths = find_paths(images)
+  name = name_of(images) if isinstance(images, (str, os.PathLike)) else ''
+  return FileData(
+      [Example(path, (), 0, name, 'good') for path in paths], preprocessing or Preprocessing(), batch_size,
+      on_error=on_error, **reading)
+
+
+def find_paths(images: Any) -> list[str]:
+  """Lists the image files that a folder, a pattern or a sequence of paths names.
+
+  Raises:
+    ValueError: none, or something else than paths.
+  """
+  if isinstance(images, (str, os.PathLike)):
+    return folder.find_images(images)
+  if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
+    return [os.fspath(p) for p in images]
+  raise ValueError(f'{_WHAT}, got {_described(images)}.')
+
+
+def as_colour(array: np.ndarray) -> np.ndarray:
+  """Checks an array of images; gray ones get three equal channels.
+
+  Args:
+    array: [n, h, w, 3] or [n, h, w] uint8.
+
+  Returns:
+    [n, h, w, 3] uint8.
+
+  Raises:
+    ValueError: another type or shape.
+  """
+  if array.dtype != np.uint8:
+    advice = ''
+    if array.dtype.kind == 'f':
+      advice = ' Floats between 0 and 1 become pixels by np.round(255 * images).astype(np.uint8).'
+    raise ValueError(f'The images are of type {array.dtype}: expected uint8, 0 to 255.{advice}')
+  if array.ndim == 3 and array.shape[-1] > 4 and len(array):
+    return np.repeat(array[..., None], 3, axis=-1)
+  if array.ndim == 4 and array.shape[-1] == 3 and len(array):
+    return array
+  raise ValueError(
+      f'The images are of shape {array.shape}: expected [n, height, width, 3] in RGB, or [n, height, width] '
+      'in gray, with at least one image.')
+
+
+def is_one(images: Any) -> bool:
+  """Tells whether this is a single image: a file, or an array [h, w, 3] or [h, w].
+
+  >>> is_one(np.zeros((8, 9, 3), np.uint8)), is_one(np.zeros((5, 8, 9), np.uint8))
+  (True, False)
+  """
+  if isinstance(images, (str, os.PathLike)):
+    return not os.path.isdir(images) and not folder.is_pattern(os.fspath(images))
+  if isinstance(images, np.ndarray):
+    return images.ndim == 2 or images.ndim == 3 and images.shape[-1] == 3
+  return isinstance(images, Image.Image)
+
+
+def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
+  """Yields the name of each image, '' for arrays, and the image in its original size.
+
+  Files are decoded in threads, some ahead.
+
+  Args:
+    images: one image or many: files, a folder, a pattern, an array, or any iterable of paths and arrays.
+
+  Raises:
+    ImageError: a file cannot be read.
+    ValueError: something else than images.
+  """
+  if isinstance(images, Image.Image):
+    images = [images]
+  elif isinstance(images, np.ndarray):
+    images = as_colour(images[None] if is_one(images) else images)
+  elif isinstance(images, (str, os.PathLike)):
+    images = folder.find_images(images) if not is_one(images) else [images]
+  elif not isinstance(images, Iterable):
+    raise ValueError(f'{_WHAT}, got {_described(images)}.')
+  with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
+    pending = collections.deque()
+    try:
+      for image in images:
+        pending.append(pool.submit(_open, image))
+        if len(pending) > _AHEAD:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for job in pending:
+        job.cancel()
+
+
+def name_of(where: str | os.PathLike) -> str:
+  """Names what images show, for messages: by the folder that they lie in.
+
+  >>> name_of('data/screw/train/good'), name_of('parts/*.png')
+  ('screw', 'parts')
+  """
+  parts = [p for p in Path(where).absolute().parts if not any(c in p for c in '*?[')]
+  meaningful = [p for p in parts if p not in ('train', 'good')]
+  return (meaningful or parts)[-1]
+
+
+def _open(image) -> tuple[str, Image.Image]:
+  """Opens one image of any kind."""
+  if isinstance(image, (str, os.PathLike)):
+    return os.fspath(image), preprocess.read_image(image)
+  if isinstance(image, Image.Image):
+    return '', image.convert('RGB')
+  if isinstance(image, np.ndarray):
+    return '', Image.fromarray(as_colour(image[None])[0])
+  raise ValueError(f'An image: expected a path or a uint8 array, got {_described(image)}.')
+
+
+def _described(images: Any) -> str:
+  """Describes what was given in place of images."""
+  if isinstance(images, Sequence) and not isinstance(images, str):
+    first = f', the first a {type(images[0]).__name__}' if len(images) else ''
+    return f'a {type(images).__name__} of {len(images)}{first}'
+  return f'a {type(images).__name__}'

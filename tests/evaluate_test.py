@@ -1,0 +1,182 @@
+"""`patchcore evaluate`, `patchcore demo` and `pc.evaluate` measure what experiments.mvtec measures."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import patchcore_jax as pc
+from experiments import mvtec
+from patchcore_jax.builtin import synthetic
+from patchcore_jax.cli import main
+from patchcore_jax.detectors import PaDiM, PatchCore
+from patchcore_jax.evaluation import Settings, evaluate, experiment
+from patchcore_jax.evaluation.data import located
+from patchcore_jax.report import results
+from patchcore_jax.settings import BackboneSpec, CoresetSpec, DataSpec, EmbeddingSpec, Preprocessing
+from tests import conftest, plates, small
+
+# A network that compiles quickly.
+FIELDS = {
+    'data__categories': ('bolt',), 'backbone__name': 'tests.small:backbone', 'backbone__weights': '',
+    'backbone__layers': ()}
+FLAGS = (
+    '--categories=bolt', '--backbone=tests.small:backbone', '--batch-size=4', '--resize=64', '--crop=56',
+    '--ratios=0.2,0.05', '--coreset-projection-dim=16')
+
+
+def run(*arguments):
+  """Runs the command in this process; returns its exit code."""
+  with pytest.raises(SystemExit) as e:
+    main(list(map(str, arguments)))
+  return e.value.code
+
+
+def measured(rows):
+  return [{k: v for k, v in row.items() if k not in plates.TIMINGS} for row in rows]
+
+
+@pytest.fixture(scope='module')
+def expected(pristine, tmp_path_factory):
+  """The rows and the workdir of experiments.mvtec."""
+  workdir = tmp_path_factory.mktemp('mvtec')
+  return mvtec.run(plates.config(pristine, **FIELDS), workdir), workdir
+
+
+class TestCommand:
+
+  def test_is_what_the_binary_does(self, expected, pristine, tmp_path, capsys):
+    rows, workdir = expected
+    out = tmp_path / 'run'
+    assert run('evaluate', pristine, '--out', out, *FLAGS, '--keep-errors') == 0
+    assert measured(results.read_csv(out / 'results.csv')) == measured(rows)
+    assert {p.name for p in out.iterdir()} == {p.name for p in workdir.iterdir()}
+    kept, theirs = (json.loads((folder / 'config.json').read_text()) for folder in (out, workdir))
+    assert kept == {k: v for k, v in theirs.items() if k not in ('published', 'sweep')}
+    said = capsys.readouterr().out
+    assert 'Coreset 0.2 of all' in said and 'paper' not in said and str(out / 'report.html') in said
+
+  def test_a_category_of_its_own_and_another_method(self, pristine, tmp_path):
+    out = tmp_path / 'run'
+    assert run('evaluate', pristine / 'nut', '--out', out, '--detector=padim', '--padim-num-dims=5',
+               *FLAGS[1:-2], '--gallery=0') == 0
+    (row,) = results.read_csv(out / 'results.csv')
+    assert row['category'] == 'nut' and row['bank_size'] is None
+    assert json.loads((out / 'config.json').read_text())['padim']['num_dims'] == 5
+
+  def test_the_same_command_goes_on_after_ctrl_c(self, pristine, tmp_path, monkeypatch, capsys):
+    flags = ('evaluate', pristine, '--out', tmp_path / 'run', *FLAGS[1:])
+    images = experiment.Images
+
+    def interrupted(settings, category):
+      if category.name == 'nut':
+        raise KeyboardInterrupt
+      return images(settings, category)
+
+    monkeypatch.setattr(experiment, 'Images', interrupted)
+    assert run(*flags) == 130
+    assert capsys.readouterr().err == 'error: interrupted. Start the same command again to go on.\n'
+    monkeypatch.undo()
+    assert run(*flags) == 0
+    assert 'bolt: finished before' in capsys.readouterr().out
+    assert {r['category'] for r in results.read_csv(tmp_path / 'run/results.csv')} == {'bolt', 'nut'}
+
+  @pytest.mark.parametrize('flags, words', [
+      (['no/such'], 'The data folder no/such does not exist'),
+      (['.', '--layout=vista'], "--layout.*got 'vista'. Did you mean 'visa'"),
+      (['.', '--detector=padin'], "detector='padin'.*expected one of patchcore, spade, padim"),
+      (['.', '--ratio=abc'], "--ratio.*expected a number, got 'abc'"),
+      (['.', '--ratios=0.1,2'], 'coreset ratio 2.0: expected 0 < ratio <= 1'),
+      (['.', '--categories=screw'], "No category 'screw' .*There are: bolt, nut"),
+      (['.', '--detector=padim', '--ratios=0.1'], '--ratios is for --detector patchcore'),
+      (['.', '--ration=1'], "--ration.*--ratio"),
+      (['bolt/train'], 'No category found in .*train')])
+  def test_slips_are_one_line(self, flags, words, pristine, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(pristine)
+    assert run('evaluate', *flags, '--out', tmp_path / 'run') in (1, 2)
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and error.startswith('error: ')
+    assert re.search(words, error), error
+    assert not (tmp_path / 'run').exists()
+
+  @pytest.mark.parametrize('flags', [['--help'], ['none', '--out=x'], ['.', '--out=x', '--detector=none']])
+  def test_slips_wait_for_no_jax(self, flags):
+    script = (
+        'import sys; from patchcore_jax.cli import main\n'
+        'try: main(sys.argv[1:])\n'
+        'finally: print("jax" in sys.modules, "rich.table" in sys.modules)')
+    done = subprocess.run([sys.executable, '-c', script, 'evaluate', *flags], cwd=conftest.ROOT,
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == 'False False'
+
+
+class TestFunction:
+
+  def test_rows_of_a_network_from_python(self, expected, pristine, tmp_path):
+    rows, _ = expected
+    stages = []
+    found = pc.evaluate(
+        pristine / 'bolt', detector=PatchCore(coreset=CoresetSpec(projection_dim=16)),
+        backbone=small.backbone(), ratios=(0.2, 0.05), preprocessing=Preprocessing((64,), crop=(56,)),
+        batch_size=4, out=tmp_path / 'run', progress=lambda stage, done, total: stages.append(stage))
+    assert measured(found) == measured(rows)
+    assert stages[-1] == 'bolt: predict' and (tmp_path / 'run/report.html').exists()
+
+  def test_nothing_is_written_without_out(self, pristine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (row,) = evaluate(
+        pristine, detector=PaDiM(5), backbone='tests.small:backbone', categories=['nut'],
+        preprocessing=Preprocessing((64,), crop=(56,)))
+    assert row['category'] == 'nut' and row['aupro'] is not None
+    assert not list(tmp_path.iterdir())
+
+  def test_errors(self, pristine, tmp_path):
+    with pytest.raises(ValueError, match="data.source='cloud': expected one of"):
+      evaluate(pristine, layout='cloud')
+    with pytest.raises(ValueError, match=r'ratios=\(0.1,\): PaDiM has no coreset'):
+      evaluate(pristine, detector=PaDiM(), ratios=(0.1,))
+
+
+class TestSettings:
+
+  def test_the_bank_has_the_largest_ratio(self):
+    settings = Settings(DataSpec(), PatchCore(0.5), (0.01, 0.25))
+    assert settings.detector.ratio == 0.25 and settings.method is settings.detector
+    assert Settings(DataSpec(), PatchCore(0.5)).ratios == (0.5,)
+    assert Settings(DataSpec(), PaDiM()).ratios == (1.0,)
+
+  def test_several_networks_are_an_ensemble(self):
+    settings = Settings(DataSpec(), ratios=(0.25, 0.1), backbone=BackboneSpec('resnet18+resnet34'))
+    assert settings.method.member == settings.detector and settings.method.ratios == (0.1,)
+
+  def test_sections_of_the_config(self):
+    more = {'published': {'ratios': [0.1]}, 'embedding': {'kind': 'mean'}, 'padim': {'epsilon': 9.0}}
+    config = Settings(DataSpec(), PaDiM(7), more=more).to_json()
+    assert config['padim'] == PaDiM(7).settings() and config['detector'] == 'padim'
+    assert config['embedding'] == {'kind': 'mean'} and config['published'] == more['published']
+    config = Settings(DataSpec(), PatchCore(embedding=EmbeddingSpec('adaptive')), more=more).to_json()
+    assert config['padim'] == {'epsilon': 9.0} and config['embedding']['kind'] == 'adaptive'
+
+  def test_a_folder_of_one_category(self, pristine, monkeypatch):
+    found = DataSpec(root=str(pristine), categories=('nut',))
+    monkeypatch.chdir(pristine / 'nut')
+    assert located(DataSpec(root='.')) == located(DataSpec(root=str(pristine / 'nut'))) == found
+    assert located(DataSpec(root=str(pristine))) == DataSpec(root=str(pristine))
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+  for name, few in {'NUM_TRAIN': 3, 'NUM_TEST': 26}.items():  # one good image to test with
+    monkeypatch.setattr(synthetic, name, few)
+  out = tmp_path / 'a demo'
+  assert run('demo', '--out', out, '--categories=gear') == 0
+  said = capsys.readouterr().out
+  assert [r['coreset_ratio'] for r in results.read_csv(out / 'results/results.csv')] == [0.1, 0.01]
+  fit, predict = (shlex.split(line) for line in said.splitlines() if line.startswith('  patchcore'))
+  assert fit[:2] == ['patchcore', 'fit'] and predict[1:3] == ['predict', fit[-1]]
+  for folder in (fit[2], predict[3]):
+    with Image.open(f'{folder}/000.png') as image:
+      assert image.size == (300, 300)

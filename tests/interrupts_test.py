@@ -1,0 +1,46 @@
+"""Ctrl-C ends a process whatever its main thread does."""
+
+import signal
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+
+def _interrupted(script):
+  """(exit code, standard error) of a script that is interrupted when it has printed a line."""
+  with subprocess.Popen(
+      [sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      text=True) as process:
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+  return process.returncode, said
+
+
+def test_what_swallows_exceptions_does_not_keep_it():
+  assert _interrupted("""
+import time
+from patchcore_jax.cli import interrupts
+with interrupts.ends_at_once('bye', 7):
+  print('here', flush=True)
+  while True:
+    try:
+      time.sleep(60)
+    except BaseException:
+      pass
+""") == (7, 'bye\n')
+
+
+def test_afterwards_it_is_an_exception_again():
+  assert _interrupted("""
+import time
+from patchcore_jax.cli import interrupts
+with interrupts.ends_at_once('bye', 7):
+  pass
+try:
+  print('here', flush=True)
+  time.sleep(60)
+except KeyboardInterrupt:
+  raise SystemExit(3)
+""") == (3, '')
