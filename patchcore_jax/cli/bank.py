@@ -37,9 +37,6 @@ def _action(function: Callable) -> Callable:
 _out = options.option(
     '--out', metavar='NEW', group='Common', show_default=False,
     help='A new folder for the changed model; by default it replaces BANK in one step.')
-_weights = options.option(
-    '--backbone-weights', default='', metavar='FILE', group='Common', show_default=False,
-    help="The file of the network's weights, where it lies elsewhere than at the fit.")
 _batch_size = options.option(
     '--batch-size', default=32, type=click.IntRange(min=1), group='Common',
     help='Images that pass through the network at once.')
@@ -61,7 +58,7 @@ def _info(bank: str, debug: bool, compilation_cache: str) -> None:
 @click.argument('images')
 @_out
 @_batch_size
-@_weights
+@arguments.backbone_weights
 def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights: str, debug: bool,
             compilation_cache: str) -> None:
   def change(inspector, skipped):
@@ -82,7 +79,7 @@ def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights:
                 help='The share of good images that may alarm.')
 @_out
 @_batch_size
-@_weights
+@arguments.backbone_weights
 def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_size: int,
                backbone_weights: str, debug: bool, compilation_cache: str) -> None:
   def change(inspector, skipped):
