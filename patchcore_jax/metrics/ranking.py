@@ -53,4 +53,6 @@ def average_precision(labels, scores) -> float:
   0.8333
   """
   precision, recall = working_points.precision_recall_curve(labels, scores)
-  return float(np.sum(np.diff(recall) * precision[1:]))
+  steps = np.diff(recall) * precision[1:]
+  # From the lowest threshold on, as scikit-learn does: the sum is then the same to the last bit.
+  return float(np.sum(np.ascontiguousarray(steps[::-1])))
