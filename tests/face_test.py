@@ -360,3 +360,19 @@ class TestImport:
                        cwd=conftest.ROOT).stdout.split(' ', 1) for _ in range(3)]
     assert all(loaded.strip() == '[]' for _, loaded in outputs), outputs
     assert statistics.median(float(seconds) for seconds, _ in outputs) < 0.3
+
+
+def test_mistakes_are_told_at_once():
+  inspector = small.inspector()
+  for images, message in (
+      (None, 'got a NoneType'), (np.zeros((8, 8, 4), np.uint8), 'of shape'),
+      (np.zeros((8, 8)), 'expected uint8')):
+    with pytest.raises(ValueError, match=message):
+      inspector.inspect(images)  # an iterator would tell only when it is asked
+  with pytest.raises(ValueError, match='One image: thresholds take at least 2.*--folds 0'):
+    pc.fit(small.images(1), backbone=small.backbone())
+
+
+def test_a_method_by_its_name():
+  inspector = pc.fit(small.images(6), detector='mahalanobis_ad', backbone=small.backbone())
+  assert inspector.detector == pc.MahalanobisAD()

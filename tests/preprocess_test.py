@@ -242,3 +242,12 @@ class TestPreprocessing:
   def test_errors_name_the_field(self, kwargs, words):
     with pytest.raises(ValueError, match=words):
       Preprocessing(**kwargs)
+
+
+def test_pages_are_read_by_their_number(tmp_path):
+  pages = [Image.new('RGB', (6, 4), (40 * i,) * 3) for i in range(3)]
+  pages[0].save(tmp_path / 'i.tif', save_all=True, append_images=pages[1:])
+  for i in range(3):
+    assert np.asarray(preprocess.read_image(tmp_path / 'i.tif', page=i)).max() == 40 * i
+  with pytest.raises(preprocess.ImageError, match='i.tif has 3 pages: there is no page 3, counted from 0'):
+    preprocess.read_image(tmp_path / 'i.tif', page=3)

@@ -316,3 +316,10 @@ class TestBankOfFormat2:
 
 def _nearly(found, expected):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_folder_of_images_is_no_model(tmp_path):
+  (tmp_path / 'a.png').write_bytes(b'')
+  with pytest.raises(BankError, match='is a folder, and no model: expected one that `patchcore fit`') as e:
+    store.restore(tmp_path)
+  assert 'emove' not in str(e.value)  # it holds somebody's images

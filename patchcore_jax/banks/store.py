@@ -181,6 +181,10 @@ def restore_arrays(
   except BankError:
     raise
   except Exception as e:  # Orbax and TensorStore have many types for a damaged checkpoint
+    if not any((path / name).exists() for name in ('description', 'arrays')):  # perhaps a folder of images
+      raise BankError(
+          f'{path} is a folder, and no model: expected one that `patchcore fit` or Inspector.save '
+          'made.') from e
     raise BankError(
         f'{path} is not a complete model ({type(e).__name__}: {str(e).splitlines()[0]}). '
         'Remove it and fit again.') from e

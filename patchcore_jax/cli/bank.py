@@ -64,6 +64,10 @@ def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
+    if again := upkeep.known_names(inspector, images):
+      terminal.say(
+          f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, they '
+          'count twice for the thresholds, and these promise too much.')
     with terminal.progress_bar('images') as progress:
       return upkeep.append(
           inspector, images, batch_size=batch_size, on_error=skipped.append, progress=progress)
@@ -184,6 +188,10 @@ def _keep(bank, out, before, after) -> None:
   else:
     store.replace(bank, after)
   terminal.say(f'{out or bank}: {after.description.history[-1].what}')
+  if found := after.description.calibration:
+    from patchcore_jax.cli.fit import verdict
+
+    terminal.say(verdict(found, after.description.images)[0])
   if before.description.calibration and not after.description.calibration:
     terminal.say(
         'Its thresholds are gone, because scores are larger now. `patchcore bank calibrate` makes new ones '

@@ -69,7 +69,7 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import inputs
 
-    for line in report(survey.survey(paths)):
+    for line in (*folder.left_out(good, paths), *report(survey.survey(paths))):
       terminal.say(line)
     networks = methods.networks_of(values, seed)
   for network in networks:

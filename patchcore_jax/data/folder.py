@@ -12,7 +12,7 @@ sorted by name, so that no result depends on the order in which a file system li
 import dataclasses
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,6 +202,31 @@ def find_images(where: str | os.PathLike) -> list[str]:
   if not found:
     raise ValueError(f'The pattern {where!r} matches no image: expected files named {_suffixes()}.')
   return found
+
+
+def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathLike = '') -> list[str]:
+  """Tells in lines what `find_images` passed by in a folder: whose images they are, and folders beside.
+
+  Args:
+    where: what it was given.
+    paths: what it found.
+    out: a folder that is written to, whose pictures are no images to look at.
+  """
+  where = Path(where)
+  if not where.is_dir() or not paths:
+    return []
+  taken, lines = Path(paths[0]).parent, []
+  if taken != where:
+    lines.append(f'{where} itself holds no images: those of {taken} are taken')
+  beside = sorted(
+      p.relative_to(where).as_posix() for p in (*where.iterdir(), *taken.iterdir())
+      if p.is_dir() and p != taken and p not in taken.parents and p.absolute() != Path(out).absolute()
+      and any(map(is_image, p.rglob('*'))))
+  if beside:
+    lines.append(
+        f'not looked into: {", ".join(dict.fromkeys(beside))}. For the images there too give a pattern, such '
+        f"as '{where}/**/*.png'")
+  return lines
 
 
 def matching(pattern: str) -> list[str]:

@@ -103,7 +103,8 @@ def _dims(backbone, batch, detector, seed):
   if detector.num_dims > channels:
     raise ValueError(
         f'padim.num_dims={detector.num_dims}: the layers {", ".join(backbone.layers)} of {backbone.name} '
-        f'have {channels} channels. Choose fewer (100 is the paper\'s for ResNet-18), or 0 for all.')
+        f'have {channels} channels. Choose fewer (100 is the paper\'s for ResNet-18), or 0 for all: '
+        '--padim-num-dims 0.')
   chosen = np.random.default_rng(seed).permutation(channels)[:detector.num_dims or channels]
   return np.sort(chosen).astype(np.int32)
 

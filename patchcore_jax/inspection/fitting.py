@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from patchcore_jax import backbones, processes
+from patchcore_jax import backbones, detectors, processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import calibration
 from patchcore_jax.detectors import Data, Detector, PatchCore, Run
@@ -17,15 +17,17 @@ from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, 
 
 
 def fit(
-    images: Any, *, detector: Detector | None = None, backbone: str | Backbone | Sequence[Backbone] = 'auto',
-    false_alarm_rate: float | None = 0.01, preprocessing: Preprocessing | None = None, batch_size: int = 32,
-    seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    images: Any, *, detector: Detector | str | None = None,
+    backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
+    preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
     images: good ones: a folder, a pattern such as 'parts/**/*.png', a list of paths, or an array
       [n, h, w, 3] (RGB) or [n, h, w] (gray) uint8.
-    detector: the method; `PatchCore()` by default.
+    detector: the method, such as `PatchCore(ratio=0.05)`, which is the default with its ratio of 0.1, or the
+      name of one with its usual settings, such as 'padim'.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
     false_alarm_rate: the share of good images that may alarm; None for no thresholds.
     preprocessing: what is done to images; by default files are resized to 256 pixels and cropped to 224, and
@@ -46,6 +48,8 @@ def fit(
   """
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
+  if isinstance(detector, str):
+    detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
   data = inputs.training_data(images, preprocessing, batch_size)
   rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
@@ -73,6 +77,10 @@ def fit_data(
     ValueError: no images, or a mistake that the message explains.
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
+  if calibrate.folds and len(data.examples) < 2:
+    raise ValueError(
+        'One image: thresholds take at least 2, each scored by a model of the others. Give more, or make '
+        'none (--folds 0, or false_alarm_rate=None in Python).')
   if calibrate.folds:
     model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
   else:

@@ -92,6 +92,14 @@ def as_colour(array: np.ndarray) -> np.ndarray:
       'in gray, with at least one image.')
 
 
+def check(images: Any) -> None:
+  """Raises ValueError, before anything is done, for what cannot be one image or many."""
+  if isinstance(images, np.ndarray):
+    as_colour(images[None] if is_one(images) else images)
+  elif not isinstance(images, (str, os.PathLike, Image.Image, Iterable)):
+    raise ValueError(f'{_WHAT}, got {_described(images)}.')
+
+
 def is_one(images: Any) -> bool:
   """Tells whether this is a single image: a file, or an array [h, w, 3] or [h, w].
 

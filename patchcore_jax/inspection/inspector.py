@@ -93,6 +93,7 @@ class Inspector:
       ImageError: a file cannot be read, or an image of a size that the model does not take.
       ValueError: something else than images.
     """
+    inputs.check(images)
     one, find = inputs.is_one(images), importlib.import_module('patchcore_jax.inspection.finding').findings
     return next(find(self, images, 1)) if one else find(self, images, batch_size)
 

@@ -141,6 +141,8 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
     arrivals.arriving(options.images, stop=threading.Event())  # says what is wrong with the folder
   else:
     paths, denied = _listed(options)
+    for line in folder.left_out(options.images, paths, options.out):
+      say(line)
   with answers.writing_to(options.out):  # is tried now rather than after the long work
     predictions.discard(predictions.unfinished(options.out))
   began = time.monotonic()
