@@ -125,6 +125,21 @@ def test_another_method(shell):
   assert set(_decisions(shell.folder / 'padim_out').values()) == {'anomalous'}
 
 
+@pytest.mark.parametrize('method', [('--ratio=0.01',), ('--detector=padim', '--padim-num-dims=50')])
+def test_real_parts(shell, realdata, method):
+  """Few images of a transistor, at the usual size; how well they are told apart is not for so few."""
+  transistor, name = realdata / 'mvtec_ad/transistor', method[-1].strip('-')
+  for source, folder in (('train/good', f'{name}/good'), ('test/bent_lead', f'{name}/new')):
+    (shell.folder / folder).mkdir(parents=True)
+    for path in sorted((transistor / source).iterdir())[:6]:
+      shutil.copy(path, shell.folder / folder)
+  shell.run(shell.patchcore, 'fit', f'{name}/good', '--out', f'{name}/bank', '--folds=2', *method,
+            '--backbone=resnet18_slim.procedural')
+  shell.run(shell.patchcore, 'predict', f'{name}/bank', f'{name}/new', '--out', f'{name}/out', '--why')
+  assert len(_decisions(shell.folder / name / 'out')) == 6
+  assert len(list((shell.folder / name / 'out/overlays').iterdir())) == 6
+
+
 def test_demo(shell):
   """Its images are drawn; one kind of part is enough here."""
   told = shell.run(shell.patchcore, 'demo', '--categories=gear')
