@@ -131,7 +131,7 @@ def crossed(fitted):
 
 @pytest.fixture(scope='module')
 def inspector(fitted, crossed):
-  """With thresholds."""
+  """An inspector with thresholds, of each detector."""
   _, scores = crossed
   found = calibration.calibrate(scores.image, scores.map_maxima, false_alarm_rate=0.2, method='cross')
   model = fitted.model.with_description(calibration=found)

@@ -33,7 +33,7 @@ def _rows(bank):
 
 
 def _distances(points, rows):
-  """To the nearest row, in float64."""
+  """Computes the distances to the nearest row, in float64."""
   points, rows = points.reshape(-1, points.shape[-1]).astype(np.float64), rows.astype(np.float64)
   return np.sqrt(((points[:, None] - rows[None]) ** 2).sum(-1)).min(1)
 

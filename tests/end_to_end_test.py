@@ -155,7 +155,7 @@ class TestResume:
     assert plates.results(tmp_path / 'run') == before
 
   def test_a_workdir_of_a_version_before_goes_on(self, tmp_path, capsys):
-    """Of testdata/README.md: its results are read, its config is today's, and its bank is used."""
+    """Its results are read, its config is today's, and its bank is used (testdata/README.md says of what)."""
     data, run = tmp_path / 'data', tmp_path / 'run'
     for folder, images in (('train/good', small.images(10)), ('test/good', small.images(4, seed=7)),
                            ('test/spot', small.images(3, seed=8))):

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import pickle
 import pydoc
+import shutil
 import statistics
 import subprocess
 import sys
@@ -208,7 +209,7 @@ class TestInspect:
     assert of_files.inspect(wide).path == str(wide)
 
   def test_any_iterable_of_any_images(self, folder, of_files):
-    """Those of an endless one are read some ahead, not all."""
+    """Reads an endless iterable only some images ahead."""
     path = folder / 'new/0.png'
     pixels = np.asarray(Image.open(path))
     from_file, from_array, from_pillow = of_files.inspect(iter([path, pixels, Image.open(path)]))
@@ -242,7 +243,7 @@ class TestInspect:
     assert '\n' not in str(error.value)
 
   def test_they_are_the_findings_of_the_service(self, folder, of_files):
-    """Which prepares images and scores them by `scorer` and `find`."""
+    """The service prepares images and scores them by `scorer` and `find`."""
     data = FileData([Example(str(folder / 'new/0.png'), (), 0, '', '')], PREPROCESSING, 1)
     (batch,) = data.batches()
     scores = inspection.scorer(of_files, 1)(batch.image)
@@ -376,3 +377,13 @@ def test_mistakes_are_told_at_once():
 def test_a_method_by_its_name():
   inspector = pc.fit(small.images(6), detector='mahalanobis_ad', backbone=small.backbone())
   assert inspector.detector == pc.MahalanobisAD()
+
+
+def test_what_a_folder_passes_by_is_warned_of(folder, of_files, tmp_path):
+  good = shutil.copytree(folder / 'good', tmp_path / 'parts/good')
+  (good / 'notes.txt').write_text('')
+  with pytest.warns(UserWarning) as told:
+    found = list(of_files.inspect(good.parent))
+  assert len(found) == sum(path.suffix == '.png' for path in good.iterdir())
+  assert [str(w.message).partition(':')[0] for w in told] == [
+      f'{good.parent} itself holds no images', 'not read, because of their names']

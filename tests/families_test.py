@@ -86,7 +86,7 @@ def architecture(family):
 
 @pytest.fixture(scope='module')
 def variables(family, architecture):
-  """Of the whole network."""
+  """Makes variables of the whole network."""
   return family.init(architecture, 0)
 
 

@@ -81,3 +81,7 @@ def test_what_is_passed_by_is_told(tmp_path):
   assert first == f'{tmp_path} itself holds no images: those of {tmp_path / "good"} are taken'
   assert second.startswith('not looked into: bent. ') and f"'{tmp_path}/**/*.png'" in second
   assert folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent')) == []
+  for name in ('b.gif', 'noext', '.hidden'):
+    (tmp_path / 'bent' / name).write_bytes(b'')
+  (line,) = folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent'))
+  assert line.startswith('not read, because of their names: 2 files, such as b.gif; images are png jpg')

@@ -41,7 +41,7 @@ def _run(path, devices, num_processes=1):
 
 @functools.cache
 def _expected():
-  """In this process, on one device."""
+  """Computes the same in this process, on one device."""
   points = many_devices.points()
   selections = [
       coreset.dense_greedy_k_center(points, 700, start=[5, 600, 6000]).tolist(),

@@ -66,7 +66,7 @@ def _resize(browser, width, height, *, mobile=False, dark=False):
 
 
 def _names(browser):
-  """Of the pictures that the gallery shows, in order, as far as they are there."""
+  """Lists the names of the pictures that the gallery shows, in order, as far as they are there."""
   return browser.execute_script('return [...document.querySelectorAll(".tile")].map(t => t.title)')
 
 

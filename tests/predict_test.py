@@ -218,7 +218,7 @@ class TestRun:
       assert min(r['calibrated_score'] for r in rows) > 0.5
 
   def test_memory_does_not_grow_with_the_images(self, bank, tmp_path, monkeypatch):
-    """Of 80 images at most a few are held at a time; the report shows those that tell most."""
+    """At most a few of 80 images are held at a time; the report shows those that tell most."""
     monkeypatch.setattr(answers, '_GALLERY', 4)
     folder, alive, most = tmp_path / 'many', set(), []
     folder.mkdir()

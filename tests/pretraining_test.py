@@ -278,7 +278,7 @@ class TestPool:
 
 
 def losses_of_three_steps():
-  """For a process with other devices."""
+  """Computes the losses that a process with other devices must have too."""
   resnet.ARCHITECTURES |= TINY
   return np.array(_trained()[1])
 

@@ -103,7 +103,7 @@ def on_devices(count: int, module: str, expression: str):
 
 
 def inspector(detector=None, **description) -> inspection.Inspector:
-  """Of a bank of noise, with thresholds and pictures; its images are cut to 32 x 24 pixels."""
+  """Makes an inspector of a bank of noise, with thresholds and pictures; images are cut to 32 x 24 pixels."""
   detector = detector or PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
   network = backbones.create('tests.small:backbone')
   model = fit(detector, network=network, keep_images=True).with_description(**{

@@ -43,7 +43,7 @@ def _model(m=40, d=8):
 
 
 def _full_description():
-  """With every field set to something that is not its default."""
+  """Makes a description with every field set to something that is not its default."""
   network = dataclasses.replace(_NETWORK, source=Source('net.tag', 'file.safetensors', 3))
   return Description(
       'padim', {'num_dims': 7, 'sigma': 2.5, 'none': None, 'list': [1, 'a'], 'nested': {'b': True}},

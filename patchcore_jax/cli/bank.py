@@ -147,7 +147,8 @@ def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: s
 def _change_inspector(bank, out, weights, compilation_cache, images, change) -> None:
   """Changes a model whose network is needed, and tells which images could not be read."""
   _check(bank, out)
-  folder.find_images(images)
+  for line in folder.left_out(images, folder.find_images(images)):
+    terminal.say(line)
   from patchcore_jax.banks import store
 
   before = store.restore(bank)

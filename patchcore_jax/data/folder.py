@@ -205,7 +205,7 @@ def find_images(where: str | os.PathLike) -> list[str]:
 
 
 def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathLike = '') -> list[str]:
-  """Tells in lines what `find_images` passed by in a folder: whose images they are, and folders beside.
+  """Tells in lines what `find_images` passed by in a folder: folders beside, and files not named as images.
 
   Args:
     where: what it was given.
@@ -226,6 +226,12 @@ def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathL
     lines.append(
         f'not looked into: {", ".join(dict.fromkeys(beside))}. For the images there too give a pattern, such '
         f"as '{where}/**/*.png'")
+  others = sorted(
+      p.name for p in taken.iterdir() if p.is_file() and not is_image(p) and not p.name.startswith('.'))
+  if others:
+    lines.append(
+        f'not read, because of their names: {len(others)} file{"s" if len(others) > 1 else ""}, such as '
+        f'{others[0]}; images are {_suffixes()}')
   return lines
 
 

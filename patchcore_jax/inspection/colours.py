@@ -1,4 +1,4 @@
-"""Where the colours of heatmaps begin and end: the same for all images of a model, so that they compare."""
+"""The limits of the colours of heatmaps: the same for all images of a model, so that they compare."""
 
 import numpy as np
 

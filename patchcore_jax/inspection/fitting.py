@@ -48,6 +48,7 @@ def fit(
   """
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
+  inputs.warn_of_left_out(images)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,13 @@ def find_paths(images: Any) -> list[str]:
   if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
     return [os.fspath(p) for p in images]
   raise ValueError(f'{_WHAT}, got {_described(images)}.')
+
+
+def warn_of_left_out(images: Any) -> None:
+  """Warns of the files and folders in a folder that are passed by, as the commands say them."""
+  if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+    for line in folder.left_out(images, folder.find_images(images)):
+      warnings.warn(line, stacklevel=3)
 
 
 def as_colour(array: np.ndarray) -> np.ndarray:

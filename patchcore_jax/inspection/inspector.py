@@ -94,6 +94,7 @@ class Inspector:
       ValueError: something else than images.
     """
     inputs.check(images)
+    inputs.warn_of_left_out(images)
     one, find = inputs.is_one(images), importlib.import_module('patchcore_jax.inspection.finding').findings
     return next(find(self, images, 1)) if one else find(self, images, batch_size)
 
@@ -108,10 +109,12 @@ class Inspector:
 
   def append(self, images: Any, **arguments) -> 'Inspector':
     """Adds what the bank does not cover of further good images (`upkeep.append`, with its arguments)."""
+    inputs.warn_of_left_out(images)
     return importlib.import_module('patchcore_jax.inspection.upkeep').append(self, images, **arguments)
 
   def calibrate(self, images: Any, **arguments) -> 'Inspector':
     """Makes thresholds of good images not fitted on (`upkeep.calibrate`, with its arguments)."""
+    inputs.warn_of_left_out(images)
     return importlib.import_module('patchcore_jax.inspection.upkeep').calibrate(self, images, **arguments)
 
   def export(self, path: str | os.PathLike, **arguments) -> dict[str, Any]:
