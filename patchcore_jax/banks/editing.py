@@ -200,7 +200,7 @@ def calibrate(
   found = calibration.calibrate(
       image_scores, map_maxima, false_alarm_rate=false_alarm_rate, allowances=allowances)
   return model.with_description(calibration=found).recorded(
-      f'thresholds from {len(image_scores)} images that are not in the bank')
+      f'thresholds from {len(image_scores)} images that were given as new')
 
 
 def check_is_bank(model: Model) -> None:

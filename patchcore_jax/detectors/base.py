@@ -148,6 +148,9 @@ class Detector:
     title: its name in reports and tables.
     module: the module with the functions `fit(detector, data, backbones, run)` and
       `score_fn(detector, model, backbones, search, program)`.
+    has_coreset: whether a model keeps patches in the order of their selection, so that its first rows are the
+      model of a smaller coreset ratio. Such a method has a setting `ratio`, and its module `score_fn_at`,
+      `bank_size` and `statistics_at`.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
       a `HostScoreFn`, and is neither exported nor a member of ensembles.
@@ -156,6 +159,7 @@ class Detector:
   name: ClassVar[str]
   title: ClassVar[str]
   module: ClassVar[str] = ''
+  has_coreset: ClassVar[bool] = False
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''
 
@@ -191,6 +195,23 @@ class Detector:
     importlib.import_module('patchcore_jax.detectors.streaming').check(self, model, backbones)
     return self._code().score_fn(
         self.resolved(backbones), model, tuple(backbones), search or SearchSpec(), program)
+
+  def score_fn_at(
+      self, model: Model, backbones: Sequence[Any], ratios: Sequence[float], *,
+      search: SearchSpec | None = None) -> ScoreFn:
+    """Makes a score function whose result is a tuple, the `Scores` at each coreset ratio, in one pass.
+
+    Args:
+      ratios: in any order, none larger than the model's; of a method without a coreset it is (1.0,).
+    """
+    if not self.has_coreset:
+      streaming = importlib.import_module('patchcore_jax.detectors.streaming')
+      return streaming.in_tuple(self.score_fn(model, backbones, search=search))
+    return self._code().score_fn_at(self, model, tuple(backbones), ratios, search=search)
+
+  def bank_size(self, model: Model, ratio: float) -> int | None:
+    """Counts the patches that a coreset ratio keeps; None for a method without a coreset."""
+    return self._code().bank_size(model, ratio) if self.has_coreset else None
 
   def fit_and_cross_score(
       self, data: Data, backbones: Sequence[Any], run: Run | None = None, *, folds: int,
@@ -231,6 +252,14 @@ class Detector:
       code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
     return code.statistics(
         self.resolved(backbones), model, data, tuple(backbones), run or Run(), search=search or SearchSpec())
+
+  def statistics_at(
+      self, model: Model, data: Data, backbones: Sequence[Any], run: Run, ratios: Sequence[float],
+  ) -> list[Statistics]:
+    """Measures the same at each coreset ratio; without a coreset, once."""
+    if not self.has_coreset:
+      return [self.statistics(model, data, backbones, run)]
+    return self._code().statistics_at(self, model, data, tuple(backbones), run, ratios, search=SearchSpec())
 
   def resolved(self, backbones: Sequence[Any]) -> 'Detector':
     """Settles what the settings leave to the networks; most methods leave nothing."""

@@ -18,9 +18,9 @@ from patchcore_jax import processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model, to_json
-from patchcore_jax.detectors import patchcore, streaming
+from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Data, Run, ScoreFn, Scores
-from patchcore_jax.detectors.settings import Ensemble, PatchCore
+from patchcore_jax.detectors.settings import Ensemble, of_model
 from patchcore_jax.settings import SearchSpec
 
 
@@ -44,7 +44,7 @@ def fit(detector: Ensemble, data: Data, backbones: Sequence[Backbone], run: Run)
     own = dataclasses.replace(run, checkpoints=None, keep_images=False)
     model = _fitted(detector, data, backbone, own, run.checkpoints and Path(run.checkpoints) / str(i))
     models.append(model)
-    spread.append(_statistics(detector, model, data, backbone, own))
+    spread.append(detector.member.statistics_at(model, data, (backbone,), own, _ratios(detector)))
   arrays = {f'{i}.{name}': array for i, model in enumerate(models) for name, array in model.arrays.items()}
   mean, std = np.moveaxis(np.array(spread, np.float64), 2, 0)
   if not (std > 0).all():
@@ -92,16 +92,26 @@ def score_fn_at(
     ValueError: another ratio, or a method that has none.
   """
   streaming.check(detector, model, backbones)
-  known = (detector.member.ratio, *detector.ratios) if isinstance(detector.member, PatchCore) else ()
+  known = _ratios(detector)
   if unknown := [ratio for ratio in ratios if ratio not in known]:
     raise ValueError(
         f'Ratios {unknown}: the statistics of this ensemble are of {list(known)}. Use one of these, or fit '
         'with others in Ensemble.ratios.')
   places = [known.index(ratio) for ratio in ratios]
   parts = [
-      patchcore.score_fn_at(detector.member, member, (backbone,), ratios, search=search)
+      detector.member.score_fn_at(member, (backbone,), ratios, search=search)
       for member, backbone in zip(members(model), backbones, strict=True)]
   return _combined(parts, model, places, several=True)
+
+
+def bank_size(model: Model, ratio: float) -> int:
+  """Counts the patches that the banks of all members hold at a coreset ratio."""
+  return sum(of_model(member).bank_size(member, ratio) for member in members(model))
+
+
+def _ratios(detector) -> tuple[float, ...]:
+  """Lists the coreset ratios that the ensemble has statistics for; () without a coreset."""
+  return (detector.member.ratio, *detector.ratios) if detector.has_coreset else ()
 
 
 def _fitted(detector, data, backbone, run, checkpoint):
@@ -115,15 +125,6 @@ def _fitted(detector, data, backbone, run, checkpoint):
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     store.save(checkpoint, model)
   return model
-
-
-def _statistics(detector, model, data, backbone, run):
-  """Measures how a member's scores spread: [1 + number of further ratios] of (mean, std)."""
-  if isinstance(detector.member, PatchCore):
-    return patchcore.statistics_at(
-        detector.member, model, data, (backbone,), run, (detector.member.ratio, *detector.ratios),
-        search=SearchSpec())
-  return [detector.member.statistics(model, data, (backbone,), run)]
 
 
 def _combined(parts, model, places, several):

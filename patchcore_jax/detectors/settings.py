@@ -31,6 +31,7 @@ class PatchCore(Detector):
   name: ClassVar[str] = 'patchcore'
   title: ClassVar[str] = 'PatchCore'
   module: ClassVar[str] = 'patchcore_jax.detectors.patchcore'
+  has_coreset: ClassVar[bool] = True
   only_scoring: ClassVar[tuple[str, ...]] = ('scoring',)
 
   ratio: float = 0.1
@@ -192,7 +193,7 @@ class Ensemble(Detector):
 
   Attributes:
     member: the method.
-    ratios: for PatchCore, further coreset ratios at which it can be scored, besides its own.
+    ratios: further coreset ratios at which it can be scored, besides that of the member.
 
   Raises:
     ValueError: a method that cannot be a member.
@@ -208,8 +209,13 @@ class Ensemble(Detector):
   def __post_init__(self):
     if self.member.host_step:
       raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
-    if self.ratios and not isinstance(self.member, PatchCore):
+    if self.ratios and not self.has_coreset:
       raise ValueError(f'ratios={self.ratios}: {self.member.title} has no coreset. Leave them empty.')
+
+  @property
+  def has_coreset(self) -> bool:
+    """Whether the members have one."""
+    return self.member.has_coreset
 
   def settings(self) -> dict[str, Any]:
     return {

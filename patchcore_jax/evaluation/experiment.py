@@ -23,7 +23,7 @@ from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Category
-from patchcore_jax.detectors import Ensemble, PatchCore, Run, ScoreFn, Scores, ensemble, patchcore, streaming
+from patchcore_jax.detectors import Run, Scores, streaming
 from patchcore_jax.evaluation import page
 from patchcore_jax.evaluation.data import load_categories
 from patchcore_jax.evaluation.images import Images
@@ -144,7 +144,8 @@ class Experiment:
     settings = self.settings
     with self._listener.progress(images.name) as progress:
       model = self._fit_or_restore(backbones, images, progress)
-      score_fn, sizes = self._at_ratios(model, backbones)
+      sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
+      score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
       test, masks, times = [], [], [time.monotonic()]
       part = processes.part(len(images.test))
       batches = _keep_masks(images.test.part(range(part.start, part.stop)).batches(), masks)
@@ -194,10 +195,9 @@ class Experiment:
     page.write(self._workdir, settings, self.rows)
 
   def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Restores the bank in the workdir, or fits. Models without a bank are not kept: they can be large."""
+    """Restores the bank in the workdir, or fits. Models without a coreset are not kept: they can be large."""
     detector, path = self.settings.method, self._workdir / 'banks' / images.name
-    kept = isinstance(detector, PatchCore | Ensemble)
-    if kept and path.exists():
+    if detector.has_coreset and path.exists():
       return store.restore(path, expected={
           'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
           'backbones': [streaming.network_fields(backbone) for backbone in backbones],
@@ -212,25 +212,10 @@ class Experiment:
         seed=self.settings.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
         checkpoints=members, several_processes=jax.process_count() > 1))
     model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
-    if kept and processes.is_first():
+    if detector.has_coreset and processes.is_first():
       store.save(path, model)
       shutil.rmtree(members, ignore_errors=True)
     return model
-
-  def _at_ratios(
-      self, model: Model, backbones: Sequence[Backbone]) -> tuple[ScoreFn, dict[float, int | None]]:
-    """Makes a score function that returns a tuple, one of all ratios, and counts the patches of each bank."""
-    detector, ratios, search = self.settings.method, self.settings.ratios, self.settings.search
-    if isinstance(detector, PatchCore):
-      sizes = [patchcore.bank_size(model, ratio) for ratio in ratios]
-      score_fn = patchcore.score_fn_at(detector, model, backbones, ratios, search=search)
-    elif isinstance(detector, Ensemble) and isinstance(detector.member, PatchCore):
-      banks = ensemble.members(model)
-      sizes = [sum(patchcore.bank_size(bank, ratio) for bank in banks) for ratio in ratios]
-      score_fn = ensemble.score_fn_at(detector, model, backbones, ratios, search=search)
-    else:
-      return streaming.in_tuple(detector.score_fn(model, backbones, search=search)), {1.0: None}
-    return score_fn, dict(zip(ratios, sizes, strict=True))
 
   def _write_errors(self, category, examples, labels, scores, masks, ratio):
     """Writes the wrongly classified images, which are read once more: they were not kept."""

@@ -18,7 +18,7 @@ from patchcore_jax.banks.model import Description, Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
-from patchcore_jax.detectors import PatchCore, Scores
+from patchcore_jax.detectors import Scores
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.report import page, results
@@ -137,7 +137,7 @@ def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results
   workdir = Path(workdir)
   kept = [workdir / 'report' / f'{name}.json' for name in dict.fromkeys(row['category'] for row in rows)]
   ratios = sorted({row['coreset_ratio'] for row in rows}, reverse=True)
-  banks = isinstance(settings.detector, PatchCore)
+  banks = settings.detector.has_coreset
   measured = [metric for metric in metrics.METRICS.values() if metric.in_report]
   columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
@@ -169,7 +169,7 @@ def _facts(settings, ratios):
   facts = [('Backbone', settings.backbone.name), ('Images', size or 'as they are')]
   if settings.backbone.layers:
     facts.append(('Layers', _text(settings.backbone.layers)))
-  if isinstance(settings.detector, PatchCore):
+  if settings.detector.has_coreset:
     method = settings.detector.coreset.method
     facts += [('Coreset', ' and '.join(f'{100 * r:g} %' for r in ratios) + f', {method}'),
               ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]

@@ -60,7 +60,7 @@ class Settings:
     ratios, detector = tuple(map(float, self.ratios)), self.detector
     for ratio in ratios:
       check_ratio(ratio)
-    if isinstance(detector, PatchCore):
+    if detector.has_coreset:
       ratios = ratios or (detector.ratio,)
       if detector.coreset.method == 'kmeans' and len(ratios) > 1:
         raise ValueError(
@@ -76,7 +76,7 @@ class Settings:
     """What is fitted: the detector, or the ensemble of it where there are several networks."""
     if len(network_names(self.backbone)) == 1:
       return self.detector
-    further = self.ratios if isinstance(self.detector, PatchCore) else ()
+    further = self.ratios if self.detector.has_coreset else ()
     return Ensemble(self.detector, tuple(ratio for ratio in further if ratio != max(self.ratios)))
 
   def to_json(self) -> dict[str, Any]:

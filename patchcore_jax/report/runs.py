@@ -40,8 +40,9 @@ class Measured(NamedTuple):
   @property
   def method(self) -> str:
     """The name in the paper's tables: PatchCore-10 has a coreset of 10 %."""
-    title = detectors.find(self.detector).title
-    return f'{title}-{100 * self.coreset_ratio:g}' if self.detector == 'patchcore' else title
+    detector = detectors.find(self.detector)
+    share = f'-{100 * self.coreset_ratio:g}' if detector.has_coreset else ''
+    return f'{detector.title}{share}'
 
   @property
   def categories(self) -> tuple[str, ...]:
