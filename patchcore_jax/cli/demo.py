@@ -30,7 +30,7 @@ def command(out: str, data__categories: tuple[str, ...], debug: bool, compilatio
     began = time.monotonic()
     folder = Path(out)
     settings = Settings(
-        DataSpec('synthetic', str(folder / 'data'), data__categories, num_workers=0),
+        DataSpec('synthetic', str(folder / 'data'), data__categories),
         PatchCore(embedding=EmbeddingSpec('mean')), _RATIOS, backbone=BackboneSpec(_BACKBONE),
         report=ReportSpec(errors=True))
     rows = evaluate.run(settings, str(folder / 'results'), compilation_cache)

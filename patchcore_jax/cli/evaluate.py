@@ -42,8 +42,7 @@ def _layout(ctx, parameter, name):
 @methods.common
 @options.of_record('patchcore', Settings, group='Common', only=('ratios',))
 @options.of_record('preprocess', Preprocessing, group='Images')
-@options.of_record('data', DataSpec, group='Images', without=('source', 'root', 'categories'),
-                   defaults={'num_workers': 0})
+@options.of_record('data', DataSpec, group='Images', without=('source', 'root', 'categories'))
 @options.of_record('metrics', MetricsSpec, group='Results')
 @options.of_record('report', ReportSpec, group='Results')
 @options.of_record('fit', FitSpec, group='Resources', without=('keep_images',))

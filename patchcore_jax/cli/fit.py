@@ -25,7 +25,7 @@ _NOTHING = 'Nothing was written; the same command starts anew.'
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
 @options.of_record('preprocess', Preprocessing, group='Images', only=('resize', 'crop', 'pad', 'resize_side'))
 @options.of_record('data', DataSpec, group='Images', only=('batch_size', 'num_workers', 'on_error'),
-                   defaults={'on_error': 'skip', 'num_workers': 0})
+                   defaults={'on_error': 'skip'})
 @options.of_record('fit', FitSpec, group='Resources')
 @options.of_record('calibration', CalibrationSpec, group='Resources', only=('folds',))
 @options.of_record('search', SearchSpec, group='Resources')

@@ -61,7 +61,7 @@ def evaluate(
 
   networks = (backbone,) if isinstance(backbone, Backbone) else ()
   settings = Settings(
-      located(DataSpec(layout, str(root), tuple(categories), batch_size=batch_size, num_workers=0)),
+      located(DataSpec(layout, str(root), tuple(categories), batch_size=batch_size)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
       BackboneSpec() if networks else BackboneSpec(backbone), seed=seed)
   listener = experiment.Listener(progress=lambda title: contextlib.nullcontext(
