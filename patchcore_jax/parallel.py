@@ -72,6 +72,14 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
   return lambda parameters, batch: mapped(parameters, _by_device(batch))
 
 
+def send(batch: Any) -> Any:
+  """Starts copying a batch to the device, so that it is there when `data_parallel` is given it.
+
+  Where there are several devices it is left to `data_parallel`, which splits it.
+  """
+  return jax.device_put(batch, jax.local_devices()[0]) if jax.local_device_count() == 1 else batch
+
+
 def compiled(fn: Callable[[Any, jax.Array], Any], parameters: Any, batch: np.ndarray) -> Any:
   """Compiles `fn` for parameters and a batch as `data_parallel` takes them, and runs nothing.
 

@@ -131,7 +131,7 @@ def stream(
 ) -> Iterator[tuple[Batch, Any]]:
   """Yields every batch and `fn(parameters, images)`, as NumPy arrays by default, padding included.
 
-  The next batch is sent off before one is waited for.
+  The next batches are sent off before one is waited for.
 
   Args:
     fn: a pure function; the same object every time, because it is compiled once for each.
@@ -148,12 +148,8 @@ def stream(
   def finished(batch, results):
     return batch, parallel.gather(results) if to_host else results
 
-  for batch in batches:
-    if image_size is not None and tuple(batch.image.shape[1:3]) != tuple(image_size):
-      raise BankError(
-          f'image_size: the model has {list(image_size)}, these images {list(batch.image.shape[1:3])} '
-          '(height, width). Use the same preprocessing, or fit again.')
-    results = run(parameters, batch.image)
+  for batch, images in _sent_ahead(batches, image_size):
+    results = run(parameters, images)
     if to_host:
       parallel.fetch(results)
     if pending:
@@ -161,6 +157,26 @@ def stream(
     pending = batch, results
   if pending:
     yield finished(*pending)
+
+
+def _sent_ahead(batches, image_size):
+  """Yields every batch and its images, on their way to the device, once the next ones are on theirs.
+
+  A program that asks the host something keeps its caller until then: what is sent only afterwards finds
+  the device idle.
+  """
+  ahead = None
+  for batch in batches:
+    if image_size is not None and tuple(batch.image.shape[1:3]) != tuple(image_size):
+      raise BankError(
+          f'image_size: the model has {list(image_size)}, these images {list(batch.image.shape[1:3])} '
+          '(height, width). Use the same preprocessing, or fit again.')
+    sent = batch, parallel.send(batch.image)
+    if ahead:
+      yield ahead
+    ahead = sent
+  if ahead:
+    yield ahead
 
 
 def place(score_fn: ScoreFn) -> tuple[Any, ...]:

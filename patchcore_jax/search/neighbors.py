@@ -226,12 +226,15 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
     whole = bank._replace(columns=None, basis=None)
     return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
 
-  found, doubtful = _repeat(
-      lambda q: by_columns(q, length=lengths[1]), at_once, queries, found, doubtful)
-  if bank.basis is not None or bank.columns.dtype != jnp.float32:
-    found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
-  return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
+  def again(found, doubtful):
+    found, doubtful = _repeat(
+        lambda q: by_columns(q, length=lengths[1]), at_once, queries, found, doubtful)
+    if bank.basis is not None or bank.columns.dtype != jnp.float32:
+      found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
+    return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
 
+  # Asked once, since a host that is asked by its GPU keeps it waiting; most often the answer is no.
+  return lax.cond(doubtful.any(), again, lambda found, doubtful: found, found, doubtful)
 
 def _by_kernel(queries, bank, sizes, k, length, kernel):
   """Searches as `_by_shortlist` does, with lists that `neighbors_gpu.shortlist` makes."""
