@@ -297,7 +297,7 @@ def score_fn(
     detector: PatchCore | None = None) -> ScoreFn:
   """Makes the function that scores images of that (height, width) against a bank of `rows` [m, d] float32."""
   from patchcore_jax.detectors import streaming
-  detector = detector or PatchCore()
+  detector = (detector or PatchCore()).resolved((backbone,))
   arrays = {'embeddings': rows, 'indices': np.arange(len(rows), dtype=np.int32)}
   return detector.score_fn(Model(arrays, Description(
       detector.name, detector.settings(), (streaming.identity(backbone),), image_size, num_images=0)),

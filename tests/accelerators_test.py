@@ -80,6 +80,15 @@ class TestNvidiaGpu:
     jax.clear_caches()
     assert text.count('name = "shortlist"') == 2  # for all queries, and for those in doubt
 
+  @pytest.mark.parametrize('basis', [None, jax.ShapeDtypeStruct((256, 63), jnp.float32)])
+  def test_how_far_rounding_moves_a_vector_is_not_optimised_away(self, basis):
+    rows, center = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((300, 256), (256,)))
+    text = _text(
+        jax.jit(lambda *given: search_bank.reduce(*given, 'bfloat16')), 'cuda', rows, center, basis)
+    assert 'stablehlo.reduce_precision' in text
+    # XLA takes a cast and one back for nothing, unless it is for CPUs.
+    assert not [line for line in text.splitlines() if 'stablehlo.convert' in line and 'bf16>) ->' in line]
+
   def test_programs_to_keep_call_none(self):
     bank = _bank()
     program = export.export(

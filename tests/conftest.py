@@ -13,6 +13,8 @@ os.environ['XDG_CACHE_HOME'] = str(Path(tempfile.gettempdir()) / f'patchcore_jax
 # Most of the time of small tests is the compiler's.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(os.environ['XDG_CACHE_HOME'], 'programs'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# Several workers on one GPU write XLA's own cache at once, which ends them.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES', 'none')
 
 # A shell that starts the tests in the background has them, and what they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -130,6 +130,8 @@ def keep_compiled(folder: str) -> None:
     return
   jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', _WORTH_KEEPING)
+  # XLA's own cache of what suits a GPU is not made for several processes at once, and whole programs hold it.
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 
 
 def _kind_of_cpu():

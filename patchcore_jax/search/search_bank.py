@@ -145,11 +145,12 @@ def reduce(vectors, center, basis, dtype):
     rest = jnp.sqrt(jnp.square(vectors - back).sum(axis=1, keepdims=True))
     slack = UNIT * (math.sqrt(axes) * (2 * dim + axes + 4) + dim + 4) * norms
     vectors = jnp.concatenate([along, rest], axis=1)
-  rounded = vectors.astype(dtype)
-  again = rounded.astype(jnp.float32)
-  slack += jnp.sqrt(jnp.square(vectors - again).sum(axis=1))
+  kind = jnp.finfo(dtype)
+  # Not a cast and one back, which XLA leaves out on GPUs: nothing would seem to have moved.
+  rounded = lax.reduce_precision(vectors, kind.nexp, kind.nmant)
+  slack += jnp.sqrt(jnp.square(vectors - rounded).sum(axis=1))
   # The factor covers the rounding of the norms and roots.
-  return rounded, jnp.square(again).sum(axis=1), 1.001 * slack
+  return rounded.astype(dtype), jnp.square(rounded).sum(axis=1), 1.001 * slack
 
 
 @functools.partial(jax.jit, static_argnums=3)
