@@ -133,7 +133,9 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   """
   check_is_bank(bank)
   description, images = bank.description, bank.description.images
-  gone = sorted({_position(name, images) for name in names})
+  gone = sorted({
+      position(name, images, f'The bank has no training image {name!r}', '`patchcore bank info` lists them.')
+      for name in names})
   patches = description.grid[0] * description.grid[1]
   indices = np.asarray(bank.arrays['indices'])
   image = indices // patches
@@ -280,16 +282,33 @@ def _allowances(found: Calibration | None) -> tuple[float, float]:
   return (found.image_allowance, found.pixel_allowance) if found else (0.0, 0.0)
 
 
-def _position(name, images):
-  """Finds the position of the image that has this name, or whose path ends in it."""
-  at = [i for i, image in enumerate(images) if image == name] or [
-      i for i, image in enumerate(images) if PurePath(image).match(name)]
+def position(name: str, names: Sequence[str], unknown: str, which: str) -> int:
+  """Finds the position of the one that has a name, or whose path ends in it.
+
+  Args:
+    name: what is looked for.
+    names: names to look among.
+    unknown, which: what the error says where there is none: that, and how to learn which there are.
+
+  Raises:
+    ValueError: none or several.
+  """
+  at = positions(name, names)
   if len(at) == 1:
     return at[0]
   if at:
-    several = ', '.join(images[i] for i in at[:5])
+    several = ', '.join(names[i] for i in at[:5])
     raise ValueError(f'{name} may be each of {several}: give more of the path.')
-  near = difflib.get_close_matches(name, [*images, *(PurePath(i).name for i in images)], 1)
-  raise ValueError(
-      f'The bank has no training image {name!r}' + (f'; did you mean {near[0]!r}?' if near else '.') +
-      ' `patchcore bank info` lists them.')
+  near = difflib.get_close_matches(name, [*names, *(PurePath(i).name for i in names)], 1)
+  raise ValueError(unknown + (f'; did you mean {near[0]!r}?' if near else '.') + f' {which}')
+
+
+def positions(name: str, names: Sequence[str]) -> list[int]:
+  """Lists the positions of those that have a name, or else of those whose path ends in it.
+
+  >>> positions('c.png', ['a/c.png', 'b/c.png', 'c.png']), positions('b/c.png', ['a/c.png', 'b/c.png'])
+  ([2], [1])
+  """
+  parts = PurePath(name).parts
+  return [i for i, known in enumerate(names) if known == name] or [
+      i for i, known in enumerate(names) if parts and PurePath(known).parts[-len(parts):] == parts]

@@ -10,6 +10,10 @@ backbone_weights = options.option(
     '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
     help="File of the network's weights, where it lies elsewhere than at the fit.")
 
+accept = options.option(
+    '--accept', multiple=True, metavar='NAMES', group='Common', show_default=False,
+    help="Images that are asked about and may be learnt from, as 'a.png,b.png', or 'all' of them.")
+
 
 def check_model(path: str) -> None:
   """Raises ValueError where no model can be."""

@@ -188,11 +188,18 @@ def readable_errors(debug: bool = False) -> Iterator[None]:
   except (ValueError, OSError) as e:
     if debug:
       raise
+    for line in getattr(e, 'lines', ()):  # of `inspection.acceptance.NotAccepted`: one for each image
+      print(one_line(line), file=sys.stderr)
     fail(str(e) or type(e).__name__)
   except RuntimeError as e:  # JAX's errors are such
     if debug or 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     fail(f'out of memory: use a smaller batch size. ({str(e).splitlines()[0]})')
+
+
+def one_line(text: str) -> str:
+  """Puts a text on one line."""
+  return ' '.join(text.split())
 
 
 def fail(message: str, code: int = 1) -> None:
@@ -202,7 +209,7 @@ def fail(message: str, code: int = 1) -> None:
   who = f'process {jax.process_index()}: ' if several else ''
   if several and 'closed by peer' in message:
     message = f'another process ended, and has said why. ({message})'
-  print(f'error: {who}{" ".join(message.split())}', file=sys.stderr, flush=True)
+  print(f'error: {who}{one_line(message)}', file=sys.stderr, flush=True)
   if several:
     os._exit(code)  # an orderly exit would wait for the others, and they for this one
   sys.exit(code)

@@ -1,0 +1,123 @@
+"""Images that are asked about before a model learns of them: nothing happens until they are accepted by name.
+
+What is given as good is not believed without a look where it does not look good, and never left out silently.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import PurePath
+
+from patchcore_jax.banks import editing
+
+ALL = 'all'
+_NAMED = 10  # images that a command can name and still be one line
+
+
+@dataclasses.dataclass(frozen=True)
+class Questioned:
+  """An image, or a bank, that is not taken without being accepted.
+
+  Attributes:
+    name: its file, as it was given; a number in words where it was an array.
+    why: what is unusual, such as 'scores 1.2, and the threshold is 0.13'.
+    score: its score, where it has one.
+    nearest: name of the training image that has the most similar normal patch, where there is one.
+  """
+
+  name: str
+  why: str
+  score: float | None = None
+  nearest: str | None = None
+
+  @property
+  def line(self) -> str:
+    """One line that says what is unusual, and compared with what."""
+    return f'{self.name}: {self.why}' + (
+        f'; the most similar normal patch is in {self.nearest}' if self.nearest else '')
+
+
+class NotAccepted(ValueError):
+  """Images that would have to be accepted first; nothing was changed. The message says how to accept them.
+
+  Attributes:
+    images: the images.
+    lines: a line for each, which commands print before the message. In a trace they are notes.
+  """
+
+  def __init__(self, images: Sequence[Questioned]):
+    self.images = tuple(images)
+    names = short_names([image.name for image in images])
+    named = f"{','.join(names)}, or {ALL}" if len(names) <= _NAMED and not any(
+        ',' in name for name in names) else ALL
+    one = len(names) == 1
+    super().__init__(
+        f'nothing was changed, because {_some(names)} {"is" if one else "are"} unlike what the model should '
+        f'learn from. Look at {"it" if one else "them"}, take out what is not good, and accept the rest: '
+        f'--accept {named} (accept= in Python).')
+    for line in self.lines:
+      self.add_note(line)
+
+  @property
+  def lines(self) -> tuple[str, ...]:
+    return tuple(image.line for image in self.images)
+
+  def __reduce__(self):
+    return NotAccepted, (self.images,)
+
+
+def settle(questioned: Sequence[Questioned], accept: str | Sequence[str] = ()) -> None:
+  """Returns where everything that is asked about was accepted, and raises otherwise.
+
+  Args:
+    questioned: what is asked about.
+    accept: names, as they were given or their last parts; one string may hold several, with commas between
+      them. 'all' for every one.
+
+  Raises:
+    NotAccepted: some were not accepted.
+    ValueError: a name of nothing that is asked about, or one that several have.
+
+  >>> settle([Questioned('new/a.png', 'scores 3, and the threshold is 2')], 'a.png')
+  >>> settle([Questioned('new/a.png', 'scores 3, and the threshold is 2')])
+  Traceback (most recent call last):
+    ...
+  patchcore_jax.inspection.acceptance.NotAccepted: nothing was changed, because a.png is unlike ...
+  """
+  names = list(dict.fromkeys(image.name for image in questioned))
+  accepted = set()
+  for text in [accept] if isinstance(accept, str) else accept:
+    if text == ALL:
+      accepted.update(names)
+      continue
+    # A name may have a comma in it.
+    for name in [text] if editing.positions(text, names) else filter(None, text.split(',')):
+      accepted.add(names[_position(name, names)])
+  if left := [image for image in questioned if image.name not in accepted]:
+    raise NotAccepted(left)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+  """Shortens names to as many of their last parts as tell them apart.
+
+  >>> short_names(['new/a.png', 'new/b/c.png', 'new/d/c.png'])
+  ['a.png', 'b/c.png', 'd/c.png']
+  """
+  different, result = list(dict.fromkeys(names)), []
+  for name in names:
+    parts = PurePath(name).parts
+    ends = (str(PurePath(*parts[-n:])) for n in range(1, len(parts)))
+    result.append(next((end for end in ends if len(editing.positions(end, different)) == 1), name))
+  return result
+
+
+def _position(name: str, names: Sequence[str]) -> int:
+  """Finds the position of the one that is asked about and has this name."""
+  if not names:
+    raise ValueError(f'Nothing is asked about, and {name} was accepted: leave it out, or look at its name.')
+  return editing.position(name, names, f'Nothing is asked about {name!r}', f'Asked about: {_some(names)}.')
+
+
+def _some(names: Sequence[str]) -> str:
+  """Lists the first of some names, and says how many more there are."""
+  more = len(names) - _NAMED
+  return ', '.join(names[:_NAMED]) + (f' and {more} more' if more > 0 else '')
