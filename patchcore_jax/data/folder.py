@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from patchcore_jax.data.mask_files import MaskFiles
+
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -48,12 +50,24 @@ class Example(NamedTuple):
 
 
 class Category(NamedTuple):
-  """The two splits of a category; `has_masks` says whether pixel metrics are defined."""
+  """The two splits of a category.
+
+  Attributes:
+    name: its name.
+    train, test: its images.
+    has_masks: whether there are masks, so that pixel metrics are defined.
+    notes: lines to tell the user, such as which folders were taken for what.
+    unused_masks: mask files that belong to no image.
+    masks_of_good: mask files of good images, which are not read: nothing of these counts as anomalous.
+  """
 
   name: str
   train: list[Example]
   test: list[Example]
   has_masks: bool
+  notes: tuple[str, ...] = ()
+  unused_masks: tuple[str, ...] = ()
+  masks_of_good: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +78,8 @@ class FolderLayout:
     good: name of the folders of good parts, in `train` and in `test`.
     test: folder of a category that holds the test images, a folder for each kind of defect.
     masks: folder of a category that holds the masks, a folder for each kind of defect.
-    mask_names: where the masks of an image lie in that folder; {} stands for the image's name
-      without its suffix, and the first that finds any counts.
+    mask_names: where the masks of an image lie in that folder; {} stands for the image's name without its
+      suffix, a * may follow at the end, and the first that finds any counts. Capitals make no difference.
   """
 
   good: str = 'good'
@@ -121,23 +135,29 @@ class FolderLayout:
     train = [Example(str(p), (), 0, category, 'good') for p in images_in(good)]
     if not train:
       raise ValueError(f'No images in {good}: expected {_suffixes()}, found {listing(good)}.')
-    tests, masks = folder / self.test, folder / self.masks
+    tests, masks = folder / self.test, _in_any_case(folder, self.masks)
     if not tests.is_dir():
       raise ValueError(
           f'{folder} has no {self.test} folder: expected {self.test}/{self.good} and '
           f'{self.test}/<defect>.')
     has_masks = masks.is_dir()
-    test = []
+    test, all_masks = [], []
     for kind in sorted(p for p in tests.iterdir() if p.is_dir() and p != masks):
       label = int(kind.name != self.good)
-      for path in images_in(kind):
+      images = images_in(kind)
+      masks_of_kind = MaskFiles(_in_any_case(masks, kind.name), images, self.mask_names, is_image)
+      all_masks.append((label, masks_of_kind))
+      for path in images:
         test.append(Example(
-            str(path), self._masks_of(path, masks) if label and has_masks else (), label, category,
-            kind.name if label else 'good'))
+            str(path), self._masks_of(path, masks, masks_of_kind) if label and has_masks else (), label,
+            category, kind.name if label else 'good'))
     if not test:
       raise ValueError(
           f'No images in {tests}: expected folders {self.good} and <defect> with {_suffixes()}.')
-    return Category(category, train, test, has_masks and any(e.label for e in test))
+    return Category(
+        category, train, test, has_masks and any(e.label for e in test),
+        unused_masks=tuple(_unused(masks, [found for _, found in all_masks])),
+        masks_of_good=tuple(m for label, found in all_masks if not label for m in found.of_images()))
 
   def is_category(self, folder: str | os.PathLike) -> bool:
     """Tells whether a folder holds the images of good parts that make it a category."""
@@ -148,17 +168,16 @@ class FolderLayout:
     inner = folder / folder.name
     return inner if (inner / 'train').is_dir() else folder
 
-  def _masks_of(self, image: Path, masks: Path) -> tuple[str, ...]:
-    """Finds the masks of an image; raises ValueError where there is none."""
-    folder = masks / image.parent.name
-    for name in self.mask_names:
-      found = sorted(filter(is_image, folder.glob(name.format(glob.escape(image.stem)))))
-      if found:
-        return tuple(map(str, found))
-    expected = folder / self.mask_names[0].format(image.stem).replace('.*', '.png')
+  def _masks_of(self, image: Path, folder: Path, masks: MaskFiles) -> tuple[str, ...]:
+    """Finds the masks of an image among those of its kind; raises ValueError where there is none."""
+    if found := masks.of(image.stem):
+      return found
+    inner = folder / image.parent.name
+    expected = inner / self.mask_names[0].replace('{}', image.stem).replace('.*', '.png')
+    there = f'found {listing(inner)}' if inner.is_dir() else f'there is no folder {inner}'
     raise ValueError(
-        f'No mask for {image}: expected {expected}. Add it, or remove {masks} to evaluate this '
-        'category without pixel metrics.')
+        f'No mask for {image}: expected {expected}, {there}. Add it or name it so, or remove {folder} to '
+        'evaluate this category without pixel metrics.')
 
 
 MVTEC = FolderLayout()
@@ -167,6 +186,24 @@ MVTEC = FolderLayout()
 def is_image(path: Path) -> bool:
   """Tells whether a file is an image by its name; hidden files do not count."""
   return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
+
+
+def _in_any_case(folder: Path, name: str) -> Path:
+  """Finds the folder of this name in a folder, or the first whose name differs in capitals only."""
+  if (folder / name).is_dir() or not folder.is_dir():
+    return folder / name
+  near = sorted(p for p in folder.iterdir() if p.name.casefold() == name.casefold() and p.is_dir())
+  return near[0] if near else folder / name
+
+
+def _unused(masks: Path, used: Sequence[MaskFiles]) -> list[str]:
+  """Lists the masks of no image, those of kinds of defects that have no images among them."""
+  if not masks.is_dir():
+    return []
+  known = {found.folder for found in used}
+  others = [p for p in masks.iterdir() if p.is_dir() and p not in known and not p.name.startswith('.')]
+  return sorted(path for found in (*used, *(MaskFiles(p, (), (), is_image) for p in others))
+                for path in found.of_no_image())
 
 
 def images_in(folder: Path) -> list[Path]:
