@@ -5,11 +5,12 @@ stands here and nowhere else; those of the methods are in `detectors.settings`.
 """
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """Geometry of the preprocessing; every size is (height, width) in pixels.
+  """What is done to an image before the network sees it; every size is (height, width) in pixels.
 
   Attributes:
     resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
@@ -23,10 +24,17 @@ class Preprocessing:
     mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
       what the released code does (it truncates to integers, which erodes the ground truth by a
       fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
+    value_range: (low, high): the values that become black and white in files of more than 8 bits and of
+      floats. () has a fit measure them over its training images; after a fit it says that none was such a
+      file: one of 16 bits is then scaled from its full range, and floats are refused.
+    bands: three numbers of bands, from 1, that are read as red, green and blue; () for none chosen: files
+      with more than three are refused then.
+    background: the colour (red, green, blue) that transparent pixels are laid on; () drops transparency and
+      shows what is hidden, as banks until November 2026 do.
 
   Raises:
-    ValueError: sizes that are not positive, more than two of them, or a crop that no image
-      resized like this can fill.
+    ValueError: sizes that are not positive, more than two of them, a crop that no image resized like this
+      can fill, or a range, bands or a colour that are none.
 
   >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
   Traceback (most recent call last):
@@ -40,8 +48,25 @@ class Preprocessing:
   crop: tuple[int, ...] = (224,)
   mask_resize: str = 'antialiased'
   mask_threshold: float = 1.0
+  value_range: tuple[float, ...] = ()
+  bands: tuple[int, ...] = ()
+  background: tuple[int, ...] = (255, 255, 255)
 
   def __post_init__(self):
+    low_high = self.value_range
+    if low_high and not (len(low_high) == 2 and -math.inf < low_high[0] < low_high[1] < math.inf):
+      raise ValueError(
+          f'preprocess.value_range={low_high!r}: expected (), or (low, high), two numbers, the larger one '
+          'last.')
+    if self.bands and (len(self.bands) != 3 or any(not isinstance(b, int) or b < 1 for b in self.bands)):
+      raise ValueError(
+          f'preprocess.bands={self.bands!r}: expected (), or the numbers of three bands, from 1, for red, '
+          'green and blue, such as (4, 2, 1).')
+    colour = self.background
+    if colour and (len(colour) != 3 or any(not isinstance(c, int) or not 0 <= c <= 255 for c in colour)):
+      raise ValueError(
+          f'preprocess.background={colour!r}: expected (), or red, green and blue from 0 to 255, such as '
+          '(255, 255, 255).')
     for name in ('resize', 'pad', 'crop'):
       size = getattr(self, name)
       if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):

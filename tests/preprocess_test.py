@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments import reference
-from patchcore_jax.data import preprocess
+from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing, TooManyPixelsError, UnknownFormatError
 from tests import fuzz_decoding
@@ -151,7 +151,7 @@ class TestReadImage:
   def test_large_16_bit_images(self):
     values = np.random.default_rng(0).integers(0, 65536, (1100, 1000), np.uint16)  # more than a block
     np.testing.assert_array_equal(
-        np.asarray(preprocess._from_16_bit(values)), (values.astype(np.uint32) + 128) // 257)
+        np.asarray(decoding._from_16_bit(values)), (values.astype(np.uint32) + 128) // 257)
 
   def test_floats_are_refused(self, tmp_path):
     path = _save(tmp_path / 'i.tif', RGB[..., 0].astype(np.float32))
@@ -248,6 +248,6 @@ def test_pages_are_read_by_their_number(tmp_path):
   pages = [Image.new('RGB', (6, 4), (40 * i,) * 3) for i in range(3)]
   pages[0].save(tmp_path / 'i.tif', save_all=True, append_images=pages[1:])
   for i in range(3):
-    assert np.asarray(preprocess.read_image(tmp_path / 'i.tif', page=i)).max() == 40 * i
-  with pytest.raises(preprocess.ImageError, match='i.tif has 3 pages: there is no page 3, counted from 0'):
-    preprocess.read_image(tmp_path / 'i.tif', page=3)
+    assert np.asarray(preprocess.read_image(f'{tmp_path}/i.tif#{i + 1}')).max() == 40 * i
+  with pytest.raises(preprocess.ImageError, match='i.tif has 3 pages: there is no page 4'):
+    preprocess.read_image(f'{tmp_path}/i.tif#4')
