@@ -101,12 +101,18 @@ def read_mask(path: str | os.PathLike, read: Read = None) -> Image.Image:
 
   Arguments and errors are those of `read_image`.
   """
+  return Image.fromarray(np.where(mask_values(path, read) != 0, 255, 0).astype(np.uint8))
+
+
+def mask_values(path: str | os.PathLike, read: Read = None) -> np.ndarray:
+  """Decodes a mask file to what it has in each pixel: [h, w] numbers, 0 where nothing is marked.
+
+  Of colours the numbers are red + 256 green + 65536 blue. Arguments and errors are those of `read_image`.
+  """
   image = _open(path, read)
   if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
-    values = np.asarray(image.convert('RGB')).any(axis=-1)
-  else:
-    values = np.asarray(image) != 0
-  return Image.fromarray(np.where(values, 255, 0).astype(np.uint8))
+    return np.asarray(image.convert('RGB')) @ np.array([1, 256, 65536], np.uint32)
+  return np.asarray(image)
 
 
 def split_page(path: str | os.PathLike, read: Read = None) -> tuple[str, int]:
