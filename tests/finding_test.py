@@ -131,10 +131,13 @@ class TestFind:
   def test_what_is_not_known_is_none(self, inspector):
     bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
     found = inspection.find(bare, Scores(np.float32([2.0])), 0, (50, 40))
-    assert found == Finding((40, 50), 2.0) and found.decision is None
+    # 24 x 32 of 40 x 50 pixels are seen, which the geometry tells.
+    assert found == Finding((40, 50), 2.0, not_inspected=pytest.approx(1 - 24 * 32 / 2000))
+    assert found.decision is None
+    known = {'score': 2.0, 'image_size': [40, 50], 'not_inspected': found.not_inspected,
+             'outside_range': 0.0, 'regions': [], 'reason': ''}
     values = found.to_json()
-    assert (values.pop('score'), values.pop('image_size')) == (2.0, [40, 50])
-    assert set(values.values()) == {None} and 'map' not in values
+    assert {k: v for k, v in values.items() if v is not None} == known and 'map' not in values
 
   def test_a_model_of_arrays_takes_images_as_they_come(self, inspector, scores):
     arrays = dataclasses.replace(inspector, model=inspector.model.with_description(preprocessing=None))

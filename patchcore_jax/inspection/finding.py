@@ -14,8 +14,10 @@ from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Scores
 from patchcore_jax.inspection import inputs, regions
 from patchcore_jax.inspection.inspector import Inspector, check_size, predict
+from patchcore_jax.inspection.regions import Region
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom exclusive
+_ROUNDING = 1e-6  # shares of pixels are no exact floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +33,19 @@ class Finding:
     threshold: scores from here on are anomalous.
     calibrated_score: 0 to 1, 0.5 at the threshold (`calibration.calibrated_score`).
     p_value: p-value of the hypothesis that the part is good (`calibration.p_value`).
-    anomalous: whether the score reaches the threshold.
-    box: box of the most anomalous region.
+    anomalous: whether the score reaches the threshold, or what `reason` says.
+    box: box of the most anomalous region: of those above the pixel threshold, or else of what looks least
+      normal.
     centroid: (x, y) of that region; whole numbers are centres of pixels.
     patch_box: box of the most anomalous patch.
     patch: (row, column) of that patch on the grid.
     nearest: where the patch of the bank comes from that is nearest to it.
     nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
     map: [h, w] float32 at the size of the network's input.
+    regions: all regions above the pixel threshold, largest first; () where there is no such threshold.
+    not_inspected: share of the image that the network does not see, in [0, 1].
+    outside_range: share of the pixels whose value lies outside of the value range of the model, in [0, 1].
+    reason: what decides besides the score; '' where nothing does.
     path: the image's file; '' where it was an array.
   """
 
@@ -55,6 +62,10 @@ class Finding:
   nearest: Origin | None = None
   nearest_box: Box | None = None
   map: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+  regions: tuple[Region, ...] = ()
+  not_inspected: float = 0.0
+  outside_range: float = 0.0
+  reason: str = ''
   path: str = dataclasses.field(default='', kw_only=True)
 
   @property
@@ -83,24 +94,34 @@ class Finding:
     >>> Finding((640, 480), 3.5, threshold=3.0, anomalous=True, box=(1, 2, 30, 40)).to_json()['decision']
     'anomalous'
     """
-    names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path')]
-    values = [getattr(self, name) for name in names]
-    fields = dict(zip(names, [list(v) if isinstance(v, tuple) else v for v in values], strict=True))
+    names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path', 'nearest')]
+    fields = {name: _lists(getattr(self, name)) for name in names}
     if self.nearest is not None:
       number, name, row, column = self.nearest
       fields['nearest'] = {'image': name or None, 'number': number, 'row': row, 'column': column}
-    return {'decision': self.decision} | fields
+    return {'decision': self.decision, 'nearest': None} | fields
+
+
+def _lists(value: Any) -> Any:
+  """Converts regions to dicts, and other tuples to lists, all the way down."""
+  if isinstance(value, Region):
+    return {name: _lists(part) for name, part in value._asdict().items()}
+  return [_lists(part) for part in value] if isinstance(value, tuple) else value
 
 
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
-    threshold: float | None = None, path: str = '') -> Finding:
+    threshold: float | None = None, path: str = '', outside: float = 0.0, min_area: float = 0) -> Finding:
   """Makes the `Finding` of image i of a batch.
 
   Args:
     scores: scores of the batch, NumPy arrays.
     original_size: (height, width) of the image before preprocessing.
     threshold: threshold of scores, in place of the model's.
+    outside: share of the image's pixels that lie outside of the value range (`decoding.Decoded`). More than
+      in any training image is anomalous, whatever the score.
+    min_area: regions of fewer pixels of the original are ignored. An image whose regions all are is good,
+      whatever the score.
   """
   found, description = inspector.calibration, inspector.model.description
   score = float(scores.image[i])
@@ -113,13 +134,15 @@ def find(
       original_size[::-1], score, threshold,
       calibration.calibrated_score(found, score) if found else None,
       calibration.p_value(found, score) if found else None,
-      None if threshold is None else score >= threshold, path=path)
+      None if threshold is None else score >= threshold,
+      not_inspected=_not_inspected(place), outside_range=outside, path=path)
   if scores.map is not None:
-    anomaly_map = scores.map[i]
-    region = regions.most_anomalous(anomaly_map, found.pixel_threshold if found else None)
-    answer = dataclasses.replace(
-        answer, map=anomaly_map, box=placement.box_to_original(region.box, place),
-        centroid=placement.point_to_original(region.centroid, place))
+    answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
+  usual = getattr(description, 'outside_range', 0.0)
+  if threshold is not None and outside > usual + _ROUNDING:
+    reason = (f'{_percent(outside)} of the pixels lie outside of the value range, of training images at most '
+              f'{_percent(usual)}')
+    answer = dataclasses.replace(answer, anomalous=True, reason=reason)
   if 'patch' in scores.evidence:
     patch = divmod(int(scores.evidence['patch'][i]), description.grid[1])
     answer = dataclasses.replace(
@@ -129,6 +152,37 @@ def find(
     answer = dataclasses.replace(
         answer, nearest=origin, nearest_box=cell(inspector, origin.row, origin.column))
   return answer
+
+
+def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Finding:
+  """Adds the map and the regions to a finding, and decides on regions that are too small to count."""
+  all_regions = [] if pixel_threshold is None else regions.above(anomaly_map, pixel_threshold, place)
+  kept = tuple(region for region in all_regions if region.area >= min_area)
+  if kept:
+    most = max(kept, key=lambda region: region.maximum)
+    box, centroid = most.box, most.centroid
+  else:
+    peak = regions.most_anomalous(anomaly_map)
+    box = placement.box_to_original(peak.box, place)
+    centroid = placement.point_to_original(peak.centroid, place)
+  answer = dataclasses.replace(answer, map=anomaly_map, regions=kept, box=box, centroid=centroid)
+  if not (answer.anomalous and all_regions) or kept:
+    return answer
+  return dataclasses.replace(
+      answer, anomalous=False, reason=f'no region has {min_area:g} pixels, the largest of '
+      f'{len(all_regions)} has {all_regions[0].area}')
+
+
+def _not_inspected(place) -> float:
+  """Computes the share of an image that the network does not see."""
+  seen = [min(offset + scale * size, length) - max(offset, 0)
+          for offset, scale, size, length in zip(place.offset, place.scale, place.size, place.original)]
+  share = 1 - seen[0] * seen[1] / (place.original[0] * place.original[1])
+  return share if share > _ROUNDING else 0.0
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.2g} %'
 
 
 def cell(inspector: Inspector, row: int, column: int) -> Box:

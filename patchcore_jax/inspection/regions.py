@@ -1,64 +1,191 @@
-"""Finds the most anomalous region of an anomaly map."""
+"""Finds the regions of an anomaly map, in pixels of the original image."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+from patchcore_jax.data import placement
+from patchcore_jax.data.placement import Placement
 
 # Share of the way from the median, the object's own level, to the peak: half, as for a peak's width.
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 
+Point = tuple[float, float]
+
 
 class Region(NamedTuple):
-  """A region of a map, in pixels; whole numbers are centres of pixels, but for the box, which has edges.
+  """A connected part of an image whose map reaches a threshold, in pixels of the original image.
 
   Attributes:
     box: left, top, right, bottom; right and bottom exclusive.
-    centroid: mean x and y of the region's pixels. It may lie outside a bent region.
-    level: what every pixel of the region reaches.
+    outline: closed lines (x, y) around it and around its holes, in edges of pixels as the box is: what lies
+      within an odd number of them belongs to it.
+    area: number of its pixels.
+    maximum: largest value of the map in it.
+    centroid: mean x and y of its pixels, whole numbers are their centres. It may lie outside a bent region.
   """
 
   box: tuple[int, int, int, int]
-  centroid: tuple[float, float]
-  level: float
+  outline: tuple[tuple[Point, ...], ...]
+  area: int
+  maximum: float
+  centroid: Point
 
 
-def most_anomalous(anomaly_map: np.ndarray, threshold: float | None = None) -> Region:
-  """Finds the connected pixels around a map's peak that are anomalous with it.
+class Peak(NamedTuple):
+  """The place of a map that looks least normal, in pixels of the map: box and centroid as of a `Region`."""
 
-  They reach the threshold. Where even the peak does not, or no threshold is known, they reach half the way
-  from the map's median to its peak: the place that looks least normal, whatever its level.
+  box: tuple[int, int, int, int]
+  centroid: Point
+
+
+def above(anomaly_map: np.ndarray, threshold: float, place: Placement) -> list[Region]:
+  """Finds all regions of the original image in which the map, laid over it, reaches a threshold.
+
+  They are those of `placement.to_original(anomaly_map, place) >= threshold`, which is not made as a whole: an
+  image may be large, and its regions are small.
+
+  Args:
+    anomaly_map: [h, w] float at the size of the network's input; NaN pixels belong to no region.
+    threshold: pixels from here on belong to a region.
+    place: where the input lies in the original image.
+
+  Returns:
+    The regions, largest first.
+
+  >>> values = np.zeros((5, 6))
+  >>> values[1:3, 2:5], values[4, 0] = 3, 2
+  >>> found = above(values, 2, Placement((5, 6), (5, 6), (1.0, 1.0), (0.0, 0.0)))
+  >>> [(r.box, r.area, r.maximum, r.centroid) for r in found]
+  [((2, 1, 5, 3), 6, 3.0, (3.0, 1.5)), ((0, 4, 1, 5), 1, 2.0, (0.0, 4.0))]
+  """
+  from scipy import ndimage  # 0.2 s to import, which not every command needs
+
+  tolerance = max(0.5, 0.25 * max(place.scale))  # maps are smooth: nothing that they know is lost
+  found = []
+  for (top, left), labels, values in _windows(anomaly_map, threshold, place):
+    for number, part in enumerate(ndimage.find_objects(labels), 1):
+      inside = labels[part] == number
+      y, x = np.nonzero(inside)
+      y0, x0 = top + part[0].start, left + part[1].start
+      lines = tuple(tuple((float(a + x0), float(b + y0)) for a, b in line)
+                    for line in outlines(inside, tolerance))
+      found.append(Region(
+          (x0, y0, x0 + inside.shape[1], y0 + inside.shape[0]), lines, len(y),
+          float(values[part][inside].max()), (float(x.mean() + x0), float(y.mean() + y0))))
+  return sorted(found, key=lambda r: (-r.area, -r.maximum))
+
+
+def mask(anomaly_map: np.ndarray, threshold: float, place: Placement, min_area: float = 0) -> np.ndarray:
+  """Draws the regions that `above` finds and that have at least `min_area` pixels: [height, width] bool."""
+  drawn = np.zeros(place.original, bool)
+  for (top, left), labels, _ in _windows(anomaly_map, threshold, place):
+    kept = np.bincount(labels.ravel()) >= min_area
+    kept[0] = False  # what is in no region
+    drawn[top:top + labels.shape[0], left:left + labels.shape[1]] |= kept[labels]
+  return drawn
+
+
+def most_anomalous(anomaly_map: np.ndarray) -> Peak:
+  """Finds the connected pixels around a map's peak, whatever its level.
+
+  They reach half the way from the map's median to its peak: the place that looks least normal.
 
   Args:
     anomaly_map: [h, w] float; NaN pixels belong to no region.
-    threshold: pixels from here on are anomalous, by a calibration; None if not known.
 
   Returns:
-    A `Region`. For a map that is the same everywhere it is the whole map.
+    A `Peak`. For a map that is the same everywhere it is the whole map.
 
   Raises:
     ValueError: no two dimensions, or nothing but NaN.
 
-  >>> values = np.zeros((5, 6))
-  >>> values[1:3, 2:5], values[4, 0] = 3, 2
-  >>> most_anomalous(values, threshold=2)
-  Region(box=(2, 1, 5, 3), centroid=(3.0, 1.5), level=2.0)
+  >>> most_anomalous(np.array([[0, 0, 0], [0, 4, 3], [0, 0, 1]]))
+  Peak(box=(1, 1, 3, 2), centroid=(1.5, 1.0))
   """
-  from scipy import ndimage  # 0.2 s to import, which not every command needs
+  from scipy import ndimage
 
   anomaly_map = np.asarray(anomaly_map)
   if anomaly_map.ndim != 2 or np.isnan(anomaly_map).all():
     raise ValueError(
         f'An anomaly map of shape {anomaly_map.shape}: expected [height, width] with a number in some pixel.')
   peak = np.unravel_index(np.nanargmax(anomaly_map), anomaly_map.shape)
-  highest = float(anomaly_map[peak])
-  if threshold is None or highest < threshold:
-    median = float(np.nanmedian(anomaly_map))
-    # At most the peak, which rounding must not leave out.
-    threshold = min(median + _SHARE * (highest - median), highest)
-  labels, _ = ndimage.label(anomaly_map >= threshold, _NEIGHBORS)
-  inside = labels == labels[peak]
-  y, x = np.nonzero(inside)
-  return Region(
-      (int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1),
-      (float(x.mean()), float(y.mean())), float(threshold))
+  highest, median = float(anomaly_map[peak]), float(np.nanmedian(anomaly_map))
+  # At most the peak, which rounding must not leave out.
+  labels, _ = ndimage.label(anomaly_map >= min(median + _SHARE * (highest - median), highest), _NEIGHBORS)
+  y, x = np.nonzero(labels == labels[peak])
+  return Peak((int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1),
+              (float(x.mean()), float(y.mean())))
+
+
+def outlines(inside: np.ndarray, tolerance: float) -> list[np.ndarray]:
+  """Traces the closed lines around the parts of a mask and around their holes.
+
+  Args:
+    inside: [h, w] bool.
+    tolerance: points that lie within so many pixels of a line are dropped.
+
+  Returns:
+    For each line its points [n, 2] (x, y) in edges of pixels, which follow the mask to half a pixel.
+  """
+  import contourpy
+
+  lines = contourpy.contour_generator(z=np.pad(inside, 1).astype(np.float32)).lines(0.5)
+  # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
+  return [_simplified(line[:-1], tolerance) - 0.5 for line in lines]
+
+
+def _windows(anomaly_map, threshold, place) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:
+  """Lays the parts of a map that reach a threshold over the original image, one after the other.
+
+  Yields:
+    For each part (top, left) of a window of the original image, and in it the regions, numbered from 1, and
+    the map; all else in the window is in no region.
+  """
+  from scipy import ndimage
+
+  anomaly_map = np.asarray(anomaly_map, np.float32)
+  # Between the centres of its pixels the map is interpolated: what reaches the threshold has a pixel that
+  # does beside it.
+  wide = ndimage.binary_dilation(anomaly_map >= np.float32(threshold), _NEIGHBORS)
+  parts, _ = ndimage.label(wide, _NEIGHBORS)
+  lowest = min(np.nanmin(anomaly_map), np.nextafter(np.float32(threshold), np.float32(-np.inf)))
+  for number, part in enumerate(ndimage.find_objects(parts), 1):
+    own = (parts[part] == number) & ~np.isnan(anomaly_map[part])
+    values = np.where(own, anomaly_map[part], lowest)
+    first = [o + s * p.start for o, s, p in zip(place.offset, place.scale, part, strict=True)]
+    last = [o + s * p.stop for o, s, p in zip(place.offset, place.scale, part, strict=True)]
+    top, left = (max(int(np.floor(f)), 0) for f in first)
+    bottom, right = (min(int(np.ceil(e)), n) for e, n in zip(last, place.original, strict=True))
+    if bottom <= top or right <= left:
+      continue  # in the padding
+    values = placement.to_original(values, Placement(
+        (bottom - top, right - left), values.shape, place.scale, (first[0] - top, first[1] - left)))
+    labels, _ = ndimage.label(values >= np.float32(threshold), _NEIGHBORS)
+    yield (top, left), labels, values
+
+
+def _simplified(points, tolerance):
+  """Drops points of a closed line that lie within the tolerance of it: Douglas and Peucker, 1973."""
+  far = int(np.argmax(((points - points[0]) ** 2).sum(1)))
+  kept, todo = {0, far}, [(0, far), (far, len(points))]
+  closed = np.concatenate([points, points[:1]])
+  while todo:
+    begin, end = todo.pop()
+    between = closed[begin + 1:end] - closed[begin]
+    if not len(between):
+      continue
+    direction = closed[end] - closed[begin]
+    length = np.hypot(*direction)
+    if length:
+      distances = np.abs(between[:, 0] * direction[1] - between[:, 1] * direction[0]) / length
+    else:
+      distances = np.hypot(*between.T)
+    middle = int(np.argmax(distances))
+    if distances[middle] > tolerance:
+      middle += begin + 1
+      kept.add(middle)
+      todo += [(begin, middle), (middle, end)]
+  return points[sorted(kept)]
