@@ -60,16 +60,38 @@ def load(
     return pixels, None
   if not example.mask_paths:
     return pixels, np.zeros(pixels.shape[:2], bool)
+  return pixels, transform_mask(joined_mask(example, image.size), preprocessing)
+
+
+def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
+  """Decodes the masks of an image with any, and joins them: mode 'L', 255 where one of them marks a pixel.
+
+  Args:
+    example: the image.
+    size: its (width, height), upright.
+
+  Raises:
+    ImageError: an unreadable mask, or one of another size than its image.
+  """
   mask = None
   for path in example.mask_paths:
     part = read_mask(path, example.read)
-    if part.size != image.size:
+    if part.size != size:
       raise ImageError(
           f'The mask {path} is {part.width} x {part.height} pixels, its image {example.image_path} is '
-          f'{image.width} x {image.height}: expected the same size.')
+          f'{size[0]} x {size[1]}: expected the same size.')
     mask = part if mask is None else ImageChops.lighter(mask, part)
+  return mask
+
+
+def transform_mask(mask: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+  """Resizes, pads and crops a mask of mode 'L' with its image: [h, w] bool.
+
+  Raises:
+    ValueError: as `transform`.
+  """
   resized = np.asarray(transform(mask, preprocessing, nearest=preprocessing.mask_resize == 'nearest'))
-  return pixels, resized >= np.ceil(255 * preprocessing.mask_threshold)
+  return resized >= np.ceil(255 * preprocessing.mask_threshold)
 
 
 def transform(
