@@ -1,70 +1,131 @@
-"""The most anomalous region of a map."""
+"""The regions of a map, in pixels of the original image."""
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from sklearn.cluster import DBSCAN
 
+from patchcore_jax.data import placement
+from patchcore_jax.data.placement import Placement
 from patchcore_jax.inspection import regions
+from patchcore_jax.settings import Preprocessing
+
+TOUCHING = np.ones((3, 3))
+GEOMETRIES = {
+    'enlarged': Preprocessing(resize=(40, 60), crop=()), 'cropped': Preprocessing(resize=(), crop=(16,)),
+    'both': Preprocessing(resize=(48,), crop=(32,)),
+    'padded': Preprocessing(resize=(48,), resize_side='long', pad=(50,), crop=(50,))}
 
 
 def _smooth(seed, shape=(40, 60)):
   return ndimage.gaussian_filter(np.random.default_rng(seed).random(shape), 3)
 
 
-class TestMostAnomalous:
+def _as_it_came(values):
+  """The placement of images that keep their size."""
+  return Placement(values.shape, values.shape, (1.0, 1.0), (0.0, 0.0))
+
+
+class TestAbove:
 
   def test_by_hand(self):
-    values = np.zeros((6, 8))
-    values[1, 1:4] = 5, 9, 5  # the peak's
-    values[2, 4] = 5  # touches it at a corner
-    values[4:, 5:] = 8  # larger, but not the peak's
-    found = regions.most_anomalous(values, threshold=5)
-    assert found.box == (1, 1, 5, 3) and found.level == 5
-    assert found.centroid == ((1 + 2 + 3 + 4) / 4, (1 + 1 + 1 + 2) / 4)
+    values = np.zeros((7, 9))
+    values[1, 1:4] = 5, 9, 5
+    values[2, 4] = 5  # touches them at a corner
+    values[4:, 6:] = 8
+    large, small = regions.above(values, 5, _as_it_came(values))
+    assert (large.box, large.area, large.maximum, large.centroid) == ((6, 4, 9, 7), 9, 8, (7, 5))
+    assert (small.box, small.area, small.maximum) == ((1, 1, 5, 3), 4, 9)
+    assert small.centroid == ((1 + 2 + 3 + 4) / 4, (1 + 1 + 1 + 2) / 4)
+    assert not regions.above(values, 9.5, _as_it_came(values))
 
-  def test_below_the_threshold_half_the_peak_counts(self):
-    values = np.full((5, 30), 2.0)
-    values[2, 10:15] = 2.9, 3, 4, 3.1, 2.9
-    for threshold in (None, 4.5):
-      found = regions.most_anomalous(values, threshold)
-      assert found.box == (11, 2, 14, 3) and found.level == 3
-    assert regions.most_anomalous(values, 3.5).box == (12, 2, 13, 3)
+  @pytest.mark.parametrize('name', GEOMETRIES)
+  @pytest.mark.parametrize('seed', range(4))
+  def test_is_what_the_whole_map_over_the_original_has(self, name, seed):
+    """Against SciPy's components of the map that predict writes, whose mask has the same pixels."""
+    random = np.random.default_rng(seed)
+    place = placement.placement(*map(int, random.integers(20, 300, 2)), GEOMETRIES[name])
+    values = _smooth(seed, place.size).astype(np.float32)
+    whole = placement.to_original(values, place)
+    for share in (0.0, 0.6, 0.95):
+      threshold = float(np.quantile(values, share))
+      inside = whole >= np.float32(threshold)
+      labels, n = ndimage.label(inside, TOUCHING)
+      expected = []
+      for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        y, x = np.nonzero(labels == number)
+        expected.append(((columns.start, rows.start, columns.stop, rows.stop), len(y), whole[y, x].max(),
+                         pytest.approx((x.mean(), y.mean()))))
+      found = regions.above(values, threshold, place)
+      assert len(found) == n and all((r.box, r.area, r.maximum, r.centroid) in expected for r in found)
+      assert [r.area for r in found] == sorted((r.area for r in found), reverse=True)
+      np.testing.assert_array_equal(regions.mask(values, threshold, place), inside)
 
-  def test_a_peak_on_the_threshold_is_anomalous(self):
-    values = np.zeros((3, 3))
-    values[1, 1] = 2
-    assert regions.most_anomalous(values, 2.0) == ((1, 1, 2, 2), (1, 1), 2)
-
-  def test_a_flat_map_is_one_region(self):
-    for value in (0.1, 0.0, 1e30):
-      assert regions.most_anomalous(np.full((3, 4), value, np.float32))[:2] == ((0, 0, 4, 3), (1.5, 1))
-
-  def test_nan_belongs_to_no_region(self):
-    values = np.zeros((5, 5))
-    values[2] = 1, 1, np.nan, 1, 2
-    found = regions.most_anomalous(values, 1)
-    assert found.box == (3, 2, 5, 3) and found.centroid == (3.5, 2)
+  def test_the_outline_has_the_regions_shape_and_holes(self):
+    y, x = np.mgrid[:120, :150]
+    distance = np.hypot(y - 60, x - 70)
+    values = ((distance < 40) & (distance > 15)).astype(float)
+    (ring,) = regions.above(values, 0.5, _as_it_came(values))
+    assert len(ring.outline) == 2  # around it, and around its hole
+    drawn = np.zeros((1200, 1500), bool)
+    for line in ring.outline:
+      picture = Image.new('1', drawn.shape[::-1])
+      ImageDraw.Draw(picture).polygon([(10 * a, 10 * b) for a, b in line], fill=1)
+      drawn ^= np.asarray(picture)
+    wrong = drawn[5::10, 5::10] != values.astype(bool)
+    assert wrong.sum() < 0.03 * ring.area
+    assert sum(map(len, ring.outline)) < 80  # not every pixel of the edge
 
   @pytest.mark.parametrize('seed', range(5))
   def test_is_the_cluster_around_the_peak(self, seed):
     """Against scikit-learn: density clusters of touching pixels are connected components."""
     values = _smooth(seed)
     threshold = np.quantile(values, 0.8)
-    points = np.argwhere(values >= threshold)
+    points = np.argwhere(values.astype(np.float32) >= np.float32(threshold))
     labels = DBSCAN(eps=1.5, min_samples=1).fit(points).labels_
-    peak = np.argmax(values[points[:, 0], points[:, 1]])
-    cluster = points[labels == labels[peak]]
-    found = regions.most_anomalous(values, threshold)
-    (top, left), (bottom, right) = cluster.min(axis=0), cluster.max(axis=0) + 1
-    assert found.box == (left, top, right, bottom)
-    np.testing.assert_allclose(found.centroid, cluster.mean(axis=0)[::-1])
+    found = regions.above(values, threshold, _as_it_came(values))
+    assert [r.area for r in found] == sorted(np.bincount(labels), reverse=True)
+
+  def test_nan_belongs_to_no_region(self):
+    values = np.zeros((5, 5))
+    values[2] = 1, 1, np.nan, 1, 1
+    found = regions.above(values, 1, _as_it_came(values))
+    assert [r.box for r in found] == [(0, 2, 2, 3), (3, 2, 5, 3)]
+
+  def test_what_lies_in_the_padding_is_nowhere_in_the_image(self):
+    place = placement.placement(20, 20, Preprocessing(resize=(), pad=(60,), crop=()))
+    values = np.zeros((60, 60))
+    values[:8, :8] = 1
+    assert not regions.above(values, 1, place) and not regions.mask(values, 1, place).any()
+
+  def test_a_mask_leaves_out_what_is_smaller(self):
+    values = np.zeros((9, 9))
+    values[1:3, 1:3] = values[5:8, 5:8] = 1
+    drawn = regions.mask(values, 1, _as_it_came(values), min_area=5)
+    assert drawn.sum() == 9 and drawn[5:8, 5:8].all()
+    assert regions.mask(values, 1, _as_it_came(values), min_area=4).sum() == 13
+
+
+class TestMostAnomalous:
+
+  def test_half_the_peak_counts(self):
+    values = np.full((5, 30), 2.0)
+    values[2, 10:15] = 2.9, 3, 4, 3.1, 2.9
+    assert regions.most_anomalous(values) == ((11, 2, 14, 3), (12, 2))
+
+  def test_a_flat_map_is_one_region(self):
+    for value in (0.1, 0.0, 1e30):
+      assert regions.most_anomalous(np.full((3, 4), value, np.float32)) == ((0, 0, 4, 3), (1.5, 1))
+
+  def test_nan_belongs_to_no_region(self):
+    values = np.zeros((5, 5))
+    values[2] = 1, 1, np.nan, 1, 2
+    assert regions.most_anomalous(values).box == (3, 2, 5, 3)
 
   def test_moves_and_scales_with_the_map(self):
     values = np.pad(_smooth(7), 5)
-    threshold = np.quantile(values, 0.9)
-    one = regions.most_anomalous(values, threshold)
-    moved = regions.most_anomalous(np.roll(values, (2, -3), (0, 1)) * 4, threshold * 4)
+    one, moved = (regions.most_anomalous(v) for v in (values, np.roll(values, (2, -3), (0, 1)) * 4))
     assert moved.box == tuple(np.add(one.box, (-3, 2, -3, 2)))
     np.testing.assert_allclose(moved.centroid, np.add(one.centroid, (-3, 2)))
 
