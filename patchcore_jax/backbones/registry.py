@@ -124,6 +124,12 @@ def resolve_precision(precision: str, name: str, platform: str = '') -> str:
   return precision
 
 
+def input_multiple(backbone: Backbone) -> int:
+  """Returns what the sides of a network's images must be multiples of; 1 where it is not known."""
+  name = backbone.source[0] if backbone.source else ':'
+  return 1 if ':' in name else find_family(name).multiple(name.partition('.')[0])
+
+
 def _from_family(name, weights, layers, seed, precision) -> Backbone:
   """Creates a backbone of one of the families."""
   family = find_family(name)

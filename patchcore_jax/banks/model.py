@@ -139,6 +139,8 @@ class Description:
     covering_radius: how near a patch must be to one of the bank to count as covered, where rows were added.
     ordered: whether the rows of the bank are in the order of one selection.
     members: the models of an ensemble.
+    original_size: (width, height) that most training images have, upright, before preprocessing; None where
+      nobody looked.
   """
 
   detector: str
@@ -161,6 +163,7 @@ class Description:
   covering_radius: float | None = None
   ordered: bool = True
   members: tuple['Description', ...] = ()
+  original_size: tuple[int, int] | None = None
 
   @property
   def num_patches(self) -> int:

@@ -24,6 +24,7 @@ class FileData:
     batch_size: images per batch, a multiple of the number of local devices.
     num_workers, on_error: see `pipeline.batches`.
     with_masks: also reads masks.
+    original_size: (width, height) that most of the files have, upright; None where nobody looked.
   """
 
   examples: Sequence[Example]
@@ -32,6 +33,7 @@ class FileData:
   num_workers: int = 0
   with_masks: bool = False
   on_error: Callable[[ImageError], None] | None = None
+  original_size: tuple[int, int] | None = None
 
   def __len__(self) -> int:
     return len(self.examples)
@@ -62,6 +64,8 @@ class ArrayData:
     images: [n, h, w, 3] uint8 RGB, as the network is to see them.
     batch_size: images per batch, a multiple of the number of local devices.
     names: [n] names of the images; () for none.
+    preprocessing: what was done to them; None for nothing.
+    original_size: (width, height) that they had before; None where nobody looked.
 
   >>> data = ArrayData(np.zeros((3, 8, 8, 3), np.uint8), batch_size=2)
   >>> [batch.index.tolist() for batch in data.batches()]
@@ -72,6 +76,7 @@ class ArrayData:
   batch_size: int = 32
   names: Sequence[str] = ()
   preprocessing: Preprocessing | None = None
+  original_size: tuple[int, int] | None = None
 
   def __len__(self) -> int:
     return len(self.images)

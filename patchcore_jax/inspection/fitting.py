@@ -1,17 +1,20 @@
 """Good images -> an inspector: a model with thresholds."""
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from patchcore_jax import backbones, detectors, processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import calibration
 from patchcore_jax.detectors import Data, Detector, PatchCore, Run
-from patchcore_jax.inspection import differences, inputs
+from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.inspector import Inspector
 from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, SearchSpec
 
@@ -20,7 +23,7 @@ def fit(
     images: Any, *, detector: Detector | str | None = None,
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
     preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    accept: str | Sequence[str] = (), progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
@@ -30,15 +33,19 @@ def fit(
       name of one with its usual settings, such as 'padim'.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
     false_alarm_rate: the share of good images that may alarm; None for no thresholds.
-    preprocessing: what is done to images; by default files are resized to 256 pixels and cropped to 224, and
-      arrays are taken as they are.
+    preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
+      short side 224 pixels (`data.preprocess.whole_image`), and arrays are taken as they are. What a crop
+      leaves out is warned of, and stands in every finding.
     batch_size: images that pass through the network at once.
     seed: the seed of everything that is random.
+    accept: files whose size is far from that of the rest, and which are good all the same: their names, or
+      'all'.
     progress: called with (stage, done, total).
 
   Raises:
+    NotAccepted: files whose size is far from that of the rest.
     ImageError: a file that cannot be read.
-    ValueError: no images, or a mistake that the message explains.
+    ValueError: no images, one where thresholds take two, or a mistake that the message explains.
 
   >>> import numpy as np
   >>> rng = np.random.default_rng(0)
@@ -46,14 +53,24 @@ def fit(
   >>> inspector.inspect(np.full((32, 32), 250, np.uint8)).anomalous
   True
   """
+  rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  check_number(len(images if isinstance(images, np.ndarray) else inputs.find_paths(images)), rate)
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
   inputs.warn_of_left_out(images)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
-  data = inputs.training_data(images, preprocessing, batch_size)
-  rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  sizes = inputs.sizes_of(images)
+  acceptance.settle(image_sizes.odd(sizes), accept)
+  if preprocessing is None and not isinstance(images, np.ndarray):
+    preprocessing = image_sizes.on_one_grid(sizes.values(), None, input_multiple(networks))
+  if preprocessing:
+    for line in (*image_sizes.left_out(sizes.values(), preprocessing),
+                 *image_sizes.squeezed(sizes, preprocessing)):
+      warnings.warn(line, stacklevel=2)
+  data = inputs.training_data(
+      images, preprocessing, batch_size, original_size=image_sizes.usual(sizes.values()))
   run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
   return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)
@@ -78,15 +95,13 @@ def fit_data(
     ValueError: no images, or a mistake that the message explains.
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
-  if calibrate.folds and len(data.examples) < 2:
-    raise ValueError(
-        'One image: thresholds take at least 2, each scored by a model of the others. Give more, or make '
-        'none (--folds 0, or false_alarm_rate=None in Python).')
+  check_number(len(data.examples), calibrate)
   if calibrate.folds:
     model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
   else:
     model, scores = detector.fit(data, networks, run), None
-  model = model.with_description(fit_seconds=time.monotonic() - began)
+  model = model.with_description(
+      fit_seconds=time.monotonic() - began, original_size=getattr(data, 'original_size', None))
   inspector = Inspector(detector.resolved(networks), model, tuple(networks), search or SearchSpec())
   if scores:
     model = model.with_description(calibration=calibration.calibrate(
@@ -94,6 +109,28 @@ def fit_data(
         allowances=_allowances(inspector, data, run.seed)))
   return inspector.with_model(
       model.recorded(f'fitted on {model.description.num_images} images{source}'))
+
+
+def check_number(number: int, calibrate: CalibrationSpec, given: int | None = None) -> None:
+  """Raises ValueError where thresholds are wanted and there is one image, and says what one image allows.
+
+  Args:
+    number: images that can be read, as far as is known.
+    calibrate: how thresholds are made.
+    given: images that were given, where some cannot be read.
+  """
+  if not calibrate.folds or number != 1:
+    return
+  raise ValueError(
+      f'One image{f" of {given} can be read" if given else ""}: thresholds take at least 2, each scored by a '
+      'model of the others. Give more good images. One allows a model without thresholds (--folds 0, or '
+      'false_alarm_rate=None in Python): it gives scores and heatmaps, and no decisions until --threshold of '
+      'predict, or patchcore bank calibrate with other good images, sets one.')
+
+
+def input_multiple(networks: Sequence[Backbone]) -> int:
+  """Computes what the sides of images must be multiples of for all of some networks."""
+  return math.lcm(*map(backbones.input_multiple, networks))
 
 
 def _allowances(inspector: Inspector, data: Data, seed: int) -> tuple[float, float]:

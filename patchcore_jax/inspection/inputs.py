@@ -16,6 +16,7 @@ from patchcore_jax.data import folder, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.inspection import image_sizes
 from patchcore_jax.settings import Preprocessing
 
 _AHEAD = 16  # images that are decoded before they are asked for; originals are large
@@ -31,7 +32,8 @@ def training_data(
 
   Args:
     images: a folder, a pattern such as 'parts/**/*.png', paths, or an array [n, h, w, 3] or [n, h, w] uint8.
-    preprocessing: what is done to them; None for the default with files, and for nothing with arrays.
+    preprocessing: what is done to them; None for nothing with arrays, and with files for the whole images, on
+      one grid (`preprocess.whole_image`).
     batch_size: images that pass through the network at once.
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
@@ -44,14 +46,34 @@ def training_data(
   if isinstance(images, np.ndarray):
     array = as_colour(images)
     if preprocessing is None:
-      return ArrayData(array, batch_size)
+      return ArrayData(array, batch_size, original_size=array.shape[2:0:-1])
+    size = array.shape[2:0:-1]
     array = np.stack([preprocess.transform(Image.fromarray(image), preprocessing) for image in array])
-    return ArrayData(array, batch_size, preprocessing=preprocessing)
+    return ArrayData(array, batch_size, preprocessing=preprocessing, original_size=size)
   paths = find_paths(images)
+  if preprocessing is None:
+    preprocessing = image_sizes.on_one_grid(image_sizes.of_files(paths).values(), None)
   name = name_of(images) if isinstance(images, (str, os.PathLike)) else ''
   return FileData(
-      [Example(path, (), 0, name, 'good') for path in paths], preprocessing or Preprocessing(), batch_size,
+      [Example(path, (), 0, name, 'good') for path in paths], preprocessing, batch_size,
       on_error=on_error, **reading)
+
+
+def sizes_of(images: Any) -> dict[str, image_sizes.Size]:
+  """Finds the sizes of images before they are decoded.
+
+  Args:
+    images: as of `training_data`.
+
+  Returns:
+    {file: (width, height)} of those whose header can be read; of an array one, by the name ''.
+
+  Raises:
+    ValueError: no images, or something else than images.
+  """
+  if isinstance(images, np.ndarray):
+    return {'': as_colour(images).shape[2:0:-1]}
+  return image_sizes.of_files(find_paths(images))
 
 
 def find_paths(images: Any) -> list[str]:
