@@ -383,6 +383,22 @@ def check_ratio(ratio: float) -> None:
     raise ValueError(f'coreset ratio {ratio}: expected 0 < ratio <= 1.')
 
 
+def check_number(number: int, folds: int, given: int | None = None) -> None:
+  """Raises ValueError where there is one image and thresholds are wanted, and says what one image allows.
+
+  Args:
+    number: images that can be read, as far as is known.
+    folds: as of `CalibrationSpec`.
+    given: images that there are, where some cannot be read.
+  """
+  if number == 1 and folds:
+    raise ValueError(
+        f'One image{f" of {given} can be read" if given else ""}: thresholds take at least 2, each scored by '
+        'a model of the others. Give more good images. One allows a model without thresholds (--folds 0, or '
+        'false_alarm_rate=None in Python), which gives scores and heatmaps, and no decisions until '
+        '--threshold of predict, or patchcore bank calibrate with other good images, sets one.')
+
+
 def as_pair(size: tuple[int, ...]) -> tuple[int, int]:
   """Converts a size that may be one number for both to (height, width)."""
   return (size[0], size[0]) if len(size) == 1 else (size[0], size[1])

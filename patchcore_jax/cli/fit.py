@@ -1,6 +1,7 @@
 """`patchcore fit`: learns a part from images of good ones."""
 
 import collections
+import dataclasses
 import datetime
 import time
 from collections.abc import Sequence
@@ -9,12 +10,13 @@ from typing import Any
 
 import click
 
-from patchcore_jax.cli import interrupts, methods, options, terminal
-from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec
+from patchcore_jax.cli import arguments, interrupts, methods, options, terminal
+from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec, check_number
 
 _SHOWN = 5  # names in a message
 _LONG = 2.0  # seconds that are worth an estimate
 _NOTHING = 'Nothing was written; the same command starts anew.'
+_GEOMETRY = ('resize', 'crop', 'pad', 'resize_side')
 
 
 @click.command('fit', cls=options.Command)
@@ -23,7 +25,10 @@ _NOTHING = 'Nothing was written; the same command starts anew.'
                 help='The model, a folder that must not exist.')
 @methods.common
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
-@options.of_record('preprocess', Preprocessing, group='Images', only=('resize', 'crop', 'pad', 'resize_side'))
+@arguments.accept
+@options.of_record(
+    'preprocess', Preprocessing, group='Images', only=_GEOMETRY, defaults={'resize': (), 'crop': ()},
+    shown={'resize': 'all of each image, its short side 224', 'crop': 'none'})
 @options.of_record('data', DataSpec, group='Images', only=('batch_size', 'num_workers', 'on_error'),
                    defaults={'on_error': 'skip'})
 @options.of_record('fit', FitSpec, group='Resources')
@@ -33,32 +38,39 @@ _NOTHING = 'Nothing was written; the same command starts anew.'
 @methods.detailed
 @options.several_machines
 @options.common
-def command(good: str, out: str, seed: int, debug: bool, compilation_cache: str, **values: Any) -> None:
+def command(
+    good: str, out: str, accept: tuple[str, ...], seed: int, debug: bool, compilation_cache: str,
+    **values: Any) -> None:
   """Learn what good parts look like, from a folder of images of them.
 
   GOOD is a folder, a file or a pattern such as 'parts/**/*.png'. No defects are needed, and no masks. BANK is
-  all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate.
+  all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate. The whole
+  of each image is inspected, unless --crop leaves something out.
   """
   with terminal.readable_errors(debug):
-    run(good, out, seed, compilation_cache, values)
+    run(good, out, accept, seed, compilation_cache, values)
 
 
-def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str, Any]) -> None:
+def run(
+    good: str, out: str, accept: tuple[str, ...], seed: int, compilation_cache: str,
+    values: dict[str, Any]) -> None:
   """Looks at the images, fits, makes thresholds and saves.
 
   Raises:
+    NotAccepted: images whose size is far from that of the rest.
     ValueError: bad settings, no images, or `out` exists.
   """
   if Path(out).exists():
     raise ValueError(f'{out} exists: a model is not overwritten. Remove it or choose another --out.')
   detector = methods.detector_of(values)
-  preprocessing = options.record(Preprocessing, 'preprocess', values)
+  preprocessing, whole = _preprocessing(values)
   data_spec = options.record(DataSpec, 'data', values)
   fit_spec = options.record(FitSpec, 'fit', values)
   calibrate = options.record(CalibrationSpec, 'calibration', values)
   from patchcore_jax.data import folder
 
   paths = folder.find_images(good)  # before JAX, which takes a second to import
+  check_number(len(paths), calibrate.folds)
   with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
     terminal.keep_compiled(compilation_cache)
     terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
@@ -67,18 +79,27 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
     from patchcore_jax import inspection, processes
     from patchcore_jax.data import survey
     from patchcore_jax.detectors import Run
-    from patchcore_jax.inspection import inputs
+    from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
     for line in (*folder.left_out(good, paths), *report(survey.survey(paths))):
       terminal.say(line)
+    sizes = image_sizes.of_files(paths)
+    check_number(len(sizes), calibrate.folds, len(paths))
+    acceptance.settle(image_sizes.odd(sizes), accept)
     networks = methods.networks_of(values, seed)
   for network in networks:
     terminal.say(
         f'backbone {network.name}, layers {", ".join(network.layers)}, precision {network.precision}')
   terminal.say_which(network.name for network in networks)
+  grid = image_sizes.on_one_grid(
+      sizes.values(), None if whole else preprocessing, fitting.input_multiple(networks))
+  preprocessing = dataclasses.replace(preprocessing, resize=grid.resize, crop=grid.crop)
+  for line in image_sizes.at_fit(sizes, preprocessing):
+    terminal.say(line)
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
       good, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
+      original_size=image_sizes.usual(sizes.values()),
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
   same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
   if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
@@ -112,6 +133,15 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
     inspector.save(out)
   processes.wait()
   terminal.say(f'{inspector.about()}: {out}. Next: patchcore predict {out} IMAGES --out DIR')
+
+
+def _preprocessing(values: dict[str, Any]) -> tuple[Preprocessing, bool]:
+  """Makes the preprocessing of the options, and tells whether they leave all of its geometry open."""
+  context = click.get_current_context()
+  given = {name for name in _GEOMETRY if context.get_parameter_source(f'preprocess__{name}')
+           is not click.core.ParameterSource.DEFAULT}
+  others = {} if 'resize' in given else {'resize': Preprocessing().resize}
+  return options.record(Preprocessing, 'preprocess', values, **others), not given
 
 
 def report(found: Any) -> list[str]:

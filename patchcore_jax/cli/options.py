@@ -73,7 +73,8 @@ def option(*names: str, group: str = 'Options', **arguments) -> Callable:
 
 def of_record(
     section: str, record: type, *, group: str, only: Sequence[str] = (), without: Sequence[str] = (),
-    defaults: Mapping[str, Any] = types.MappingProxyType({})) -> Callable:
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+    shown: Mapping[str, str] = types.MappingProxyType({})) -> Callable:
   """Adds an option for each field of a settings record.
 
   Args:
@@ -83,6 +84,7 @@ def of_record(
     only: the fields that count; () for all.
     without: fields that do not.
     defaults: other defaults than the record's.
+    shown: what the help says of a default, where its value does not say it.
   """
   explained, hints = explanations(record), typing.get_type_hints(record)
 
@@ -97,6 +99,7 @@ def of_record(
       function = option(
           *names, f'{section}__{field.name}', group=group, type=None if kind.kind is bool else kind,
           default=default if kind.kind is bool else kind.written(default),
+          show_default=shown.get(field.name, True),
           help=explained[field.name][:1].upper() + explained[field.name][1:])(function)
     return function
 

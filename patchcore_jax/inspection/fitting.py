@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from patchcore_jax import backbones, detectors, processes
+from patchcore_jax import backbones, detectors, processes, settings
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import calibration
 from patchcore_jax.detectors import Data, Detector, PatchCore, Run
@@ -54,7 +54,8 @@ def fit(
   True
   """
   rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
-  check_number(len(images if isinstance(images, np.ndarray) else inputs.find_paths(images)), rate)
+  given = images if isinstance(images, np.ndarray) else inputs.find_paths(images)
+  settings.check_number(len(given), rate.folds)
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
   inputs.warn_of_left_out(images)
@@ -95,7 +96,7 @@ def fit_data(
     ValueError: no images, or a mistake that the message explains.
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
-  check_number(len(data.examples), calibrate)
+  settings.check_number(len(data.examples), calibrate.folds)
   if calibrate.folds:
     model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
   else:
@@ -109,23 +110,6 @@ def fit_data(
         allowances=_allowances(inspector, data, run.seed)))
   return inspector.with_model(
       model.recorded(f'fitted on {model.description.num_images} images{source}'))
-
-
-def check_number(number: int, calibrate: CalibrationSpec, given: int | None = None) -> None:
-  """Raises ValueError where thresholds are wanted and there is one image, and says what one image allows.
-
-  Args:
-    number: images that can be read, as far as is known.
-    calibrate: how thresholds are made.
-    given: images that were given, where some cannot be read.
-  """
-  if not calibrate.folds or number != 1:
-    return
-  raise ValueError(
-      f'One image{f" of {given} can be read" if given else ""}: thresholds take at least 2, each scored by a '
-      'model of the others. Give more good images. One allows a model without thresholds (--folds 0, or '
-      'false_alarm_rate=None in Python): it gives scores and heatmaps, and no decisions until --threshold of '
-      'predict, or patchcore bank calibrate with other good images, sets one.')
 
 
 def input_multiple(networks: Sequence[Backbone]) -> int:
