@@ -50,7 +50,7 @@ def test_python_files_and_http_say_the_same(detector, tmp_path):
   expected = json.loads(json.dumps(finding.to_json()))
   # Files: the finding, between the path and the pictures.
   assert row == {'path': str(tmp_path / 'part.png')} | expected | dict.fromkeys(
-      ('overlay', 'map', 'why', 'error'))
+      ('overlay', 'map', 'mask', 'why', 'error'))
   # HTTP: the finding, but for where training images lay.
   if finding.nearest:
     assert expected['nearest']['image'].startswith('/line/good/')
@@ -65,7 +65,10 @@ def test_python_files_and_http_say_the_same(detector, tmp_path):
       **dict(zip(('x', 'y'), expected['centroid'] or (None, None))),
       'nearest_image': expected['nearest'] and expected['nearest']['image'],
       **_columns('nearest_', expected['nearest_box']),
-      **dict.fromkeys(('overlay', 'map', 'why', 'error'))}
+      **dict.fromkeys(('overlay', 'map', 'why', 'error', 'mask')),
+      'regions': None if (found := expected['regions']) is None else len(found),
+      'area': None if found is None else sum(region['area'] for region in found),
+      **{k: expected[k] for k in ('not_inspected', 'outside_range', 'reason')}}
   assert cells == {k: '' if v is None else str(v) for k, v in in_columns.items()}
 
 
@@ -135,7 +138,7 @@ class TestFind:
     assert found == Finding((40, 50), 2.0, not_inspected=pytest.approx(1 - 24 * 32 / 2000))
     assert found.decision is None
     known = {'score': 2.0, 'image_size': [40, 50], 'not_inspected': found.not_inspected,
-             'outside_range': 0.0, 'regions': [], 'reason': ''}
+             'outside_range': 0.0, 'reason': ''}
     values = found.to_json()
     assert {k: v for k, v in values.items() if v is not None} == known and 'map' not in values
 

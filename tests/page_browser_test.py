@@ -19,7 +19,7 @@ _NASTY = '</script><script>document.title="owned"</script><img src=x onerror=doc
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  """Two categories; in the first, threshold 0.5, 'bent/0' is missed and 'good/1' is a false alarm."""
+  """Two categories; in the first, threshold 0.5, 'bent/0' is missed and 'good/1' is called anomalous."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
   mask = np.zeros((48, 64), bool)
@@ -28,7 +28,7 @@ def path(tmp_path_factory):
   nut = [page.picture(f'good/{i}.png', s, image, anomaly_map=mask * s, label=0)
          for i, s in enumerate((0.1, 0.6, 0.2, 0.3))]
   nut += [page.picture(f'bent/{i}.png', s, image, anomaly_map=mask * s, mask=mask, label=1, defect='bent',
-                       patch=(0.4, 0.4, 0.5, 0.5), nearest=near, region=(0.3, 0.2, 0.7, 0.6),
+                       patch=(0.4, 0.4, 0.5, 0.5), nearest=near, regions=((0.3, 0.2, 0.7, 0.6),),
                        facts=(('p-value', '0.03'),))
           for i, s in enumerate((0.4, 0.8, 0.9))]
   many = [page.picture(f'many/{i:03}.png', i / 200 + 0.001, image, label=i // 100) for i in range(200)]
@@ -162,13 +162,14 @@ class TestFilters:
     _field(opened, 'category').select_by_visible_text('nut')
     assert opened.find_element(By.ID, 'count').text == '7 of 207 images, 2 classified wrongly'
     for decision, expected in (
-        ('errors', ['good/1.png', 'bent/0.png']), ('false alarms', ['good/1.png']),
-        ('missed', ['bent/0.png']), ('alarms', ['bent/2.png', 'bent/1.png', 'good/1.png'])):
+        ('wrong, all', ['good/1.png', 'bent/0.png']), ('wrong: good called anomalous', ['good/1.png']),
+        ('wrong: anomalous called good', ['bent/0.png']),
+        ('anomalous', ['bent/2.png', 'bent/1.png', 'good/1.png'])):
       _field(opened, 'decision').select_by_visible_text(decision)
       assert _names(opened) == expected
     _field(opened, 'label').select_by_visible_text('anomalous: bent')
     assert _names(opened) == ['bent/2.png', 'bent/1.png']
-    _field(opened, 'decision').select_by_visible_text('false alarms')
+    _field(opened, 'decision').select_by_visible_text('wrong: good called anomalous')
     assert _names(opened) == [] and _shown(opened, '#empty')
     opened.find_element(By.CSS_SELECTOR, '#empty button').click()
     WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
@@ -185,7 +186,7 @@ class TestFilters:
 
   def test_another_threshold_decides_anew(self, opened):
     _field(opened, 'category').select_by_visible_text('nut')
-    _field(opened, 'decision').select_by_visible_text('missed')
+    _field(opened, 'decision').select_by_visible_text('wrong: anomalous called good')
     assert _names(opened) == ['bent/0.png']
     _field(opened, 'threshold').select_by_visible_text('best F1 (needs labels)')
     assert _names(opened) == []
@@ -195,7 +196,7 @@ class TestFilters:
     assert len(_names(opened)) == 7
     _keys(opened, Keys.TAB)
     _keys(opened, Keys.ARROW_DOWN)
-    assert _field(opened, 'decision').first_selected_option.text == 'alarms'
+    assert _field(opened, 'decision').first_selected_option.text == 'anomalous'
     assert _names(opened) == ['bent/2.png', 'bent/1.png', 'good/1.png']
     opened.find_element(By.CSS_SELECTOR, '#filters button[type=reset]').send_keys(Keys.ENTER)
     WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
@@ -256,7 +257,7 @@ class TestViewer:
     self.open(opened)
     WebDriverWait(opened, 20).until(lambda b: _shown(b, '#viewer-nearest'))
     text = opened.find_element(By.ID, 'viewer').text
-    for words in ('Alarm', '0.9', 'bent', 'nut', '0.5 (5 % false alarms)', 'p-value', '0.03',
+    for words in ('anomalous', '0.9', 'bent', 'nut', '0.5 (5 % false alarms)', 'p-value', '0.03',
                   'training image train/good/7.png'):
       assert words in text
     _keys(opened, Keys.END)  # a good one, of which no reason is known

@@ -191,7 +191,7 @@ class TestJson:
 
   def test_there_and_back(self):
     rich = picture(
-        label=1, defect='bent', anomaly_map=np.eye(4), mask=np.eye(6) > 0, region=(0.1, 0.2, 0.3, 0.4),
+        label=1, defect='bent', anomaly_map=np.eye(4), mask=np.eye(6) > 0, regions=((0.1, 0.2, 0.3, 0.4),),
         patch=(0.0, 0.0, 0.5, 0.5), facts=(('p-value', '0.1'),),
         nearest=page.Patch('n', page.encode(np.zeros((4, 4, 3), np.uint8)), (0.0, 0.0, 1.0, 1.0)))
     for category in (

@@ -34,11 +34,15 @@ def _scale(ctx, parameter, text):
 @options.option('--overlays/--no-overlays', default=True, group=_PICTURES, help='Draw heatmaps.')
 @options.option('--maps', type=click.Choice(('npy', 'tif', 'none')), default='npy', group=_PICTURES,
                 help='Write anomaly maps as NumPy arrays or 32-bit TIFF.')
+@options.option('--masks', is_flag=True, group=_PICTURES,
+                help='Write the regions above the pixel threshold as PNG masks, white on black.')
 @options.option('--scale', callback=_scale, metavar='LOW,HIGH', group=_PICTURES,
                 show_default="half of the bank's pixel threshold, and twice that",
                 help='Values of the map where colour begins and where it is red.')
 @options.option('--threshold', type=float, group=_DECISIONS, metavar='SCORE', show_default="the bank's",
                 help='Scores from here on are anomalous.')
+@options.option('--min-area', type=click.FloatRange(0), default=0.0, group=_DECISIONS, metavar='PIXELS',
+                help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
 @options.option('--batch-size', type=click.IntRange(1), default=None, group=_MACHINE,
                 show_default='8, or 1 with --watch', help='Images that pass through the network at once.')
 @arguments.backbone_weights
@@ -49,8 +53,8 @@ def command(
   """Score IMAGES with the model BANK, and show what was found.
 
   IMAGES is a folder, a file, or a pattern such as 'parts/**/*.png'. DIR then holds predictions.csv and
-  predictions.jsonl (a row for each image), overlays/, maps/, why/ and report.html. Pictures and positions
-  are in pixels of the original images.
+  predictions.jsonl (a row for each image), overlays/, maps/, masks/, why/ and report.html. Pictures and
+  positions are in pixels of the original images.
 
   Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
   """

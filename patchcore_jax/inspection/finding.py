@@ -42,7 +42,7 @@ class Finding:
     nearest: where the patch of the bank comes from that is nearest to it.
     nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
     map: [h, w] float32 at the size of the network's input.
-    regions: all regions above the pixel threshold, largest first; () where there is no such threshold.
+    regions: all regions above the pixel threshold, largest first; None where there is no such threshold.
     not_inspected: share of the image that the network does not see, in [0, 1].
     outside_range: share of the pixels whose value lies outside of the value range of the model, in [0, 1].
     reason: what decides besides the score; '' where nothing does.
@@ -62,7 +62,7 @@ class Finding:
   nearest: Origin | None = None
   nearest_box: Box | None = None
   map: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
-  regions: tuple[Region, ...] = ()
+  regions: tuple[Region, ...] | None = None
   not_inspected: float = 0.0
   outside_range: float = 0.0
   reason: str = ''
@@ -135,7 +135,8 @@ def find(
       calibration.calibrated_score(found, score) if found else None,
       calibration.p_value(found, score) if found else None,
       None if threshold is None else score >= threshold,
-      not_inspected=_not_inspected(place), outside_range=outside, path=path)
+      not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
+      path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
   usual = getattr(description, 'outside_range', 0.0)
@@ -156,8 +157,10 @@ def find(
 
 def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Finding:
   """Adds the map and the regions to a finding, and decides on regions that are too small to count."""
-  all_regions = [] if pixel_threshold is None else regions.above(anomaly_map, pixel_threshold, place)
-  kept = tuple(region for region in all_regions if region.area >= min_area)
+  all_regions, kept = [], None
+  if pixel_threshold is not None:
+    all_regions = regions.above(anomaly_map, pixel_threshold, place)
+    kept = tuple(region for region in all_regions if region.area >= min_area)
   if kept:
     most = max(kept, key=lambda region: region.maximum)
     box, centroid = most.box, most.centroid
@@ -171,14 +174,6 @@ def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Find
   return dataclasses.replace(
       answer, anomalous=False, reason=f'no region has {min_area:g} pixels, the largest of '
       f'{len(all_regions)} has {all_regions[0].area}')
-
-
-def _not_inspected(place) -> float:
-  """Computes the share of an image that the network does not see."""
-  seen = [min(offset + scale * size, length) - max(offset, 0)
-          for offset, scale, size, length in zip(place.offset, place.scale, place.size, place.original)]
-  share = 1 - seen[0] * seen[1] / (place.original[0] * place.original[1])
-  return share if share > _ROUNDING else 0.0
 
 
 def _percent(share: float) -> str:

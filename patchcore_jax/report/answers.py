@@ -14,11 +14,12 @@ from PIL import Image
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector, colours
+from patchcore_jax.inspection import Finding, Inspector, colours, regions
 from patchcore_jax.report import overlay, page, predictions
 from patchcore_jax.report.predictions import Answer
 
 _GALLERY = 200  # images that the report shows, of 10 kB each
+_SHOWN_REGIONS = 5  # whose areas the report lists
 _REMEMBERED = 100_000  # the latest scores, which the report's histogram is of
 # A name that the file system does not take is a matter of one image; a full disk is not.
 _NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
@@ -38,7 +39,8 @@ class Answers:
 
   def __init__(
       self, inspector: Inspector, out: Path, root: Path, *, overlays: bool, maps: str, why: bool,
-      limits: tuple[float, float] | None, threshold: float | None = None,
+      limits: tuple[float, float] | None, threshold: float | None = None, masks: bool = False,
+      min_area: float = 0,
       say: Callable[..., None] = lambda text, loud=False: None):
     """Begins the tables.
 
@@ -49,11 +51,14 @@ class Answers:
       overlays, maps, why: which files are written; `maps` is a suffix or 'none'.
       limits: limits of the colours; None for those of each map.
       threshold: threshold of scores, in place of the model's.
+      masks: whether the regions are drawn as masks.
+      min_area: regions of fewer pixels were ignored in the findings.
       say: called as `say(line, loud=...)` for each answer; loud are those that a person must see.
     """
     self.images = self.anomalous = self.failed = 0
     self._inspector, self._out, self._root, self._say = inspector, out, root, say
     self._overlays, self._maps, self._why, self.limits = overlays, maps, why, limits
+    self._masks, self._min_area, self._most_not_inspected = masks, min_area, 0.0
     calibration = inspector.calibration
     self._given_threshold = threshold is not None
     self.threshold = threshold if self._given_threshold or not calibration else calibration.image_threshold
@@ -97,6 +102,8 @@ class Answers:
     self.images += answer.error is None
     anomalous = answer.finding is not None and answer.finding.anomalous
     self.anomalous += bool(anomalous)
+    if answer.finding is not None:
+      self._most_not_inspected = max(self._most_not_inspected, answer.finding.not_inspected)
     if picture is not None:
       self._scores.append(answer.finding.score)
       self._pictures.append(picture)
@@ -112,6 +119,11 @@ class Answers:
       thresholds = (page.Threshold(self._threshold_name(), self.threshold),)
     else:
       notes.append('The bank has no threshold: scores only, no decisions.')
+    if self._most_not_inspected:
+      share = f'{100 * self._most_not_inspected:.2g} %'
+      notes.append(f'Up to {share} of an image is not inspected: it is dark in the pictures.')
+    if self._min_area:
+      notes.append(f'Regions of less than {self._min_area:g} pixels are ignored.')
     if self.failed:
       notes.append(f'{self.failed} files could not be scored: see the errors in {predictions.CSV}.')
     if images > _REMEMBERED:
@@ -128,7 +140,7 @@ class Answers:
     with writing_to(self._out):
       page.write(path, page.Page(
           f'Predictions: {category.name}', facts, columns, [row], categories=(category,),
-          notes=tuple(notes)))
+          notes=tuple(notes), pictures_first=True))
     return path
 
   def _threshold_name(self):
@@ -136,6 +148,9 @@ class Answers:
     if self._given_threshold:
       return 'given threshold'
     return f'{100 * self._inspector.calibration.guaranteed_rate:.2g} % false alarms'
+
+  def _pixel_threshold(self):
+    return self._inspector.calibration and self._inspector.calibration.pixel_threshold
 
   def _draw(self, path, image, pixels, finding):
     """Draws and writes the files of one image, and makes its row and its picture for the report."""
@@ -149,22 +164,26 @@ class Answers:
       answer = answer._replace(overlay=predictions.file_for(predictions.OVERLAYS, name, '.png'))
       drawn = overlay.overlay(np.asarray(image), whole_map, low, high)
       if finding.anomalous is not False:  # a frame says: look here
-        drawn = overlay.outlined(drawn, finding.box)
+        drawn = overlay.outlined(drawn, *_boxes(finding))
       predictions.write_png(self._out / answer.overlay, drawn)
     if self._maps != 'none' and whole_map is not None:
       answer = answer._replace(map=predictions.file_for(predictions.MAPS, name, f'.{self._maps}'))
       predictions.write_map(self._out / answer.map, whole_map)
+    if self._masks and finding.map is not None and (level := self._pixel_threshold()) is not None:
+      answer = answer._replace(mask=predictions.file_for(predictions.MASKS, name, '.png'))
+      mask = regions.mask(finding.map, level, place, self._min_area)
+      predictions.write_png(self._out / answer.mask, 255 * mask.astype(np.uint8))
     if self._why and finding.patch is not None:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
       predictions.write_png(self._out / answer.why, self._comparison(name, pixels, finding, file))
-    facts = () if finding.p_value is None else (
-        ('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}'))
     width, height = finding.image_size
     normal = page.Patch(
         shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None
     return answer, page.picture(
-        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=facts,
-        region=_fractions(finding.box, width, height),
+        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=_facts(finding),
+        seen=_fractions(placement.box_to_original((0, 0, *place.size[::-1]), place), width, height),
+        anomalous=finding.anomalous if finding.reason else None,
+        regions=tuple(_fractions(box, width, height) for box in _boxes(finding)),
         patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
   def _comparison(self, name, pixels, finding, file):
@@ -174,6 +193,27 @@ class Answers:
     return overlay.comparison(
         pixels, inspection.cell(self._inspector, *finding.patch), normal,
         finding.nearest_box if file else None, (name, f'nearest: {"/".join(Path(nearest).parts[-2:])}'))
+
+
+def _boxes(finding):
+  """Lists the boxes to draw: of all regions, or of the place that looks least normal."""
+  return [region.box for region in finding.regions or ()] or ([finding.box] if finding.box else [])
+
+
+def _facts(finding) -> tuple[tuple[str, str], ...]:
+  """Lists what the page tells of an image beside its score."""
+  facts = []
+  if finding.p_value is not None:
+    facts += [('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}')]
+  if finding.regions:
+    areas = ', '.join(str(region.area) for region in finding.regions[:_SHOWN_REGIONS])
+    more = ', ...' if len(finding.regions) > _SHOWN_REGIONS else ''
+    facts.append(('regions', f'{len(finding.regions)}, of {areas}{more} pixels'))
+  if finding.not_inspected:
+    facts.append(('not inspected', f'{100 * finding.not_inspected:.2g} %'))
+  if finding.reason:
+    facts.append(('decided by', finding.reason))
+  return tuple(facts)
 
 
 def line_of(answer: Answer) -> str:
@@ -195,6 +235,10 @@ def line_of(answer: Answer) -> str:
   if found.box:
     left, top, right, bottom = found.box
     words.append(f'most anomalous at {left},{top}-{right},{bottom}')
+  if len(found.regions or ()) > 1:
+    words.append(f'{len(found.regions)} regions')
+  if found.reason:
+    words.append(f'({found.reason})')
   return shown('  '.join(words))
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
-from patchcore_jax.data import arrivals, folder, preprocess
+from patchcore_jax.data import arrivals, decoding, folder, preprocess
 from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.inspection.inspector import Scorer
 from patchcore_jax.report import answers, predictions
@@ -53,8 +53,10 @@ class Options:
       as it comes.
     overlays: whether heatmaps are drawn.
     maps: 'npy', 'tif' or 'none'.
+    masks: whether the regions above the pixel threshold are written as masks.
     why: whether the most anomalous patch is drawn beside the nearest normal one.
     threshold: threshold of scores, in place of the bank's.
+    min_area: regions of fewer pixels are ignored.
     scale: values of the map where colour begins and where it is red; () for those of the bank.
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
@@ -70,8 +72,10 @@ class Options:
   batch_size: int = 0
   overlays: bool = True
   maps: str = 'npy'
+  masks: bool = False
   why: bool = False
   threshold: float | None = None
+  min_area: float = 0.0
   scale: tuple[float, ...] = ()
   watch: bool = False
   watch_seconds: float = 0.0
@@ -89,6 +93,8 @@ class Options:
           f'watch_seconds={self.watch_seconds}: expected 0 for a run that does not watch. Set watch too.')
     if self.maps not in MAPS:
       raise ValueError(f'maps={self.maps}: expected one of {", ".join(MAPS)}.')
+    if not 0 <= self.min_area < math.inf:
+      raise ValueError(f'min_area={self.min_area}: expected a number of pixels, 0 or more.')
     if self.threshold is not None and not math.isfinite(self.threshold):
       raise ValueError(f'threshold={self.threshold}: expected a number.')
     if self.scale and not (len(self.scale) == 2 and -math.inf < self.scale[0] < self.scale[1] < math.inf):
@@ -110,11 +116,12 @@ class Summary(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """An image file; `error` says why there is nothing else."""
+  """An image file, and the share of it outside of the value range; `error` says why there is nothing else."""
 
   path: str
   image: Image.Image | None = None
   pixels: np.ndarray | None = None
+  outside: float = 0.0
   error: str | None = None
 
 
@@ -153,6 +160,11 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
   found = score.compile(_batch_size(options))
   if found.map is None and (options.maps != 'none' or options.overlays):
     say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
+  if (options.masks or options.min_area) and not (
+      inspector.calibration and inspector.calibration.pixel_threshold is not None and found.map is not None):
+    raise ValueError(
+        f'{options.bank} has no pixel threshold: there are no regions for --masks and --min-area. Fit or '
+        'calibrate it with a false alarm rate, by a method with maps.')
   if options.why and 'patch' not in found.evidence:
     say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
   elif options.why and not provenance.has_thumbnails(inspector.model):
@@ -189,7 +201,7 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
     writer = Answers(
         inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
         why=options.why, limits=options.scale or colours.limits(inspector, options.threshold),
-        threshold=options.threshold, say=say)
+        threshold=options.threshold, say=say, masks=options.masks, min_area=options.min_area)
     for folder_name in denied:
       writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
     if options.watch:
@@ -217,13 +229,13 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
 def read(path: str, inspector: Inspector) -> Loaded:
   """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
-    image = preprocess.read_image(path)
+    image, outside = decoding.decode(path, inspector.preprocessing)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
     inspection.check_size(inspector, pixels.shape[:2])
   except (ValueError, MemoryError) as e:
     message = str(e) or 'it does not fit into memory.'
     return Loaded(path, error=message if path in message else f'{path}: {message}')
-  return Loaded(path, image, pixels)
+  return Loaded(path, image, pixels, outside)
 
 
 def read_ahead(
@@ -316,7 +328,9 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
   def draw(loaded, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    finding = inspection.find(inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold)
+    finding = inspection.find(
+        inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold, outside=loaded.outside,
+        min_area=options.min_area)
     return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
