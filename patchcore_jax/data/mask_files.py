@@ -2,7 +2,7 @@
 
 import collections
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 
 class MaskFiles:
@@ -10,15 +10,16 @@ class MaskFiles:
 
   Args:
     folder: where they lie; it may be absent.
-    images: the images of that kind.
+    images: the images of that kind, by their paths below the folder of the kind.
     names: where the masks of an image lie in the folder, as in `FolderLayout.mask_names`; the first that
       finds any counts.
     is_image: tells whether a file counts.
   """
 
   def __init__(
-      self, folder: Path, images: Iterable[Path], names: Sequence[str], is_image: Callable[[Path], bool]):
-    self.folder, self._names, self._stems = folder, names, {image.stem for image in images}
+      self, folder: Path, images: Iterable[PurePath], names: Sequence[str], is_image: Callable[[Path], bool]):
+    self.folder, self._names = folder, names
+    self._stems = {image.with_suffix('').as_posix() for image in images}
     self.all = sorted(filter(is_image, _files(folder)))
     self._exact, self._folded = collections.defaultdict(list), collections.defaultdict(list)
     for path in self.all:
@@ -67,8 +68,8 @@ def _beginnings(path: str) -> list[str]:
 
 
 def _files(folder: Path) -> list[Path]:
-  """Lists the files in a folder and in its folders; hidden folders do not count."""
+  """Lists the files in a folder and below it; hidden folders do not count."""
   if not folder.is_dir():
     return []
   inner = [p for p in folder.iterdir() if not p.name.startswith('.')]
-  return [q for p in inner for q in (p.iterdir() if p.is_dir() else [p]) if q.is_file()]
+  return [q for p in inner for q in (_files(p) if p.is_dir() else [p]) if q.is_file()]
