@@ -48,7 +48,8 @@ def _full_description():
   return Description(
       'padim', {'num_dims': 7, 'sigma': 2.5, 'none': None, 'list': [1, 'a'], 'nested': {'b': True}},
       (network, _NETWORK), (32, 24), 12, grid=(8, 6), images=('a.png', 'b.png'), num_skipped=2,
-      original_size=(64, 48), category='nut', seed=5, shots=('a.png',), preprocessing=Preprocessing(resize=(40,), crop=(32, 24)),
+      original_size=(64, 48), category='nut', seed=5, shots=('a.png',),
+      preprocessing=Preprocessing(resize=(40,), crop=(32, 24)),
       calibration=Calibration(0.01, 0.1, (1.0, 2.0), (3.0, 4.0), 2.5, 4.5, 'cross', 0.25, 0.5),
       device='tpu', versions={'jax': '1.2'}, fit_seconds=1.5, history=(Event('now', 'fitted', '3'),),
       covering_radius=0.75, ordered=False, members=(_SHORT, dataclasses.replace(_SHORT, members=(_SHORT,))))
