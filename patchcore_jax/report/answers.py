@@ -176,15 +176,7 @@ class Answers:
     if self._why and finding.patch is not None:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
       predictions.write_png(self._out / answer.why, self._comparison(name, pixels, finding, file))
-    width, height = finding.image_size
-    normal = page.Patch(
-        shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None
-    return answer, page.picture(
-        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=_facts(finding),
-        seen=_fractions(placement.box_to_original((0, 0, *place.size[::-1]), place), width, height),
-        anomalous=finding.anomalous if finding.reason else None,
-        regions=tuple(_fractions(box, width, height) for box in _boxes(finding)),
-        patch=_fractions(finding.patch_box, width, height), nearest=normal)
+    return answer, picture_of(self._inspector, finding, shown(name), image, whole_map, (low, high), file)
 
   def _comparison(self, name, pixels, finding, file):
     """Draws the most anomalous patch beside the nearest normal one, where there is a picture of that."""
@@ -214,6 +206,32 @@ def _facts(finding) -> tuple[tuple[str, str], ...]:
   if finding.reason:
     facts.append(('decided by', finding.reason))
   return tuple(facts)
+
+
+def picture_of(
+    inspector: Inspector, finding: Finding, name: str, image: Image.Image, whole_map: np.ndarray | None,
+    limits: tuple[float, float], nearest: bytes) -> page.Picture:
+  """Makes the picture of a finding for a page.
+
+  Args:
+    inspector: what made the finding.
+    name: what the image is called.
+    image: as it was decoded.
+    whole_map: the map of all of the image, NaN where the network saw nothing; None for none.
+    limits: values of the map where colour begins, and where it is strongest.
+    nearest: the training image that has the nearest patch, encoded; b'' for none.
+  """
+  place = placement.placement(image.height, image.width, inspector.preprocessing)
+  (width, height), (rows, columns) = finding.image_size, inspector.image_size
+  normal = None if not nearest else page.Patch(
+      shown(finding.nearest.name), nearest, _fractions(finding.nearest_box, columns, rows))
+  return page.picture(
+      name, finding.score, image, anomaly_map=whole_map, low=limits[0], high=limits[1],
+      facts=_facts(finding),
+      seen=_fractions(placement.box_to_original((0, 0, *place.size[::-1]), place), width, height),
+      anomalous=finding.anomalous if finding.reason else None,
+      regions=tuple(_fractions(box, width, height) for box in _boxes(finding)),
+      patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
 
 def line_of(answer: Answer) -> str:
