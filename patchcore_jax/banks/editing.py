@@ -62,25 +62,25 @@ def append(
   Raises:
     ValueError: embeddings of another grid or size, or lists that differ in length.
   """
-  (n, *grid, dim), rows = embeddings.shape, _rows(bank)
-  if tuple(grid) != bank.description.grid or dim != rows.shape[1]:
-    raise ValueError(
-        f'Embeddings {embeddings.shape}: expected [n, {", ".join(map(str, bank.description.grid))}, '
-        f'{rows.shape[1]}], as the bank has them.')
-  with_thresholds = bank.description.calibration
+  _check_grid(bank, embeddings)
+  n, with_thresholds = len(embeddings), bank.description.calibration
   for what, values, needed in (
       ('names', names, True), ('files', files, provenance.has_thumbnails(bank)),
       ('image_scores', image_scores, with_thresholds), ('map_maxima', map_maxima, with_thresholds)):
     if len(values) != (n if needed else 0):
       raise ValueError(f'{what}: expected {n if needed else 0} for this bank, got {len(values)}.')
-  points = embeddings.reshape(-1, dim)
-  most = coreset.coreset_size(len(points), bank.description.settings['ratio'])
-  radius = covering_radius(bank)
-  chosen = _uncovered(points, rows, radius, most)
+  points, chosen, radius = _chosen(bank, embeddings)
   return _extended(
       bank, points[chosen], bank.description.num_patches + chosen, radius,
       names=names, files=files, image_scores=image_scores, map_maxima=map_maxima,
       what=f'appended {n} images, {len(chosen)} patches')
+
+
+def appended_rows(bank: Model, embeddings: np.ndarray) -> np.ndarray:
+  """Computes the rows that the bank would have if these embeddings [n, rows, columns, d] were appended."""
+  _check_grid(bank, embeddings)
+  points, chosen, _ = _chosen(bank, embeddings)
+  return np.concatenate([_rows(bank), points[chosen]])
 
 
 def merge(bank: Model, other: Model) -> Model:
@@ -217,6 +217,22 @@ def _rows(bank: Model) -> np.ndarray:
   """Returns the rows of a bank, or raises BankError for another model."""
   check_is_bank(bank)
   return np.asarray(bank.arrays['embeddings'])
+
+
+def _check_grid(bank, embeddings) -> None:
+  """Raises ValueError for embeddings of another grid or size than the bank's."""
+  (_, *grid, dim), rows = embeddings.shape, _rows(bank)
+  if tuple(grid) != bank.description.grid or dim != rows.shape[1]:
+    raise ValueError(
+        f'Embeddings {embeddings.shape}: expected [n, {", ".join(map(str, bank.description.grid))}, '
+        f'{rows.shape[1]}], as the bank has them.')
+
+
+def _chosen(bank, embeddings):
+  """Chooses what `append` adds of embeddings: returns their patches [n, d], positions in them, the radius."""
+  points, radius = embeddings.reshape(-1, embeddings.shape[-1]), covering_radius(bank)
+  most = coreset.coreset_size(len(points), bank.description.settings['ratio'])
+  return points, _uncovered(points, _rows(bank), radius, most), radius
 
 
 def _uncovered(points, rows, radius, most) -> np.ndarray:

@@ -43,13 +43,21 @@ def score_maxima(
     detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
 ) -> CrossScores:
   """Scores images that the model has not seen, and keeps the largest value of each map."""
+  return indexed_score_maxima(detector, model, data, backbones, search)[1]
+
+
+def indexed_score_maxima(
+    detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
+) -> tuple[np.ndarray, CrossScores]:
+  """Does what `score_maxima` does, and tells first which of the images could be read, by their positions."""
   score_fn = streaming.with_maxima(detector.score_fn(model, backbones, search=search))
-  found = [scores for _, scores in streaming.predict(
-      score_fn, data.batches(), image_size=model.description.image_size)]
+  found = list(streaming.predict(score_fn, data.batches(), image_size=model.description.image_size))
   if not found:
-    return CrossScores(np.zeros(0, np.float32), None)
-  image, maxima = zip(*found, strict=True)
-  return CrossScores(np.concatenate(image), None if maxima[0] is None else np.concatenate(maxima))
+    return np.zeros(0, int), CrossScores(np.zeros(0, np.float32), None)
+  index, scores = zip(*found, strict=True)
+  image, maxima = zip(*scores, strict=True)
+  return np.concatenate(index), CrossScores(
+      np.concatenate(image), None if maxima[0] is None else np.concatenate(maxima))
 
 
 def statistics(

@@ -18,7 +18,7 @@ class Questioned:
   """An image, or a bank, that is not taken without being accepted.
 
   Attributes:
-    name: its file, as it was given; a number in words where it was an array.
+    name: its file, as it was given; images[3] where it was in an array.
     why: what is unusual, such as 'scores 1.2, and the threshold is 0.13'.
     score: its score, where it has one.
     nearest: name of the training image that has the most similar normal patch, where there is one.

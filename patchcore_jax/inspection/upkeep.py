@@ -1,35 +1,47 @@
-"""Later good images: a bank takes up what it does not cover yet, or a model gets thresholds of them."""
+"""Later good images: a bank takes up what it does not cover yet, or a model gets thresholds of them.
 
-from collections.abc import Callable
+What is given as good, and does not look good to the model, is asked about first (`acceptance`): one defective
+file would move the thresholds so far that defects pass.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from patchcore_jax.banks import editing, provenance
+from patchcore_jax.banks import calibration, editing, provenance
 from patchcore_jax.data.preprocess import ImageError
-from patchcore_jax.detectors import Run, cross_fitting, patchcore
-from patchcore_jax.inspection import differences, inputs
-from patchcore_jax.inspection.inspector import Inspector
+from patchcore_jax.detectors import CrossScores, Data, Run, cross_fitting, patchcore
+from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
+from patchcore_jax.inspection.acceptance import Questioned
+from patchcore_jax.inspection.inspector import Inspector, predict
 
 OnError = Callable[[ImageError], None] | None
+_FOLDS = 5  # parts of accepted images, each scored against a bank with the others
 
 
 def append(
-    inspector: Inspector, images: Any, *, batch_size: int = 32, on_error: OnError = None,
-    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    inspector: Inspector, images: Any, *, accept: str | Sequence[str] = (), batch_size: int = 32,
+    on_error: OnError = None, progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Adds patches of further good images to a bank, as far as it does not cover them yet.
 
-  The images count for the thresholds, by their scores before they were added.
+  The images count for the thresholds by their scores before they were added. Where some had to be accepted,
+  a new lot for example, each is scored against a bank to which others of them were added.
 
   Args:
     images: as of `inputs.training_data`.
+    accept: names of images that are good although they score above the threshold, or have another size;
+      'all' for every one. Images of an array are called 'images[0]' and so on.
     batch_size: images that pass through the network at once.
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
     progress: called with ('embed', done, number of images).
 
   Raises:
+    NotAccepted: images that would alarm, or have another size, and are not accepted. Of a bank without
+      thresholds, those that score far above the others of these images.
     BankError: the model of a method without a bank.
     ValueError: images of another size, or no images.
   """
@@ -41,34 +53,38 @@ def append(
   embeddings, read = patchcore.embed(
       backbone, data, embedding=detector.embedding,
       run=Run(keep_images=provenance.has_thumbnails(model), **told))
-  scores = ((), ())
-  if inspector.calibration:
-    scores = patchcore.score_embeddings(
-        embeddings, model.arrays['embeddings'], inspector.image_size, scoring_spec=detector.scoring,
-        batch_size=data.batch_size)
+  scores = _score(inspector, embeddings, model.arrays['embeddings'], data.batch_size)
+  unlike = _ask(inspector, images, data.part(read.index), read.index, scores.image, accept)
+  if not inspector.calibration:
+    scores = CrossScores((), ())
+  elif unlike:
+    scores = _scores_with_others(inspector, embeddings, scores, data.batch_size)
   given = data.examples
   return inspector.with_model(editing.append(
       model, embeddings, [given[i].image_path for i in read.index], files=read.files,
-      image_scores=scores[0], map_maxima=scores[1]))
+      image_scores=scores.image, map_maxima=scores.map_maxima))
 
 
 def calibrate(
-    inspector: Inspector, images: Any, *, false_alarm_rate: float = 0.01, batch_size: int = 32,
-    on_error: OnError = None) -> Inspector:
+    inspector: Inspector, images: Any, *, false_alarm_rate: float = 0.01, accept: str | Sequence[str] = (),
+    batch_size: int = 32, on_error: OnError = None) -> Inspector:
   """Makes thresholds of good images that the model was not fitted on; their guarantee is exact.
 
   Args:
     images: as of `inputs.training_data`.
     false_alarm_rate: the share of good images that may alarm, in (0, 1).
+    accept: as of `append`.
     batch_size: images that pass through the network at once.
     on_error: as of `append`.
 
   Raises:
+    NotAccepted: as of `append`.
     ValueError: images of another size, no images, or a rate out of range.
   """
   detector, networks, search = inspector.detector, inspector.backbones, inspector.search
   data = _data(inspector, images, batch_size, on_error)
-  scores = cross_fitting.score_maxima(detector, inspector.model, data, networks, search)
+  index, scores = cross_fitting.indexed_score_maxima(detector, inspector.model, data, networks, search)
+  _ask(inspector, images, data.part(index), index, scores.image, accept)
   sample = data.part(range(min(len(data), differences.SAMPLE)))
   off = differences.score_differences(detector, inspector.model, sample, networks, search)
   return inspector.with_model(editing.calibrate(
@@ -88,3 +104,82 @@ def _data(inspector, images, batch_size, on_error):
   """Makes the data of further images, which are prepared as the model's."""
   return inputs.training_data(
       images, inspector.model.description.preprocessing, batch_size, on_error=on_error)
+
+
+def _ask(inspector, images, data: Data, index, scores, accept) -> bool:
+  """Asks about what does not look good, unless it was accepted.
+
+  Args:
+    images: what was given.
+    data: the images that could be read.
+    index: [n] their positions in what was given.
+    scores: [n] their scores.
+    accept: as of `append`.
+
+  Returns:
+    Whether some look so by their scores.
+  """
+  names = [example.image_path or f'images[{i}]' for i, example in zip(index, data.examples, strict=True)]
+  unlike = {q.name: q for q in _unlike(inspector, data, names, scores)}
+  usual = inspector.model.description.original_size
+  odd = [] if usual is None or isinstance(images, np.ndarray) else image_sizes.odd(
+      {name: size for name, size in inputs.sizes_of(images).items() if name in set(names)}, usual)
+  for question in odd:
+    known = unlike.get(question.name)
+    # One line an image.
+    unlike[question.name] = question if known is None else dataclasses.replace(
+        known, why=f'{known.why}; {question.why}')
+  acceptance.settle(list(unlike.values()), accept)
+  return any(q.score is not None for q in unlike.values())
+
+
+def _unlike(inspector, data: Data, names, scores) -> list[Questioned]:
+  """Lists the images that would alarm, or without thresholds those that stand out, by falling score."""
+  scores, found = np.asarray(scores), inspector.calibration
+  if found:
+    beyond = np.flatnonzero(scores >= found.image_threshold)
+    compared = f'the threshold is {found.image_threshold:.4g}'
+  else:
+    beyond = np.array(calibration.suspicious(scores), int)
+    compared = f'half of these images score below {np.median(scores):.4g}' if len(scores) else ''
+  beyond = beyond[np.argsort(-scores[beyond], kind='stable')]
+  nearest = _nearest(inspector, data.part(beyond)) if len(beyond) else []
+  return [
+      Questioned(names[i], f'scores {scores[i]:.4g}, and {compared}', float(scores[i]), nearest_name)
+      for i, nearest_name in zip(beyond, nearest, strict=True)]
+
+
+def _nearest(inspector, data: Data) -> list[str | None]:
+  """Names the training image with the normal patch most similar to the most anomalous one, of each image."""
+  names: list[str | None] = [None] * len(data.examples)
+  for index, scores in predict(inspector, data.batches()):
+    for i, row in zip(index, scores.evidence.get('nearest', ()), strict=False):
+      names[i] = provenance.origin(inspector.model, int(row)).name or None
+  return names
+
+
+def _score(inspector, embeddings, rows, batch_size, positions=None) -> CrossScores:
+  """Scores images whose embeddings are at hand against rows of a bank."""
+  return patchcore.score_embeddings(
+      embeddings, rows, inspector.image_size, scoring_spec=inspector.detector.scoring, images=positions,
+      batch_size=batch_size)
+
+
+def _scores_with_others(inspector, embeddings, alone: CrossScores, batch_size) -> CrossScores:
+  """Scores images of a new lot as later ones of it will be: by a bank that knows others of the lot.
+
+  Args:
+    embeddings: [n, rows, columns, d].
+    alone: their scores without that, which stay where there is one image only.
+  """
+  folds = min(_FOLDS, len(embeddings))
+  if folds < 2:
+    return alone
+  fold_of, found = np.arange(len(embeddings)) % folds, CrossScores(*map(np.copy, alone))
+  for fold in range(folds):
+    rows = editing.appended_rows(inspector.model, embeddings[fold_of != fold])
+    scored = np.flatnonzero(fold_of == fold)
+    new = _score(inspector, embeddings, rows, batch_size, scored)
+    for kept, values in zip(found, new, strict=True):
+      kept[scored] = values
+  return found
