@@ -240,6 +240,8 @@ class DataSpec:
       published: 'visa', 'btad', 'mvtec_loco', 'mvtec_ad_2', 'kolektor_sdd2' or 'mpdd'.
     root: the folder of the data.
     categories: names of categories; () for all.
+    good: names of the folders of good parts, for data in folders; () for the usual ones, such as good, OK or
+      normal.
     shots: training images to fit on, drawn at random; 0 for all.
     draw: the number of the draw.
     batch_size: images that pass through the network at once.
@@ -253,6 +255,7 @@ class DataSpec:
   source: str = 'folder'
   root: str = ''
   categories: tuple[str, ...] = ()
+  good: tuple[str, ...] = ()
   shots: int = 0
   draw: int = 0
   batch_size: int = 32

@@ -43,7 +43,8 @@ def command(
     **values: Any) -> None:
   """Learn what good parts look like, from a folder of images of them.
 
-  GOOD is a folder, a file or a pattern such as 'parts/**/*.png'. No defects are needed, and no masks. BANK is
+  GOOD is a folder, below which all images count, or which has a folder train/good or good (as OK or normal);
+  or a file, or a pattern such as 'parts/*/good'. No defects are needed, and no masks. BANK is
   all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate. The whole
   of each image is inspected, unless --crop leaves something out.
   """
@@ -67,9 +68,10 @@ def run(
   data_spec = options.record(DataSpec, 'data', values)
   fit_spec = options.record(FitSpec, 'fit', values)
   calibrate = options.record(CalibrationSpec, 'calibration', values)
-  from patchcore_jax.data import folder
+  from patchcore_jax.data import image_files
 
-  paths = folder.find_images(good)  # before JAX, which takes a second to import
+  taken = image_files.training_folder(good)
+  paths = image_files.find_images(taken)  # before JAX, which takes a second to import
   check_number(len(paths), calibrate.folds)
   with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
     terminal.keep_compiled(compilation_cache)
@@ -81,7 +83,8 @@ def run(
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
-    for line in (*folder.left_out(good, paths), *report(survey.survey(paths))):
+    for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths),
+                 *report(survey.survey(paths))):
       terminal.say(line)
     sizes = image_sizes.of_files(paths)
     check_number(len(sizes), calibrate.folds, len(paths))
@@ -98,7 +101,7 @@ def run(
     terminal.say(line)
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
-      good, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
+      taken, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
       original_size=image_sizes.usual(sizes.values()),
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
   same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
@@ -116,7 +119,7 @@ def run(
               notify=lambda plan: terminal.say(f'bank: {plan}'), seed=seed, memory_gb=fit_spec.memory_gb,
               scratch=scratch, keep_images=fit_spec.keep_images,
               several_processes=jax.process_count() > 1),
-          calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {good}')
+          calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:
     raise terminal.Interrupted(_NOTHING) from e
   finally:  # also where none can be read

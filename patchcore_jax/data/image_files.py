@@ -149,8 +149,25 @@ def training_folder(where: str | os.PathLike) -> str:
   return where
 
 
+def origins(where: str | os.PathLike, paths: Sequence[str]) -> list[str]:
+  """Tells in lines which folders images come from, where there are several, and which files have pages.
+
+  Args:
+    where: what `find_images` was given.
+    paths: what it found.
+  """
+  root = root_of(os.fspath(where))
+  folders = _counted(list(dict.fromkeys(map(file_of, paths))), root)
+  pages = collections.Counter(file for p in paths if (file := file_of(p)) != p)
+  lines = [f'images of {len(folders)} folders: {_counts(folders)}'] if len(folders) > 1 else []
+  if pages:
+    lines.append('each page is an image of its own: ' + _some([
+        f'{_relative(path, root)} has {n}' for path, n in pages.items()]))
+  return lines
+
+
 def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathLike = '') -> list[str]:
-  """Tells in lines which folders images come from, where there are several, and what was passed by.
+  """Tells in lines what was passed by: images beside a folder that was taken, and files that are none.
 
   Args:
     where: a folder, or a pattern.
@@ -163,16 +180,10 @@ def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathL
   found, taken = listed(where), {file_of(path) for path in paths}
   root, own = root_of(where), os.path.join(os.path.abspath(out), '') if out else None
   unread = [p for p in found.images if p not in taken and not (own and os.path.abspath(p).startswith(own))]
-  lines, folders = [], _counted(sorted(taken), root)
+  lines = []
   if unread:
     names = sorted({os.path.dirname(path) for path in taken})
     lines.append(f'taken: {_some(names)}. Not read, beside it: {_counts(_counted(unread, root))}')
-  elif len(folders) > 1:
-    lines.append(f'images of {len(folders)} folders: {_counts(folders)}')
-  pages = collections.Counter(file for p in paths if (file := file_of(p)) != p)
-  if pages:
-    lines.append('each page is an image of its own: ' + _some([
-        f'{_relative(p, root)} has {n}' for p, n in pages.items()]))
   lines += _passed_by(where, found)
   if found.others:
     lines[-1] += f'. Images are named {suffixes()}'

@@ -50,7 +50,10 @@ def located(data: DataSpec) -> DataSpec:
   if not data.categories and isinstance(layout, folder.FolderLayout) and layout.is_category(root):
     root = Path(os.path.abspath(root))
     return dataclasses.replace(data, root=str(root.parent), categories=(root.name,))
-  known = layout.list_categories(root)
+  if data.categories and isinstance(layout, folder.FolderLayout):
+    known = [name for name in data.categories if layout.is_category(root / name)]
+  else:
+    known = layout.list_categories(root)
   for name in data.categories:
     if name not in known:
       layout.load_category(root, name)  # says what is missing
@@ -64,7 +67,11 @@ def _layout(data: DataSpec) -> Any:
   if not data.root:
     raise ValueError('data.root is not set: expected the folder where the data set lies.')
   if data.source == 'tfds':
-    from patchcore_jax.data import mvtec_ad  # half a second that other sources need not wait
-
-    return mvtec_ad
-  return layouts.LAYOUTS['folder' if data.source == 'synthetic' else data.source]
+    from patchcore_jax.data import mvtec_ad as layout  # half a second that other sources need not wait
+  else:
+    layout = layouts.LAYOUTS['folder' if data.source == 'synthetic' else data.source]
+  if data.good and not isinstance(layout, folder.FolderLayout):
+    raise ValueError(
+        f'data.good={",".join(data.good)}: the source {data.source!r} says by other means what is good. '
+        'Leave it out.')
+  return dataclasses.replace(layout, good=data.good) if data.good else layout

@@ -27,8 +27,9 @@ def fit(
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
-    images: good ones: a folder, a pattern such as 'parts/**/*.png', a list of paths, or an array
-      [n, h, w, 3] (RGB) or [n, h, w] (gray) uint8.
+    images: good ones: a folder, below which all images count, or which has a folder train/good or good; a
+      pattern such as 'parts/*/good', a list of paths, or an array [n, h, w, 3] (RGB) or [n, h, w] (gray)
+      uint8.
     detector: the method, such as `PatchCore(ratio=0.05)`, which is the default with its ratio of 0.1, or the
       name of one with its usual settings, such as 'padim'.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
@@ -54,11 +55,12 @@ def fit(
   True
   """
   rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  source, images = images, inputs.training_images(images)
   given = images if isinstance(images, np.ndarray) else inputs.find_paths(images)
   settings.check_number(len(given), rate.folds)
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
-  inputs.warn_of_left_out(images)
+  inputs.warn_of_left_out(source, images)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import parallel
-from patchcore_jax.data import folder, preprocess
+from patchcore_jax.data import image_files, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
@@ -83,16 +83,26 @@ def find_paths(images: Any) -> list[str]:
     ValueError: none, or something else than paths.
   """
   if isinstance(images, (str, os.PathLike)):
-    return folder.find_images(images)
+    return image_files.find_images(images)
   if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
-    return [os.fspath(p) for p in images]
+    return image_files.with_pages(map(os.fspath, images))
   raise ValueError(f'{_WHAT}, got {_described(images)}.')
 
 
-def warn_of_left_out(images: Any) -> None:
-  """Warns of the files and folders in a folder that are passed by, as the commands say them."""
-  if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-    for line in folder.left_out(images, folder.find_images(images)):
+def training_images(images: Any) -> Any:
+  """Finds the folder of good parts where a folder holds one (`image_files.training_folder`)."""
+  return image_files.training_folder(images) if isinstance(images, (str, os.PathLike)) else images
+
+
+def warn_of_left_out(images: Any, taken: Any = None) -> None:
+  """Warns of the files and folders in a folder that are passed by, as the commands say them.
+
+  Args:
+    images: what was given.
+    taken: the folder in it that was taken, if not all.
+  """
+  if isinstance(images, (str, os.PathLike)):
+    for line in image_files.left_out(images, image_files.find_images(taken or images)):
       warnings.warn(line, stacklevel=3)
 
 
@@ -131,13 +141,14 @@ def check(images: Any) -> None:
 
 
 def is_one(images: Any) -> bool:
-  """Tells whether this is a single image: a file, or an array [h, w, 3] or [h, w].
+  """Tells whether this is a single image: a file of one page, or an array [h, w, 3] or [h, w].
 
   >>> is_one(np.zeros((8, 9, 3), np.uint8)), is_one(np.zeros((5, 8, 9), np.uint8))
   (True, False)
   """
   if isinstance(images, (str, os.PathLike)):
-    return not os.path.isdir(images) and not folder.is_pattern(os.fspath(images))
+    path = os.fspath(images)
+    return not (os.path.isdir(path) or image_files.is_pattern(path)) and image_files.pages_of(path) == [path]
   if isinstance(images, np.ndarray):
     return images.ndim == 2 or images.ndim == 3 and images.shape[-1] == 3
   return isinstance(images, Image.Image)
@@ -160,13 +171,13 @@ def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
   elif isinstance(images, np.ndarray):
     images = as_colour(images[None] if is_one(images) else images)
   elif isinstance(images, (str, os.PathLike)):
-    images = folder.find_images(images) if not is_one(images) else [images]
+    images = [images] if is_one(images) else image_files.find_images(images)
   elif not isinstance(images, Iterable):
     raise ValueError(f'{_WHAT}, got {_described(images)}.')
   with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
     pending = collections.deque()
     try:
-      for image in images:
+      for image in _each_page(images):
         pending.append(pool.submit(_open, image))
         if len(pending) > _AHEAD:
           yield pending.popleft().result()
@@ -184,8 +195,17 @@ def name_of(where: str | os.PathLike) -> str:
   ('screw', 'parts')
   """
   parts = [p for p in Path(where).absolute().parts if not any(c in p for c in '*?[')]
-  meaningful = [p for p in parts if p not in ('train', 'good')]
+  meaningful = [p for p in parts if p.lower() != 'train' and not image_files.is_good(p)]
   return (meaningful or parts)[-1]
+
+
+def _each_page(images: Iterable[Any]) -> Iterator[Any]:
+  """Yields images, and for a file of several pages each of them."""
+  for image in images:
+    if isinstance(image, (str, os.PathLike)):
+      yield from image_files.pages_of(os.fspath(image))
+    else:
+      yield image
 
 
 def _open(image) -> tuple[str, Image.Image]:
