@@ -12,7 +12,7 @@ from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Scores
-from patchcore_jax.inspection import inputs, regions
+from patchcore_jax.inspection import image_sizes, inputs, regions
 from patchcore_jax.inspection.inspector import Inspector, check_size, predict
 from patchcore_jax.inspection.regions import Region
 
@@ -46,6 +46,8 @@ class Finding:
     not_inspected: share of the image that the network does not see, in [0, 1].
     outside_range: share of the pixels whose value lies outside of the value range of the model, in [0, 1].
     reason: what decides besides the score; '' where nothing does.
+    note: what is unusual about the image and decides nothing, such as another shape than that of the
+      training images; '' where nothing is.
     path: the image's file; '' where it was an array.
   """
 
@@ -66,6 +68,7 @@ class Finding:
   not_inspected: float = 0.0
   outside_range: float = 0.0
   reason: str = ''
+  note: str = ''
   path: str = dataclasses.field(default='', kw_only=True)
 
   @property
@@ -136,7 +139,7 @@ def find(
       calibration.p_value(found, score) if found else None,
       None if threshold is None else score >= threshold,
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
-      path=path)
+      note=image_sizes.remark(original_size[::-1], description), path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
   usual = getattr(description, 'outside_range', 0.0)
@@ -178,6 +181,14 @@ def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Find
 
 def _percent(share: float) -> str:
   return f'{100 * share:.2g} %'
+
+
+def check_knows_regions(inspector: Inspector) -> None:
+  """Raises ValueError for a model without a pixel threshold, whose findings have no regions."""
+  if inspector.calibration is None or inspector.calibration.pixel_threshold is None:
+    raise ValueError(
+        'The model has no pixel threshold, and so no regions to draw as masks or to ignore as too small: '
+        'expected one that is fitted or calibrated with a false alarm rate, by a method with maps.')
 
 
 def cell(inspector: Inspector, row: int, column: int) -> Box:

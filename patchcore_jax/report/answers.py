@@ -14,7 +14,7 @@ from PIL import Image
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector, colours, regions
+from patchcore_jax.inspection import Finding, Inspector, colours, image_sizes, regions
 from patchcore_jax.report import overlay, page, predictions
 from patchcore_jax.report.predictions import Answer
 
@@ -62,6 +62,7 @@ class Answers:
     calibration = inspector.calibration
     self._given_threshold = threshold is not None
     self.threshold = threshold if self._given_threshold or not calibration else calibration.image_threshold
+    self._remarks = image_sizes.Remarks(inspector.model.description, say)
     self._thumbnails = provenance.thumbnails(inspector.model)
     self._pictures: list[page.Picture] = []
     self._scores = collections.deque(maxlen=_REMEMBERED)
@@ -110,6 +111,8 @@ class Answers:
       if len(self._pictures) >= 2 * _GALLERY:
         self._pictures = page.keep(self._pictures, self.threshold, _GALLERY)
     self._say(place + line_of(answer), loud=bool(answer.error or anomalous))
+    if answer.finding is not None:
+      self._remarks.see(answer.finding.image_size, answer.finding.not_inspected, shown(answer.path))
 
   def report(self, facts: tuple[tuple[str, str], ...]) -> Path:
     """Writes report.html, with `facts` at the top."""
@@ -205,6 +208,8 @@ def _facts(finding) -> tuple[tuple[str, str], ...]:
     facts.append(('not inspected', f'{100 * finding.not_inspected:.2g} %'))
   if finding.reason:
     facts.append(('decided by', finding.reason))
+  if finding.note:
+    facts.append(('note', finding.note))
   return tuple(facts)
 
 

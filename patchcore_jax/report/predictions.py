@@ -72,7 +72,7 @@ _PLACES: dict[str, tuple[str, Any]] = {
     **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')},
     # New columns come last: some read the others by their places.
     'regions': ('regions', len), 'area': ('regions', lambda found: sum(region['area'] for region in found)),
-    **{k: (k, None) for k in ('not_inspected', 'outside_range', 'reason', 'mask')}}
+    **{k: (k, None) for k in ('not_inspected', 'outside_range', 'reason', 'mask', 'note')}}
 COLUMNS = tuple(_PLACES)
 
 
