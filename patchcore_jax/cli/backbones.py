@@ -39,9 +39,9 @@ def _whereabouts(checkpoint):
   """Says in a word or two where the weights are."""
   from patchcore_jax.backbones import checkpoints
 
-  if checkpoint.packaged:
-    return 'in the package'
-  return 'cached' if checkpoints.installed(checkpoint) else 'to be fetched'
+  if checkpoints.installed(checkpoint):
+    return 'in the package' if checkpoint.packaged else 'cached'
+  return 'to be installed' if checkpoint.packaged else 'to be fetched'
 
 
 @command.command()
