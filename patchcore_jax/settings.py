@@ -247,6 +247,8 @@ class DataSpec:
     batch_size: images that pass through the network at once.
     num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
+    max_megapixels: images of more pixels, in millions, are refused before they are decoded. Decoding takes 4
+      to 20 bytes a pixel; of images that are large, one is decoded at a time.
 
   Raises:
     ValueError: values out of range.
@@ -261,8 +263,11 @@ class DataSpec:
   batch_size: int = 32
   num_workers: int = 0
   on_error: str = 'raise'
+  max_megapixels: float = 250.0
 
   def __post_init__(self):
+    if not 0 < self.max_megapixels < math.inf:
+      raise ValueError(f'data.max_megapixels={self.max_megapixels}: expected more than 0.')
     if self.shots < 0 or self.draw < 0:
       raise ValueError(f'data.shots={self.shots}, data.draw={self.draw}: expected at least 0.')
     if self.on_error not in ('raise', 'skip'):
