@@ -141,6 +141,7 @@ class Description:
     members: the models of an ensemble.
     original_size: (width, height) that most training images have, upright, before preprocessing; None where
       nobody looked.
+    outside_range: the largest share of a training image's pixels that lie outside of the value range.
   """
 
   detector: str
@@ -164,6 +165,7 @@ class Description:
   ordered: bool = True
   members: tuple['Description', ...] = ()
   original_size: tuple[int, int] | None = None
+  outside_range: float = 0.0
 
   @property
   def num_patches(self) -> int:
@@ -201,7 +203,7 @@ class Description:
     """
     values = _of_format_2(values) if 'backbone' in values else values
     try:
-      return from_json(cls, values)
+      return from_json(cls, _with_background(values))
     except (KeyError, TypeError, ValueError) as e:
       raise BankError(f'The description of the model cannot be read ({type(e).__name__}: {e}).') from e
 
@@ -267,6 +269,16 @@ def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   for key, value in items:
     leaves |= flat(value, f'{prefix}.{key}' if prefix else str(key))
   return leaves
+
+
+def _with_background(old: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Has models that were made when transparency was dropped go on so."""
+  changes = {}
+  if old.get('preprocessing') and 'background' not in old['preprocessing']:
+    changes['preprocessing'] = {**old['preprocessing'], 'background': []}
+  if old.get('members'):
+    changes['members'] = [_with_background(member) for member in old['members']]
+  return {**old, **changes}
 
 
 def _of_format_2(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ bytes is sent there.
 import collections
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageChops
+
+from patchcore_jax.data import decoding
 
 # Those who prepare images find the errors of reading them, and the reading, here.
 from patchcore_jax.data.decoding import (  # noqa: F401
@@ -36,14 +38,15 @@ _SHORT_SIDE, _MOST_SQUARES = 224, 4
 
 
 def load(
-    example: Example, preprocessing: Preprocessing, *, with_mask: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
+    example: Example, preprocessing: Preprocessing, *, with_mask: bool = False,
+    max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
   """Reads and preprocesses one example.
 
   Args:
     example: what to read.
-    preprocessing: sizes.
+    preprocessing: what is done to it.
     with_mask: also read the mask. A good image has an all-False one.
+    max_pixels: as of `decoding.decode`.
 
   Returns:
     image [h, w, 3] uint8 RGB, and mask [h, w] bool (None unless `with_mask`).
@@ -51,16 +54,19 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  image = read_image(example.image_path, example.read, preprocessing=preprocessing)
-  try:
-    pixels = np.asarray(transform(image, preprocessing))
-  except ValueError as e:
-    raise ImageError(f'{example.image_path}: {e}') from e
+  with decoding.one_at_a_time():
+    image = read_image(example.image_path, example.read, preprocessing=preprocessing, max_pixels=max_pixels)
+    try:
+      pixels = np.asarray(transform(image, preprocessing))
+    except ValueError as e:
+      raise ImageError(f'{example.image_path}: {e}') from e
+    size = image.size
+    del image  # a large one makes room for the next
   if not with_mask:
     return pixels, None
   if not example.mask_paths:
     return pixels, np.zeros(pixels.shape[:2], bool)
-  return pixels, transform_mask(joined_mask(example, image.size), preprocessing)
+  return pixels, transform_mask(joined_mask(example, size), preprocessing)
 
 
 def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
@@ -76,12 +82,21 @@ def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
   mask = None
   for path in example.mask_paths:
     part = read_mask(path, example.read)
+    if part.size != size and part.size == size[::-1] and not turned_by(path, example.read):
+      # The mask was drawn on the photograph as it is stored, and lies as that does.
+      part = decoding.turned(part, turned_by(example.image_path, example.read))
     if part.size != size:
       raise ImageError(
           f'The mask {path} is {part.width} x {part.height} pixels, its image {example.image_path} is '
           f'{size[0]} x {size[1]}: expected the same size.')
     mask = part if mask is None else ImageChops.lighter(mask, part)
   return mask
+
+
+def turned_by(path: str, read: Any = None) -> int:
+  """Returns EXIF's number of how an image file is turned; 0 where it stands upright."""
+  found = decoding.orientation(path, read)
+  return found if found in range(2, 9) else 0
 
 
 def transform_mask(mask: Image.Image, preprocessing: Preprocessing) -> np.ndarray:

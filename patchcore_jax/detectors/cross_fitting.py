@@ -92,6 +92,7 @@ class _Noting:
   def __init__(self, data: Data):
     self._data, self.read = data, set()
     self.examples, self.preprocessing = data.examples, data.preprocessing
+    self.outside_range = getattr(data, 'outside_range', None)
 
   def batches(self, **arguments):
     for batch in self._data.batches(**arguments):

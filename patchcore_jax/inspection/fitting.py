@@ -13,6 +13,7 @@ import numpy as np
 from patchcore_jax import backbones, detectors, processes, settings
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import calibration
+from patchcore_jax.data.dataset import FileData
 from patchcore_jax.detectors import Data, Detector, PatchCore, Run
 from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.inspector import Inspector
@@ -99,6 +100,8 @@ def fit_data(
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
   settings.check_number(len(data.examples), calibrate.folds)
+  if isinstance(data, FileData):
+    data = data.measured()
   if calibrate.folds:
     model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
   else:
