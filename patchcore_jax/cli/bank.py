@@ -40,6 +40,9 @@ _out = options.option(
 _batch_size = options.option(
     '--batch-size', default=32, type=click.IntRange(min=1), group='Common',
     help='Images that pass through the network at once.')
+_pictures = options.option(
+    '--pictures', default='', metavar='FILE', group='Common', show_default='BANK.questioned.html',
+    help='A page for pictures of the images that are asked about, if there are such.')
 
 
 @_action
@@ -57,10 +60,12 @@ def _info(bank: str, debug: bool, compilation_cache: str) -> None:
 @click.argument('bank')
 @click.argument('images')
 @_out
+@arguments.accept
+@_pictures
 @_batch_size
 @arguments.backbone_weights
-def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights: str, debug: bool,
-            compilation_cache: str) -> None:
+def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures: str, batch_size: int,
+            backbone_weights: str, debug: bool, compilation_cache: str) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -70,10 +75,11 @@ def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights:
           'count twice for the thresholds, and these promise too much.')
     with terminal.progress_bar('images') as progress:
       return upkeep.append(
-          inspector, images, batch_size=batch_size, on_error=skipped.append, progress=progress)
+          inspector, images, accept=accept, batch_size=batch_size, on_error=skipped.append,
+          progress=progress)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
 
 
 @_action
@@ -82,10 +88,13 @@ def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights:
 @options.option('--false-alarm-rate', default=0.01, group='Common',
                 help='The share of good images that may alarm.')
 @_out
+@arguments.accept
+@_pictures
 @_batch_size
 @arguments.backbone_weights
-def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_size: int,
-               backbone_weights: str, debug: bool, compilation_cache: str) -> None:
+def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept: tuple[str, ...],
+               pictures: str, batch_size: int, backbone_weights: str, debug: bool, compilation_cache: str,
+               ) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -94,10 +103,11 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_
           f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, their '
           'scores are too small, and so will be the thresholds.')
     return upkeep.calibrate(
-        inspector, images, false_alarm_rate=false_alarm_rate, batch_size=batch_size, on_error=skipped.append)
+        inspector, images, false_alarm_rate=false_alarm_rate, accept=accept, batch_size=batch_size,
+        on_error=skipped.append)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
 
 
 @_action
@@ -144,8 +154,11 @@ def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: s
     _change_model(bank, out, change)
 
 
-def _change_inspector(bank, out, weights, compilation_cache, images, change) -> None:
-  """Changes a model whose network is needed, and tells which images could not be read."""
+def _change_inspector(bank, out, pictures, weights, compilation_cache, images, change) -> None:
+  """Changes a model whose network is needed, and tells which images could not be read.
+
+  Where images are asked about, a page shows them.
+  """
   _check(bank, out)
   for line in folder.left_out(images, folder.find_images(images)):
     terminal.say(line)
@@ -155,13 +168,33 @@ def _change_inspector(bank, out, weights, compilation_cache, images, change) -> 
   terminal.keep_compiled(compilation_cache)
   from patchcore_jax import inspection
 
+  inspector = inspection.of_model(before, weights=weights, path=bank)
   skipped: list[Exception] = []
   try:
-    after = change(inspection.of_model(before, weights=weights, path=bank), skipped).model
+    after = change(inspector, skipped).model
+  except inspection.NotAccepted as e:
+    from patchcore_jax.report import questioned
+
+    _show(e, bank, out, pictures, questioned.page_of_files, inspector, e.images)
+    raise
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.say(f'skipped: {message}')
   _keep(bank, out, before, after)
+
+
+def _show(asked, bank, out, pictures, write, *what) -> None:
+  """Writes a page that shows what is asked about, and adds to the lines of the error where it is.
+
+  It is written by write(path, title, *what).
+  """
+  path = pictures or f'{str(out or bank).rstrip("/")}.questioned.html'
+  try:
+    write(path, f'Asked about: {Path(bank).name}', *what)
+  except (OSError, ValueError) as e:  # the question stands all the same
+    asked.lines.append(f'there is no page of pictures: {e}')
+  else:
+    asked.lines.append(f'see {path}')
 
 
 def _change_model(bank, out, change) -> None:

@@ -44,25 +44,23 @@ class NotAccepted(ValueError):
     lines: a line for each, which commands print before the message. In a trace they are notes.
   """
 
-  def __init__(self, images: Sequence[Questioned]):
-    self.images = tuple(images)
-    names = short_names([image.name for image in images])
-    named = f"{','.join(names)}, or {ALL}" if len(names) <= _NAMED and not any(
-        ',' in name for name in names) else ALL
-    one = len(names) == 1
+  def __init__(self, images: Sequence[Questioned], accepted: Sequence[str] = ()):
+    """Makes the error of some images, where others were accepted by these names."""
+    self.images, self._accepted = tuple(images), tuple(accepted)
+    names = short_names([*accepted, *(image.name for image in images)])
+    left = names[len(accepted):]
+    named = '' if len(names) > _NAMED or any(',' in name for name in names) else (
+        f"--accept {','.join(names)}, or ")
+    be, them = ('is', 'it') if len(left) == 1 else ('are', 'them')
     super().__init__(
-        f'nothing was changed, because {_some(names)} {"is" if one else "are"} unlike what the model should '
-        f'learn from. Look at {"it" if one else "them"}, take out what is not good, and accept the rest: '
-        f'--accept {named} (accept= in Python).')
+        f'nothing was changed, because {_some(left)} {be} unlike the rest. Look at {them}, take out what is '
+        f'not good, and accept what is: {named}--accept {ALL} (accept= in Python).')
+    self.lines = [image.line for image in self.images]
     for line in self.lines:
       self.add_note(line)
 
-  @property
-  def lines(self) -> tuple[str, ...]:
-    return tuple(image.line for image in self.images)
-
   def __reduce__(self):
-    return NotAccepted, (self.images,)
+    return NotAccepted, (self.images, self._accepted)
 
 
 def settle(questioned: Sequence[Questioned], accept: str | Sequence[str] = ()) -> None:
@@ -93,7 +91,7 @@ def settle(questioned: Sequence[Questioned], accept: str | Sequence[str] = ()) -
     for name in [text] if editing.positions(text, names) else filter(None, text.split(',')):
       accepted.add(names[_position(name, names)])
   if left := [image for image in questioned if image.name not in accepted]:
-    raise NotAccepted(left)
+    raise NotAccepted(left, [name for name in names if name in accepted])
 
 
 def short_names(names: Sequence[str]) -> list[str]:
