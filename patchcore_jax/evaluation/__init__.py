@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,11 @@ def evaluate(
   Returns:
     A dict for each category and ratio, with the columns of results.csv (`report.results.columns`): the
     category, the ratio, every metric in `metrics.METRICS`, which is None where the data has no masks or the
-    method makes no maps, the numbers of images, and times. Image AUROC, pixel AUROC and AUPRO lie in [0, 1].
+    method makes no maps, the numbers of images, that of test images which are training images too
+    (`num_leaked`), and times. Image AUROC, pixel AUROC and AUPRO lie in [0, 1].
+
+  Warns:
+    What the numbers may hide: odd masks, leaks, which folders were taken for what, what is not inspected.
 
   Raises:
     ImageError: a file that cannot be read.
@@ -64,8 +69,10 @@ def evaluate(
       located(DataSpec(layout, str(root), tuple(categories), batch_size=batch_size)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
       BackboneSpec() if networks else BackboneSpec(backbone), seed=seed)
-  listener = experiment.Listener(progress=lambda title: contextlib.nullcontext(
-      lambda stage, done, total: progress and progress(f'{title}: {stage}', done, total)))
+  listener = experiment.Listener(
+      progress=lambda title: contextlib.nullcontext(
+          lambda stage, done, total: progress and progress(f'{title}: {stage}', done, total)),
+      notice=lambda line: warnings.warn(line, stacklevel=2))
   if out is not None:
     return experiment.run(settings, out, networks=networks, listener=listener)
   settings = dataclasses.replace(settings, report=ReportSpec(gallery=0))
