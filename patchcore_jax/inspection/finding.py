@@ -142,7 +142,7 @@ def find(
       note=image_sizes.remark(original_size[::-1], description), path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
-  usual = getattr(description, 'outside_range', 0.0)
+  usual = description.outside_range
   if threshold is not None and outside > usual + _ROUNDING:
     reason = (f'{_percent(outside)} of the pixels lie outside of the value range, of training images at most '
               f'{_percent(usual)}')
@@ -198,12 +198,14 @@ def cell(inspector: Inspector, row: int, column: int) -> Box:
           (column + 1) * width / columns, (row + 1) * height / rows)
 
 
-def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Finding]:
+def findings(
+    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0) -> Iterator[Finding]:
   """Yields what is found in each image, in order; the next images are read while some are scored.
 
   Args:
     images: as of `inputs.opened`.
     batch_size: images that pass through the network at once.
+    min_area: regions of fewer pixels are ignored (`find`).
 
   Raises:
     ImageError: a file cannot be read, or an image of a size that the model does not take.
@@ -213,10 +215,10 @@ def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Fin
 
   def batches():
     waiting = []
-    for number, (path, image) in enumerate(inputs.opened(images)):
+    for number, (path, (image, outside)) in enumerate(inputs.opened(images, inspector.preprocessing)):
       pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
       check_size(inspector, pixels.shape[:2])
-      known[number] = path, image.size[::-1]
+      known[number] = path, image.size[::-1], outside
       waiting.append((number, pixels))
       if len(waiting) == size:
         yield _batch(waiting, size)
@@ -226,8 +228,8 @@ def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Fin
 
   for index, scores in predict(inspector, batches()):
     for i, number in enumerate(index):
-      path, original = known.pop(int(number))
-      yield find(inspector, scores, i, original, path=path)
+      path, original, outside = known.pop(int(number))
+      yield find(inspector, scores, i, original, path=path, outside=outside, min_area=min_area)
 
 
 def _batch(images, size) -> Batch:

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import parallel
-from patchcore_jax.data import image_files, preprocess
+from patchcore_jax.data import decoding, image_files, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
+from patchcore_jax.data.decoding import Decoded
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.inspection import image_sizes
@@ -154,13 +155,14 @@ def is_one(images: Any) -> bool:
   return isinstance(images, Image.Image)
 
 
-def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
+def opened(images: Any, preprocessing: Preprocessing) -> Iterator[tuple[str, Decoded]]:
   """Yields the name of each image, '' for arrays, and the image in its original size.
 
   Files are decoded in threads, some ahead.
 
   Args:
     images: one image or many: files, a folder, a pattern, an array, or any iterable of paths and arrays.
+    preprocessing: how files are decoded.
 
   Raises:
     ImageError: a file cannot be read.
@@ -178,7 +180,7 @@ def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
     pending = collections.deque()
     try:
       for image in _each_page(images):
-        pending.append(pool.submit(_open, image))
+        pending.append(pool.submit(_open, image, preprocessing))
         if len(pending) > _AHEAD:
           yield pending.popleft().result()
       while pending:
@@ -208,14 +210,14 @@ def _each_page(images: Iterable[Any]) -> Iterator[Any]:
       yield image
 
 
-def _open(image) -> tuple[str, Image.Image]:
+def _open(image, preprocessing) -> tuple[str, Decoded]:
   """Opens one image of any kind."""
   if isinstance(image, (str, os.PathLike)):
-    return os.fspath(image), preprocess.read_image(image)
+    return os.fspath(image), decoding.decode(image, preprocessing)
   if isinstance(image, Image.Image):
-    return '', image.convert('RGB')
+    return '', decoding.convert(image, preprocessing)
   if isinstance(image, np.ndarray):
-    return '', Image.fromarray(as_colour(image[None])[0])
+    return '', Decoded(Image.fromarray(as_colour(image[None])[0]), 0.0)
   raise ValueError(f'An image: expected a path or a uint8 array, got {_described(image)}.')
 
 
