@@ -265,6 +265,11 @@ class DataSpec:
   on_error: str = 'raise'
   max_megapixels: float = 250.0
 
+  @property
+  def max_pixels(self) -> int:
+    """The most pixels of an image."""
+    return round(self.max_megapixels * 1e6)
+
   def __post_init__(self):
     if not 0 < self.max_megapixels < math.inf:
       raise ValueError(f'data.max_megapixels={self.max_megapixels}: expected more than 0.')

@@ -48,8 +48,9 @@ def _full_description():
   return Description(
       'padim', {'num_dims': 7, 'sigma': 2.5, 'none': None, 'list': [1, 'a'], 'nested': {'b': True}},
       (network, _NETWORK), (32, 24), 12, grid=(8, 6), images=('a.png', 'b.png'), num_skipped=2,
-      original_size=(64, 48), category='nut', seed=5, shots=('a.png',),
-      preprocessing=Preprocessing(resize=(40,), crop=(32, 24)),
+      original_size=(64, 48), outside_range=0.25, category='nut', seed=5, shots=('a.png',),
+      preprocessing=Preprocessing(
+          resize=(40,), crop=(32, 24), value_range=(-1.5, 20.0), bands=(4, 2, 1), background=(0, 9, 8)),
       calibration=Calibration(0.01, 0.1, (1.0, 2.0), (3.0, 4.0), 2.5, 4.5, 'cross', 0.25, 0.5),
       device='tpu', versions={'jax': '1.2'}, fit_seconds=1.5, history=(Event('now', 'fitted', '3'),),
       covering_radius=0.75, ordered=False, members=(_SHORT, dataclasses.replace(_SHORT, members=(_SHORT,))))
@@ -77,6 +78,14 @@ class TestDescription:
     assert [getattr(found, name) for name in lacking] == [(), None, '', ()]
     assert found.calibration.image_allowance == 0 and found.calibration.pixel_allowance == 0.5
     assert found.backbones[0].source == Source('net.tag', 'file.safetensors')
+
+  def test_models_that_dropped_transparency_go_on_so(self):
+    values = _full_description().to_json()
+    for one in (values, values['members'][0]):
+      one['preprocessing'] = {'resize': [40], 'crop': [32, 24]}
+    found = Description.from_json(values)
+    assert found.preprocessing.background == found.members[0].preprocessing.background == ()
+    assert Preprocessing().background == (255, 255, 255)
 
   @pytest.mark.parametrize('change', [
       lambda v: v.pop('image_size'), lambda v: v.update(unheard_of=1),
@@ -281,7 +290,7 @@ class TestBankOfFormat2:
             'tests.small:backbone', ('a', 'b', 'c'), (0.5,) * 3, (0.25,) * 3, 'float32', 'd57debe3b7ccc277',
             Source('tests.small:backbone')),),
         image_size=(32, 24), num_images=10, grid=(8, 6), images=images, category='old',
-        preprocessing=Preprocessing(resize=(), crop=()), calibration=cross, device='cpu',
+        preprocessing=Preprocessing(resize=(), crop=(), background=()), calibration=cross, device='cpu',
         versions={'patchcore_jax': '0.1.0', 'jax': '0.10.2'}, fit_seconds=3.1508725709999794,
         history=(Event('2026-11-26T09:13:27+00:00', 'fitted on 10 images of /tmp/old/good', '0.1.0'),))
     assert (cross.false_alarm_rate, cross.guaranteed_rate) == pytest.approx((0.01, 1 / 11))

@@ -17,6 +17,7 @@ _SHOWN = 5  # names in a message
 _LONG = 2.0  # seconds that are worth an estimate
 _NOTHING = 'Nothing was written; the same command starts anew.'
 _GEOMETRY = ('resize', 'crop', 'pad', 'resize_side')
+_READING = ('value_range', 'bands', 'background')
 
 
 @click.command('fit', cls=options.Command)
@@ -27,9 +28,12 @@ _GEOMETRY = ('resize', 'crop', 'pad', 'resize_side')
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
 @arguments.accept
 @options.of_record(
-    'preprocess', Preprocessing, group='Images', only=_GEOMETRY, defaults={'resize': (), 'crop': ()},
-    shown={'resize': 'all of each image, its short side 224', 'crop': 'none'})
-@options.of_record('data', DataSpec, group='Images', only=('batch_size', 'num_workers', 'on_error'),
+    'preprocess', Preprocessing, group='Images', only=(*_GEOMETRY, *_READING),
+    defaults={'resize': (), 'crop': ()},
+    shown={'resize': 'all of each image, its short side 224', 'crop': 'none', 'value_range': 'measured',
+           'bands': 'none chosen'})
+@options.of_record('data', DataSpec, group='Images',
+                   only=('batch_size', 'num_workers', 'on_error', 'max_megapixels'),
                    defaults={'on_error': 'skip'})
 @options.of_record('fit', FitSpec, group='Resources')
 @options.of_record('calibration', CalibrationSpec, group='Resources', only=('folds',))
@@ -83,8 +87,9 @@ def run(
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
-    for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths),
-                 *report(survey.survey(paths))):
+    found = survey.survey(paths)
+    for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths), *report(found),
+                 *found.reading(preprocessing)):
       terminal.say(line)
     sizes = image_sizes.of_files(paths)
     check_number(len(sizes), calibrate.folds, len(paths))
@@ -102,8 +107,11 @@ def run(
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
       taken, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
-      original_size=image_sizes.usual(sizes.values()),
+      original_size=image_sizes.usual(sizes.values()), max_pixels=data_spec.max_pixels,
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
+  data = data.measured()
+  if line := survey.range_line(data.preprocessing, data.outside_range, found.deep):
+    terminal.say(line)
   same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
   if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
     raise ValueError(

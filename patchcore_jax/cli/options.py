@@ -22,8 +22,10 @@ _NAMES = {
     'data-good': 'good',
     'data-shots': 'shots', 'data-draw': 'draw', 'data-categories': 'categories', 'data-source': 'layout',
     'preprocess-resize': 'resize', 'preprocess-resize-side': 'resize-side', 'preprocess-pad': 'pad',
-    'preprocess-crop': 'crop', 'backbone-name': 'backbone', 'backbone-layers': 'layers',
-    'backbone-precision': 'precision', 'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
+    'preprocess-crop': 'crop', 'preprocess-value-range': 'value-range', 'preprocess-bands': 'bands',
+    'preprocess-background': 'background', 'data-max-megapixels': 'max-megapixels',
+    'backbone-name': 'backbone', 'backbone-layers': 'layers', 'backbone-precision': 'precision',
+    'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
     'calibration-false-alarm-rate': 'false-alarm-rate', 'calibration-folds': 'folds',
     'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
     'report-errors': 'keep-errors', 'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}

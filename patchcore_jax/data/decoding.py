@@ -83,13 +83,13 @@ class Contents(NamedTuple):
 
   @property
   def kind(self) -> str:
-    """Names the kind of the file: Pillow's mode where that says all, else words such as '16-bit, 5 bands'."""
+    """Names the kind: Pillow's mode where that says all, else words such as 'gray of 16 bits'."""
     usual = {'1': 1, 'L': 1, 'P': 3, 'RGB': 3, 'CMYK': 3, 'YCbCr': 3, 'LAB': 3}.get(self.mode)
     if self.bands == usual and not self.deep and not self.alpha:
       return self.mode
-    bands = {1: 'gray', 3: 'RGB'}.get(self.bands, f'{self.bands} bands')
-    depth = '' if not self.deep else f'{self.bits}-bit float ' if self.floats else f'{self.bits}-bit '
-    return f'{depth}{bands}{" with transparency" if self.alpha else ""}'
+    bands = {1: 'gray', 3: 'RGB'}.get(self.bands, f'multiband ({self.bands} bands)')
+    depth = '' if not self.deep else f' of {self.bits}-bit floats' if self.floats else f' of {self.bits} bits'
+    return f'{bands}{depth}{" with transparency" if self.alpha else ""}'
 
 
 class Decoded(NamedTuple):
@@ -330,8 +330,8 @@ class _Source(NamedTuple):
     if self._by_samples:
       if problem := directory.problem():
         raise ImageError(
-            f'it has {self.contents.kind}, and {problem}, which is not read: save it as 8 or 16 bits, with '
-            'Deflate, LZW or no compression.')
+            f'it is {self.contents.kind} with {problem}, which is not read: save it with 8 or 16 bits, and '
+            'with Deflate, LZW or no compression.')
       yield from (_of_samples(values, directory, preprocessing)
                   for values in tiff_files.blocks(file, directory, self.most_bytes))
     elif image.format == 'PNG' and self.contents.deep and image.mode != 'I;16':
@@ -352,7 +352,7 @@ class _Source(NamedTuple):
 def _opened(path, read, max_pixels) -> Iterator[_Source]:
   """Opens an image file at its page, within the limit of pixels; every failure becomes an `ImageError`."""
   name, page = split_page(path, read)
-  limit = int(DataSpec.max_megapixels * 1e6) if max_pixels is None else max_pixels
+  limit = DataSpec().max_pixels if max_pixels is None else max_pixels
   try:
     with contextlib.ExitStack() as stack:
       stack.enter_context(_without_pillows_limit())
