@@ -234,6 +234,12 @@ class TestWhatNumbersHide:
     assert measured([row]) == measured(rows) and lines != expected
     assert any(str(data / 'train/OK') in line and str(data / 'test/Gut') in line for line in lines)
 
+  def test_folders_that_are_no_category(self, data, tmp_path):
+    shutil.copytree(data / 'test/spot', tmp_path / 'nut/test/spot')
+    (tmp_path / 'texts').mkdir()
+    done = command.done('evaluate', tmp_path, '--out', tmp_path / 'run', *self.FLAGS)
+    assert 'no category, for lack of a folder train with good parts: nut (2 images).' in done.splitlines()
+
   def test_hidden_files_are_no_data(self, data, tmp_path):
     expected, row = self._told(data, tmp_path)
     for folder in ('train/good', 'test/good', 'test/spot', 'test', 'ground_truth/spot'):

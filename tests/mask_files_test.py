@@ -15,7 +15,7 @@ def _touch(root, *names):
 
 
 def _masks(root, images, names=('{}_mask.*', '{}.*')):
-  return MaskFiles(root, map(Path, images), names, folder.is_image)
+  return MaskFiles(root, map(Path, images), names)
 
 
 def _of(masks, stem):

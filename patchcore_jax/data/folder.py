@@ -240,7 +240,7 @@ class _Kind:
     self.images = {image: pages_of(image) for image in _below(folder)}
     names = {name for image, pages in self.images.items() for name in (image, *map(_page_of_file, pages))}
     self.masks = MaskFiles(
-        masks, [PurePath(name).relative_to(folder) for name in names], mask_names, is_image)
+        masks, [PurePath(name).relative_to(folder) for name in names], mask_names)
 
   def masks_of(self, image: str, page: str) -> tuple[str, ...]:
     """Finds the masks of a page of an image: those of its own, or the same page of the image's.
@@ -296,7 +296,7 @@ def _unused(masks: Path, used: Sequence[MaskFiles]) -> list[str]:
     return []
   known = {found.folder for found in used}
   others = [p for p in masks.iterdir() if p.is_dir() and p not in known and not p.name.startswith('.')]
-  return sorted(path for found in (*used, *(MaskFiles(p, (), (), is_image) for p in others))
+  return sorted(path for found in (*used, *(MaskFiles(p, (), ()) for p in others))
                 for path in found.of_no_image())
 
 

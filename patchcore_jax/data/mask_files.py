@@ -1,8 +1,10 @@
 """Which mask files belong to which image, by their names; whether in capitals or not makes no difference."""
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
+
+from patchcore_jax.data import image_files
 
 
 class MaskFiles:
@@ -13,14 +15,12 @@ class MaskFiles:
     images: the images of that kind, by their paths below the folder of the kind.
     names: where the masks of an image lie in the folder, as in `FolderLayout.mask_names`; the first that
       finds any counts.
-    is_image: tells whether a file counts.
   """
 
-  def __init__(
-      self, folder: Path, images: Iterable[PurePath], names: Sequence[str], is_image: Callable[[Path], bool]):
+  def __init__(self, folder: Path, images: Iterable[PurePath], names: Sequence[str]):
     self.folder, self._names = folder, names
     self._stems = {image.with_suffix('').as_posix() for image in images}
-    self.all = sorted(filter(is_image, _files(folder)))
+    self.all = sorted(map(Path, image_files.listed(folder).images)) if folder.is_dir() else []
     self._exact, self._folded = collections.defaultdict(list), collections.defaultdict(list)
     for path in self.all:
       for key in _beginnings(path.relative_to(folder).as_posix()):
@@ -65,11 +65,3 @@ def _beginnings(path: str) -> list[str]:
   ['000/', '000/1.', '000/1.png']
   """
   return [path[:i + 1] for i, character in enumerate(path) if character in './'] + [path]
-
-
-def _files(folder: Path) -> list[Path]:
-  """Lists the files in a folder and below it; hidden folders do not count."""
-  if not folder.is_dir():
-    return []
-  inner = [p for p in folder.iterdir() if not p.name.startswith('.')]
-  return [q for p in inner for q in (_files(p) if p.is_dir() else [p]) if q.is_file()]

@@ -1,6 +1,6 @@
 """Looks at a category before the long work: for what its numbers would hide from whoever reads them."""
 
-from patchcore_jax.data import decoding, preprocess
+from patchcore_jax.data import decoding, image_files, preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.evaluation import mask_checks
 from patchcore_jax.evaluation.settings import Settings
@@ -25,7 +25,7 @@ def notes(category: Category, settings: Settings) -> list[str]:
       lines.append(line)
   if line := _not_inspected(category, settings):
     lines.append(line)
-  return lines
+  return [image_files.shown(line) for line in lines]
 
 
 def _not_inspected(category: Category, settings: Settings) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patchcore_jax.builtin import synthetic
-from patchcore_jax.data import folder, layouts
+from patchcore_jax.data import folder, image_files, layouts
 from patchcore_jax.settings import DataSpec
 
 SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
@@ -33,6 +33,26 @@ def load_categories(
     names = names or synthetic.CATEGORIES
     synthetic.prepare(data.root, categories=names, num_workers=os.cpu_count() or 1, progress=progress)
   return [layout.load_category(data.root, name) for name in names or layout.list_categories(data.root)]
+
+
+def passed_by(data: DataSpec) -> str:
+  """Names the folders beside the categories that hold images and are none; '' if there are none.
+
+  Args:
+    data: as of `load_categories`; where it names categories, nothing is passed by unasked.
+  """
+  layout, root = _layout(data), Path(data.root)
+  if data.categories or not isinstance(layout, folder.FolderLayout):
+    return ''
+  names = [f'{p.name} ({_count(n, "image")})' for p in image_files.folders_in(root)
+           if not layout.is_category(p) and (n := len(image_files.listed(p).images))]
+  return image_files.shown(
+      f'no category, for lack of a folder train with good parts: {", ".join(names)}') if names else ''
+
+
+def _count(n: int, word: str) -> str:
+  """Counts things."""
+  return f'{n} {word}' if n == 1 else f'{n} {word}s'
 
 
 def located(data: DataSpec) -> DataSpec:

@@ -25,7 +25,7 @@ from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import Run, Scores, streaming
 from patchcore_jax.evaluation import checks, page
-from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.evaluation.settings import Settings, names_in
@@ -94,6 +94,8 @@ def run(
     listener.say(f'backbone {network.name}, layers {", ".join(network.layers)}')
     listener.say_which([network.name])
   listener.say(f'{len(categories)} categories; results in {workdir}')
+  if line := passed_by(settings.data):
+    listener.notice(f'{line}.')
   experiment.check(categories)
   experiment.claim()
   _check_same_everywhere(settings, experiment.still_to_do(categories))
@@ -151,9 +153,13 @@ class Experiment:
     for category in categories:
       if not self.has(category.name):
         self.notes[category.name] = checks.notes(category, self.settings)
-        if processes.is_first():
-          for line in self.notes[category.name]:
-            self._listener.notice(f'{category.name}: {line}.')
+        self._tell(category.name, self.notes[category.name])
+
+  def _tell(self, category: str, lines: Sequence[str]) -> None:
+    """Tells what the user must know of a category; of several processes, the first does."""
+    if processes.is_first():
+      for line in lines:
+        self._listener.notice(f'{category}: {line}.')
 
   def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
     """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
@@ -178,10 +184,7 @@ class Experiment:
       self._listener.notice(f'skipped: {message}')
     indices, scores_of_batches = zip(*test, strict=True)
     leaks = images.leaks(np.concatenate(indices) + part.start)
-    notes = [*self.notes.get(images.name, ()), *leaks.lines()]
-    if processes.is_first():
-      for line in leaks.lines():
-        self._listener.notice(f'{images.name}: {line}.')
+    self._tell(images.name, leaks.lines())
     index = processes.joined(np.concatenate(indices) + np.int32(part.start))
     has_maps = scores_of_batches[0][0].map is not None
     masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
@@ -211,7 +214,8 @@ class Experiment:
           images.name, examples, scores, masks,
           thresholds=page.thresholds(model.description, self.rows[-1]),
           why=page.reasons(model, images, scores.evidence, images.preprocessing),
-          preprocessing=images.preprocessing, most=settings.report.gallery, notes=notes)
+          preprocessing=images.preprocessing, most=settings.report.gallery,
+          notes=[*self.notes.get(images.name, ()), *leaks.lines()])
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)

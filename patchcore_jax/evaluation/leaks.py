@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patchcore_jax import processes
+from patchcore_jax.data import image_files
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.pipeline import Batch
@@ -66,7 +67,7 @@ class Leaks(NamedTuple):
       lines.append(
           f'{_count(len(self.contradictions), "test image")} both good and anomalous: {_short(good)} is '
           f'{_short(bad)}. Take them out of one of the two')
-    return lines
+    return [image_files.shown(line) for line in lines]
 
 
 def find(train: Mapping[str, bytes], test: Sequence[tuple[Example, bytes]]) -> Leaks:
