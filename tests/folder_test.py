@@ -71,17 +71,3 @@ class TestLoadCategory:
     (root / 'bolt/test/bent/0.png').unlink()
     with pytest.raises(ValueError, match='No images in .*test'):
       folder.MVTEC.load_category(root, 'bolt')
-
-
-def test_what_is_passed_by_is_told(tmp_path):
-  for name in ('good/a.png', 'bent/b.png', 'texts/c.txt', 'out/overlays/d.png'):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_bytes(b'')
-  first, second = folder.left_out(tmp_path, folder.find_images(tmp_path), tmp_path / 'out')
-  assert first == f'{tmp_path} itself holds no images: those of {tmp_path / "good"} are taken'
-  assert second.startswith('not looked into: bent. ') and f"'{tmp_path}/**/*.png'" in second
-  assert folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent')) == []
-  for name in ('b.gif', 'noext', '.hidden'):
-    (tmp_path / 'bent' / name).write_bytes(b'')
-  (line,) = folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent'))
-  assert line.startswith('not read, because of their names: 2 files, such as b.gif; images are png jpg')

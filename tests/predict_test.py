@@ -158,7 +158,7 @@ class TestRun:
     out = tmp_path / 'out'
     summary = _run(bank, parts / '**/*.*', out, maps='tif', why=True)
     assert summary[:3] == (3, 1, 0) and summary.seconds > 0 and not summary.stopped
-    names = ['a/1.png', 'b/1.png', 'b/2.jpg']
+    names = ['a/1', 'b/1', 'b/2']
     assert _files(out) == sorted([
         'predictions.csv', 'predictions.jsonl', 'report.html', *(f'maps/{n}.tif' for n in names),
         *(f'{kind}/{n}.png' for kind in ('overlays', 'why') for n in names)])
@@ -167,7 +167,7 @@ class TestRun:
     with (out / 'predictions.csv').open(newline='') as f:
       rows = list(csv.DictReader(f))
     assert [r['decision'] for r in rows] == ['good', 'anomalous', 'good']
-    assert rows[1]['path'] == str(parts / 'b/1.png') and rows[1]['overlay'] == 'overlays/b/1.png.png'
+    assert rows[1]['path'] == str(parts / 'b/1.png') and rows[1]['overlay'] == 'overlays/b/1.png'
     assert float(rows[1]['calibrated_score']) > 0.5 > float(rows[0]['calibrated_score'])
     assert float(rows[1]['p_value']) == pytest.approx(1 / 9)  # above all of eight good images
     page = (out / 'report.html').read_text()
@@ -176,14 +176,14 @@ class TestRun:
   def test_overlays_are_of_the_whole_image_with_fixed_colours(self, bank, parts, tmp_path):
     _run(bank, parts / 'b/1.png', tmp_path / 'out', maps='npy')
     image = np.asarray(Image.open(parts / 'b/1.png'))
-    found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png.png'))
-    values = np.load(tmp_path / 'out/maps/1.png.npy')
+    found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png'))
+    values = np.load(tmp_path / 'out/maps/1.npy')
     limits = colours.limits(inspection.load(bank))
     expected = overlay.outlined(
-        overlay.overlay(image, values, *limits), tuple(_rows(tmp_path / 'out')[0]['box']))
+        overlay.overlay(image, values, *limits), *(r['box'] for r in _rows(tmp_path / 'out')[0]['regions']))
     np.testing.assert_array_equal(found, expected)
     _run(bank, parts / 'b/1.png', tmp_path / 'wide', scale=(1e6, 2e6))
-    plain = np.asarray(Image.open(tmp_path / 'wide/overlays/1.png.png'))
+    plain = np.asarray(Image.open(tmp_path / 'wide/overlays/1.png'))
     np.testing.assert_array_equal(plain[200:260, 350:420], image[200:260, 350:420])
 
   def test_a_second_run_replaces_the_first(self, bank, parts, tmp_path):
@@ -255,17 +255,18 @@ class TestBadInput:
     _part(SIZES[0], 1).save(folder / 'c_good.png')
     (folder / 'd_half.png').write_bytes((folder / 'c_good.png').read_bytes()[:9000])
     (folder / 'e_bomb.png').write_bytes(_bomb())
-    (folder / 'f_folder.png').mkdir()
+    (folder / 'f_folder.png').mkdir()  # a folder, whatever it is called
+    (folder / 'f_link.png').symlink_to('nowhere')
     Image.fromarray(np.zeros((5, 5), np.float32)).save(folder / 'g_floats.tif')
     Image.fromarray(np.zeros((1, 2_000_000), np.uint8)).save(folder / 'h_thread.png')
     _part(SIZES[0], 2).save(folder / 'i_good.png')
     summary = _run(bank, folder, tmp_path / 'out', why=True)
     assert summary[:3] == (2, 0, 7)
     rows = {Path(r['path']).name: r for r in _rows(tmp_path / 'out')}
-    assert sorted(rows) == sorted(p.name for p in folder.iterdir())
+    assert sorted(rows) == sorted(p.name for p in folder.iterdir() if not p.is_dir())
     for name, words in {
         'a_empty.png': 'not a known image format', 'b_text.png': 'not a known image format',
-        'd_half.png': 'damaged or truncated', 'e_bomb.png': 'is refused', 'f_folder.png': 'directory',
+        'd_half.png': 'damaged or truncated', 'e_bomb.png': 'is refused', 'f_link.png': 'No such image',
         'g_floats.tif': 'range is not known', 'h_thread.png': 'million pixels'}.items():
       assert words in rows[name]['error'] and name in rows[name]['error']
       assert rows[name]['score'] is None
@@ -284,7 +285,7 @@ class TestBadInput:
     frames = [_part((200, 160), i) for i in range(3)]
     frames[0].save(folder / 'animated.png', save_all=True, append_images=frames[1:])
     frames[0].save(folder / 'animated.webp', save_all=True, append_images=frames[1:])
-    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (6, 0)
+    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (10, 0)
     for row in _rows(tmp_path / 'out'):
       shape = tuple(reversed(row['image_size']))
       assert math.isfinite(row['score'])
@@ -293,10 +294,19 @@ class TestBadInput:
       left, top, right, bottom = row['box']
       assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
 
-  def test_an_animation_that_is_a_gif(self, bank, tmp_path):
-    frames = [_part((200, 160), i) for i in range(3)]
-    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
-    assert _run(bank, tmp_path / 'a.gif', tmp_path / 'out').images == 1
+  @pytest.mark.parametrize('suffix', ['tif', 'gif'])
+  def test_each_page_is_an_image(self, suffix, bank, tmp_path, capsys):
+    pages = [_part(SIZES[0], 0), _part(SIZES[0], 200, (350, 200, 420, 260)), _part(SIZES[0], 1)]
+    if suffix == 'gif':
+      pages = [page.quantize() for page in pages]
+    pages[0].save(tmp_path / f'a.{suffix}', save_all=True, append_images=pages[1:])
+    for what in (tmp_path, tmp_path / f'a.{suffix}'):
+      assert _run(bank, what, tmp_path / 'out').images == 3
+      rows = _rows(tmp_path / 'out')
+      assert [Path(row['path']).name for row in rows] == [f'a.{suffix}#{i}' for i in (1, 2, 3)]
+      assert rows[1]['decision'] == 'anomalous' and rows[1]['overlay'] == 'overlays/a#2.png'
+    assert f'a.{suffix} has 3' in capsys.readouterr().out
+    assert _run(bank, tmp_path / f'a.{suffix}#2', tmp_path / 'one')[:2] == (1, 1)
 
   def test_images_of_another_size_than_the_bank(self, tmp_path):
     bank = _fit(tmp_path / 'bank', NO_CROP, [SIZES[0]])
@@ -345,7 +355,7 @@ class TestBadInput:
     before, real = _files(out), answers.predictions.write_png
 
     def full(path, image):
-      if path.name == '2.jpg.png':
+      if path.name == '2.png':
         raise OSError(errno.ENOSPC, 'No space left on device')
       real(path, image)
 
@@ -359,13 +369,22 @@ class TestBadInput:
     _run(bank, parts / 'b', out)
     assert not (out / 'predictions.unfinished').exists()
 
-  def test_a_name_that_does_not_fit_is_a_matter_of_one_image(self, bank, tmp_path):
-    folder = tmp_path / 'in'
+  def test_a_name_that_does_not_fit_is_a_matter_of_one_image(self, bank, tmp_path, monkeypatch):
+    folder, real = tmp_path / 'in', answers.predictions.write_png
     folder.mkdir()
     _part((200, 160), 1).save(folder / 'a.png')
-    _part((200, 160), 1).save(folder / ('b' * 248 + '.png'))
+    _part((200, 160), 1).save(folder / ('b' * 251 + '.png'))
+    assert _run(bank, folder, tmp_path / 'out')[:3:2] == (2, 0)
+    assert all((tmp_path / 'out' / row['overlay']).exists() for row in _rows(tmp_path / 'out'))
+
+    def refused(path, image):
+      if path.name == 'a.png':
+        raise OSError(errno.ENAMETOOLONG, 'File name too long')
+      real(path, image)
+
+    monkeypatch.setattr(answers.predictions, 'write_png', refused)
     assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
-    assert 'name too long' in _rows(tmp_path / 'out')[1]['error']
+    assert 'name too long' in _rows(tmp_path / 'out')[0]['error']
 
   def test_names_that_are_no_utf_8(self, bank, tmp_path, capsys):
     folder = tmp_path / 'in'
@@ -373,7 +392,20 @@ class TestBadInput:
     name = os.fsdecode(b'a\xff.png')
     _part((200, 160), 1).save(folder / name)
     assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True).images == 1
-    assert (tmp_path / 'out/overlays' / f'{name}.png').exists() and r'a\udcff.png' in capsys.readouterr().out
+    assert (tmp_path / 'out/overlays' / name).exists() and r'a\udcff.png' in capsys.readouterr().out
+
+  def test_names_do_not_break_lines(self, bank, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    _part((200, 160), 1).save(folder / 'a\nb\x1b[31m.png')
+    (folder / 'c\r.png').write_text('text')
+    (folder / 'd\n.avi').write_text('text')
+    assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
+    said = capsys.readouterr().out
+    assert r'a\nb\x1b[31m.png' in said and r'c\r.png' in said and r'd\n.avi' in said
+    assert all(line.startswith(('[', '/', 'not read', '49 %', '1 images', 'see')) for line in said.splitlines())
+    assert Path(_rows(tmp_path / 'out')[0]['path']).name == 'a\nb\x1b[31m.png'
+    assert [p.name for p in (tmp_path / 'out/overlays').iterdir()] == ['a_b_[31m.png']
 
   def test_no_bank(self, parts, tmp_path):
     with pytest.raises(ValueError, match='No model at'):

@@ -31,7 +31,7 @@ class TestTables:
     tables.add(Answer('b.png', error='b.png is\nno image.'))
     first, second = map(json.loads, (tmp_path / 'predictions.jsonl').read_text().splitlines())
     assert first == {'path': 'a, "b".png'} | ANSWER.finding.to_json() | {
-        'overlay': 'overlays/a.png', 'map': None, 'mask': None, 'why': None, 'error': None}
+        'overlay': 'overlays/a.png', 'map': None, 'mask': None, 'why': None, 'error': None, 'time': None}
     assert first['regions'][1] == {
         'box': [50, 50, 52, 51], 'outline': [[[50, 50], [52, 50.5], [50, 51]]], 'area': 2, 'maximum': 1.5,
         'centroid': [50.5, 50]}
@@ -50,16 +50,16 @@ class TestTables:
         'left', 'top', 'right', 'bottom', 'x', 'y', 'patch_left', 'patch_top', 'patch_right', 'patch_bottom',
         'nearest_image', 'nearest_left', 'nearest_top', 'nearest_right', 'nearest_bottom',
         'overlay', 'map', 'why', 'error',
-        'regions', 'area', 'not_inspected', 'outside_range', 'reason', 'mask')
+        'regions', 'area', 'not_inspected', 'outside_range', 'reason', 'mask', 'note', 'time')
     predictions.Tables(tmp_path).add(ANSWER)
     assert (tmp_path / 'predictions.csv').read_text().splitlines()[1] == (
         '"a, ""b"".png",700,500,1.25,0.75,0.02,anomalous,1,2,30,40,15.5,20.25,3,4,5,6,'
-        'good.png,0.5,8.0,8.0,16.0,overlays/a.png,,,,2,602,0.25,0.0,,')
+        'good.png,0.5,8.0,8.0,16.0,overlays/a.png,,,,2,602,0.25,0.0,,,,')
 
   def test_what_a_method_does_not_know_is_an_empty_cell(self, tmp_path):
     predictions.Tables(tmp_path).add(Answer('a.png', Finding((64, 48), -0.5)))
     row = (tmp_path / 'predictions.csv').read_text().splitlines()[1]
-    assert row == 'a.png,64,48,-0.5' + ',' * 25 + '0.0,0.0,,'
+    assert row == 'a.png,64,48,-0.5' + ',' * 25 + '0.0,0.0,,,,'
 
   def test_names_that_are_no_utf_8(self, tmp_path):
     name = os.fsdecode(b'a\xff.png')

@@ -30,7 +30,8 @@ def list_all() -> None:
   for row in (heads, *rows):
     terminal.say('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
   name = checkpoints.best_installed()
-  terminal.say(f"\n'auto' stands for {name} here.")
+  terminal.say('')
+  terminal.say(f"'auto' stands for {name} here.")
   if advice := checkpoints.better_than(name):
     terminal.say(advice)
 

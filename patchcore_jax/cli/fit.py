@@ -132,7 +132,7 @@ def run(
     raise terminal.Interrupted(_NOTHING) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
-      terminal.notices.print(f'skipped: {message}', markup=False)
+      terminal.notice(f'skipped: {message}')
   if skipped:
     terminal.say(
         f'{inspector.model.description.num_images} of {len(paths)} images were used, {len(skipped)} could '

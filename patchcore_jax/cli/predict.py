@@ -26,7 +26,8 @@ def _scale(ctx, parameter, text):
 @options.option('--out', required=True, metavar='DIR',
                 help='Folder to write to. An earlier run in it is replaced.')
 @options.option('--watch', is_flag=True,
-                help='Take images as they arrive, each when its size has stood still, until Ctrl-C.')
+                help='Take images as they arrive, also in folders below, each when its size has stood still, '
+                'until Ctrl-C.')
 @options.option('--watch-seconds', type=click.FloatRange(0), default=0.0, metavar='SECONDS',
                 show_default='no end', help='End --watch after so long.')
 @options.option('--why', is_flag=True, group=_PICTURES,
@@ -52,7 +53,8 @@ def command(
     ctx, bank, images, out, batch_size, backbone_weights, compilation_cache, debug, **settings) -> None:
   """Score IMAGES with the model BANK, and show what was found.
 
-  IMAGES is a folder, a file, or a pattern such as 'parts/**/*.png'. DIR then holds predictions.csv and
+  IMAGES is a folder, below which all images count, a file, or a pattern such as 'parts/*/new'. Each page of a
+  file with several is an image, NAME#1, NAME#2 and so on. DIR then holds predictions.csv and
   predictions.jsonl (a row for each image), overlays/, maps/, masks/, why/ and report.html. Pictures and
   positions are in pixels of the original images.
 
@@ -72,4 +74,6 @@ def command(
       summary = prediction_run.run(wanted, prepared, say=terminal.say)
     except KeyboardInterrupt as e:
       raise terminal.Interrupted(str(e) or _NOTHING) from e
+    except prediction_run.Unanswered as e:
+      terminal.fail(str(e))
   ctx.exit(130 if summary.stopped else 2 if summary.failed else 0)

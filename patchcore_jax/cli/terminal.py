@@ -14,6 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
+from patchcore_jax.data.image_files import shown
+
 DISTRIBUTED = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 # Not by their flags, which the binaries write otherwise.
 _ALL_THREE = "the coordinator's address, the number of processes and the id of this one"
@@ -67,14 +69,13 @@ def _plain_progress(title, every_seconds=30.0):
 
 
 def say(text: str, *, loud: bool = False) -> None:
-  """Prints a line; `loud` makes it stand out on a terminal. Bytes that are no UTF-8 are shown as such."""
-  text = text.encode('utf-8', 'backslashreplace').decode()
-  console.print(text, style='bold red' if loud else None, markup=False)
+  """Prints a line; `loud` makes it stand out on a terminal. Names of files never break it (`shown`)."""
+  console.print(shown(text), style='bold red' if loud else None, markup=False)
 
 
 def notice(text: str) -> None:
   """Prints a line, in each of several processes."""
-  notices.print(text.encode('utf-8', 'backslashreplace').decode(), markup=False)
+  notices.print(shown(text), markup=False)
 
 
 def listener() -> Any:
@@ -199,7 +200,7 @@ def readable_errors(debug: bool = False) -> Iterator[None]:
 
 def one_line(text: str) -> str:
   """Puts a text on one line."""
-  return ' '.join(text.split())
+  return shown(' '.join(text.split()))
 
 
 def fail(message: str, code: int = 1) -> None:

@@ -8,7 +8,8 @@ import collections
 import fnmatch
 import glob
 import os
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,28 +167,22 @@ def origins(where: str | os.PathLike, paths: Sequence[str]) -> list[str]:
   return lines
 
 
-def left_out(where: str | os.PathLike, paths: Sequence[str], out: str | os.PathLike = '') -> list[str]:
+def left_out(where: str | os.PathLike, paths: Sequence[str]) -> list[str]:
   """Tells in lines what was passed by: images beside a folder that was taken, and files that are none.
 
   Args:
     where: a folder, or a pattern.
     paths: the images that were taken of it.
-    out: a folder that is written to, whose pictures are no images to look at.
   """
   where = os.fspath(where)
   if is_file(where) or not paths:
     return []
-  found, taken = listed(where), {file_of(path) for path in paths}
-  root, own = root_of(where), os.path.join(os.path.abspath(out), '') if out else None
-  unread = [p for p in found.images if p not in taken and not (own and os.path.abspath(p).startswith(own))]
-  lines = []
+  root, taken = root_of(where), {file_of(path) for path in paths}
+  unread, lines = [p for p in listed(where).images if p not in taken], []
   if unread:
     names = sorted({os.path.dirname(path) for path in taken})
     lines.append(f'taken: {_some(names)}. Not read, beside it: {_counts(_counted(unread, root))}')
-  lines += _passed_by(where, found)
-  if found.others:
-    lines[-1] += f'. Images are named {suffixes()}'
-  return lines
+  return lines + passed_by(where)
 
 
 def unread_of(
@@ -216,7 +211,7 @@ def pages_of(path: str) -> list[str]:
   """
   from patchcore_jax.data import decoding  # NumPy, which a slip of the user need not wait for
 
-  number = decoding.num_pages(path)
+  number = 1 if file_of(path) != path else decoding.num_pages(path)
   if number == 1:
     return [path]
   pages = [f'{path}#{i + 1}' for i in range(number)]
@@ -227,9 +222,48 @@ def pages_of(path: str) -> list[str]:
   return pages
 
 
+def passed_by(where: str | os.PathLike, out: str | os.PathLike = '') -> list[str]:
+  """Tells in lines what `find_images` does not take: hidden images, files that are none, and so on.
+
+  Args:
+    where: what it is given.
+    out: a folder that is written to, which is not told of.
+  """
+  where, found = os.fspath(where), listed(where)
+  if out:
+    inside = os.path.join(os.path.abspath(out), '')
+    found = Listing(*([p for p in files if not os.path.abspath(p).startswith(inside)] for files in found))
+  lines = _passed_by(where, found)
+  if found.others:
+    lines[-1] += f'. Images are named {suffixes()}'
+  return lines
+
+
+def passed_by_among(where: str | os.PathLike, found: Listing, paths: Container[str]) -> list[str]:
+  """Tells in lines what was passed by, of some paths only."""
+  return _passed_by(os.fspath(where), Listing(*([p for p in files if p in paths] for files in found)))
+
+
+def looking_like_images(paths: Iterable[str]) -> list[str]:
+  """Lists those of other files that look like images or videos by their names."""
+  return [p for p in paths if os.path.splitext(p)[1].lower() in (*_VIDEOS, *_OTHER_IMAGES)]
+
+
 def with_pages(paths: Iterable[str]) -> list[str]:
   """Lists the images of several files (`pages_of`)."""
   return [page for path in paths for page in pages_of(path)]
+
+
+def shown(text: str) -> str:
+  """Makes a text with names of files such that a terminal shows it in one line.
+
+  Names may hold ends of lines and other control characters, and bytes that are no UTF-8.
+
+  >>> shown('a\\nb.png')
+  'a\\\\nb.png'
+  """
+  return ''.join(
+      repr(c)[1:-1] if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in text)
 
 
 def file_of(path: str) -> str:
@@ -519,7 +553,8 @@ def _counts(folders: dict[str, int]) -> str:
 
 
 def _relative(path: str, root: Path) -> str:
-  return Path(os.path.relpath(path, root)).as_posix()
+  """Names a path from a folder, for messages."""
+  return shown(Path(os.path.relpath(path, root)).as_posix())
 
 
 def _some(names: Sequence[str]) -> str:

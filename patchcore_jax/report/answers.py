@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import datetime
 import errno
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,18 @@ from PIL import Image
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
+from patchcore_jax.data.image_files import shown
 from patchcore_jax.inspection import Finding, Inspector, colours, image_sizes, regions
 from patchcore_jax.report import overlay, page, predictions
+from patchcore_jax.report.picture_names import PictureNames
 from patchcore_jax.report.predictions import Answer
 
 _GALLERY = 200  # images that the report shows, of 10 kB each
 _SHOWN_REGIONS = 5  # whose areas the report lists
 _REMEMBERED = 100_000  # the latest scores, which the report's histogram is of
 # A name that the file system does not take is a matter of one image; a full disk is not.
-_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
+_NAMES = (
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
 
 
 class Answers:
@@ -66,16 +70,24 @@ class Answers:
     self._thumbnails = provenance.thumbnails(inspector.model)
     self._pictures: list[page.Picture] = []
     self._scores = collections.deque(maxlen=_REMEMBERED)
+    kinds = [(predictions.OVERLAYS, '.png')] * overlays + [(predictions.MASKS, '.png')] * masks
+    kinds += [(predictions.MAPS, f'.{maps}')] * (maps != 'none') + [(predictions.WHY, '.png')] * why
+    self._names = PictureNames(out, kinds)
     with writing_to(out):
       self._tables = predictions.Tables(out)
 
+  def reserve(self, path: str) -> str:
+    """Chooses what the files of an image are called, once for each, in their order."""
+    return self._names.reserve(name_of(path, self._root))
+
   def draw(
-      self, path: str, image: Image.Image, pixels: np.ndarray, finding: Finding
+      self, path: str, name: str, image: Image.Image, pixels: np.ndarray, finding: Finding
   ) -> tuple[Answer, page.Picture | None]:
     """Writes the files of one image.
 
     Args:
       path: path of the image.
+      name: what they are called, from `reserve`.
       image: as it was decoded.
       pixels: [h, w, 3] uint8, as the network saw it.
       finding: what was found.
@@ -84,21 +96,25 @@ class Answers:
       OSError: the files cannot be written.
     """
     try:
-      return self._draw(path, image, pixels, finding)
+      return self._draw(path, name, image, pixels, finding)
     except OSError as e:
       if e.errno not in _NAMES:
         raise _cannot_write(self._out, e) from e
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
-  def add(self, answer: Answer, picture: page.Picture | None = None, place: str = '') -> None:
+  def add(
+      self, answer: Answer, picture: page.Picture | None = None, *, name: str = '', place: str = '') -> None:
     """Adds an answer to the tables, and says its line.
 
     Args:
       answer, picture: from `draw`.
+      name: what its files are called.
       place: begins the line.
     """
+    now = datetime.datetime.now().astimezone().isoformat(timespec='milliseconds')
     with writing_to(self._out):
-      self._tables.add(answer)
+      self._tables.add(answer._replace(time=now))
+    self._names.release(name)
     self.failed += answer.error is not None
     self.images += answer.error is None
     anomalous = answer.finding is not None and answer.finding.anomalous
@@ -114,10 +130,10 @@ class Answers:
     if answer.finding is not None:
       self._remarks.see(answer.finding.image_size, answer.finding.not_inspected, shown(answer.path))
 
-  def report(self, facts: tuple[tuple[str, str], ...]) -> Path:
-    """Writes report.html, with `facts` at the top."""
+  def report(self, facts: tuple[tuple[str, str], ...], notes: Sequence[str] = ()) -> Path:
+    """Writes report.html, with `facts` at the top, and `notes` beside its own."""
     description, images = self._inspector.model.description, self.images
-    thresholds, notes = (), []
+    thresholds, notes = (), list(map(shown, notes))
     if self.threshold is not None:
       thresholds = (page.Threshold(self._threshold_name(), self.threshold),)
     else:
@@ -155,11 +171,11 @@ class Answers:
   def _pixel_threshold(self):
     return self._inspector.calibration and self._inspector.calibration.pixel_threshold
 
-  def _draw(self, path, image, pixels, finding):
+  def _draw(self, path, name, image, pixels, finding):
     """Draws and writes the files of one image, and makes its row and its picture for the report."""
     place = placement.placement(image.height, image.width, self._inspector.preprocessing)
     whole_map = None if finding.map is None else placement.to_original(finding.map, place)
-    answer, name = Answer(path, finding), name_of(path, self._root)
+    answer = Answer(path, finding)
     nearest = finding.nearest
     file = self._thumbnails[nearest.image] if nearest is not None and self._thumbnails else b''
     low, high = self.limits or (colours.limits_of_map(whole_map) if whole_map is not None else (0.0, 1.0))
@@ -178,16 +194,18 @@ class Answers:
       predictions.write_png(self._out / answer.mask, 255 * mask.astype(np.uint8))
     if self._why and finding.patch is not None:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
-      predictions.write_png(self._out / answer.why, self._comparison(name, pixels, finding, file))
-    return answer, picture_of(self._inspector, finding, shown(name), image, whole_map, (low, high), file)
+      predictions.write_png(self._out / answer.why, self._comparison(path, pixels, finding, file))
+    name = shown(name_of(path, self._root))
+    return answer, picture_of(self._inspector, finding, name, image, whole_map, (low, high), file)
 
-  def _comparison(self, name, pixels, finding, file):
+  def _comparison(self, path, pixels, finding, file):
     """Draws the most anomalous patch beside the nearest normal one, where there is a picture of that."""
     normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
     nearest = finding.nearest.name if finding.nearest is not None else ''
     return overlay.comparison(
         pixels, inspection.cell(self._inspector, *finding.patch), normal,
-        finding.nearest_box if file else None, (name, f'nearest: {"/".join(Path(nearest).parts[-2:])}'))
+        finding.nearest_box if file else None,
+        (shown(name_of(path, self._root)), shown(f'nearest: {"/".join(Path(nearest).parts[-2:])}')))
 
 
 def _boxes(finding):
@@ -275,11 +293,6 @@ def name_of(path: str, root: Path) -> str:
   return Path(*('up' if part == os.pardir else part for part in parts)).as_posix()
 
 
-def shown(text: str) -> str:
-  """Makes text that a terminal can show: names of files may hold bytes that are no UTF-8."""
-  return text.encode('utf-8', 'backslashreplace').decode()
-
-
 @contextlib.contextmanager
 def writing_to(out: Path):
   """Makes OSErrors in a block say where nothing could be written, and what to do."""
@@ -291,9 +304,12 @@ def writing_to(out: Path):
 
 def _cannot_write(out, error):
   """Makes the error that says where nothing could be written, and what to do."""
-  return OSError(
-      f'Cannot write to {out}: {error.strerror or error}. Make room or change its permissions, or choose '
-      'another --out.')
+  advice = {
+      errno.ENOSPC: 'Make room for it', errno.EDQUOT: 'Make room for it',
+      errno.EACCES: 'Change its permissions',
+      errno.EPERM: 'Change its permissions',
+      errno.ENOENT: 'It was moved or removed meanwhile. Leave it alone'}.get(error.errno, 'Look at the disk')
+  return OSError(f'Cannot write to {out}: {error.strerror or error}. {advice}, or choose another --out.')
 
 
 def _fractions(box, width, height):

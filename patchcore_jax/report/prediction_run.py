@@ -303,7 +303,10 @@ def _arriving(options, stop, writer, say):
 
 def _passed_by(options):
   """Tells in lines what is no image to score."""
-  return image_files.passed_by(options.images, options.out)
+  try:
+    return image_files.passed_by(options.images, options.out)
+  except OSError:
+    return []  # a share that went away after its images were scored
 
 
 def _outside(out, paths):

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Answer(NamedTuple):
     finding: what was found; None where there is no answer.
     overlay, map, mask, why: files of this image, relative to the folder; None for those that were not made.
     error: why there is no answer.
+    time: when it was given, as 2026-11-26T10:30:00.250+01:00.
   """
 
   path: str
@@ -46,6 +47,7 @@ class Answer(NamedTuple):
   mask: str | None = None
   why: str | None = None
   error: str | None = None
+  time: str | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Converts to a row of predictions.jsonl: `Finding.to_json` between the path and the files.
@@ -55,7 +57,7 @@ class Answer(NamedTuple):
     """
     finding = self.finding.to_json() if self.finding else _NOTHING_FOUND
     return {'path': self.path} | finding | {
-        k: getattr(self, k) for k in ('overlay', 'map', 'mask', 'why', 'error')}
+        k: getattr(self, k) for k in ('overlay', 'map', 'mask', 'why', 'error', 'time')}
 
 
 _SIDES = ('left', 'top', 'right', 'bottom')
@@ -72,7 +74,7 @@ _PLACES: dict[str, tuple[str, Any]] = {
     **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')},
     # New columns come last: some read the others by their places.
     'regions': ('regions', len), 'area': ('regions', lambda found: sum(region['area'] for region in found)),
-    **{k: (k, None) for k in ('not_inspected', 'outside_range', 'reason', 'mask', 'note')}}
+    **{k: (k, None) for k in ('not_inspected', 'outside_range', 'reason', 'mask', 'note', 'time')}}
 COLUMNS = tuple(_PLACES)
 
 
@@ -108,6 +110,33 @@ class Tables:
       for path, size in zip(self._files, sizes, strict=True):
         os.truncate(path, size)
       raise
+
+
+@contextlib.contextmanager
+def claimed(out: str | os.PathLike) -> Iterator[None]:
+  """Keeps other runs from writing to `out` in a block, where the system has locks.
+
+  Raises:
+    ValueError: another run writes to it, or `out` is a file.
+    OSError: the folder cannot be made.
+  """
+  out = Path(out)
+  if out.exists() and not out.is_dir():
+    raise ValueError(f'{out} is a file: expected a folder, or a name for a new one.')
+  out.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      import fcntl  # not on Windows
+
+      handle = os.open(out, os.O_RDONLY)
+      stack.callback(os.close, handle)
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise ValueError(
+          f'Another prediction writes to {out}: wait until it is done, or choose another --out.') from e
+    except (ImportError, OSError):
+      pass  # some shares have no locks
+    yield
 
 
 def unfinished(out: str | os.PathLike) -> Path:
@@ -164,14 +193,14 @@ def is_of_a_run(path: str | os.PathLike, out: str | os.PathLike) -> bool:
 
 
 def file_for(kind: str, name: str, suffix: str) -> str:
-  """Names the file for the picture of an image. It keeps the whole name: a.png and a.jpg may both be there.
+  """Names the file for the picture of an image.
 
   Args:
     kind: `OVERLAYS`, `MAPS`, `MASKS` or `WHY`.
-    name: name of the image, relative to the folder that all images lie in.
+    name: what its pictures are called: see `picture_names`.
 
-  >>> file_for('maps', 'left/001.jpg', '.npy')
-  'maps/left/001.jpg.npy'
+  >>> file_for('maps', 'left/001', '.npy')
+  'maps/left/001.npy'
   """
   return Path(kind, f'{name}{suffix}').as_posix()
 
