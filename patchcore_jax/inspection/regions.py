@@ -1,4 +1,9 @@
-"""Finds the regions of an anomaly map, in pixels of the original image."""
+"""Finds the regions of an anomaly map, in pixels of the original image.
+
+A region is a connected part of the image whose map reaches the pixel threshold. Maps are smooth, and near two
+defects that lie close to each other one such part may hold both: what has a peak of its own, at least twice
+as high as all that lies between it and a higher one, is a region of its own.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,12 +16,13 @@ from patchcore_jax.data.placement import Placement
 # Share of the way from the median, the object's own level, to the peak: half, as for a peak's width.
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
+_STEP = 2 ** 0.25  # between the levels at which peaks are looked for
 
 Point = tuple[float, float]
 
 
 class Region(NamedTuple):
-  """A connected part of an image whose map reaches a threshold, in pixels of the original image.
+  """A part of an image whose map reaches a threshold, in pixels of the original image.
 
   Attributes:
     box: left, top, right, bottom; right and bottom exclusive.
@@ -44,7 +50,7 @@ class Peak(NamedTuple):
 def above(anomaly_map: np.ndarray, threshold: float, place: Placement) -> list[Region]:
   """Finds all regions of the original image in which the map, laid over it, reaches a threshold.
 
-  They are those of `placement.to_original(anomaly_map, place) >= threshold`, which is not made as a whole: an
+  Together they are `placement.to_original(anomaly_map, place) >= threshold`, which is not made as a whole: an
   image may be large, and its regions are small.
 
   Args:
@@ -161,10 +167,57 @@ def _windows(anomaly_map, threshold, place) -> Iterator[tuple[tuple[int, int], n
     bottom, right = (min(int(np.ceil(e)), n) for e, n in zip(last, place.original, strict=True))
     if bottom <= top or right <= left:
       continue  # in the padding
-    values = placement.to_original(values, Placement(
-        (bottom - top, right - left), values.shape, place.scale, (first[0] - top, first[1] - left)))
-    labels, _ = ndimage.label(values >= np.float32(threshold), _NEIGHBORS)
-    yield (top, left), labels, values
+    parts_of_peaks = _parts(values, threshold)
+    window = Placement(
+        (bottom - top, right - left), values.shape, place.scale, (first[0] - top, first[1] - left))
+    laid = placement.to_original(values, window)
+    labels, _ = ndimage.label(laid >= np.float32(threshold), _NEIGHBORS)
+    if parts_of_peaks is not None:
+      # The nearest pixel of the map tells which peak one of the image belongs to.
+      rows, columns = (
+          np.clip((np.arange(n) + 0.5 - o) // s, 0, size - 1).astype(int)
+          for n, o, s, size in zip(window.original, window.offset, window.scale, window.size, strict=True))
+      pairs = labels * (parts_of_peaks.max() + 1) + parts_of_peaks[np.ix_(rows, columns)]
+      labels = np.unique(np.where(labels, pairs, -1), return_inverse=True)[1].reshape(labels.shape)
+    yield (top, left), labels, laid
+
+
+def _parts(values, threshold) -> np.ndarray | None:
+  """Parts a map among its peaks: the highest, and those at least twice as high as what lies between.
+
+  As water falls from the highest peak to the threshold, islands appear; where two meet of which one is not
+  twice as high as the water, they become one, and else new land belongs to the nearest. What lies between is
+  known to a step of the water, which counts against a peak.
+
+  Returns:
+    The number of the peak that each pixel belongs to, [h, w]; None where there is one peak.
+  """
+  from scipy import ndimage
+
+  highest = float(values.max())
+  if threshold <= 0 or highest < 2 * threshold:
+    return None
+  parts, heights = np.zeros(values.shape, np.int32), [0.0]
+  for level in np.geomspace(highest, threshold, int(np.log(highest / threshold) / np.log(_STEP)) + 2)[1:]:
+    labels, _ = ndimage.label(values >= np.float32(level), _NEIGHBORS)
+    for label, island in enumerate(ndimage.find_objects(labels), 1):
+      inside, own = labels[island] == label, parts[island]
+      present = sorted(set(own[inside].tolist()) - {0}, key=lambda number: -heights[number])
+      if not present:
+        present = [len(heights)]
+        heights.append(float(values[island][inside].max()))
+      kept = present[:1] + [number for number in present[1:] if heights[number] >= 2 * level * _STEP]
+      if len(kept) == 1:
+        own[inside] = kept[0]
+        continue
+      taken = inside & np.isin(own, kept)
+      nearest = ndimage.distance_transform_edt(~taken, return_distances=False, return_indices=True)
+      own[inside] = own[tuple(nearest)][inside]
+  if len(set(parts.ravel().tolist()) - {0}) < 2:
+    return None
+  # Around what reaches the threshold too: pixels of the image lie between those of the map.
+  nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
+  return parts[tuple(nearest)]
 
 
 def _simplified(points, tolerance):
