@@ -87,6 +87,38 @@ class TestAbove:
     found = regions.above(values, threshold, _as_it_came(values))
     assert [r.area for r in found] == sorted(np.bincount(labels), reverse=True)
 
+  @pytest.mark.parametrize('scale', [0.6, 1.0, 4.5])
+  def test_defects_that_lie_close_are_regions_of_their_own(self, scale):
+    y, x = np.mgrid[:60, :80]
+    peaks = ((20, 20, 8.0), (20, 48, 9.0), (45, 34, 10.0))
+    values = sum(h * np.exp(-((y - a) ** 2 + (x - b) ** 2) / 60) for a, b, h in peaks)
+    place = Placement((round(60 * scale), round(80 * scale)), values.shape, (scale, scale), (0.0, 0.0))
+    inside = placement.to_original(values, place) >= np.float32(0.3)
+    assert ndimage.label(inside, TOUCHING)[1] == 1  # at the threshold they touch
+    found = regions.above(values, 0.3, place)
+    assert len(found) == 3 and sum(r.area for r in found) == inside.sum()
+    for a, b, height in peaks:
+      (own,) = [r for r in found if abs(r.maximum - height) < 0.2]
+      assert own.centroid == pytest.approx((scale * b, scale * a), abs=4 * scale)
+    np.testing.assert_array_equal(regions.mask(values, 0.3, place), inside)
+    # Small ones of them can be left out of a mask.
+    areas = [r.area for r in found]
+    assert regions.mask(values, 0.3, place, min_area=areas[1]).sum() == sum(areas[:2])
+
+  def test_a_scratch_is_one_region(self):
+    """It is not equally strong everywhere, and no part is twice as strong as what lies between."""
+    values = np.zeros((40, 200))
+    values[18:22, 10:190] = 4 + np.sin(np.arange(180) / 6)
+    values = ndimage.gaussian_filter(values, 2)
+    assert len(regions.above(values, 0.2, _as_it_came(values))) == 1
+
+  def test_what_is_thinner_than_a_pixel_of_the_map_has_an_outline(self):
+    place = Placement((900, 900), (9, 9), (100.0, 100.0), (0.0, 0.0))
+    values = np.zeros((9, 9))
+    values[4, 4] = 1
+    (region,) = regions.above(values, 0.99, place)
+    assert region.area > 1 and len(region.outline) == 1 and len(region.outline[0]) > 2
+
   def test_nan_belongs_to_no_region(self):
     values = np.zeros((5, 5))
     values[2] = 1, 1, np.nan, 1, 1
