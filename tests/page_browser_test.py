@@ -201,6 +201,30 @@ class TestFilters:
     opened.find_element(By.CSS_SELECTOR, '#filters button[type=reset]').send_keys(Keys.ENTER)
     WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
 
+  def test_boxes_of_good_images_are_off_until_asked_for(self, opened):
+    opened.find_element(By.NAME, 'name').send_keys('bent')
+    boxes, good = (opened.find_element(By.CSS_SELECTOR, f'.status [data-layer={kind}]')
+                   for kind in ('boxes', 'good'))
+    assert good.get_attribute('aria-pressed') == 'false'
+
+    def shown():
+      return {t.get_attribute('title') for t in opened.find_elements(By.CSS_SELECTOR, '.tile')
+              if any(r.is_displayed() for r in t.find_elements(By.CSS_SELECTOR, 'rect.region'))}
+
+    assert shown() == set()  # masks are shown
+    boxes.click()
+    assert shown() == {'bent/1.png', 'bent/2.png'}
+    good.click()
+    assert shown() == {'bent/0.png', 'bent/1.png', 'bent/2.png'}  # the first is called good
+
+  def test_decisions_are_told_apart_by_colour_and_shape(self, opened):
+    opened.find_element(By.NAME, 'name').send_keys('bent')
+    looks = opened.execute_script('''
+      return Object.fromEntries([...document.querySelectorAll('.tile .badge')].map(badge => [
+        badge.textContent, [getComputedStyle(badge).borderTopColor, getComputedStyle(badge, '::before').content]]))''')
+    assert set(looks) == {'anomalous', 'good'}
+    assert all(a != b for a, b in zip(looks['anomalous'], looks['good'], strict=True))
+
   def test_layers_can_be_hidden(self, opened):
     opened.find_element(By.NAME, 'name').send_keys('bent/2')
     heat = opened.find_element(By.CSS_SELECTOR, '.status [data-layer=heat]')
@@ -283,6 +307,16 @@ class TestPhone:
     wide = opened.execute_script('const d = document.getElementById("viewer"); '
                                  'return [d.scrollWidth - d.clientWidth, d.getBoundingClientRect().right]')
     assert wide[0] <= 0 and wide[1] <= width
+
+  def test_no_chart_and_no_word_is_cut_off(self, opened):
+    _resize(opened, 390, 844, mobile=True)
+    opened.refresh()
+    cut = opened.execute_script(
+        'return [...document.querySelectorAll("figure, .tile .caption *")]'
+        '.filter(e => e.getClientRects().length).filter(e => { const r = e.getBoundingClientRect(), c = (e.closest(".charts, .tile")).'
+        'getBoundingClientRect(); return r.right > Math.min(c.right, 390) + 1 || r.left < c.left - 1; })'
+        '.map(e => e.outerHTML)')
+    assert cut == [] and len(opened.find_elements(By.TAG_NAME, 'figure')) > 3
 
   def test_fingers_find_what_they_touch(self, opened):
     _resize(opened, 375, 812, mobile=True)

@@ -166,7 +166,7 @@ class Answers:
     """Names the threshold by what it promises, or says that it was given."""
     if self._given_threshold:
       return 'given threshold'
-    return f'{100 * self._inspector.calibration.guaranteed_rate:.2g} % false alarms'
+    return f'at most {100 * self._inspector.calibration.guaranteed_rate:.2g} % of good images reach it'
 
   def _pixel_threshold(self):
     return self._inspector.calibration and self._inspector.calibration.pixel_threshold
