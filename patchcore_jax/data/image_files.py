@@ -542,7 +542,8 @@ def _kind(path: str, looked_at: bool) -> tuple[int, str]:
 
 def _counted(paths: Sequence[str], root: Path) -> dict[str, int]:
   """Counts images by the folder that they lie in."""
-  return dict(collections.Counter(_relative(os.path.dirname(p) or os.curdir, root) for p in paths))
+  names = (_relative(os.path.dirname(p) or os.curdir, root) for p in paths)
+  return dict(collections.Counter('the folder itself' if name == os.curdir else name for name in names))
 
 
 def _counts(folders: dict[str, int]) -> str:

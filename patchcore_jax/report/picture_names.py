@@ -23,6 +23,8 @@ class PictureNames:
 
   def __init__(self, folder: Path, kinds: Sequence[tuple[str, str]]):
     self._folder, self._kinds, self._waiting = folder, kinds, set()
+    other = Path(folder).name.swapcase()
+    self._capitals_differ = other == Path(folder).name or not os.path.lexists(Path(folder).with_name(other))
 
   def reserve(self, name: str) -> str:
     """Chooses the name for the pictures of an image, and keeps it from others until it is released.
@@ -31,17 +33,20 @@ class PictureNames:
       name: what the image is called, relative to the folder that all lie in; it may be a page, NAME#2.
     """
     chosen = next(filter(self._is_free, candidates(name)))
-    self._waiting.add(chosen.casefold())
+    self._waiting.add(self._key(chosen))
     return chosen
 
   def release(self, name: str) -> None:
     """Says that the files of this name are written."""
-    self._waiting.discard(name.casefold())
+    self._waiting.discard(self._key(name))
 
   def _is_free(self, name: str) -> bool:
-    # Some file systems do not tell capitals apart.
-    return name.casefold() not in self._waiting and not any(
+    return self._key(name) not in self._waiting and not any(
         os.path.lexists(self._folder / kind / f'{name}{suffix}') for kind, suffix in self._kinds)
+
+  def _key(self, name: str) -> str:
+    """Returns what is the same for names that the file system does not tell apart."""
+    return name if self._capitals_differ else name.casefold()
 
 
 def candidates(name: str) -> Iterator[str]:
