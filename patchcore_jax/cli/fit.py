@@ -91,6 +91,7 @@ def run(
     for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths), *report(found),
                  *found.reading(preprocessing)):
       terminal.say(line)
+    found.check_bands(preprocessing)
     sizes = image_sizes.of_files(paths)
     check_number(len(sizes), calibrate.folds, len(paths))
     acceptance.settle(image_sizes.odd(sizes), accept)

@@ -64,6 +64,15 @@ class Survey(NamedTuple):
     return lines
 
 
+  def check_bands(self, preprocessing: Preprocessing) -> None:
+    """Raises ValueError where all files have bands of which three must be chosen, and none are."""
+    if self.banded and self.banded == sum(self.modes.values()) and not preprocessing.bands:
+      kinds = ', '.join(f'{n} {mode}' for mode, n in self.modes.items())
+      raise ValueError(
+          f'The images have bands of which the network sees three ({kinds}): choose them, such as --bands '
+          '1,2,3 for red, green and blue, or give images of one band or three.')
+
+
 def survey(paths: Sequence[str]) -> Survey:
   """Surveys image files by their headers, and compares their contents; it decodes none.
 

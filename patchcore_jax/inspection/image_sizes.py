@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 
-from PIL import Image
-
 from patchcore_jax.banks.model import Description
 from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.inspection.acceptance import Questioned
@@ -23,7 +21,6 @@ _ODD_ASPECT, _ODD_AREA = 1.5, 4.0
 # Another shape is said from here on. What is cut by hand differs by less.
 _OTHER_ASPECT = 1.1
 _MULTIPLE = 32  # what a ResNet's deepest layer divides an image by
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 _SHOWN = 5  # names, and shares, in a message
 _LEAST = 0.005  # a share that is worth a line: less would be written as 0 %
 
@@ -198,14 +195,8 @@ class Remarks:
 def _of_file(path: str) -> Size | None:
   """Reads the size of an image file, upright; None where it cannot be read."""
   try:
-    file, page = decoding.split_page(path)
-    with Image.open(file, formats=decoding.FORMATS) as image:
-      if page:
-        image.seek(page)
-      # Not the method of the kind of image, which may decode all of it to look behind the pixels.
-      lying = Image.Image.getexif(image).get(_ORIENTATION) in _LYING
-      size = image.size[::-1] if lying else image.size
-  except decoding.DECODING_ERRORS:
+    size = decoding.contents(path).size
+  except decoding.ImageError:
     return None
   return size if min(size) > 0 else None
 
