@@ -273,8 +273,8 @@ def paired_pages(image: str, masks: Iterable[str]) -> list[tuple[str, tuple[str,
     masks_of_pages.append(pages_of(mask))
     if len(masks_of_pages[-1]) != len(pages):
       raise ValueError(
-          f'The mask {mask} has {len(masks_of_pages[-1])} pages, and its image {image} has {len(pages)}: '
-          'expected as many.')
+          f'The mask {mask} has {_pages(masks_of_pages[-1])}, and its image {image} has {len(pages)}: expected '
+          'as many.')
   return [(page, tuple(of_mask[i] for of_mask in masks_of_pages)) for i, page in enumerate(pages)]
 
 
@@ -303,6 +303,10 @@ def _unused(masks: Path, used: Sequence[MaskFiles]) -> list[str]:
 def _below(folder: Path) -> list[str]:
   """Lists the image files in a folder and below it."""
   return image_files.listed(folder).images
+
+
+def _pages(pages: Sequence[str]) -> str:
+  return f'{len(pages)} page{"s" if len(pages) > 1 else ""}'
 
 
 def _page_of_file(page: str) -> str:
