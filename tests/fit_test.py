@@ -15,7 +15,7 @@ from patchcore_jax.backbones import simulation
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.cli import fit
-from patchcore_jax.data import folder, survey
+from patchcore_jax.data import folder, image_files, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
@@ -444,21 +444,9 @@ class TestSurvey:
     Image.new('RGB', (41, 30)).save(tmp_path / 'wide.png')
     (tmp_path / 'bad.png').write_bytes(b'?')
     shutil.copy(tmp_path / '03.png', tmp_path / 'twin.png')
-    found = survey.survey(folder.find_images(tmp_path))
+    found = survey.survey(image_files.find_images(tmp_path))
     assert found.sizes == {(40, 30): 32, (41, 30): 1} and found.modes == {'RGB': 32, 'L': 1}
     assert [(os.path.basename(p), why) for p, why in found.odd] == [
         ('gray.png', 'mode L'), ('wide.png', '41 x 30 pixels')]
     assert [[os.path.basename(p) for p in g] for g in found.duplicates] == [['03.png', 'twin.png']]
     assert [os.path.basename(p) for p, _ in found.unreadable] == ['bad.png']
-
-
-class TestFindImages:
-
-  def test_where_they_are_looked_for(self, tmp_path):
-    for name in ('a/train/good/1.png', 'b/good/2.jpg', 'c/3.bmp', 'c/train/good/4.png'):
-      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-      (tmp_path / name).touch()
-    names = {k: [os.path.basename(p) for p in folder.find_images(tmp_path / k)] for k in 'abc'}
-    assert names == {'a': ['1.png'], 'b': ['2.jpg'], 'c': ['3.bmp']}
-    assert len(folder.find_images(str(tmp_path / '**/*.png'))) == 2
-    assert folder.find_images(tmp_path / 'c/3.bmp') == [str(tmp_path / 'c/3.bmp')]

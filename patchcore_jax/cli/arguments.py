@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from patchcore_jax.cli import options
-from patchcore_jax.data import folder
+from patchcore_jax.data import image_files
 
 backbone_weights = options.option(
     '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
@@ -27,11 +27,11 @@ def check_model(path: str) -> None:
 
 def check_images(where: str, *, arriving: bool = False) -> None:
   """Raises ValueError where there cannot be images, or where none can arrive."""
-  if folder.is_pattern(where) or Path(where).is_dir() or Path(where).exists() and not arriving:
+  if image_files.is_pattern(where) or Path(where).is_dir() or Path(where).exists() and not arriving:
     return
   if arriving:
     found = 'it is a file' if Path(where).exists() else 'it does not exist'
     raise ValueError(f'{where}: expected a folder in which images arrive, or a pattern, and {found}.')
-  folder.find_images(where)
+  image_files.find_images(where)
 
 

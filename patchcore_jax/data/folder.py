@@ -16,19 +16,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from patchcore_jax.data import image_files
-from patchcore_jax.data.image_files import (  # noqa: F401, until all import from there
-    IMAGE_SUFFIXES,
-    find_images,
-    folders_in,
-    images_in,
-    in_any_case,
-    is_image,
-    is_pattern,
-    left_out,
-    listing,
-    pages_of,
-    root_of,
-)
+from patchcore_jax.data.image_files import folders_in, in_any_case, is_image, listing, pages_of
 from patchcore_jax.data.mask_files import MaskFiles
 
 
@@ -273,8 +261,8 @@ def paired_pages(image: str, masks: Iterable[str]) -> list[tuple[str, tuple[str,
     masks_of_pages.append(pages_of(mask))
     if len(masks_of_pages[-1]) != len(pages):
       raise ValueError(
-          f'The mask {mask} has {_pages(masks_of_pages[-1])}, and its image {image} has {len(pages)}: expected '
-          'as many.')
+          f'The mask {mask} has {_pages(masks_of_pages[-1])}, and its image {image} has {len(pages)}: '
+          'expected as many.')
   return [(page, tuple(of_mask[i] for of_mask in masks_of_pages)) for i, page in enumerate(pages)]
 
 
