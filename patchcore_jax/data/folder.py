@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from patchcore_jax.data import image_files
-from patchcore_jax.data.image_files import folders_in, in_any_case, is_image, listing, pages_of
+from patchcore_jax.data.image_files import folders_in, in_any_case, listing, pages_of
 from patchcore_jax.data.mask_files import MaskFiles
 
 
