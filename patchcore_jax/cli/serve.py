@@ -81,6 +81,7 @@ def _serve(
       listener = server.listen(host, port)  # before the long work: a taken port is told at once
       from patchcore_jax.serving import app
     from patchcore_jax import inspection
+    from patchcore_jax.inspection import image_sizes
 
     limits = app.Options(
         batch_size=batch_size, wait_seconds=wait_ms / 1000, threads=threads, queue=queue,
@@ -88,6 +89,8 @@ def _serve(
         min_area=min_area)
     terminal.keep_compiled(compilation_cache)
     inspector = inspection.load(bank, weights=backbone_weights)
+    for line in image_sizes.of_training(inspector.model.description):
+      terminal.say(line)
   ready, failure, bars = False, None, contextlib.ExitStack()
 
   def on_ready(error):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 import statistics
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 
@@ -145,6 +146,13 @@ def squeezed(sizes: Mapping[str, Size], preprocessing: Preprocessing) -> list[st
   return lines
 
 
+def of_training(description: Description) -> list[str]:
+  """Tells in a line, if there is something to tell, the share of images as a model's own that is left out."""
+  if description.original_size is None or description.preprocessing is None:
+    return []
+  return left_out([description.original_size], description.preprocessing)
+
+
 def remark(size: Size, description: Description) -> str:
   """Tells in a few words what is unusual about the size of an image for a model; '' where nothing is.
 
@@ -171,6 +179,8 @@ def remark(size: Size, description: Description) -> str:
 class Remarks:
   """Says once, as images come, what of them is not inspected, and that some are of another shape.
 
+  Several threads may use it.
+
   Args:
     description: that of the model.
     say: called with a line.
@@ -178,10 +188,14 @@ class Remarks:
 
   def __init__(self, description: Description, say: Callable[[str], None]):
     self._description, self._say = description, say
-    self._shares, self._others = set(), False
+    self._shares, self._others, self._lock = set(), False, threading.Lock()
 
   def see(self, size: Size, not_inspected: float, name: str) -> None:
     """Takes notice of an image: its size, the share of it that is not inspected, and its name."""
+    with self._lock:
+      self._see(size, not_inspected, name)
+
+  def _see(self, size, not_inspected, name):
     share = _percent(not_inspected)
     if not_inspected >= _LEAST and share not in self._shares and len(self._shares) < _SHOWN:
       self._shares.add(share)

@@ -32,7 +32,7 @@ import patchcore_jax
 from patchcore_jax import inspection
 from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.decoding import ImageError, TooManyPixelsError, UnknownFormatError
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.inspection import Inspector, image_sizes
 from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.http_requests import RequestError
@@ -150,6 +150,7 @@ class _Service:
     self._inspector, self._name, self._options = inspector, name, options
     self._token = token.encode() if token else None
     self._in_flight, self._state = 0, 'starting'
+    self._remarks = image_sizes.Remarks(inspector.model.description, logging.warning)
     self._batcher: Batcher | None = None
     self._page, self._policy = _read_page()
     self.meters = ServiceMetrics(
@@ -343,6 +344,7 @@ class _Service:
     found = inspection.find(
         inspector, scores, i, decoded.size, outside=decoded.outside, min_area=min_area)
     self.meters.decisions.labels(found.decision or 'none').inc()
+    self._remarks.see(found.image_size, found.not_inspected, 'a request')
     answer = found.to_json()
     if found.nearest is not None:
       # The name is enough: where the training images lay does not concern those who send images.
