@@ -1,6 +1,7 @@
 """Own images in, answers and pictures out: where defects are reported to be, and what bad input gets."""
 
 import csv
+import datetime
 import errno
 import itertools
 import json
@@ -27,7 +28,7 @@ from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run
 from patchcore_jax.inspection import colours
-from patchcore_jax.report import answers, overlay, prediction_run
+from patchcore_jax.report import answers, overlay, prediction_run, predictions
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import conftest
 
@@ -198,6 +199,53 @@ class TestRun:
     with pytest.raises(ValueError, match='only pictures that an earlier run wrote'):
       _run(bank, parts / 'overlays/**/*.png', parts)
 
+  def test_a_folder_means_all_images_below_it(self, bank, parts, tmp_path, capsys):
+    (parts / 'b').rename(parts / 'bent')
+    (parts / 'a').rename(parts / 'good')
+    (parts / 'clip.avi').touch()
+    (parts / '.hidden').mkdir()
+    _part(SIZES[0], 0).save(parts / '.hidden/1.png')
+    assert _run(bank, parts, tmp_path / 'out')[:3] == (3, 1, 0)
+    said = capsys.readouterr().out
+    assert 'images of 2 folders: bent (2), good (1)' in said
+    for line in ('not read, hidden: 1 (.hidden/1.png)',
+                 'not read, because of their names: 1 .avi video (clip.avi)'):
+      assert said.count(line) == 2  # before the images and after them
+      assert line[1:] in (tmp_path / 'out/report.html').read_text()
+
+  def test_pictures_of_any_earlier_run_are_not_scored(self, bank, parts, tmp_path, capsys):
+    _run(bank, parts, parts / 'first', maps='tif', why=True)
+    assert _run(bank, parts, tmp_path / 'out').images == 3
+    assert 'pictures of an earlier prediction: 9 (first/maps/a/1.tif, ' in capsys.readouterr().out
+
+  def test_images_of_one_stem_have_their_own_pictures(self, bank, tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for i, name in enumerate(('a.png', 'a.jpg', 'a.bmp', 'a.png.png')):
+      _part((200 + 8 * i, 160), i).save(folder / name)
+    _run(bank, folder, tmp_path / 'out', maps='npy', why=True)
+    for row in _rows(tmp_path / 'out'):
+      shape = tuple(reversed(row['image_size']))
+      assert np.load(tmp_path / 'out' / row['map']).shape == shape
+      assert np.asarray(Image.open(tmp_path / 'out' / row['overlay'])).shape[:2] == shape
+    assert [row['overlay'] for row in _rows(tmp_path / 'out')] == [
+        f'overlays/a{s}.png' for s in ('', '.jpg', '.2', '.png')]
+
+  def test_rows_carry_a_time(self, bank, parts, tmp_path):
+    before = datetime.datetime.now(datetime.UTC)
+    _run(bank, parts, tmp_path / 'out')
+    times = [datetime.datetime.fromisoformat(row['time']) for row in _rows(tmp_path / 'out')]
+    assert before - datetime.timedelta(seconds=1) < times[0] <= times[1] <= times[2]
+    with (tmp_path / 'out/predictions.csv').open(newline='') as f:
+      assert [datetime.datetime.fromisoformat(row['time']) for row in csv.DictReader(f)] == times
+
+  def test_an_image_without_an_answer_is_an_error(self, bank, parts, tmp_path, monkeypatch):
+    real = prediction_run.batched
+    monkeypatch.setattr(prediction_run, 'batched', lambda items, n: (batch[1:] for batch in real(items, n)))
+    with pytest.raises(prediction_run.Unanswered, match='1 images have no answer: .*a/1.png.* It lies in'):
+      _run(bank, parts, tmp_path / 'out')
+    assert not (tmp_path / 'out/report.html').exists()
+
   def test_without_thresholds_scores_only(self, plain_bank, parts, tmp_path, capsys):
     _run(plain_bank, parts / '**/*.*', tmp_path / 'out', why=True)
     rows = _rows(tmp_path / 'out')
@@ -230,8 +278,8 @@ class TestRun:
       def __del__(self):
         alive.discard(id(self))
 
-    def counted(path, inspector):
-      loaded = read(path, inspector)
+    def counted(*arguments):
+      loaded = read(*arguments)
       loaded.image.__class__ = Tracked
       alive.add(id(loaded.image))
       most.append(len(alive))
@@ -349,6 +397,26 @@ class TestBadInput:
     with pytest.raises(OSError, match='Cannot write to .*file/out: .*choose another --out'):
       _run(bank, parts / 'a', tmp_path / 'file/out')
 
+  def test_two_runs_into_one_folder(self, bank, parts, tmp_path):
+    out = tmp_path / 'out'
+    with predictions.claimed(out):
+      for watch in (False, True):
+        with pytest.raises(ValueError, match='Another prediction writes to .*out: wait .* another --out'):
+          _run(bank, parts / 'a', out, watch=watch)
+    prepared = prediction_run.prepare(options := prediction_run.Options(bank, str(parts), str(out)))
+    with predictions.claimed(out), pytest.raises(ValueError, match='Another prediction'):
+      prediction_run.run(options, prepared)  # the other began meanwhile
+    assert _run(bank, parts / 'a', out).images == 1
+
+  def test_a_folder_that_goes_away_meanwhile(self, bank, parts, tmp_path, monkeypatch):
+    def gone(path, image):
+      raise FileNotFoundError(errno.ENOENT, 'No such file or directory')
+
+    monkeypatch.setattr(answers.predictions, 'write_png', gone)
+    with pytest.raises(OSError, match='It was moved or removed meanwhile. .* another --out') as error:
+      _run(bank, parts / 'a', tmp_path / 'out')
+    assert 'permissions' not in str(error.value)
+
   def test_a_full_disk_keeps_what_was_there_and_what_was_done(self, bank, parts, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     _run(bank, parts / 'a', out)
@@ -453,6 +521,43 @@ class TestWatch:
     assert rows['2.png']['decision'] == 'anomalous' and 'not a known' in rows['3.png']['error']
     assert (out / 'report.html').exists() and (out / rows['2.png']['overlay']).exists()
     assert not (out / 'predictions.unfinished').exists()
+
+  def test_a_file_that_is_replaced_keeps_what_was_found_before(self, bank, tmp_path):
+    folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
+    (folder / 'cam1').mkdir(parents=True)
+    image = folder / 'cam1/1.png'
+    _part(SIZES[0], 1).save(image)
+    options = prediction_run.Options(bank, str(folder), str(out), watch=True, maps='npy')
+    thread = threading.Thread(target=lambda: prediction_run.run(options, stop=stop))
+    thread.start()
+    try:
+      for i, defect in enumerate(((350, 200, 420, 260), None), 1):
+        _wait(lambda i=i: (out / 'predictions.jsonl').exists() and len(_rows(out)) == i)
+        _part(SIZES[0], 200 + i, defect).save(tmp_path / 'new.png')
+        (tmp_path / 'new.png').replace(image)
+      _wait(lambda: len(_rows(out)) == 3)
+    finally:
+      stop.set()
+      thread.join()
+    rows = _rows(out)
+    assert [row['decision'] for row in rows] == ['good', 'anomalous', 'good']
+    assert [row['overlay'] for row in rows] == [f'overlays/cam1/1{n}.png' for n in ('', '.2', '.3')]
+    maps = [np.load(out / row['map']) for row in rows]
+    assert np.nanmax(maps[1]) > 2 * max(np.nanmax(maps[0]), np.nanmax(maps[2]))
+    assert len({row['time'] for row in rows}) == 3
+
+  def test_what_arrived_is_answered_when_it_is_stopped(self, bank, tmp_path, monkeypatch):
+    folder, stop = tmp_path / 'in', threading.Event()
+    folder.mkdir()
+    for i in range(6):
+      _part((200, 160), i).save(folder / f'{i}.png')
+    monkeypatch.setattr(prediction_run, 'read', _after(4, stop.set, prediction_run.read))
+    options = prediction_run.Options(bank, str(folder), str(tmp_path / 'out'), watch=True, maps='none')
+    said = []
+    summary = prediction_run.run(options, say=lambda line, loud=False: said.append(line), stop=stop)
+    left = [line for line in said if 'arrived and not been looked at' in line]
+    assert summary.images == len(_rows(tmp_path / 'out')) >= 4
+    assert bool(left) == (summary.images < 6) and (not left or left[0].startswith(str(6 - summary.images)))
 
   def test_a_folder_that_is_not_there_costs_nothing(self, bank, parts, tmp_path):
     _run(bank, parts / 'a', tmp_path / 'out')

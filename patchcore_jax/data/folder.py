@@ -283,9 +283,10 @@ def _unused(masks: Path, used: Sequence[MaskFiles]) -> list[str]:
   if not masks.is_dir():
     return []
   known = {found.folder for found in used}
-  others = [p for p in masks.iterdir() if p.is_dir() and p not in known and not p.name.startswith('.')]
-  return sorted(path for found in (*used, *(MaskFiles(p, (), ()) for p in others))
-                for path in found.of_no_image())
+  others = [p for p in folders_in(masks) if p not in known]
+  loose = map(str, image_files.images_in(masks))
+  return sorted([*loose, *(path for found in (*used, *(MaskFiles(p, (), ()) for p in others))
+                           for path in found.of_no_image())])
 
 
 def _below(folder: Path) -> list[str]:

@@ -21,7 +21,8 @@ __all__ = ['Settings', 'evaluate']
 
 def evaluate(
     root: str | os.PathLike, *, detector: Detector | None = None, backbone: Any = 'auto',
-    layout: str = 'folder', categories: Sequence[str] = (), ratios: Sequence[float] = (),
+    layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
+    ratios: Sequence[float] = (),
     out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 32,
     seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
@@ -32,6 +33,7 @@ def evaluate(
     backbone: a name as `backbones.create` takes it, several joined by '+' for an ensemble, or a `Backbone`.
     layout: how the data set lies on disk, one of `data.layouts.LAYOUTS`; 'folder' is MVTec AD's.
     categories: names of categories; () for all.
+    good: names of the folders of good parts; () for the usual ones, such as good, OK or normal.
     ratios: coreset ratios to score at, all from one fit; () for the detector's own.
     out: a folder for results.csv, config.json, scores/, banks/ and report.html, in which a run that was
       stopped goes on; None to write nothing.
@@ -66,7 +68,7 @@ def evaluate(
 
   networks = (backbone,) if isinstance(backbone, Backbone) else ()
   settings = Settings(
-      located(DataSpec(layout, str(root), tuple(categories), batch_size=batch_size)),
+      located(DataSpec(layout, str(root), tuple(categories), tuple(good), batch_size=batch_size)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
       BackboneSpec() if networks else BackboneSpec(backbone), seed=seed)
   listener = experiment.Listener(

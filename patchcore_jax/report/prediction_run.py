@@ -340,7 +340,8 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
 
   def summary():
     done = writer.images + writer.failed
-    return Summary(writer.images, writer.anomalous, writer.failed, clock.worked(), stopped=done < total)
+    return Summary(writer.images, writer.anomalous, writer.failed, clock.worked(),
+                   stopped=done < total and stop.is_set())
 
   def finish():
     while drawing:
