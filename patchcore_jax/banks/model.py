@@ -81,14 +81,14 @@ class Calibration:
   """Scores of good images that a model had not seen, and the thresholds that follow.
 
   Attributes:
-    false_alarm_rate: the share of good images that may alarm, as asked for.
-    guaranteed_rate: at most this share of good images alarms; larger than what was asked for where there are
-      too few images.
+    false_alarm_rate: the share of good images that may be called anomalous, as asked for.
+    guaranteed_rate: at most this share of good images is called anomalous; larger than what was asked for
+      where there are too few images.
     image_scores: one for each image.
     map_maxima: the largest value of each image's anomaly map; () where the method has no maps.
-    image_threshold: an image whose score reaches it alarms.
-    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as alarm. None
-      where the method has no maps.
+    image_threshold: an image whose score reaches it is anomalous.
+    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as are called
+      anomalous. None where the method has no maps.
     method: how the scores came about: 'cross' or 'held out'.
     image_allowance, pixel_allowance: how far a good image's score, and the largest value of its map, may be
       off on another kind of device. The thresholds have them in; the scores are as they were made.

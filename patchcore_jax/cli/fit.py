@@ -189,7 +189,7 @@ def verdict(found: Any, names: Sequence[str]) -> list[str]:
   pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
   lines = [
       f'threshold {found.image_threshold:.4g} for images{pixels}, from {n} good images: at most '
-      f'{100 * found.guaranteed_rate:.2g} % of good images alarm']
+      f'{100 * found.guaranteed_rate:.2g} % of good images are called anomalous']
   if found.guaranteed_rate > rate:
     lines.append(
         f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
