@@ -328,7 +328,7 @@ class CalibrationSpec:
   """The settings of how thresholds are made of good images alone.
 
   Attributes:
-    false_alarm_rate: the share of good images that may alarm.
+    false_alarm_rate: the share of good images that may be called anomalous.
     folds: parts of the training images, each scored by a model of the others; 0 for no thresholds.
 
   Raises:
@@ -388,6 +388,15 @@ class ReportSpec:
   def __post_init__(self):
     if self.gallery < 0:
       raise ValueError(f'report.gallery={self.gallery}: expected at least 0.')
+
+
+def max_pixels(max_megapixels: float | None) -> int:
+  """Returns the most pixels of an image; None stands for the default of `DataSpec.max_megapixels`.
+
+  Raises:
+    ValueError: not more than 0.
+  """
+  return (DataSpec() if max_megapixels is None else DataSpec(max_megapixels=max_megapixels)).max_pixels
 
 
 def check_ratio(ratio: float) -> None:

@@ -3,12 +3,19 @@
 import os
 from pathlib import Path
 
+import click
+
 from patchcore_jax.cli import options
 from patchcore_jax.data import image_files
+from patchcore_jax.settings import DataSpec
 
 backbone_weights = options.option(
     '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
     help="File of the network's weights, where it lies elsewhere than at the fit.")
+
+max_megapixels = options.option(
+    '--max-megapixels', type=click.FloatRange(0, min_open=True), default=DataSpec.max_megapixels,
+    group='Machine', help='Images of more pixels, in millions, are refused before they are decoded.')
 
 accept = options.option(
     '--accept', multiple=True, metavar='NAMES', group='Common', show_default=False,

@@ -63,9 +63,10 @@ def _info(bank: str, debug: bool, compilation_cache: str) -> None:
 @arguments.accept
 @_pictures
 @_batch_size
+@arguments.max_megapixels
 @arguments.backbone_weights
 def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures: str, batch_size: int,
-            backbone_weights: str, debug: bool, compilation_cache: str) -> None:
+            max_megapixels: float, backbone_weights: str, debug: bool, compilation_cache: str) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -75,8 +76,8 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
           'count twice for the thresholds, and these promise too much.')
     with terminal.progress_bar('images') as progress:
       return upkeep.append(
-          inspector, images, accept=accept, batch_size=batch_size, on_error=skipped.append,
-          progress=progress)
+          inspector, images, accept=accept, batch_size=batch_size, max_megapixels=max_megapixels,
+          on_error=skipped.append, progress=progress)
 
   with terminal.readable_errors(debug):
     _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
@@ -86,15 +87,16 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
 @click.argument('bank')
 @click.argument('images')
 @options.option('--false-alarm-rate', default=0.01, group='Common',
-                help='The share of good images that may alarm.')
+                help='The share of good images that may be called anomalous.')
 @_out
 @arguments.accept
 @_pictures
 @_batch_size
+@arguments.max_megapixels
 @arguments.backbone_weights
 def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept: tuple[str, ...],
-               pictures: str, batch_size: int, backbone_weights: str, debug: bool, compilation_cache: str,
-               ) -> None:
+               pictures: str, batch_size: int, max_megapixels: float, backbone_weights: str, debug: bool,
+               compilation_cache: str) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -104,7 +106,7 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept
           'scores are too small, and so will be the thresholds.')
     return upkeep.calibrate(
         inspector, images, false_alarm_rate=false_alarm_rate, accept=accept, batch_size=batch_size,
-        on_error=skipped.append)
+        max_megapixels=max_megapixels, on_error=skipped.append)
 
   with terminal.readable_errors(debug):
     _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
@@ -257,7 +259,7 @@ def info(model: Any) -> list[str]:
     pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
     lines.append(
         f'threshold {found.image_threshold:.4g} for images{pixels}, from {len(found.image_scores)} images '
-        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images alarm')
+        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images are called anomalous')
   else:
     lines.append('no thresholds')
   lines += [f'{event.when} {event.what}' for event in d.history]

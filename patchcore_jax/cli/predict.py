@@ -46,6 +46,7 @@ def _scale(ctx, parameter, text):
                 help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
 @options.option('--batch-size', type=click.IntRange(1), default=None, group=_MACHINE,
                 show_default='8, or 1 with --watch', help='Images that pass through the network at once.')
+@arguments.max_megapixels
 @arguments.backbone_weights
 @options.common
 @click.pass_context

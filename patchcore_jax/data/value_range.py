@@ -55,7 +55,7 @@ def measured(
   Raises:
     ValueError: files of integers beside files of floats, which no range fits both.
   """
-  with concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, max(4, os.cpu_count() or 1))) as pool:
+  with _threads() as pool:
     deep = {path: found for path, found in zip(paths, pool.map(_contents, paths)) if found and found.deep}
     kinds = collections.Counter(found.floats for found in deep.values())
     if len(kinds) > 1 and not preprocessing.value_range:
@@ -72,10 +72,39 @@ def measured(
     return preprocessing, 0.0
   if not preprocessing.value_range:
     preprocessing = dataclasses.replace(preprocessing, value_range=_with_headroom(ends))
+  return preprocessing, max(_outside(found, preprocessing) for found in ends)
+
+
+def outside(
+    paths: Sequence[str], preprocessing: Preprocessing, *, max_pixels: int | None = None) -> list[float]:
+  """Measures the share of each image's pixels that lies outside of the value range.
+
+  It is 0 for files of 8 bits, for what cannot be read, and where there is no range.
+
+  Args:
+    paths, preprocessing, max_pixels: as of `measured`.
+  """
+  if not preprocessing.value_range:
+    return [0.0] * len(paths)
+
+  def of_one(path):
+    header = _contents(path)
+    found = _ends(path, preprocessing, max_pixels) if header and header.deep else None
+    return 0.0 if found is None else _outside(found, preprocessing)
+
+  with _threads() as pool:
+    return list(pool.map(of_one, paths))
+
+
+def _threads() -> concurrent.futures.ThreadPoolExecutor:
+  return concurrent.futures.ThreadPoolExecutor(min(_MOST_THREADS, max(4, os.cpu_count() or 1)))
+
+
+def _outside(found: _Ends, preprocessing: Preprocessing) -> float:
+  """Computes the share of an image's pixels that lies outside of the range, by either end."""
   low, high = preprocessing.value_range
-  return preprocessing, max(
-      (found.unknown + np.count_nonzero(found.lows < low) + np.count_nonzero(found.highs > high))
-      / found.pixels for found in ends)
+  beyond = np.count_nonzero(found.lows < low) + np.count_nonzero(found.highs > high)
+  return min(1.0, (found.unknown + beyond) / found.pixels)
 
 
 def _contents(path: str) -> Contents | None:

@@ -97,19 +97,17 @@ class Finding:
     >>> Finding((640, 480), 3.5, threshold=3.0, anomalous=True, box=(1, 2, 30, 40)).to_json()['decision']
     'anomalous'
     """
-    names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path', 'nearest')]
-    fields = {name: _lists(getattr(self, name)) for name in names}
-    if self.nearest is not None:
-      number, name, row, column = self.nearest
-      fields['nearest'] = {'image': name or None, 'number': number, 'row': row, 'column': column}
-    return {'decision': self.decision, 'nearest': None} | fields
+    names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path')]
+    return {'decision': self.decision} | {name: _plain(getattr(self, name)) for name in names}
 
 
-def _lists(value: Any) -> Any:
-  """Converts regions to dicts, and other tuples to lists, all the way down."""
+def _plain(value: Any) -> Any:
+  """Converts records to dicts, and other tuples to lists, all the way down."""
+  if isinstance(value, Origin):
+    return {'image': value.name or None, 'number': value.image, 'row': value.row, 'column': value.column}
   if isinstance(value, Region):
-    return {name: _lists(part) for name, part in value._asdict().items()}
-  return [_lists(part) for part in value] if isinstance(value, tuple) else value
+    return {name: _plain(part) for name, part in value._asdict().items()}
+  return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def find(
@@ -199,13 +197,15 @@ def cell(inspector: Inspector, row: int, column: int) -> Box:
 
 
 def findings(
-    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0) -> Iterator[Finding]:
+    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0,
+    max_pixels: int | None = None) -> Iterator[Finding]:
   """Yields what is found in each image, in order; the next images are read while some are scored.
 
   Args:
     images: as of `inputs.opened`.
     batch_size: images that pass through the network at once.
     min_area: regions of fewer pixels are ignored (`find`).
+    max_pixels: as of `decoding.decode`.
 
   Raises:
     ImageError: a file cannot be read, or an image of a size that the model does not take.
@@ -213,12 +213,17 @@ def findings(
   """
   size, known = parallel.divisible_batch_size(batch_size), {}
 
+  def prepared(decoded):
+    """Keeps of an image what the network sees of it; the original may be large."""
+    pixels = np.asarray(preprocess.transform(decoded.image, inspector.preprocessing))
+    return pixels, decoded.image.size[::-1], decoded.outside
+
   def batches():
     waiting = []
-    for number, (path, (image, outside)) in enumerate(inputs.opened(images, inspector.preprocessing)):
-      pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+    for number, (path, (pixels, original, outside)) in enumerate(inputs.opened(
+        images, inspector.preprocessing, max_pixels=max_pixels, then=prepared)):
       check_size(inspector, pixels.shape[:2])
-      known[number] = path, image.size[::-1], outside
+      known[number] = path, original, outside
       waiting.append((number, pixels))
       if len(waiting) == size:
         yield _batch(waiting, size)

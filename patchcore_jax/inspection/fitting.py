@@ -24,7 +24,8 @@ def fit(
     images: Any, *, detector: Detector | str | None = None,
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
     preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
-    accept: str | Sequence[str] = (), progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    accept: str | Sequence[str] = (), max_megapixels: float | None = None,
+    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
@@ -34,7 +35,7 @@ def fit(
     detector: the method, such as `PatchCore(ratio=0.05)`, which is the default with its ratio of 0.1, or the
       name of one with its usual settings, such as 'padim'.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
-    false_alarm_rate: the share of good images that may alarm; None for no thresholds.
+    false_alarm_rate: the share of good images that may be called anomalous; None for no thresholds.
     preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
       short side 224 pixels (`data.preprocess.whole_image`), and arrays are taken as they are. What a crop
       leaves out is warned of, and stands in every finding.
@@ -42,6 +43,8 @@ def fit(
     seed: the seed of everything that is random.
     accept: files whose size is far from that of the rest, and which are good all the same: their names, or
       'all'.
+    max_megapixels: files of more pixels are refused before they are decoded; None for the default of
+      `settings.DataSpec`.
     progress: called with (stage, done, total).
 
   Raises:
@@ -74,7 +77,8 @@ def fit(
                  *image_sizes.squeezed(sizes, preprocessing)):
       warnings.warn(line, stacklevel=2)
   data = inputs.training_data(
-      images, preprocessing, batch_size, original_size=image_sizes.usual(sizes.values()))
+      images, preprocessing, batch_size, original_size=image_sizes.usual(sizes.values()),
+      **({} if isinstance(images, np.ndarray) else {'max_pixels': settings.max_pixels(max_megapixels)}))
   run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
   return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)

@@ -155,7 +155,9 @@ def is_one(images: Any) -> bool:
   return isinstance(images, Image.Image)
 
 
-def opened(images: Any, preprocessing: Preprocessing) -> Iterator[tuple[str, Decoded]]:
+def opened(
+    images: Any, preprocessing: Preprocessing, *, max_pixels: int | None = None,
+    then: Callable[[Decoded], Any] = lambda decoded: decoded) -> Iterator[tuple[str, Any]]:
   """Yields the name of each image, '' for arrays, and the image in its original size.
 
   Files are decoded in threads, some ahead.
@@ -163,6 +165,8 @@ def opened(images: Any, preprocessing: Preprocessing) -> Iterator[tuple[str, Dec
   Args:
     images: one image or many: files, a folder, a pattern, an array, or any iterable of paths and arrays.
     preprocessing: how files are decoded.
+    max_pixels: as of `decoding.decode`.
+    then: what is made of each decoded image and yielded in its place; what is large is best left behind.
 
   Raises:
     ImageError: a file cannot be read.
@@ -180,7 +184,7 @@ def opened(images: Any, preprocessing: Preprocessing) -> Iterator[tuple[str, Dec
     pending = collections.deque()
     try:
       for image in _each_page(images):
-        pending.append(pool.submit(_open, image, preprocessing))
+        pending.append(pool.submit(_open, image, preprocessing, max_pixels, then))
         if len(pending) > _AHEAD:
           yield pending.popleft().result()
       while pending:
@@ -210,14 +214,15 @@ def _each_page(images: Iterable[Any]) -> Iterator[Any]:
       yield image
 
 
-def _open(image, preprocessing) -> tuple[str, Decoded]:
+def _open(image, preprocessing, max_pixels, then) -> tuple[str, Any]:
   """Opens one image of any kind."""
   if isinstance(image, (str, os.PathLike)):
-    return os.fspath(image), decoding.decode(image, preprocessing)
+    with decoding.one_at_a_time():
+      return os.fspath(image), then(decoding.decode(image, preprocessing, max_pixels=max_pixels))
   if isinstance(image, Image.Image):
-    return '', decoding.convert(image, preprocessing)
+    return '', then(decoding.convert(image, preprocessing))
   if isinstance(image, np.ndarray):
-    return '', Decoded(Image.fromarray(as_colour(image[None])[0]), 0.0)
+    return '', then(Decoded(Image.fromarray(as_colour(image[None])[0]), 0.0))
   raise ValueError(f'An image: expected a path or a uint8 array, got {_described(image)}.')
 
 

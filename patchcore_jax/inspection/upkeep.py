@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from patchcore_jax.banks import calibration, editing, provenance
+from patchcore_jax.data import value_range
+from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import CrossScores, Data, Run, cross_fitting, patchcore
 from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.acceptance import Questioned
 from patchcore_jax.inspection.inspector import Inspector, predict
+from patchcore_jax.settings import max_pixels
 
 OnError = Callable[[ImageError], None] | None
 _FOLDS = 5  # parts of accepted images, each scored against a bank with the others
@@ -24,7 +27,8 @@ _FOLDS = 5  # parts of accepted images, each scored against a bank with the othe
 
 def append(
     inspector: Inspector, images: Any, *, accept: str | Sequence[str] = (), batch_size: int = 32,
-    on_error: OnError = None, progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    max_megapixels: float | None = None, on_error: OnError = None,
+    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Adds patches of further good images to a bank, as far as it does not cover them yet.
 
   The images count for the thresholds by their scores before they were added. Where some had to be accepted,
@@ -35,12 +39,14 @@ def append(
     accept: names of images that are good although they score above the threshold, or have another size;
       'all' for every one. Images of an array are called 'images[0]' and so on.
     batch_size: images that pass through the network at once.
+    max_megapixels: as of `Inspector.inspect`.
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
     progress: called with ('embed', done, number of images).
 
   Raises:
-    NotAccepted: images that would alarm, or have another size, and are not accepted. Of a bank without
+    NotAccepted: images that would alarm, or have another size, or values beyond the range of the training
+      images, and are not accepted. Of a bank without
       thresholds, those that score far above the others of these images.
     BankError: the model of a method without a bank.
     ValueError: images of another size, or no images.
@@ -48,48 +54,50 @@ def append(
   model, detector = inspector.model, inspector.detector
   editing.check_is_bank(model)
   (backbone,) = inspector.backbones
-  data = _data(inspector, images, batch_size, on_error)
+  data = _data(inspector, images, batch_size, max_megapixels, on_error)
   told = {'progress': progress} if progress else {}
   embeddings, read = patchcore.embed(
       backbone, data, embedding=detector.embedding,
       run=Run(keep_images=provenance.has_thumbnails(model), **told))
   scores = _score(inspector, embeddings, model.arrays['embeddings'], data.batch_size)
-  unlike = _ask(inspector, images, data.part(read.index), read.index, scores.image, accept)
+  unlike, outside = _ask(inspector, images, data.part(read.index), read.index, scores.image, accept)
   if not inspector.calibration:
     scores = CrossScores((), ())
   elif unlike:
     scores = _scores_with_others(inspector, embeddings, scores, data.batch_size)
   given = data.examples
-  return inspector.with_model(editing.append(
+  extended = editing.append(
       model, embeddings, [given[i].image_path for i in read.index], files=read.files,
-      image_scores=scores.image, map_maxima=scores.map_maxima))
+      image_scores=scores.image, map_maxima=scores.map_maxima)
+  return inspector.with_model(extended.with_description(outside_range=outside))
 
 
 def calibrate(
     inspector: Inspector, images: Any, *, false_alarm_rate: float = 0.01, accept: str | Sequence[str] = (),
-    batch_size: int = 32, on_error: OnError = None) -> Inspector:
+    batch_size: int = 32, max_megapixels: float | None = None, on_error: OnError = None) -> Inspector:
   """Makes thresholds of good images that the model was not fitted on; their guarantee is exact.
 
   Args:
     images: as of `inputs.training_data`.
-    false_alarm_rate: the share of good images that may alarm, in (0, 1).
+    false_alarm_rate: the share of good images that may be called anomalous, in (0, 1).
     accept: as of `append`.
     batch_size: images that pass through the network at once.
-    on_error: as of `append`.
+    max_megapixels, on_error: as of `append`.
 
   Raises:
     NotAccepted: as of `append`.
     ValueError: images of another size, no images, or a rate out of range.
   """
   detector, networks, search = inspector.detector, inspector.backbones, inspector.search
-  data = _data(inspector, images, batch_size, on_error)
+  data = _data(inspector, images, batch_size, max_megapixels, on_error)
   index, scores = cross_fitting.indexed_score_maxima(detector, inspector.model, data, networks, search)
-  _ask(inspector, images, data.part(index), index, scores.image, accept)
+  _, outside = _ask(inspector, images, data.part(index), index, scores.image, accept)
   sample = data.part(range(min(len(data), differences.SAMPLE)))
   off = differences.score_differences(detector, inspector.model, sample, networks, search)
-  return inspector.with_model(editing.calibrate(
+  calibrated = editing.calibrate(
       inspector.model, *scores, false_alarm_rate=false_alarm_rate,
-      allowances=tuple(0.0 if v is None else float(v.max(initial=0)) for v in off)))
+      allowances=tuple(0.0 if v is None else float(v.max(initial=0)) for v in off))
+  return inspector.with_model(calibrated.with_description(outside_range=outside))
 
 
 def known_names(inspector: Inspector, images: Any) -> list[str]:
@@ -100,13 +108,14 @@ def known_names(inspector: Inspector, images: Any) -> list[str]:
   return sorted(known & {Path(path).name for path in inputs.find_paths(images)})
 
 
-def _data(inspector, images, batch_size, on_error):
+def _data(inspector, images, batch_size, max_megapixels, on_error):
   """Makes the data of further images, which are prepared as the model's."""
+  reading = {} if isinstance(images, np.ndarray) else {'max_pixels': max_pixels(max_megapixels)}
   return inputs.training_data(
-      images, inspector.model.description.preprocessing, batch_size, on_error=on_error)
+      images, inspector.preprocessing, batch_size, on_error=on_error, **reading)
 
 
-def _ask(inspector, images, data: Data, index, scores, accept) -> bool:
+def _ask(inspector, images, data: Data, index, scores, accept) -> tuple[bool, float]:
   """Asks about what does not look good, unless it was accepted.
 
   Args:
@@ -117,20 +126,39 @@ def _ask(inspector, images, data: Data, index, scores, accept) -> bool:
     accept: as of `append`.
 
   Returns:
-    Whether some look so by their scores.
+    Whether some look so by their scores, and the largest share of an image, of these or of the training
+    images, that lies outside of the value range.
   """
   names = [example.image_path or f'images[{i}]' for i, example in zip(index, data.examples, strict=True)]
   unlike = {q.name: q for q in _unlike(inspector, data, names, scores)}
   usual = inspector.model.description.original_size
+  beyond, most = _beyond_range(inspector, data, names)
   odd = [] if usual is None or isinstance(images, np.ndarray) else image_sizes.odd(
       {name: size for name, size in inputs.sizes_of(images).items() if name in set(names)}, usual)
-  for question in odd:
+  for question in (*beyond, *odd):
     known = unlike.get(question.name)
     # One line an image.
     unlike[question.name] = question if known is None else dataclasses.replace(
         known, why=f'{known.why}; {question.why}')
   acceptance.settle(list(unlike.values()), accept)
-  return any(q.score is not None for q in unlike.values())
+  return any(q.score is not None for q in unlike.values()), most
+
+
+def _beyond_range(inspector, data: Data, names) -> tuple[list[Questioned], float]:
+  """Lists the images of which more lies outside of the value range than of any training image.
+
+  Returns:
+    Them, and the largest share of an image, of all, that lies outside.
+  """
+  known = inspector.model.description.outside_range
+  if not isinstance(data, FileData):
+    return [], known
+  shares = value_range.outside(
+      [example.image_path for example in data.examples], data.preprocessing, max_pixels=data.max_pixels)
+  return [
+      Questioned(name, f'has {100 * share:.2g} % of its pixels outside of the value range, and training '
+                 f'images have at most {100 * known:.2g} %')
+      for name, share in zip(names, shares, strict=True) if share > known + 1e-9], max(known, *shares, 0.0)
 
 
 def _unlike(inspector, data: Data, names, scores) -> list[Questioned]:

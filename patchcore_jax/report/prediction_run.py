@@ -31,11 +31,13 @@ from patchcore_jax.inspection.inspector import Scorer
 from patchcore_jax.report import answers, predictions
 from patchcore_jax.report.answers import Answers
 from patchcore_jax.report.predictions import Answer
+from patchcore_jax.settings import DataSpec, max_pixels
 
 MAPS = ('npy', 'tif', 'none')
 STARTS_ANEW = 'The same command starts anew.'
 Say = Callable[..., None]  # say(text, loud=False)
 _NAMED = 10  # images in a message
+_KEPT_PIXELS = 25_000_000  # images of more are not kept between reading and drawing
 _REPORT_SECONDS = 10.0  # between two reports while images arrive
 
 
@@ -63,6 +65,7 @@ class Options:
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
     weights: see `inspection.load`.
+    max_megapixels: as of `settings.DataSpec`.
 
   Raises:
     ValueError: values out of range.
@@ -82,8 +85,10 @@ class Options:
   watch: bool = False
   watch_seconds: float = 0.0
   weights: str = ''
+  max_megapixels: float = DataSpec.max_megapixels
 
   def __post_init__(self):
+    max_pixels(self.max_megapixels)  # says what is wrong with it
     for name in ('bank', 'images', 'out'):
       if not getattr(self, name):
         raise ValueError(f'{name} is empty: expected a path.')
@@ -122,9 +127,14 @@ class Summary(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """An image file, and the share of it outside of the value range; `error` says why there is nothing else."""
+  """An image file, its (height, width), upright, and the share of it outside of the value range.
+
+  `image` is None where it is so large that it is decoded again when it is drawn; `error` says why there is
+  nothing else.
+  """
 
   path: str
+  size: tuple[int, int] | None = None
   image: Image.Image | None = None
   pixels: np.ndarray | None = None
   outside: float = 0.0
@@ -235,16 +245,19 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
   return summary
 
 
-def read(path: str, inspector: Inspector) -> Loaded:
+def read(path: str, inspector: Inspector, max_pixels: int | None = None) -> Loaded:
   """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
-    image, outside = decoding.decode(path, inspector.preprocessing)
-    pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+    with decoding.one_at_a_time():
+      image, outside = decoding.decode(path, inspector.preprocessing, max_pixels=max_pixels)
+      pixels, size = np.asarray(preprocess.transform(image, inspector.preprocessing)), image.size[::-1]
+      if size[0] * size[1] > _KEPT_PIXELS:
+        image = None  # before the next large one has its turn
     inspection.check_size(inspector, pixels.shape[:2])
   except (ValueError, MemoryError) as e:
     message = str(e) or 'it does not fit into memory.'
     return Loaded(path, error=message if path in message else f'{path}: {message}')
-  return Loaded(path, image, pixels, outside)
+  return Loaded(path, size, image, pixels, outside)
 
 
 def read_ahead(
@@ -334,7 +347,7 @@ def _speed(summary):
 
 def _predict(inspector, score, paths, writer, options, stop) -> Summary:
   """Scores the images: while a batch is scored, the next is read, and the one before is drawn."""
-  clock, drawing = _Clock(), []
+  clock, drawing, most = _Clock(), [], max_pixels(options.max_megapixels)
   reported, when, unanswered = 0, time.monotonic(), collections.Counter()
   total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
 
@@ -361,16 +374,26 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
     finding = inspection.find(
-        inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold, outside=loaded.outside,
+        inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
         min_area=options.min_area)
-    return writer.draw(loaded.path, name, loaded.image, loaded.pixels, finding)
+    if loaded.image is not None:
+      return writer.draw(loaded.path, name, loaded.image, loaded.pixels, finding)
+    with decoding.one_at_a_time():
+      try:
+        image = decoding.decode(loaded.path, inspector.preprocessing, max_pixels=most).image
+      except ValueError as e:  # it is gone, or another by now
+        return Answer(loaded.path, error=str(e)), None
+      if image.size[::-1] != loaded.size:
+        return Answer(loaded.path, error=f'{loaded.path} was changed while it was inspected.'), None
+      return writer.draw(loaded.path, name, image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   try:
     # Originals are large: no more of them wait than threads can read at a time.
     items = read_ahead(
-        clock.waiting_for(_counted(paths, unanswered)), lambda path: read(path, inspector), pool, threads)
+        clock.waiting_for(_counted(paths, unanswered)), lambda path: read(path, inspector, most), pool,
+        threads)
     for batch in batched(items, _batch_size(options)):
       good = [loaded for loaded in batch if not loaded.error]
       scores = score(np.stack([loaded.pixels for loaded in good])) if good else None
