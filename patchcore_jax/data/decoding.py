@@ -142,7 +142,8 @@ def decode(
       return _scaled(path, source, preprocessing)
     image = source.image
     image.load()
-    return Decoded(_flat_colours(ImageOps.exif_transpose(image), preprocessing), 0.0)
+    ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy even of what stands upright
+    return Decoded(_flat_colours(image, preprocessing), 0.0)
 
 
 def read_image(
@@ -484,16 +485,24 @@ def _check_bands(path, contents: Contents, preprocessing: Preprocessing) -> None
 
 def _flat_colours(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
   """Converts what Pillow decoded to RGB; transparent pixels get the colour of the background."""
+  on_background = False
   if 'transparency' in image.info or image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa'):
     image = _with_transparency(image)
-    if preprocessing.background and image.getchannel('A').getextrema()[0] < 255:
-      under = Image.new('RGBA', image.size, (*preprocessing.background, 255))
-      under.alpha_composite(image.convert('RGBA'))
-      image = under
-  if preprocessing.bands:
-    bands = (image if image.mode in ('1', 'L') else image.convert('RGB')).split()
-    return Image.merge('RGB', [bands[b - 1].convert('L') for b in preprocessing.bands])
-  return image.convert('RGB')
+    on_background = bool(preprocessing.background) and image.getchannel('A').getextrema()[0] < 255
+  if not on_background and not preprocessing.bands:
+    return image.convert('RGB')
+  result, rows = Image.new('RGB', image.size), max(1, 2**20 // image.width)
+  for top in range(0, image.height, rows):  # the steps between take several times as much memory
+    part = image.crop((0, top, image.width, min(top + rows, image.height)))
+    if on_background:
+      under = Image.new('RGBA', part.size, (*preprocessing.background, 255))
+      under.alpha_composite(part.convert('RGBA'))
+      part = under
+    if preprocessing.bands:
+      bands = (part if part.mode in ('1', 'L') else part.convert('RGB')).split()
+      part = Image.merge('RGB', [bands[b - 1].convert('L') for b in preprocessing.bands])
+    result.paste(part.convert('RGB'), (0, top))
+  return result
 
 
 def _with_transparency(image: Image.Image) -> Image.Image:
