@@ -99,7 +99,9 @@ _LEFT_OUT = {
     # --layout and an argument; banks of a measurement keep no images.
     'evaluate': {'data': {'source', 'root'}, 'fit': {'keep_images'}}}
 _OTHER_DEFAULTS = {
-    ('backbone', 'name'): 'auto', ('embedding', 'kind'): 'auto', ('fit', 'data', 'on_error'): 'skip'}
+    ('backbone', 'name'): 'auto', ('embedding', 'kind'): 'auto', ('fit', 'data', 'on_error'): 'skip',
+    # All of each image, which needs no numbers; experiments keep the paper's crop.
+    ('fit', 'preprocess', 'resize'): (), ('fit', 'preprocess', 'crop'): ()}
 
 
 def _fields():

@@ -126,13 +126,17 @@ class TestFit:
     (root / 'text.png').write_text('not an image')
     Image.new('L', (300, 40), 128).save(root / 'flat.jpg')
     shutil.copy(root / '00.png', root / 'copy.png')
-    bank, told = _fit(root, tmp_path / 'b', folds=0)
+    asked = command.run('fit', root, '--out', tmp_path / 'b', *command.flags(folds=0))
+    assert asked.code == 1 and '300 x 40 pixels, and the others are about 72 x 60' in asked.err
+    assert '--accept flat.jpg' in asked.err and not (tmp_path / 'b').exists()
+    bank, told = _fit(root, tmp_path / 'b', folds=0, accept='flat.jpg')
     assert bank.description.num_images == 14 and bank.description.num_skipped == 2
     assert 'equal files' in told and 'copy.png' in told
     assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
     assert '14 of 16 images were used, 2 could not be read' in told
     assert bank.description.calibration is None
-    refused = command.refused('fit', root, '--out', tmp_path / 'c', *command.flags(on_error='raise'))
+    refused = command.refused(
+        'fit', root, '--out', tmp_path / 'c', *command.flags(on_error='raise', accept='all'))
     assert 'Cannot read' in refused and not (tmp_path / 'c').exists()
 
   def test_a_folder_of_unreadable_files_names_them(self, fitted, tmp_path):
