@@ -7,16 +7,21 @@ to the thresholds is said at each.
 import difflib
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from patchcore_jax import scoring
 from patchcore_jax.banks import calibration, provenance
-from patchcore_jax.banks.model import BankError, Calibration, Model, to_json
+from patchcore_jax.banks.model import BankError, Calibration, Model, from_json, to_json
 from patchcore_jax.search import coreset, k_center, neighbors, search_bank
+from patchcore_jax.settings import ScoringSpec
 
 _LAST = 0.02  # share of the rows, the last selected, that tell how densely the bank covers
 _BLOCK = 1024
+_PARTS = 5  # of the images, whose rows are measured against those of the others
+_TINY = 1e-30  # in place of a radius of 0
 # Two banks that differ in these cannot be one.
 _ALIKE = ('preprocessing', 'grid', 'image_size')
 
@@ -83,6 +88,50 @@ def appended_rows(bank: Model, embeddings: np.ndarray) -> np.ndarray:
   return np.concatenate([_rows(bank), points[chosen]])
 
 
+class Comparison(NamedTuple):
+  """How the rows of another bank, made in the same way, lie to those of a bank.
+
+  Attributes:
+    distance: the median distance of the other's rows to the nearest of the bank, in its covering radii.
+    own: the same of the bank's own rows to those of its other images. Those of new good images lie nearer,
+      because no selection kept them apart. 1 for a bank of one image.
+    rows: [m] of each training image of the other that has rows, the one farthest from the bank.
+    nearest: [m] the rows of the bank nearest to those.
+    scores: [m] what those images score at least.
+  """
+
+  distance: float
+  own: float
+  rows: np.ndarray
+  nearest: np.ndarray
+  scores: np.ndarray
+
+
+def compare(bank: Model, other: Model) -> Comparison:
+  """Compares another bank with a bank, before the two are merged.
+
+  Raises:
+    BankError: they were made in different ways, or not both are banks.
+  """
+  check_alike(bank, other)
+  spec = from_json(ScoringSpec, bank.description.settings['scoring'])
+  theirs, prepared = _rows(other), search_bank.prepare(_rows(bank))
+  distances_sq, indices = _nearest(theirs, prepared, spec.num_neighbors)
+  scores = np.asarray(scoring.patch_scores(jnp.asarray(distances_sq), spec))
+  order = np.lexsort((-scores, _images_of(other)))  # by image, the farthest row of each first
+  _, first = np.unique(_images_of(other)[order], return_index=True)
+  rows = order[first]
+  if spec.image_score == 'reweighted':
+    scores = np.full(len(scores), np.nan)
+    scores[rows] = scoring.reweighted_image_scores(
+        jnp.asarray(theirs[rows, None]), jnp.asarray(distances_sq[rows, None]),
+        jnp.asarray(indices[rows, None]), prepared, spec)
+  radius = max(covering_radius(bank), _TINY)
+  return Comparison(
+      float(np.median(np.sqrt(distances_sq[:, 0]))) / radius, _own_distance(bank) / radius, rows,
+      indices[rows, 0], scores[rows])
+
+
 def merge(bank: Model, other: Model) -> Model:
   """Unites two banks in one that covers what either does.
 
@@ -96,12 +145,7 @@ def merge(bank: Model, other: Model) -> Model:
   Raises:
     BankError: they were made in different ways, or not both are banks.
   """
-  check_is_bank(bank)
-  check_is_bank(other)
-  theirs = to_json(other.description)
-  bank.description.check({k: theirs[k] for k in _ALIKE} | {
-      'backbones': [{k: v for k, v in network.items() if k != 'source'} for network in theirs['backbones']],
-      'settings': {k: theirs['settings'][k] for k in ('embedding', 'scoring')}})
+  check_alike(bank, other)
   radius = covering_radius(bank)
   chosen = _uncovered(_rows(other), _rows(bank), radius, len(_rows(other)))
   found = other.description.calibration
@@ -196,7 +240,7 @@ def calibrate(
 
   Args:
     image_scores, map_maxima: [n], of those images; None for the maxima where the method has no maps.
-    false_alarm_rate: the share of good images that may alarm, in (0, 1).
+    false_alarm_rate: the share of good images that may be called anomalous, in (0, 1).
     allowances: for other kinds of devices, see `Calibration`.
   """
   found = calibration.calibrate(
@@ -219,6 +263,36 @@ def _rows(bank: Model) -> np.ndarray:
   return np.asarray(bank.arrays['embeddings'])
 
 
+def check_alike(bank: Model, other: Model) -> None:
+  """Raises BankError for two banks that were made in different ways, or models that are none."""
+  check_is_bank(bank)
+  check_is_bank(other)
+  theirs = to_json(other.description)
+  bank.description.check({k: theirs[k] for k in _ALIKE} | {
+      'backbones': [{k: v for k, v in network.items() if k != 'source'} for network in theirs['backbones']],
+      'settings': {k: theirs['settings'][k] for k in ('embedding', 'scoring')}})
+
+
+def _images_of(bank: Model) -> np.ndarray:
+  """Computes the number of the training image of each row."""
+  return np.asarray(bank.arrays['indices']) // (bank.description.num_patches // bank.description.num_images)
+
+
+def _own_distance(bank: Model) -> float:
+  """Measures the median distance of rows to the nearest one of other images."""
+  rows, part = _rows(bank), _images_of(bank) % _PARTS
+  found = [np.sqrt(_nearest(rows[part == i], search_bank.prepare(rows[part != i]))[0][:, 0])
+           for i in range(_PARTS) if (part == i).any() and (part != i).any()]
+  return float(np.median(np.concatenate(found))) if found else covering_radius(bank)
+
+
+def _nearest(points, prepared, k=1) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the k nearest rows of points [n, d]: squared distances [n, k] and positions [n, k]."""
+  found = [neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared, k=k)
+           for i in range(0, len(points), 8 * _BLOCK)]
+  return tuple(np.concatenate([np.asarray(values) for values in part]) for part in zip(*found, strict=True))
+
+
 def _check_grid(bank, embeddings) -> None:
   """Raises ValueError for embeddings of another grid or size than the bank's."""
   (_, *grid, dim), rows = embeddings.shape, _rows(bank)
@@ -237,10 +311,7 @@ def _chosen(bank, embeddings):
 
 def _uncovered(points, rows, radius, most) -> np.ndarray:
   """Lists positions of at most `most` points, each beyond `radius` from all rows and from those before it."""
-  prepared = search_bank.prepare(rows)
-  distances_sq = np.concatenate([
-      np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared)[0])[:, 0]
-      for i in range(0, len(points), 8 * _BLOCK)])
+  distances_sq = _nearest(points, search_bank.prepare(rows))[0][:, 0]
   outside = np.flatnonzero(distances_sq > radius**2)
   if not len(outside):
     return outside

@@ -116,11 +116,22 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept
 @click.argument('bank')
 @click.argument('other')
 @_out
-def _merge(bank: str, other: str, out: str, debug: bool, compilation_cache: str) -> None:
+@arguments.accept
+@_pictures
+def _merge(bank: str, other: str, out: str, accept: tuple[str, ...], pictures: str, debug: bool,
+           compilation_cache: str) -> None:
   def change(model):
-    from patchcore_jax.banks import editing, store
+    from patchcore_jax.banks import store
+    from patchcore_jax.inspection import acceptance, upkeep
 
-    return editing.merge(model, store.restore(other))
+    given, doubts = store.restore(other), []
+    try:
+      return upkeep.merge(model, given, name=other, accept=accept, say=terminal.say, show=doubts.extend)
+    except acceptance.NotAccepted as e:
+      from patchcore_jax.report import questioned
+
+      _show(e, bank, out, pictures, questioned.page_of_rows, model, given, doubts)
+      raise
 
   with terminal.readable_errors(debug):
     arguments.check_model(other)

@@ -7,11 +7,12 @@ file would move the thresholds so far that defects pass.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from patchcore_jax.banks import calibration, editing, provenance
+from patchcore_jax.banks.model import Model
 from patchcore_jax.data import value_range
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
@@ -22,6 +23,7 @@ from patchcore_jax.inspection.inspector import Inspector, predict
 from patchcore_jax.settings import max_pixels
 
 OnError = Callable[[ImageError], None] | None
+_SHOWN = 12  # images that show what a bank of other parts is
 _FOLDS = 5  # parts of accepted images, each scored against a bank with the others
 
 
@@ -45,9 +47,9 @@ def append(
     progress: called with ('embed', done, number of images).
 
   Raises:
-    NotAccepted: images that would alarm, or have another size, or values beyond the range of the training
-      images, and are not accepted. Of a bank without
-      thresholds, those that score far above the others of these images.
+    NotAccepted: images that are anomalous, of another size, or of values beyond the range of the training
+      images, and are not accepted. Of a bank without thresholds, those that score far above the others of
+      these images.
     BankError: the model of a method without a bank.
     ValueError: images of another size, or no images.
   """
@@ -98,6 +100,77 @@ def calibrate(
       inspector.model, *scores, false_alarm_rate=false_alarm_rate,
       allowances=tuple(0.0 if v is None else float(v.max(initial=0)) for v in off))
   return inspector.with_model(calibrated.with_description(outside_range=outside))
+
+
+class Doubt(NamedTuple):
+  """A training image of another bank that does not look good to a bank, or one of many.
+
+  Attributes:
+    question: what is asked.
+    row: the row of the other bank that looks least so.
+    nearest: the row of the bank that is nearest to it.
+  """
+
+  question: Questioned
+  row: int
+  nearest: int
+
+
+def merge(
+    bank: Model, other: Model, *, name: str = 'other', accept: str | Sequence[str] = (),
+    say: Callable[[str], None] = lambda line: None, show: Callable[[list[Doubt]], None] = lambda doubts: None,
+    ) -> Model:
+  """Unites two banks (`editing.merge`), if the other is of the same parts and of good ones.
+
+  A bank whose patches lie farther away than those of the bank's own images from one another is asked about by
+  its name. Of another, the images are asked about that would be anomalous, as far as their patches are known.
+
+  Args:
+    bank, other: made in the same way.
+    name: what the other is called.
+    accept: `name`, names of training images of the other that are good all the same, or 'all'.
+    say: called with a line that tells how far apart the two are.
+    show: called with what is not accepted, before the error is raised.
+
+  Raises:
+    NotAccepted: what was asked about and not accepted.
+    BankError: they were made in different ways, or not both are banks.
+  """
+  found = editing.compare(bank, other)
+  apart = (f'{found.distance:.2f} covering radii from the nearest of the bank, and those of its own images '
+           f'{found.own:.2f} from one another')
+  say(f'half of the patches of {name} lie beyond {apart}')
+  # Of banks of the same transistors, screws or drawn parts, the first was at most 0.8 of the second; of
+  # different ones, at least 1.3 of it.
+  doubts, far = _doubts(bank, other, found), found.distance > found.own
+  if far:
+    questions = [Questioned(name, f'half of its patches lie beyond {apart}: perhaps it is of other parts')]
+    doubts = doubts[:_SHOWN]
+  else:
+    known = bank.description.calibration
+    doubts = [doubt for doubt in doubts if known and doubt.question.score >= known.image_threshold]
+    questions = [doubt.question for doubt in doubts]
+  try:
+    acceptance.settle(questions, accept)
+  except acceptance.NotAccepted as e:
+    show([doubt for doubt in doubts if far or doubt.question in e.images])
+    raise
+  merged = editing.merge(bank, other)
+  return merged.with_description(
+      outside_range=max(bank.description.outside_range, other.description.outside_range))
+
+
+def _doubts(bank: Model, other: Model, found: editing.Comparison) -> list[Doubt]:
+  """Lists the images of another bank that have patches in it, by falling score."""
+  known, doubts = bank.description.calibration, []
+  limit = f', and the threshold is {known.image_threshold:.4g}' if known else ''
+  for i in np.argsort(-found.scores, kind='stable'):
+    score, row, near = float(found.scores[i]), int(found.rows[i]), int(found.nearest[i])
+    origin, nearest = provenance.origin(other, row), provenance.origin(bank, near)
+    doubts.append(Doubt(Questioned(
+        origin.name or f'images[{origin.image}]', f'scores at least {score:.4g}{limit}', score,
+        nearest.name or None), row, near))
+  return doubts
 
 
 def known_names(inspector: Inspector, images: Any) -> list[str]:

@@ -11,6 +11,7 @@ from patchcore_jax.banks.model import Model
 from patchcore_jax.data import decoding, placement, preprocess
 from patchcore_jax.inspection import Inspector, colours, find, scorer
 from patchcore_jax.inspection.acceptance import Questioned
+from patchcore_jax.inspection.upkeep import Doubt
 from patchcore_jax.report import answers, page
 
 _MOST = 100  # pictures, of 10 kB each
@@ -46,20 +47,20 @@ def page_of_files(
 
 def page_of_rows(
     path: str | os.PathLike, title: str, bank: Model, other: Model,
-    rows: Sequence[tuple[Questioned, int, int]]) -> None:
+    doubts: Sequence[Doubt]) -> None:
   """Writes a page that shows training images of another bank that are asked about, by its pictures of them.
 
   Args:
     path, title: the page.
     bank: the model as it is.
     other: the other.
-    rows: what is asked about, and a row of `other` with the row of `bank` that is nearest to it.
+    doubts: images of it.
 
   Raises:
     OSError: the page cannot be written.
   """
   pictures = []
-  for asked, row, nearest in rows[:_MOST]:
+  for asked, row, nearest in doubts[:_MOST]:
     origin, normal = provenance.origin(other, row), provenance.origin(bank, nearest)
     image, theirs = provenance.thumbnail(other, origin.image), provenance.thumbnails(bank)
     if image is None:
@@ -70,7 +71,7 @@ def page_of_rows(
     pictures.append(_asked(asked, page.picture(
         answers.shown(asked.name), asked.score or 0.0, image, nearest=patch,
         patch=page.grid_cell(origin.row, origin.column, other.description.grid))))
-  _write(path, title, bank, [asked for asked, *_ in rows], pictures)
+  _write(path, title, bank, [doubt.question for doubt in doubts], pictures)
 
 
 def _asked(asked: Questioned, picture: page.Picture) -> page.Picture:
