@@ -102,7 +102,7 @@ def warn_of_left_out(images: Any, taken: Any = None) -> None:
     images: what was given.
     taken: the folder in it that was taken, if not all.
   """
-  if isinstance(images, (str, os.PathLike)):
+  if isinstance(images, (str, os.PathLike)) and not is_one(images):
     for line in image_files.left_out(images, image_files.find_images(taken or images)):
       warnings.warn(line, stacklevel=3)
 
