@@ -121,7 +121,7 @@ def run(
   scratch = Path(out).absolute().parent
   scratch.mkdir(parents=True, exist_ok=True)
   try:
-    with terminal.progress_bar(name) as progress:
+    with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(
           detector, data, networks, Run(
               progress=_with_estimate(progress, data.batch_size, calibrate.folds),
