@@ -103,7 +103,7 @@ def warn_of_left_out(images: Any, taken: Any = None) -> None:
     taken: the folder in it that was taken, if not all.
   """
   if isinstance(images, (str, os.PathLike)) and not is_one(images):
-    for line in image_files.left_out(images, image_files.find_images(taken or images)):
+    for line in image_files.left_out(images, image_files.listed(taken or images).images):
       warnings.warn(line, stacklevel=3)
 
 
