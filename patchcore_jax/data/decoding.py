@@ -6,6 +6,7 @@ the file is refused: nothing is dropped unsaid. `contents` tells by the header w
 
 import contextlib
 import io
+import logging
 import os
 import re
 import struct
@@ -25,6 +26,8 @@ FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
 DECODING_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
     AttributeError, struct.error, Image.DecompressionBombError)
+# It logs an error for TIFFs of more bands than it knows, which are read here all the same.
+logging.getLogger('PIL.TiffImagePlugin').setLevel(logging.CRITICAL)
 _PAGE = re.compile(r'(.+)#([1-9][0-9]{0,8})', re.DOTALL)
 # Images that are decoded at a time have no more pixels, or are one: each takes 4 to 20 bytes a pixel.
 _PIXELS_AT_ONCE = 100_000_000
