@@ -54,7 +54,8 @@ class Sent(NamedTuple):
 
 
 def main(_) -> int:
-  paths = image_files.find_images(cli.IMAGES.value)
+  # What is compared are files as they are sent; the service is asked for pages one by one.
+  paths = [path for path in image_files.find_images(cli.IMAGES.value) if image_files.file_of(path) == path]
   inspector = inspection.load(cli.BANK.value)
   good, bad = requests(inspector, paths), malformed(Path(paths[0]).read_bytes())
   with service(cli.BANK.value) as address:
