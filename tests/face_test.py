@@ -317,13 +317,17 @@ class TestUpkeep:
     assert now < was
 
   def test_append_of_files(self, folder, of_files):
-    larger = of_files.append(folder / 'new')
+    with pytest.raises(pc.NotAccepted, match='--accept (0.png,1.png|1.png,0.png)'):
+      of_files.append(folder / 'new')  # parts with holes
+    larger = of_files.append(folder / 'new', accept='all')
     assert larger.model.description.images[-1] == str(folder / 'new/1.png')
     assert not larger.inspect(folder / 'new/1.png').score > of_files.inspect(folder / 'new/1.png').score
 
   def test_calibrate(self, of_arrays):
     held_out = small.images(10, seed=11)
-    again = of_arrays.calibrate(held_out, false_alarm_rate=0.1)
+    with pytest.raises(pc.NotAccepted, match=r'images\[2\]'):
+      of_arrays.calibrate(held_out, false_alarm_rate=0.1)
+    again = of_arrays.calibrate(held_out, false_alarm_rate=0.1, accept='images[2]')
     assert again.calibration.method == 'held out' and len(again.calibration.image_scores) == 10
     alarms = [finding.anomalous for finding in again.inspect(held_out)]
     assert sum(alarms) <= 1

@@ -20,7 +20,7 @@ from patchcore_jax.detectors import CrossScores, Data, Run, cross_fitting, patch
 from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.acceptance import Questioned
 from patchcore_jax.inspection.inspector import Inspector, predict
-from patchcore_jax.settings import max_pixels
+from patchcore_jax.settings import CalibrationSpec, max_pixels
 
 OnError = Callable[[ImageError], None] | None
 _SHOWN = 12  # images that show what a bank of other parts is
@@ -90,6 +90,7 @@ def calibrate(
     NotAccepted: as of `append`.
     ValueError: images of another size, no images, or a rate out of range.
   """
+  CalibrationSpec(false_alarm_rate)  # refuses a rate out of range before the work
   detector, networks, search = inspector.detector, inspector.backbones, inspector.search
   data = _data(inspector, images, batch_size, max_megapixels, on_error)
   index, scores = cross_fitting.indexed_score_maxima(detector, inspector.model, data, networks, search)
