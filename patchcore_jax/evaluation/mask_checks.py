@@ -24,7 +24,7 @@ LOST = 'of which nothing is left in what the network sees (cropped away, or too 
 TURNED = 'of an image turned by EXIF, which may be turned already or not, and are taken as they are'
 OF_GOOD = 'marking pixels of a good image, which are not used'
 UNUSED = 'of no image'
-_ORDER = EMPTY, LARGE, MANY_VALUES, LOST, TURNED, OF_GOOD, UNUSED
+ORDER = EMPTY, LARGE, MANY_VALUES, LOST, TURNED, OF_GOOD, UNUSED
 
 
 def line(
@@ -40,7 +40,7 @@ def line(
   Raises:
     ImageError: a mask that cannot be read or has another size than its image, and `on_error` is None.
   """
-  found = {what: [] for what in _ORDER}
+  found = {what: [] for what in ORDER}
   found[UNUSED] += category.unused_masks
   with concurrent.futures.ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 1))) as pool:
     jobs = [pool.submit(_odd, e, preprocessing) for e in category.test if e.mask_paths]
