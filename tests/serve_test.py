@@ -633,7 +633,10 @@ class TestBinary:
       rest = process.stdout.read()
     assert status == 200
     assert answer['score'] == pytest.approx(_expected(inspector, parts(1))[0].score, abs=1e-4)
-    assert (process.returncode, rest.splitlines()) == (0, ['Ended.'])
+    *before, last = rest.splitlines()
+    assert (process.returncode, last) == (0, 'Ended.')
+    assert [line.partition('62 % of each image')[2][:50] for line in before] == [
+        ' of 40 x 50 pixels is not inspected: the bank was ']
 
   @pytest.mark.parametrize('seconds', [0.4, 1.2])
   def test_ctrl_c_before_it_is_ready(self, inspector, tmp_path, seconds):
