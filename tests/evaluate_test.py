@@ -23,7 +23,7 @@ from patchcore_jax.evaluation import Settings, evaluate, experiment
 from patchcore_jax.evaluation.data import located
 from patchcore_jax.report import results
 from patchcore_jax.settings import BackboneSpec, CoresetSpec, DataSpec, EmbeddingSpec, Preprocessing
-from tests import command, conftest, plates, small
+from tests import command, conftest, drawn_files, plates, small
 
 # A network that compiles quickly.
 FIELDS = {
@@ -250,11 +250,32 @@ class TestWhatNumbersHide:
     lines, again = self._told(data, tmp_path)
     assert measured([again]) == measured([row]) and set(expected) <= set(lines)
 
+  def test_transparency(self, data, tmp_path):
+    path = data / 'test/good/000.png'
+    with Image.open(path) as image:
+      image.putalpha(100)
+      image.save(path)
+    lines, _ = self._told(data, tmp_path)
+    assert lines[0] == ('bolt: 1 image has transparency: what is transparent is laid on the colour 255,255,255 '
+                        '(--background).')
+
+  def test_bands_that_nobody_chose_are_refused_before_the_work(self, data, tmp_path):
+    for path in data.glob('t*/*/*.png'):
+      path.unlink()
+      path.with_suffix('.tif').write_bytes(drawn_files.tiff([np.ones((60, 72, 5), np.uint8)]))
+    error = command.refused('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS)
+    assert '5 bands' in error and '--bands' in error and not (tmp_path / 'run').exists()
+    command.done('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS, '--bands=3,4,5')
+
   def test_the_range_of_deep_files(self, data, tmp_path):
     for path in data.glob('t*/*/*.png'):  # 8 bits, as a camera of 12 bits gives them
       with Image.open(path) as image:
         Image.fromarray(1000 + np.asarray(image.convert('L')).astype(np.uint16)).save(path)
-    command.done('evaluate', data, '--out', tmp_path / 'run', *FLAGS[1:], '--gallery=4', '--keep-errors')
+    Image.fromarray(np.full((60, 72), 5000, np.uint16)).save(data / 'test/hole/001.png')
+    said = command.done(
+        'evaluate', data, '--out', tmp_path / 'run', *FLAGS[1:], '--gallery=4', '--keep-errors')
+    assert '6 images have more than 8 bits: values from' in said
+    assert 'bolt: up to 100 % of the pixels of a test image lie outside' in said
     low, high = store.restore(tmp_path / 'run/banks/bolt').description.preprocessing.value_range
     assert 900 < low < 1100 and 1150 < high < 1300
     (row, _) = results.read_csv(tmp_path / 'run/results.csv')

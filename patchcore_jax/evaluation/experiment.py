@@ -166,7 +166,8 @@ class Experiment:
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
-    settings = self.settings
+    settings, told = self.settings, checks.range_notes(images)
+    self._tell(images.name, told)
     with self._listener.progress(images.name) as progress:
       model = self._fit_or_restore(backbones, images, progress)
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
@@ -215,7 +216,7 @@ class Experiment:
           thresholds=page.thresholds(model.description, self.rows[-1]),
           why=page.reasons(model, images, scores.evidence, images.preprocessing),
           preprocessing=images.preprocessing, most=settings.report.gallery,
-          notes=[*self.notes.get(images.name, ()), *leaks.lines()])
+          notes=[*self.notes.get(images.name, ()), *told, *leaks.lines()])
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)

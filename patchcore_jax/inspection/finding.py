@@ -178,7 +178,7 @@ def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Find
 
 
 def _percent(share: float) -> str:
-  return f'{100 * share:.2g} %'
+  return f'{100 * share:.3g} %'
 
 
 def check_knows_regions(inspector: Inspector) -> None:

@@ -230,8 +230,8 @@ def _beyond_range(inspector, data: Data, names) -> tuple[list[Questioned], float
   shares = value_range.outside(
       [example.image_path for example in data.examples], data.preprocessing, max_pixels=data.max_pixels)
   return [
-      Questioned(name, f'has {100 * share:.2g} % of its pixels outside of the value range, and training '
-                 f'images have at most {100 * known:.2g} %')
+      Questioned(name, f'has {100 * share:.3g} % of its pixels outside of the value range, and training '
+                 f'images have at most {100 * known:.3g} %')
       for name, share in zip(names, shares, strict=True) if share > known + 1e-9], max(known, *shares, 0.0)
 
 
