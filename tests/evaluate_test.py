@@ -256,8 +256,9 @@ class TestWhatNumbersHide:
       image.putalpha(100)
       image.save(path)
     lines, _ = self._told(data, tmp_path)
-    assert lines[0] == ('bolt: 1 image has transparency: what is transparent is laid on the colour 255,255,255 '
-                        '(--background).')
+    assert lines[0] == (
+        'bolt: 1 image has transparency: what is transparent is laid on the colour 255,255,255 '
+        '(--background).')
 
   def test_bands_that_nobody_chose_are_refused_before_the_work(self, data, tmp_path):
     for path in data.glob('t*/*/*.png'):
