@@ -107,7 +107,7 @@ def run(
     terminal.say(line)
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
-      taken, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
+      taken, preprocessing, data_spec.batch_size, paths=paths, num_workers=data_spec.num_workers,
       original_size=image_sizes.usual(sizes.values()), max_pixels=data_spec.max_pixels,
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
   data = data.measured()

@@ -60,7 +60,8 @@ def fit(
   """
   rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
   source, images = images, inputs.training_images(images)
-  given = images if isinstance(images, np.ndarray) else inputs.find_paths(images)
+  of_files = not isinstance(images, np.ndarray)
+  given = inputs.find_paths(images) if of_files else images
   settings.check_number(len(given), rate.folds)
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
@@ -68,17 +69,18 @@ def fit(
   if isinstance(detector, str):
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
-  sizes = inputs.sizes_of(images)
+  sizes = image_sizes.of_files(given) if of_files else inputs.sizes_of(images)
   acceptance.settle(image_sizes.odd(sizes), accept)
-  if preprocessing is None and not isinstance(images, np.ndarray):
+  if preprocessing is None and of_files:
     preprocessing = image_sizes.on_one_grid(sizes.values(), None, input_multiple(networks))
   if preprocessing:
     for line in (*image_sizes.left_out(sizes.values(), preprocessing),
                  *image_sizes.squeezed(sizes, preprocessing)):
       warnings.warn(line, stacklevel=2)
   data = inputs.training_data(
-      images, preprocessing, batch_size, original_size=image_sizes.usual(sizes.values()),
-      **({} if isinstance(images, np.ndarray) else {'max_pixels': settings.max_pixels(max_megapixels)}))
+      images, preprocessing, batch_size, **({} if not of_files else {
+          'paths': given, 'original_size': image_sizes.usual(sizes.values()),
+          'max_pixels': settings.max_pixels(max_megapixels)}))
   run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
   return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)

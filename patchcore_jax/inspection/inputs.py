@@ -27,7 +27,7 @@ _WHAT = (
 
 
 def training_data(
-    images: Any, preprocessing: Preprocessing | None, batch_size: int, *,
+    images: Any, preprocessing: Preprocessing | None, batch_size: int, *, paths: Sequence[str] | None = None,
     on_error: Callable[[ImageError], None] | None = None, **reading) -> FileData | ArrayData:
   """Makes the data that a detector fits on.
 
@@ -36,6 +36,7 @@ def training_data(
     preprocessing: what is done to them; None for nothing with arrays, and with files for the whole images, on
       one grid (`preprocess.whole_image`).
     batch_size: images that pass through the network at once.
+    paths: the files that `images` names, where they were listed already (`find_paths`).
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
     **reading: further fields of `FileData`.
@@ -51,7 +52,7 @@ def training_data(
     size = array.shape[2:0:-1]
     array = np.stack([preprocess.transform(Image.fromarray(image), preprocessing) for image in array])
     return ArrayData(array, batch_size, preprocessing=preprocessing, original_size=size)
-  paths = find_paths(images)
+  paths = find_paths(images) if paths is None else paths
   if preprocessing is None:
     preprocessing = image_sizes.on_one_grid(image_sizes.of_files(paths).values(), None)
   name = name_of(images) if isinstance(images, (str, os.PathLike)) else ''
