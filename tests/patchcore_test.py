@@ -170,7 +170,7 @@ class TestCrossScores:
     centers = dataclasses.replace(DETECTOR, coreset=CoresetSpec('kmeans'))
     with pytest.raises(ValueError, match='thresholds need a method that selects patches'):
       centers.fit_and_cross_score(small.data(GOOD), (NETWORK,), folds=3)
-    with pytest.raises(ValueError, match='One image cannot be scored against others'):
+    with pytest.raises(ValueError, match='One image: thresholds take at least 2'):
       DETECTOR.fit_and_cross_score(small.data(GOOD[:1]), (NETWORK,), folds=2)
 
 

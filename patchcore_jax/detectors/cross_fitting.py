@@ -11,7 +11,7 @@ from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Detector, Run, Statistics
-from patchcore_jax.settings import SearchSpec
+from patchcore_jax.settings import SearchSpec, check_number
 
 
 def fit_and_cross_score(
@@ -21,8 +21,7 @@ def fit_and_cross_score(
   noting = _Noting(data)
   model = detector.fit(noting, backbones, run)
   read = sorted(noting.read)
-  if len(read) < 2:
-    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  check_number(len(read), folds, len(data.examples))  # some may have been no images
   folds = min(folds, len(read))
   fold_of = np.random.default_rng(run.seed).permutation(np.arange(len(read)) % folds)
   image, maxima = np.zeros(len(read), np.float32), None

@@ -1,13 +1,15 @@
 """The sizes of images beside what the network sees: what a crop leaves out, what is squeezed, what is odd."""
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import math
-import statistics
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
+
+import numpy as np
 
 from patchcore_jax.banks.model import Description
 from patchcore_jax.data import decoding, preprocess
@@ -34,7 +36,7 @@ def of_files(paths: Iterable[str]) -> dict[str, Size]:
 
 
 def odd(sizes: Mapping[str, Size], usual: Size | None = None) -> list[Questioned]:
-  """Finds images whose size is far from that of the rest, where only few are.
+  """Finds images whose size is far from that of the rest, where only few are like them.
 
   Args:
     sizes: {name of the image: its size}.
@@ -44,25 +46,23 @@ def odd(sizes: Mapping[str, Size], usual: Size | None = None) -> list[Questioned
   >>> [image.line for image in odd(sizes)]
   ['dot.png: is 1 x 1 pixels, and the others are about 1024 x 1024']
   """
-  if usual is None:
-    if len(sizes) < 3:
-      return []
-    middle = [statistics.median_low(math.log(f(*size)) for size in sizes.values()) for f in (_aspect, _area)]
-    most = max(min(len(sizes) // 4, 5), len(sizes) // 10, 1)
-    others = 'the others are about'
-  else:
-    middle, most = [math.log(f(*usual)) for f in (_aspect, _area)], len(sizes)
-    others = 'the training images are about'
-  limits = math.log(_ODD_ASPECT), math.log(_ODD_AREA)
-  far = [name for name, size in sizes.items() if any(
-      abs(math.log(f(*size)) - m) > limit * (1 + 1e-9)
-      for f, m, limit in zip((_aspect, _area), middle, limits, strict=True))]
-  if not far or len(far) > most:
+  if not sizes or usual is None and len(sizes) < 3:
     return []
-  width, height = usual or preprocess.usual_size(
-      size for name, size in sizes.items() if name not in set(far))
-  return [Questioned(name, f'is {sizes[name][0]} x {sizes[name][1]} pixels, and {others} {width} x {height}')
-          for name in far]
+  counts = collections.Counter(sizes.values())
+  places = {size: _place(size) for size in counts}
+  of_all = np.array([places[size] for size in sizes.values()])
+  if usual is None:
+    middle, others = np.sort(of_all, axis=0)[(len(sizes) - 1) // 2], 'the others are about'
+    most = max(min(len(sizes) // 4, 5), len(sizes) // 10, 1)
+  else:
+    middle, others, most = _place(usual), 'the training images are about', len(sizes)
+  rare = {size for size, place in places.items()
+          if not _near(place, middle) and np.count_nonzero(_near(of_all, place)) <= most}
+  if not rare:
+    return []
+  width, height = usual or preprocess.usual_size({s: n for s, n in counts.items() if s not in rare} or counts)
+  return [Questioned(name, f'is {size[0]} x {size[1]} pixels, and {others} {width} x {height}')
+          for name, size in sizes.items() if size in rare]
 
 
 def usual(sizes: Iterable[Size]) -> Size | None:
@@ -142,7 +142,7 @@ def squeezed(sizes: Mapping[str, Size], preprocessing: Preprocessing) -> list[st
   if others := [name for name, times in stretch.items() if times > _OTHER_ASPECT]:
     lines.append(
         f'{len(others)} of {len(sizes)} images {"is" if len(others) == 1 else "are"} squeezed, by up to '
-        f'{max(stretch.values()):.2g} times: {_some(others)}')
+        f'{_short(max(stretch.values()))} times: {_some(others)}')
   return lines
 
 
@@ -224,6 +224,17 @@ def _places(sizes: Iterable[Size], preprocessing: Preprocessing) -> dict[Size, p
   return places
 
 
+def _place(size: Size) -> np.ndarray:
+  """Places a size among others: how long and how large it is, in units of what is odd."""
+  return np.array([
+      math.log(_aspect(*size)) / math.log(_ODD_ASPECT), math.log(_area(*size)) / math.log(_ODD_AREA)])
+
+
+def _near(places: np.ndarray, place: np.ndarray) -> np.ndarray:
+  """Tells which of some places [..., 2] are no odd ones beside another."""
+  return (np.abs(places - place) <= 1 + 1e-9).all(axis=-1)
+
+
 def _aspect(width: int, height: int) -> float:
   return width / height
 
@@ -235,6 +246,15 @@ def _area(width: int, height: int) -> float:
 def _times(one: float, other: float) -> float:
   """Computes how many times the larger of two is the smaller."""
   return max(one / other, other / one)
+
+
+def _short(times: float) -> str:
+  """Writes how many times something is.
+
+  >>> _short(1.284), _short(777.8)
+  ('1.3', '778')
+  """
+  return f'{times:.2g}' if times < 10 else f'{times:.0f}'
 
 
 def _percent(share: float) -> str:

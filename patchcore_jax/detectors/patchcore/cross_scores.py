@@ -16,7 +16,7 @@ from patchcore_jax.detectors.base import CrossScores, Data, Run, Statistics
 from patchcore_jax.detectors.patchcore import fitting, scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.search import neighbors, search_bank
-from patchcore_jax.settings import ScoringSpec, SearchSpec
+from patchcore_jax.settings import ScoringSpec, SearchSpec, check_number
 
 _EMBEDDINGS = 'embeddings'
 
@@ -45,8 +45,7 @@ def fit_and_cross_score(
 def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
   """Scores each part of the images against a bank selected from the others' patches."""
   num_images, joint = int(fit.images.sum()), len(fit.images) > 1
-  if num_images < 2:
-    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  check_number(num_images, folds)
   folds = min(folds, num_images)
   own = processes.own(fit.images)
   patches = len(fit.points) // (own.stop - own.start)
