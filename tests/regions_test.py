@@ -87,6 +87,20 @@ class TestAbove:
     found = regions.above(values, threshold, _as_it_came(values))
     assert [r.area for r in found] == sorted(np.bincount(labels), reverse=True)
 
+  def test_large_images_are_thinned(self, monkeypatch):
+    values = _smooth(3).astype(np.float32)
+    threshold = float(np.quantile(values, 0.9))
+    place = Placement((403, 605), values.shape, (10.07, 10.08), (0.0, 0.0))
+    exact, exact_mask = regions.above(values, threshold, place), regions.mask(values, threshold, place)
+    monkeypatch.setattr(regions, '_MOST_PIXELS', 30_000)  # every third
+    found, mask = regions.above(values, threshold, place), regions.mask(values, threshold, place)
+    assert len(found) == len(exact) and mask.shape == exact_mask.shape
+    for a, b in zip(found, exact, strict=True):
+      np.testing.assert_allclose(a.box, b.box, atol=3)
+      np.testing.assert_allclose(a.centroid, b.centroid, atol=1)
+      assert a.area == pytest.approx(b.area, rel=0.06) and a.maximum == pytest.approx(b.maximum, rel=1e-3)
+    assert (mask != exact_mask).mean() < 0.01
+
   @pytest.mark.parametrize('scale', [0.6, 1.0, 4.5])
   def test_defects_that_lie_close_are_regions_of_their_own(self, scale):
     y, x = np.mgrid[:60, :80]

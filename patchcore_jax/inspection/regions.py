@@ -17,6 +17,8 @@ from patchcore_jax.data.placement import Placement
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 _STEP = 2 ** 0.25  # between the levels at which peaks are looked for
+# Of larger images every second pixel of a row and column is looked at, or every third, and so on.
+_MOST_PIXELS = 2**24
 
 Point = tuple[float, float]
 
@@ -51,7 +53,7 @@ def above(anomaly_map: np.ndarray, threshold: float, place: Placement) -> list[R
   """Finds all regions of the original image in which the map, laid over it, reaches a threshold.
 
   Together they are `placement.to_original(anomaly_map, place) >= threshold`, which is not made as a whole: an
-  image may be large, and its regions are small.
+  image may be large, and its regions are small. Beyond 17 megapixels they are that to a few pixels.
 
   Args:
     anomaly_map: [h, w] float at the size of the network's input; NaN pixels belong to no region.
@@ -69,31 +71,37 @@ def above(anomaly_map: np.ndarray, threshold: float, place: Placement) -> list[R
   """
   from scipy import ndimage  # 0.2 s to import, which not every command needs
 
+  height, width = place.original
+  every, place = _thinned(place)
   # Maps are smooth: nothing that they know is lost.
   tolerance, step = max(0.5, 0.25 * max(place.scale)), max(1, int(0.5 * min(place.scale)))
   found = []
   for (top, left), labels, values in _windows(anomaly_map, threshold, place):
     for number, part in enumerate(ndimage.find_objects(labels), 1):
       inside = labels[part] == number
-      (y0, x0), (height, width) = (top + part[0].start, left + part[1].start), inside.shape
+      y0, x0 = top + part[0].start, left + part[1].start
+      y1, x1 = y0 + inside.shape[0], x0 + inside.shape[1]
       rows, columns, area = inside.sum(1), inside.sum(0), int(np.count_nonzero(inside))
+      lines = outlines(inside, min(tolerance, 0.25 * min(inside.shape)), step)
+      x, y = columns @ np.arange(x0, x1) / area, rows @ np.arange(y0, y1) / area
       found.append(Region(
-          (x0, y0, x0 + width, y0 + height),
-          tuple(tuple((float(x + x0), float(y + y0)) for x, y in line)
-                for line in outlines(inside, min(tolerance, 0.25 * min(inside.shape)), step)),
-          area, float(values[part].max(where=inside, initial=-np.inf)),
-          (float(columns @ np.arange(width) / area + x0), float(rows @ np.arange(height) / area + y0))))
+          (every * x0, every * y0, min(every * x1, width), min(every * y1, height)),
+          tuple(tuple((every * float(a + x0), every * float(b + y0)) for a, b in line) for line in lines),
+          every**2 * area, float(values[part].max(where=inside, initial=-np.inf)),
+          (every * (float(x) + 0.5) - 0.5, every * (float(y) + 0.5) - 0.5)))
   return sorted(found, key=lambda r: (-r.area, -r.maximum))
 
 
 def mask(anomaly_map: np.ndarray, threshold: float, place: Placement, min_area: float = 0) -> np.ndarray:
   """Draws the regions that `above` finds and that have at least `min_area` pixels: [height, width] bool."""
+  height, width = place.original
+  every, place = _thinned(place)
   drawn = np.zeros(place.original, bool)
   for (top, left), labels, _ in _windows(anomaly_map, threshold, place):
-    kept = np.bincount(labels.ravel()) >= min_area
+    kept = every**2 * np.bincount(labels.ravel()) >= min_area
     kept[0] = False  # what is in no region
     drawn[top:top + labels.shape[0], left:left + labels.shape[1]] |= kept[labels]
-  return drawn
+  return drawn if every == 1 else drawn.repeat(every, 0).repeat(every, 1)[:height, :width]
 
 
 def most_anomalous(anomaly_map: np.ndarray) -> Peak:
@@ -147,6 +155,14 @@ def outlines(inside: np.ndarray, tolerance: float, step: int = 1) -> list[np.nda
   # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
   lines = [step * (line[:-1] - 0.5) for line in contourpy.contour_generator(z=thinned).lines(0.5)]
   return [np.clip(_simplified(line, tolerance), 0, inside.shape[::-1]) for line in lines]
+
+
+def _thinned(place) -> tuple[int, Placement]:
+  """Chooses how many pixels of a large image stand for one: that number, and the placement in those."""
+  every = max(1, int(np.ceil(np.sqrt(np.prod(place.original, dtype=float) / _MOST_PIXELS))))
+  return every, Placement(
+      tuple(-(-n // every) for n in place.original), place.size, tuple(s / every for s in place.scale),
+      tuple(o / every for o in place.offset))
 
 
 def _windows(anomaly_map, threshold, place) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray]]:

@@ -148,6 +148,7 @@ class Page(NamedTuple):
 
 _THUMBNAIL = 256  # pixels of the longer side
 _HEAT = 96  # maps are smooth
+_MOST_OF_MAP = 1024
 _OUTLINE = 256  # pixels of a mask whose outline is drawn
 
 
@@ -376,7 +377,9 @@ def _webp(image, quality):
 def _encode_map(anomaly_map, low, high):
   if not high > low:
     raise ValueError(f'Expected low < high, got {low} and {high}.')
-  grey = np.nan_to_num(np.clip((np.asarray(anomaly_map, np.float32) - low) / (high - low), 0, 1))
+  step = max(1, max(np.shape(anomaly_map)) // _MOST_OF_MAP)  # of a large map, which is smooth, some pixels do
+  anomaly_map = np.asarray(anomaly_map[::step, ::step], np.float32)
+  grey = np.nan_to_num(np.clip((anomaly_map - low) / (high - low), 0, 1))
   image = Image.fromarray(grey)
   image = image.resize(_shrunk(image.size, _HEAT), Image.Resampling.BOX)
   return _webp(Image.fromarray((255 * np.asarray(image)).round().astype(np.uint8)), quality=80)
