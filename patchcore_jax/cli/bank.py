@@ -130,7 +130,7 @@ def _merge(bank: str, other: str, out: str, accept: tuple[str, ...], pictures: s
     except acceptance.NotAccepted as e:
       from patchcore_jax.report import questioned
 
-      _show(e, bank, out, pictures, questioned.page_of_rows, model, given, doubts)
+      _show(e, bank, out, pictures, questioned.page_of_rows, model, given, doubts, e.images)
       raise
 
   with terminal.readable_errors(debug):
@@ -240,6 +240,8 @@ def _keep(bank, out, before, after) -> None:
     from patchcore_jax.cli.fit import verdict
 
     terminal.say(verdict(found, after.description.images)[0])
+    if (old := before.description.calibration) and old.image_threshold != found.image_threshold:
+      terminal.say(f'the threshold for images was {old.image_threshold:.4g}')
   if before.description.calibration and not after.description.calibration:
     terminal.say(
         'Its thresholds are gone, because scores are larger now. `patchcore bank calibrate` makes new ones '

@@ -9,7 +9,7 @@ import numpy as np
 from patchcore_jax.banks import provenance
 from patchcore_jax.banks.model import Model
 from patchcore_jax.data import decoding, placement, preprocess
-from patchcore_jax.inspection import Inspector, colours, find, scorer
+from patchcore_jax.inspection import Inspector, acceptance, colours, find, scorer
 from patchcore_jax.inspection.acceptance import Questioned
 from patchcore_jax.inspection.upkeep import Doubt
 from patchcore_jax.report import answers, page
@@ -47,7 +47,7 @@ def page_of_files(
 
 def page_of_rows(
     path: str | os.PathLike, title: str, bank: Model, other: Model,
-    doubts: Sequence[Doubt]) -> None:
+    doubts: Sequence[Doubt], questioned: Sequence[Questioned]) -> None:
   """Writes a page that shows training images of another bank that are asked about, by its pictures of them.
 
   Args:
@@ -55,6 +55,7 @@ def page_of_rows(
     bank: the model as it is.
     other: the other.
     doubts: images of it.
+    questioned: what is asked about: these images, or the other bank as a whole.
 
   Raises:
     OSError: the page cannot be written.
@@ -71,7 +72,8 @@ def page_of_rows(
     pictures.append(_asked(asked, page.picture(
         answers.shown(asked.name), asked.score or 0.0, image, nearest=patch,
         patch=page.grid_cell(origin.row, origin.column, other.description.grid))))
-  _write(path, title, bank, [doubt.question for doubt in doubts], pictures)
+  asked = [doubt.question for doubt in doubts]
+  _write(path, title, bank, asked, pictures, tuple(q.line for q in questioned if q not in asked))
 
 
 def _asked(asked: Questioned, picture: page.Picture) -> page.Picture:
@@ -79,19 +81,25 @@ def _asked(asked: Questioned, picture: page.Picture) -> page.Picture:
   return picture._replace(facts=(('asked about', answers.shown(asked.why)), *picture.facts))
 
 
-def _write(path, title, model: Model, questioned, pictures) -> None:
+def _write(path, title, model: Model, questioned, pictures, notes=()) -> None:
   """Writes the page."""
   found = model.description.calibration
   thresholds = (page.Threshold('threshold', found.image_threshold),) if found else ()
-  notes = ['Nothing was changed. Accept what is good by its name, and take out what is not.']
+  notes = [
+      *map(answers.shown, notes),
+      'Nothing was changed. Accept what is good by its name, and take out what is not. A click on an image '
+      'shows it larger, beside the most similar normal patch.']
   if len(pictures) < len(questioned):
     notes.append(f'{len(pictures)} of {len(questioned)} are shown.')
   category = page.Category(
       model.description.category or 'images', [picture.score for picture in pictures], None, thresholds,
       tuple(pictures))
   columns = tuple(page.Column(*c) for c in (('image',), ('score', 'number'), ('why',), ('nearest',)))
-  rows = [(answers.shown(asked.name), asked.score, answers.shown(asked.why),
-           answers.shown(asked.nearest or '')) for asked in questioned]
+  names = acceptance.short_names([asked.name for asked in questioned])
+  pictures = [picture._replace(name=answers.shown(name))
+              for picture, name in zip(pictures, names, strict=False)]
+  rows = [(answers.shown(name), asked.score, answers.shown(asked.why), answers.shown(asked.nearest or ''))
+          for name, asked in zip(names, questioned, strict=True)]
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   page.write(path, page.Page(
       title, (), columns, rows, categories=(category,), notes=tuple(notes), pictures_first=True))
