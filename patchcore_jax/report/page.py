@@ -279,10 +279,13 @@ def keep(pictures: Sequence[Picture], threshold: float | None, most: int) -> lis
   Labels count where all pictures have one. See `telling`. Those that something else than the score decides
   come first.
   """
-  labels = [p.label for p in pictures]
-  scores = [p.score if p.anomalous is None else math.inf for p in pictures]
-  chosen = telling(scores, None if None in labels else labels, threshold, most)
-  return [pictures[i] for i in chosen]
+  first = [i for i, p in enumerate(pictures) if p.anomalous is not None]
+  first = sorted(first, key=lambda i: not pictures[i].anomalous)[:most]
+  others = [i for i, p in enumerate(pictures) if p.anomalous is None]
+  labels = [pictures[i].label for i in others]
+  scores = [pictures[i].score for i in others]
+  chosen = telling(scores, None if None in labels else labels, threshold, most - len(first))
+  return [pictures[i] for i in sorted(first + [others[i] for i in chosen])]
 
 
 def write(path: str | os.PathLike, page: Page) -> None:
