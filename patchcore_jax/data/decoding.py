@@ -246,13 +246,16 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 
 
 @contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time(pixels: int = 0) -> Iterator[None]:
   """Keeps the room of large images that this thread decodes in a block until its end.
 
   Others that would take too much memory beside them wait for that. Outside of such a block the room is kept
   while decoding alone.
+
+  Args:
+    pixels: room for so many is taken at once, for work on an image that was decoded before.
   """
-  with _memory.kept():
+  with _memory.kept(), _memory.room(pixels):
     yield
 
 

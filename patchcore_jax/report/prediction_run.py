@@ -373,18 +373,18 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
   def draw(loaded, name, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    finding = inspection.find(
-        inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
-        min_area=options.min_area)
-    if loaded.image is not None:
-      return writer.draw(loaded.path, name, loaded.image, loaded.pixels, finding)
-    with decoding.one_at_a_time():
-      try:
-        image = decoding.decode(loaded.path, inspector.preprocessing, max_pixels=most).image
-      except ValueError as e:  # it is gone, or another by now
-        return Answer(loaded.path, error=str(e)), None
-      if image.size[::-1] != loaded.size:
-        return Answer(loaded.path, error=f'{loaded.path} was changed while it was inspected.'), None
+    with decoding.one_at_a_time(math.prod(loaded.size)):
+      finding = inspection.find(
+          inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
+          min_area=options.min_area)
+      image = loaded.image
+      if image is None:
+        try:
+          image = decoding.decode(loaded.path, inspector.preprocessing, max_pixels=most).image
+        except ValueError as e:  # it is gone, or another by now
+          return Answer(loaded.path, error=str(e)), None
+        if image.size[::-1] != loaded.size:
+          return Answer(loaded.path, error=f'{loaded.path} was changed while it was inspected.'), None
       return writer.draw(loaded.path, name, image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
