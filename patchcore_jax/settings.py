@@ -414,11 +414,12 @@ def check_number(number: int, folds: int, given: int | None = None) -> None:
     given: images that there are, where some cannot be read.
   """
   if number == 1 and folds:
+    among = f' of {given} can be read' if given and given > 1 else ''
     raise ValueError(
-        f'One image{f" of {given} can be read" if given and given > 1 else ""}: thresholds take at least 2, each scored by '
-        'a model of the others. Give more good images. One allows a model without thresholds (--folds 0, or '
-        'false_alarm_rate=None in Python), which gives scores and heatmaps, and no decisions until '
-        '--threshold of predict, or patchcore bank calibrate with other good images, sets one.')
+        f'One image{among}: thresholds take at least 2, each scored by a model of the others. Give more good '
+        'images. One allows a model without thresholds (--folds 0, or false_alarm_rate=None in Python), which '
+        'gives scores and heatmaps, and no decisions until --threshold of predict, or patchcore bank calibrate '
+        'with other good images, sets one.')
 
 
 def as_pair(size: tuple[int, ...]) -> tuple[int, int]:

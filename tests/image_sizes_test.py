@@ -131,6 +131,13 @@ class TestWholeImages:
     command.done('fit', strips, '--out', tmp_path / 'bank', *_flags(folds=0, **flags))
     assert store.restore(tmp_path / 'bank').description.preprocessing == expected
 
+  def test_long_images_are_seen_smaller_which_is_said(self):
+    sizes = {'a': (3000, 300)}
+    (line,) = image_sizes.at_fit(sizes, preprocess.whole_image(sizes.values()))
+    assert 'at 1280 x 128 pixels, because they are longer than 4 : 1' in line
+    (line,) = image_sizes.at_fit(sizes, Preprocessing(resize=(100, 1000), crop=()))
+    assert 'at 1000 x 100 pixels;' in line
+
   def test_a_crop_that_fits_no_image_is_refused_as_before(self, strips, tmp_path):
     told = command.refused('fit', strips, '--out', tmp_path / 'bank', *_flags(crop=300))
     assert 'preprocess.crop=(300,) does not fit' in told

@@ -1,5 +1,6 @@
 """Decoding and geometry. `parity_test` compares with the paper's data loader."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import reference
+from patchcore_jax import settings
 from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing, TooManyPixelsError, UnknownFormatError
@@ -224,6 +226,63 @@ class TestTransform:
       example = Example(str(_save(tmp_path / 'i.png', image)), (str(_save(tmp_path / 'm.png', mask)),),
                         1, 'c', 'd')
       assert preprocess.load(example, spec, with_mask=True)[1].sum() == pixels
+
+
+class TestWholeImages:
+
+  @pytest.mark.parametrize('size, expected', [  # (height, width)
+      ((1024, 1024), (224, 224)), ((60, 72), (224, 256)), ((720, 1280), (224, 384)),
+      ((480, 1280), (224, 608)), ((1280, 480), (608, 224)), ((500, 2000), (224, 896)),
+      ((300, 3000), (128, 1280)), ((20, 20_000), (32, 6272)), ((20_000, 20), (6272, 32)), ((1, 1), (224, 224))])
+  def test_the_short_side_is_224_and_the_area_at_most_four_squares(self, size, expected):
+    assert preprocess.whole_size(*size) == expected
+
+  @pytest.mark.parametrize('multiple', [1, 14, 16, 32, 100, 300])
+  def test_sides_are_multiples_and_the_aspect_is_kept(self, multiple):
+    rng = np.random.default_rng(0)
+    for height, width in np.rint(np.exp(rng.uniform(2, 9, (200, 2)))).astype(int).tolist():
+      tall, wide = preprocess.whole_size(height, width, multiple)
+      assert tall % multiple == wide % multiple == 0 < min(tall, wide)
+      assert tall * wide <= max(4 * 224**2, multiple**2) and (tall - wide) * (height - width) >= 0
+      if max(height / width, width / height) <= 4 and multiple <= 32:  # both sides are rounded
+        assert 0.86 < (wide / tall) / (width / height) < 1.16
+
+  def test_all_of_every_image_is_seen(self):
+    sizes = [(640, 480)] * 3 + [(500, 500), (1, 9), (2000, 30)]
+    spec = preprocess.whole_image(sizes)
+    assert spec == Preprocessing(resize=(224, 288), crop=())
+    for width, height in sizes:
+      assert preprocess.not_inspected(height, width, spec) == 0
+      assert preprocess.transform(Image.new('RGB', (width, height)), spec).size == (288, 224)
+
+  @pytest.mark.parametrize('sizes, expected', [
+      ([(640, 480)] * 3 + [(500, 500)] * 2, (640, 480)),
+      ({(640, 480): 2, (500, 500): 3}, (500, 500)),
+      ([(641, 480), (640, 481), (1280, 960), (300, 100), (300, 100)], (1280, 960)),  # the shape counts first
+      ([(400, 100), (400, 400), (400, 300)], (400, 300))])  # the median of shapes
+  def test_the_size_that_stands_for_all(self, sizes, expected):
+    assert preprocess.usual_size(sizes) == expected
+
+  @pytest.mark.parametrize('spec', [
+      Preprocessing(), Preprocessing(crop=()), Preprocessing(resize=(), crop=(7, 30)),
+      Preprocessing(resize=(50, 40), crop=(30,)), Preprocessing(resize=(), pad=(80, 30), crop=(60, 20)),
+      Preprocessing(resize=(30,), resize_side='long', pad=(40,), crop=()),
+      Preprocessing(resize=(), pad=(200,), crop=(190,))])
+  @pytest.mark.parametrize('size', [(40, 60), (61, 33), (50, 50)])
+  def test_the_share_that_is_not_inspected_is_that_of_pixels_without_effect(self, spec, size):
+    """Counted in an image whose pixels all differ."""
+    (height, width), (rows, columns) = size, preprocess.resized_size(*size, spec)
+    exact = dataclasses.replace(spec, resize=())
+    if exact.crop and any(c > max(s, p) for c, s, p in zip(
+        settings.as_pair(exact.crop), (rows, columns), settings.as_pair(exact.pad or (0,)))):
+      with pytest.raises(ValueError, match='smaller than the crop'):
+        preprocess.not_inspected(height, width, spec)
+      return
+    numbers = np.arange(rows * columns)
+    pixels = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], -1).astype(np.uint8)
+    result = preprocess.transform(Image.fromarray(pixels.reshape(rows, columns, 3)), exact)
+    share = len(np.unique(np.asarray(result).reshape(-1, 3), axis=0)) / (rows * columns)
+    assert preprocess.not_inspected(height, width, spec) == pytest.approx(1 - share)
 
 
 class TestPreprocessing:

@@ -34,7 +34,7 @@ from patchcore_jax.settings import Preprocessing, as_pair
 # An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
 _MOST_PIXELS = 10**8
 # The whole of an image of one's own: its short side, and how many squares of that its area is at most.
-_SHORT_SIDE, _MOST_SQUARES = 224, 4
+SHORT_SIDE, _MOST_SQUARES = 224, 4
 
 
 def load(
@@ -258,13 +258,13 @@ def whole_size(height: int, width: int, multiple: int = 32) -> tuple[int, int]:
   >>> whole_size(480, 1280), whole_size(500, 2000), whole_size(300, 3000)
   ((224, 608), (224, 896), (128, 1280))
   """
-  most = _MOST_SQUARES * _SHORT_SIDE**2
+  most = _MOST_SQUARES * SHORT_SIDE**2
 
   def rounded(length):
     return max(1, round(length / multiple)) * multiple
 
   aspect = max(height, width) / min(height, width)
-  short = rounded(_SHORT_SIDE)
+  short = rounded(SHORT_SIDE)
   long = rounded(short * aspect)
   if short * long > max(most, short**2):
     short = max(1, int(math.sqrt(most / aspect) / multiple)) * multiple

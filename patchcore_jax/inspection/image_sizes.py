@@ -110,8 +110,9 @@ def at_fit(sizes: Mapping[str, Size], preprocessing: Preprocessing) -> list[str]
   lines, seen = left_out(sizes.values(), preprocessing), {place.size for place in places.values()}
   if not lines:
     (height, width), *others = seen
-    lines = ['the whole of each image is inspected' + (
-        '' if others else f', at {width} x {height} pixels; --resize HEIGHT,WIDTH chooses another size')]
+    lines = ['the whole of each image is inspected' + ('' if others else (
+        f', at {width} x {height} pixels{_why_so_small(sizes, height, width)}; --resize HEIGHT,WIDTH chooses '
+        'another size'))]
   return lines + squeezed(sizes, preprocessing)
 
 
@@ -222,6 +223,14 @@ def _places(sizes: Iterable[Size], preprocessing: Preprocessing) -> dict[Size, p
     with contextlib.suppress(ValueError):
       places[width, height] = preprocess.geometry_of(height, width, preprocessing)
   return places
+
+
+def _why_so_small(sizes: Mapping[str, Size], height: int, width: int) -> str:
+  """Says that the size of the network's input is bounded for long images, where it is."""
+  short, usual_width_height = preprocess.SHORT_SIDE, usual(sizes.values())
+  if min(height, width) >= short or preprocess.whole_size(*usual_width_height[::-1]) != (height, width):
+    return ''
+  return f', because they are longer than 4 : 1, and more than 4 times {short} x {short} would take long'
 
 
 def _place(size: Size) -> np.ndarray:
