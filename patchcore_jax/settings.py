@@ -416,10 +416,10 @@ def check_number(number: int, folds: int, given: int | None = None) -> None:
   if number == 1 and folds:
     among = f' of {given} can be read' if given and given > 1 else ''
     raise ValueError(
-        f'One image{among}: thresholds take at least 2, each scored by a model of the others. Give more good '
-        'images. One allows a model without thresholds (--folds 0, or false_alarm_rate=None in Python), which '
-        'gives scores and heatmaps, and no decisions until --threshold of predict, or patchcore bank calibrate '
-        'with other good images, sets one.')
+        f'One image{among}: thresholds take at least 2, each scored by a model of the others. Give more '
+        'good images. One allows a model without thresholds (--folds 0, or false_alarm_rate=None in Python), '
+        'which gives scores and heatmaps, and no decisions until --threshold of predict, or patchcore bank '
+        'calibrate with other good images, sets one.')
 
 
 def as_pair(size: tuple[int, ...]) -> tuple[int, int]:

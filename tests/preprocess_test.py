@@ -233,7 +233,8 @@ class TestWholeImages:
   @pytest.mark.parametrize('size, expected', [  # (height, width)
       ((1024, 1024), (224, 224)), ((60, 72), (224, 256)), ((720, 1280), (224, 384)),
       ((480, 1280), (224, 608)), ((1280, 480), (608, 224)), ((500, 2000), (224, 896)),
-      ((300, 3000), (128, 1280)), ((20, 20_000), (32, 6272)), ((20_000, 20), (6272, 32)), ((1, 1), (224, 224))])
+      ((300, 3000), (128, 1280)), ((20, 20_000), (32, 6272)), ((20_000, 20), (6272, 32)),
+      ((1, 1), (224, 224))])
   def test_the_short_side_is_224_and_the_area_at_most_four_squares(self, size, expected):
     assert preprocess.whole_size(*size) == expected
 
