@@ -143,7 +143,8 @@ def test_a_changed_block_changes_the_input_or_is_declared(number, inspector, tmp
     upright = [s if orientation < 5 else s[::-1] for s in sizes]
     preprocessing = _preprocessing(rng, kind, upright)
     preprocessing, usual = value_range.measured([*names[0], *names[1]], preprocessing)
-    assert bool(preprocessing.value_range) == (kind.dtype != 'u1')
+    visible = any((page[..., -1] > 0).any() for page in (*pages, *others)) or not kind.alpha
+    assert bool(preprocessing.value_range) == (kind.dtype != 'u1' and visible)
     for page, (before, after) in enumerate(zip(*names, strict=True)):
       (one, size, outside), (other, _, _) = (_input(path, preprocessing) for path in (before, after))
       assert size == upright[page] and outside <= usual + 1e-9

@@ -136,6 +136,17 @@ class TestReadImage:
     image = preprocess.read_image('i', lambda _: data)
     assert image.mode == 'RGB' and sorted(image.size) == sorted(original.size)
 
+  def test_an_animation_that_tells_of_too_many_frames(self):
+    """Found by fuzzing: a list of two billion pages took all memory."""
+    file = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(file, 'PNG', save_all=True, append_images=[Image.new('RGB', (8, 8), 'red')])
+    data = file.getvalue()
+    at = data.index(b'acTL')
+    content = b'acTL' + struct.pack('>II', 2**31 - 1, 0)
+    damaged = data[:at] + content + struct.pack('>I', zlib.crc32(content)) + data[at + 16:]
+    assert decoding.num_pages('i', lambda _: data) == 2 <= decoding.num_pages('i', lambda _: damaged) <= 3
+    assert decoding.read_image('i#2', lambda _: damaged).getpixel((0, 0)) == (255, 0, 0)
+
   @pytest.mark.parametrize('kind, head', [(b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0\0\0')])
   def test_text_that_unpacks_to_a_lot(self, kind, head):
     header = struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)

@@ -410,7 +410,7 @@ def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Sour
         image = None
       found = _contents_of_directory(directory, image, len(directories))
     else:
-      directory, shown = None, _pages(image)
+      directory, shown = None, _pages(image, file)
       _check_page(name, page, len(shown))
       if page:  # otherwise nothing is sought, which takes time
         image.seek(shown[page])
@@ -427,13 +427,27 @@ def _check_page(name, page, pages):
     raise ImageError(f'{name} has {pages} page{"s"[:pages > 1]}: there is no page {page + 1}.')
 
 
-def _pages(image) -> list[int]:
+def _pages(image, file: BinaryIO) -> list[int]:
   """Lists the frames of a file that are images of their own."""
+  if image.format == 'MPO':
+    kinds = [entry['Attribute']['MPType'] for entry in image.mpinfo[0xB002]]
+    return [0, *(i for i in range(1, len(kinds)) if not kinds[i].startswith(_NO_PICTURES))]
   count = getattr(image, 'n_frames', 1)
-  if image.format != 'MPO':
-    return list(range(count))
-  kinds = [entry['Attribute']['MPType'] for entry in image.mpinfo[0xB002]]
-  return [i for i in range(count) if not i or i < len(kinds) and not kinds[i].startswith(_NO_PICTURES)]
+  if image.format == 'PNG' and count > 1:
+    count = min(count, 1 + _frames_of_png(file))
+  return list(range(count))
+
+
+def _frames_of_png(file: BinaryIO) -> int:
+  """Counts the frames that an animated PNG has: a damaged one can tell of two billion."""
+  at, count = file.tell(), 0
+  file.seek(8)
+  while len(head := file.read(8)) == 8:
+    length, name = struct.unpack('>I4s', head)
+    count += name == b'fcTL'
+    file.seek(length + 4, os.SEEK_CUR)
+  file.seek(at)
+  return count
 
 
 def _contents_of(image: Image.Image, file: BinaryIO | None = None, pages: int = 1) -> Contents:
