@@ -151,6 +151,9 @@ class TestWrite:
     want = predicted(inspector, images)
     assert [row[3] for row in rows] == names
     np.testing.assert_allclose([float(row[0]) for row in rows], want.image, rtol=1e-5)
+    share = round(100 * preprocess.not_inspected(*CAMERA, PREPROCESSING))
+    assert share and result.stderr.count(f'{share} % of 0.png is not inspected') == 1
+    assert result.stderr.count('not inspected') == 1
     alarms = want.image >= inspector.calibration.image_threshold
     assert [row[2] for row in rows] == ['ANOMALOUS' if alarm else 'good' for alarm in alarms]
     np.testing.assert_allclose(np.load(tmp_path / 'maps/4_4.npy'), want.map[4], rtol=1e-5)
@@ -280,6 +283,7 @@ class TestRunScript:
     as_json = json.loads(json.dumps(to_json(preprocessing)))
     np.testing.assert_array_equal(
         run.prepare(image, as_json), preprocess.transform(image, preprocessing))
+    assert run.left_out(image, as_json) == pytest.approx(preprocess.not_inspected(*size, preprocessing))
 
   @pytest.mark.parametrize('kind', ['gray16', 'floats', 'rgba', 'la', 'palette', 'turned', 'cmyk', 'L'])
   def test_reads_as_the_package(self, kind, tmp_path):
@@ -301,10 +305,11 @@ class TestRunScript:
     image.save(path, **arguments)
     want = decoding.decode(path, preprocessing)
     shape = list(np.asarray(want.image).shape)
-    got, outside = run.read(path, {
+    got, outside, left_out = run.read(path, {
         'preprocess': json.loads(json.dumps(to_json(preprocessing))), 'camera': None,
         'input': {'shape': ['b', *shape]}})
     np.testing.assert_array_equal(got, want.image)
+    assert left_out == 0
     assert outside == pytest.approx(want.outside) and (outside > 0) == (kind in ('gray16', 'floats'))
 
   def test_errors(self, of_camera, tmp_path):

@@ -43,7 +43,8 @@ def read(path, description, most_pixels=MOST_PIXELS):
   """Reads one image as the program takes it.
 
   Returns:
-    [h, w, 3] uint8, and the share of its pixels whose value lies outside of the range that is black to white.
+    [h, w, 3] uint8, the share of its pixels whose value lies outside of the range that is black to white, and
+    the share that a crop leaves out.
 
   Raises:
     ValueError: the file cannot be used; the message names it.
@@ -64,7 +65,7 @@ def read(path, description, most_pixels=MOST_PIXELS):
       height, width = description['camera']
       if image.size != (width, height):
         raise _Refused(f'{path} is {image.width} x {image.height} pixels, expected {width} x {height}.')
-      return np.asarray(image), outside
+      return np.asarray(image), outside, left_out(image, sizes)
     pixels = prepare(image, sizes)
   except _Refused:
     raise
@@ -72,7 +73,7 @@ def read(path, description, most_pixels=MOST_PIXELS):
     raise _Refused(f'{path} cannot be read: {e or type(e).__name__}') from e
   if list(pixels.shape) != description['input']['shape'][1:]:
     raise _Refused(f'{path} is {pixels.shape} after preparation, expected {description["input"]["shape"]}.')
-  return pixels, outside
+  return pixels, outside, left_out(image, sizes)
 
 
 class _Refused(ValueError):
@@ -133,16 +134,7 @@ def _to_rgb(image, sizes):
 
 def prepare(image, sizes):
   """Resizes, pads and crops an image. All sizes are (height, width), or one number for both."""
-  old = image.height, image.width
-  if len(sizes['resize']) == 1:
-    short, long, size = min(old), max(old), sizes['resize'][0]
-    if sizes['resize_side'] == 'short':
-      short, long = size, int(size * long / short)
-    else:
-      short, long = max(1, int(size * short / long)), size
-    new = (short, long) if old[0] <= old[1] else (long, short)
-  else:
-    new = tuple(sizes['resize']) or old
+  old, new = (image.height, image.width), _resized(image, sizes)
   pixels = np.asarray(image if new == old else image.resize(new[::-1], Image.Resampling.BILINEAR))
   missing = [max(p - n, 0) for p, n in zip(_pair(sizes['pad'] or [0]), new)]
   pixels = np.pad(pixels, [*((m // 2, m - m // 2) for m in missing), (0, 0)], 'edge')
@@ -151,6 +143,29 @@ def prepare(image, sizes):
     top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
     pixels = pixels[max(top, 0):top + height, max(left, 0):left + width]
   return pixels
+
+
+def left_out(image, sizes):
+  """Computes the share of an image that a crop leaves out."""
+  seen, new = 1.0, _resized(image, sizes)
+  for length, crop, pad in zip(new, _pair(sizes['crop'] or [0]), _pair(sizes['pad'] or [0])):
+    missing = max(pad - length, 0)
+    first = round((length + missing - crop) / 2) - missing // 2
+    seen *= (min(first + crop, length) - max(first, 0)) / length if crop else 1
+  return 1 - seen
+
+
+def _resized(image, sizes):
+  """Computes the (height, width) of an image after resizing."""
+  old = image.height, image.width
+  if len(sizes['resize']) != 1:
+    return tuple(sizes['resize']) or old
+  short, long, size = min(old), max(old), sizes['resize'][0]
+  if sizes['resize_side'] == 'short':
+    short, long = size, int(size * long / short)
+  else:
+    short, long = max(1, int(size * short / long)), size
+  return (short, long) if old[0] <= old[1] else (long, short)
 
 
 def _pair(size):
@@ -171,7 +186,7 @@ def main():
   if arguments.maps and 'anomaly_map' not in description['outputs']:
     raise SystemExit('error: this program scores whole images and makes no maps: leave out --maps.')
   # Batches of one size, so that the program is compiled once.
-  size, refused, scored = min(len(arguments.images), description['images_at_once']), 0, 0
+  size, refused, scored, told = min(len(arguments.images), description['images_at_once']), 0, 0, set()
   for begin in range(0, len(arguments.images), size):
     good = []
     for number, path in enumerate(arguments.images[begin:begin + size], begin):
@@ -183,9 +198,9 @@ def main():
     if not good:
       continue
     batch = np.zeros((size, *description['input']['shape'][1:]), np.uint8)
-    batch[:len(good)] = [pixels for _, _, pixels, _ in good]
+    batch[:len(good)] = [pixels for _, _, pixels, *_ in good]
     results = jax.device_get(program(batch))
-    for i, (number, path, _, outside) in enumerate(good):
+    for i, (number, path, _, outside, unseen) in enumerate(good):
       answer = f'{results["image_score"][i]:.6g}'
       if 'anomalous' in results:
         beyond = outside > description['outside_range'] + 1e-9
@@ -194,6 +209,10 @@ def main():
         answer += f' ({100 * outside:.2g} % outside of the value range)' if beyond else ''
       print(f'{answer} {_shown(path)}', flush=True)
       scored += 1
+      share = f'{100 * unseen:.0f} % of {_shown(path)}'
+      if unseen >= 0.005 and share.partition(' ')[0] not in told:  # once for each share
+        told.add(share.partition(' ')[0])
+        print(f'{share} is not inspected: a crop leaves it out.', file=sys.stderr, flush=True)
       if arguments.maps:
         arguments.maps.mkdir(parents=True, exist_ok=True)
         np.save(arguments.maps / f'{number}_{path.stem}.npy', results['anomaly_map'][i])
