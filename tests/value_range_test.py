@@ -1,14 +1,18 @@
 """The range of values: measured over training images, kept with the model, and what lies outside of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
+import patchcore_jax as pc
 from patchcore_jax.data import decoding, survey, value_range
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
+from patchcore_jax.inspection.acceptance import NotAccepted
 from patchcore_jax.settings import Preprocessing
-from tests import tiff
+from tests import small, tiff
 
 RNG = np.random.default_rng(0)
 
@@ -136,3 +140,63 @@ class TestSurvey:
         '2 images have more than 8 bits: values from 20.5 to 80 become black to white (--value-range); up to '
         '1 % of a training image lies outside')
     assert survey.range_line(Preprocessing(), 0.0, 0) == ''
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """Raw counts of a thermal camera; `hot` has a spot that is far above what good parts have."""
+  root = tmp_path_factory.mktemp('thermal')
+
+  def frame(seed, hot=False):
+    counts = np.random.default_rng(seed).integers(29400, 29900, (64, 64)).astype(np.uint16)
+    counts[20:30, 20:30] += 5000 * hot
+    return counts
+
+  _files(root / 'train', map(frame, range(6)))
+  _files(root / 'good', map(frame, range(50, 52)))
+  _files(root / 'hot', [frame(60, hot=True)])
+  return root
+
+
+@pytest.fixture(scope='module')
+def inspector(root):
+  return pc.fit(
+      root / 'train', backbone=small.backbone(), detector=pc.PatchCore(0.3, pc.EmbeddingSpec('mean')))
+
+
+class TestModel:
+  """From a folder of deep files to a decision."""
+
+  def test_the_range_is_kept_and_decides(self, root, inspector, tmp_path):
+    settings = inspector.model.description.preprocessing
+    assert settings.value_range == pytest.approx((29400 - 125, 29900 + 125), abs=5)
+    inspector.save(tmp_path / 'bank')
+    again = pc.load(tmp_path / 'bank', backbone=small.backbone())
+    assert again.preprocessing == settings and again.model.description.outside_range == 0
+    assert [f.outside_range for f in again.inspect(root / 'good')] == [0, 0]
+    (found,) = again.inspect(root / 'hot')
+    assert found.anomalous and found.outside_range == pytest.approx(100 / 64**2)
+    assert 'outside of the value range' in found.reason
+
+  def test_values_beyond_it_are_asked_about(self, root, inspector):
+    """Also where the score says nothing."""
+    blind = inspector.with_model(inspector.model.with_description(calibration=dataclasses.replace(
+        inspector.calibration, image_threshold=1e9)))
+    for change in (blind.append, blind.calibrate):
+      with pytest.raises(NotAccepted, match='0.tif') as refused:
+        change(root / 'hot')
+      assert 'outside of the value range' in refused.value.images[0].why
+      changed = change(root / 'hot', accept='0.tif')
+      assert changed.model.description.outside_range == pytest.approx(100 / 64**2)
+      assert change(root / 'good').model.description.outside_range == 0
+
+  def test_one_limit_of_pixels_through_every_door(self, root, inspector):
+    limit = 64 * 64 / 1e6 - 1e-6
+    small_fit = {'backbone': small.backbone(), 'detector': pc.PatchCore(0.3, pc.EmbeddingSpec('mean'))}
+    for use in (
+        lambda: list(inspector.inspect(root / 'good', max_megapixels=limit)),
+        lambda: inspector.append(root / 'good', max_megapixels=limit),
+        lambda: inspector.calibrate(root / 'good', max_megapixels=limit),
+        lambda: pc.fit(root / 'train', max_megapixels=limit, **small_fit)):
+      with pytest.raises(decoding.ImageError, match='64 x 64 pixels.*--max-megapixels, max_megapixels'):
+        use()
