@@ -136,6 +136,20 @@ class TestReadImage:
     image = preprocess.read_image('i', lambda _: data)
     assert image.mode == 'RGB' and sorted(image.size) == sorted(original.size)
 
+  def test_a_frame_that_is_larger_than_the_limit(self):
+    """Found by fuzzing: frames before the one that was asked for were decoded whatever their size."""
+    file = io.BytesIO()
+    frames = [Image.new('RGB', (8, 8), colour) for colour in ('red', 'green', 'blue')]
+    frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    second = data.index(b'\x2c', data.index(b'\x2c') + 1)  # where the frame's place and size stand
+    damaged = data[:second + 5] + struct.pack('<HH', 60_000, 60_000) + data[second + 9:]
+    assert decoding.num_pages('i', lambda _: damaged) == 3
+    assert decoding.read_image('i#1', lambda _: damaged).size == (8, 8)
+    for read in (decoding.read_image, decoding.contents, decoding.mask_values):
+      with pytest.raises(TooManyPixelsError, match='60000 x 60000 pixels, 3600 megapixels'):
+        read('i#3', lambda _: damaged)
+
   def test_an_animation_that_tells_of_too_many_frames(self):
     """Found by fuzzing: a list of two billion pages took all memory."""
     file = io.BytesIO()

@@ -366,10 +366,8 @@ def _opened(path, read, max_pixels) -> Iterator[_Source]:
       file = stack.enter_context(io.BytesIO(read(name)) if read else open(name, 'rb'))  # noqa: SIM115
       source = stack.enter_context(_at_page(file, name, page, limit))
       width, height = source.contents.size
-      if 0 <= limit < width * height:
-        raise TooManyPixelsError(
-            f'{path} is refused: it is {width} x {height} pixels, {width * height / 1e6:.4g} megapixels; '
-            f'allowed are {limit / 1e6:g}. {_ADVICE}')
+      if limit >= 0:
+        _check_pixels(path, width, height, limit)
       if limit >= 0:
         stack.enter_context(_memory.room(width * height))
       yield source
@@ -413,7 +411,7 @@ def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Sour
       directory, shown = None, _pages(image, file)
       _check_page(name, page, len(shown))
       if page:  # otherwise nothing is sought, which takes time
-        image.seek(shown[page])
+        _go_to(image, shown[page], name, limit)
       found = _contents_of(image, file, len(shown))
     yield _Source(image, file, directory, found, _BYTES_A_PIXEL * max(limit, 0))
   finally:
@@ -425,6 +423,25 @@ def _check_page(name, page, pages):
   """Raises ImageError for a page that a file does not have."""
   if page >= max(pages, 1):
     raise ImageError(f'{name} has {pages} page{"s"[:pages > 1]}: there is no page {page + 1}.')
+
+
+def _check_pixels(path, width: int, height: int, limit: int) -> None:
+  """Raises TooManyPixelsError for an image of more pixels than the limit."""
+  if width * height > limit:
+    raise TooManyPixelsError(
+        f'{path} is refused: it is {width} x {height} pixels, {width * height / 1e6:.4g} megapixels; '
+        f'allowed are {limit / 1e6:g}. {_ADVICE}')
+
+
+def _go_to(image, frame: int, name: str, limit: int) -> None:
+  """Goes to a frame. Those of a GIF are drawn over each other, and each may be larger than the one before."""
+  if image.format != 'GIF':
+    image.seek(frame)
+    return
+  limit = limit if limit >= 0 else int(DataSpec.max_megapixels * 1e6)
+  for i in range(1, frame + 1):
+    image.seek(i)
+    _check_pixels(name, *image.size, limit)
 
 
 def _pages(image, file: BinaryIO) -> list[int]:
