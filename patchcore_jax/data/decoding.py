@@ -6,6 +6,7 @@ the file is refused: nothing is dropped unsaid. `contents` tells by the header w
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from patchcore_jax.data import tiff_files
+from patchcore_jax.data import gif_files, tiff_files
 from patchcore_jax.settings import DataSpec, Preprocessing
 
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
@@ -388,10 +389,14 @@ def _opened(path, read, max_pixels) -> Iterator[_Source]:
 @contextlib.contextmanager
 def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Source]:
   """Reads the header of a file, and goes to one of its pages."""
-  directories = tiff_files.directories(file) if tiff_files.is_tiff(file.read(4)) else None
+  beginning = file.read(4)
+  directories = tiff_files.directories(file) if tiff_files.is_tiff(beginning) else None
   if directories is not None:
     _check_page(name, page, len(directories))
   file.seek(0)
+  if beginning == b'GIF8':
+    _check_frames(file, name, page, limit)
+    file.seek(0)
   try:
     image = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError:
@@ -411,7 +416,7 @@ def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Sour
       directory, shown = None, _pages(image, file)
       _check_page(name, page, len(shown))
       if page:  # otherwise nothing is sought, which takes time
-        _go_to(image, shown[page], name, limit)
+        image.seek(shown[page])
       found = _contents_of(image, file, len(shown))
     yield _Source(image, file, directory, found, _BYTES_A_PIXEL * max(limit, 0))
   finally:
@@ -433,15 +438,14 @@ def _check_pixels(path, width: int, height: int, limit: int) -> None:
         f'allowed are {limit / 1e6:g}. {_ADVICE}')
 
 
-def _go_to(image, frame: int, name: str, limit: int) -> None:
-  """Goes to a frame. Those of a GIF are drawn over each other, and each may be larger than the one before."""
-  if image.format != 'GIF':
-    image.seek(frame)
-    return
+def _check_frames(file: BinaryIO, name: str, page: int, limit: int) -> None:
+  """Raises TooManyPixelsError where a frame of a GIF, up to a page, is larger than the limit.
+
+  Those of other animations are as large as the image.
+  """
   limit = limit if limit >= 0 else int(DataSpec.max_megapixels * 1e6)
-  for i in range(1, frame + 1):
-    image.seek(i)
-    _check_pixels(name, *image.size, limit)
+  for size in itertools.islice(gif_files.sizes(file), page + 1):
+    _check_pixels(name, *size, limit)
 
 
 def _pages(image, file: BinaryIO) -> list[int]:

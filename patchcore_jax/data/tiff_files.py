@@ -203,6 +203,8 @@ def blocks(file: BinaryIO, directory: Directory, most_bytes: int) -> Iterator[np
   if problem := directory.problem():
     raise ValueError(problem)
   width, height = directory.size
+  if directory.samples < 1:
+    raise ValueError('the TIFF has no samples')
   planes = directory.samples if directory.first(284, 1) == 2 else 1
   each = directory.samples // planes  # samples that lie beside each other
   tiled, packed = _TILES[0] in directory.pieces, directory.first(259, 1) != 1
