@@ -14,7 +14,7 @@ from patchcore_jax import settings
 from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing, TooManyPixelsError, UnknownFormatError
-from tests import fuzz_decoding
+from tests import drawn_files, fuzz_decoding
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -147,8 +147,20 @@ class TestReadImage:
     assert decoding.num_pages('i', lambda _: damaged) == 3
     assert decoding.read_image('i#1', lambda _: damaged).size == (8, 8)
     for read in (decoding.read_image, decoding.contents, decoding.mask_values):
-      with pytest.raises(TooManyPixelsError, match='60000 x 60000 pixels, 3600 megapixels'):
+      with pytest.raises(TooManyPixelsError, match='i#3 is refused: it is 60000 x 60000 pixels'):
         read('i#3', lambda _: damaged)
+
+  def test_a_tiff_of_two_sizes(self):
+    """Found by fuzzing: of a tag that comes twice, the size that was checked was not the one decoded."""
+    data = drawn_files.tiff([np.zeros((24, 32, 1), np.uint8)])
+    height, other = struct.pack('<HHI', 257, 4, 1), struct.pack('<HHI', 278, 4, 1)
+    assert data.count(height) == data.count(other) == 1
+    damaged = data.replace(other, height)
+    damaged = damaged.replace(height + struct.pack('<I', 24), height + struct.pack('<I', 23), 1)
+    for read in (decoding.contents, decoding.read_image):
+      read('i', lambda _: data)
+      with pytest.raises(ImageError, match='tells of two sizes'):
+        read('i', lambda _: damaged)
 
   def test_an_animation_that_tells_of_too_many_frames(self):
     """Found by fuzzing: a list of two billion pages took all memory."""

@@ -395,7 +395,7 @@ def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Sour
     _check_page(name, page, len(directories))
   file.seek(0)
   if beginning == b'GIF8':
-    _check_frames(file, name, page, limit)
+    _check_frames(file, f'{name}#{page + 1}' if page else name, page, limit)
     file.seek(0)
   try:
     image = Image.open(file, formats=FORMATS)
@@ -412,6 +412,9 @@ def _at_page(file: BinaryIO, name: str, page: int, limit: int) -> Iterator[_Sour
       except SyntaxError:  # so is this page
         image = None
       found = _contents_of_directory(directory, image, len(directories))
+      if image is not None and sorted(image.size) != sorted(found.size):
+        # A tag that comes twice: the limit of pixels is to hold for what is decoded.
+        raise ValueError('it tells of two sizes, {} x {} and {} x {}'.format(*image.size, *found.size))
     else:
       directory, shown = None, _pages(image, file)
       _check_page(name, page, len(shown))
