@@ -24,7 +24,7 @@ _READING = ('value_range', 'bands', 'background')
 @click.argument('good')
 @options.option('--out', required=True, metavar='BANK', group='Common', show_default=False,
                 help='The model, a folder that must not exist.')
-@methods.common
+@methods.common(ratio=0.0)
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
 @arguments.accept
 @options.of_record(
@@ -94,7 +94,7 @@ def run(
     found.check_bands(preprocessing)
     sizes = image_sizes.of_files(paths)
     check_number(len(sizes), calibrate.folds, len(paths))
-    acceptance.settle(image_sizes.odd(sizes), accept)
+    acceptance.settle(image_sizes.odd(sizes), accept, sizes)
     networks = methods.networks_of(values, seed)
   for network in networks:
     terminal.say(

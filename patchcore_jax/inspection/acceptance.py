@@ -4,7 +4,7 @@ What is given as good is not believed without a look where it does not look good
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from patchcore_jax.banks import editing
@@ -63,17 +63,19 @@ class NotAccepted(ValueError):
     return NotAccepted, (self.images, self._accepted)
 
 
-def settle(questioned: Sequence[Questioned], accept: str | Sequence[str] = ()) -> None:
+def settle(
+    questioned: Sequence[Questioned], accept: str | Sequence[str] = (), given: Iterable[str] = ()) -> None:
   """Returns where everything that is asked about was accepted, and raises otherwise.
 
   Args:
     questioned: what is asked about.
     accept: names, as they were given or their last parts; one string may hold several, with commas between
       them. 'all' for every one.
+    given: names of all images. One that is accepted and not asked about does no harm.
 
   Raises:
     NotAccepted: some were not accepted.
-    ValueError: a name of nothing that is asked about, or one that several have.
+    ValueError: a name of none of them, or one that several have.
 
   >>> settle([Questioned('new/a.png', 'scores 3, and the threshold is 2')], 'a.png')
   >>> settle([Questioned('new/a.png', 'scores 3, and the threshold is 2')])
@@ -82,14 +84,14 @@ def settle(questioned: Sequence[Questioned], accept: str | Sequence[str] = ()) -
   patchcore_jax.inspection.acceptance.NotAccepted: nothing was changed, because a.png is unlike ...
   """
   names = list(dict.fromkeys(image.name for image in questioned))
-  accepted = set()
+  accepted, known = set(), [*names, *dict.fromkeys(set(given).difference(names))]
   for text in [accept] if isinstance(accept, str) else accept:
     if text == ALL:
       accepted.update(names)
       continue
     # A name may have a comma in it.
-    for name in [text] if editing.positions(text, names) else filter(None, text.split(',')):
-      accepted.add(names[_position(name, names)])
+    for name in [text] if editing.positions(text, known) else filter(None, text.split(',')):
+      accepted.add(_found(name, names, known))
   if left := [image for image in questioned if image.name not in accepted]:
     raise NotAccepted(left, [name for name in names if name in accepted])
 
@@ -108,11 +110,13 @@ def short_names(names: Sequence[str]) -> list[str]:
   return result
 
 
-def _position(name: str, names: Sequence[str]) -> int:
-  """Finds the position of the one that is asked about and has this name."""
-  if not names:
+def _found(name: str, names: Sequence[str], known: Sequence[str]) -> str:
+  """Finds the whole name of what is accepted: of those asked about (`names`), or else of all known ones."""
+  among = names if editing.positions(name, names) else known
+  if not among:
     raise ValueError(f'Nothing is asked about, and {name} was accepted: leave it out, or look at its name.')
-  return editing.position(name, names, f'Nothing is asked about {name!r}', f'Asked about: {_some(names)}.')
+  asked = f'Asked about: {_some(short_names(names))}.' if names else 'Nothing is asked about.'
+  return among[editing.position(name, among, f'There is no image {name!r} to accept', asked)]
 
 
 def _some(names: Sequence[str]) -> str:

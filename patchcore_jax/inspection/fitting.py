@@ -32,8 +32,8 @@ def fit(
     images: good ones: a folder, below which all images count, or which has a folder train/good or good; a
       pattern such as 'parts/*/good', a list of paths, or an array [n, h, w, 3] (RGB) or [n, h, w] (gray)
       uint8.
-    detector: the method, such as `PatchCore(ratio=0.05)`, which is the default with its ratio of 0.1, or the
-      name of one with its usual settings, such as 'padim'.
+    detector: the method, such as `PatchCore(ratio=0.05)`, or the name of one with its usual settings, such as
+      'padim'; None for `PatchCore(ratio=0)`, whose bank is as large as is enough.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
     false_alarm_rate: the share of good images that may be called anomalous; None for no thresholds.
     preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
@@ -70,7 +70,7 @@ def fit(
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
   sizes = image_sizes.of_files(given) if of_files else inputs.sizes_of(images)
-  acceptance.settle(image_sizes.odd(sizes), accept)
+  acceptance.settle(image_sizes.odd(sizes), accept, sizes)
   if preprocessing is None and of_files:
     preprocessing = image_sizes.on_one_grid(sizes.values(), None, input_multiple(networks))
   if preprocessing:
@@ -83,7 +83,7 @@ def fit(
           'max_pixels': settings.max_pixels(max_megapixels)}))
   run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
-  return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)
+  return fit_data(detector or PatchCore(ratio=0), data, networks, run, calibrate=rate, source=where)
 
 
 def fit_data(
@@ -114,7 +114,7 @@ def fit_data(
     model, scores = detector.fit(data, networks, run), None
   model = model.with_description(
       fit_seconds=time.monotonic() - began, original_size=getattr(data, 'original_size', None))
-  inspector = Inspector(detector.resolved(networks), model, tuple(networks), search or SearchSpec())
+  inspector = Inspector(detectors.of_model(model), model, tuple(networks), search or SearchSpec())
   if scores:
     model = model.with_description(calibration=calibration.calibrate(
         scores.image, scores.map_maxima, false_alarm_rate=calibrate.false_alarm_rate, method='cross',
