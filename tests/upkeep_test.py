@@ -302,6 +302,15 @@ class TestSettle:
     with pytest.raises(ValueError, match='no image'):
       acceptance.settle([Questioned('ab.png', 'odd')], 'a*.png')
 
+  @pytest.mark.parametrize('name, offered', [
+      ('a.png', '--accept a.png, or'), ('my part.png', "--accept 'my part.png', or"),
+      ('stack.tif#2', "--accept 'stack.tif#2', or"), ('a,b.png', ': --accept all'),
+      ('a\nb.png', ': --accept all')])
+  def test_what_is_offered_can_be_copied_to_a_shell(self, name, offered):
+    with pytest.raises(NotAccepted) as refused:
+      acceptance.settle([Questioned(f'new/{name}', 'odd')])
+    assert offered in str(refused.value)
+
   def test_many_are_one_line(self):
     with pytest.raises(NotAccepted) as refused:
       acceptance.settle([Questioned(f'new/{i}.png', 'odd') for i in range(50)])

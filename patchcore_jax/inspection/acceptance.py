@@ -4,6 +4,7 @@ What is given as good is not believed without a look where it does not look good
 """
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
@@ -49,8 +50,9 @@ class NotAccepted(ValueError):
     self.images, self._accepted = tuple(images), tuple(accepted)
     names = short_names([*accepted, *(image.name for image in images)])
     left = names[len(accepted):]
-    named = '' if len(names) > _NAMED or any(',' in name for name in names) else (
-        f"--accept {','.join(names)}, or ")
+    # To be copied to a shell.
+    named = '' if len(names) > _NAMED or any(',' in name or not name.isprintable() for name in names) else (
+        f"--accept {shlex.quote(','.join(names))}, or ")
     be, them = ('is', 'it') if len(left) == 1 else ('are', 'them')
     super().__init__(
         f'nothing was changed, because {_some(left)} {be} unlike the rest. Look at {them}, take out what is '
