@@ -49,12 +49,13 @@ def notes(category: Category, settings: Settings) -> list[str]:
 
 def range_notes(images: Images) -> list[str]:
   """Lists what the user must know of the value range of a category whose files have more than 8 bits."""
-  preprocessing, outside = images.preprocessing, images.train.outside_range or 0.0
-  if not preprocessing.value_range or any(e.read for e in images.test.examples):
+  train, test = images.files
+  preprocessing, outside = images.preprocessing, train.outside_range or 0.0
+  if not preprocessing.value_range or any(e.read for e in test.examples):
     return []
-  lines = [range_line(preprocessing, outside, len(images.train))]
+  lines = [range_line(preprocessing, outside, len(train))]
   _, most = value_range.measured(
-      [e.image_path for e in images.test.examples], preprocessing, max_pixels=images.test.max_pixels)
+      [e.image_path for e in test.examples], preprocessing, max_pixels=test.max_pixels)
   if most > outside:
     lines.append(
         f'up to {100 * most:.3g} % of the pixels of a test image lie outside of that range: predict calls '

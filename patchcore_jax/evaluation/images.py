@@ -29,6 +29,7 @@ class Images:
     name: name of the category.
     preprocessing: what is done to them: that of the settings, with the value range of the training images.
     train, test: its images; those of the test with masks where there are any.
+    files: both, also where `train` and `test` are feature maps.
     has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
     shots: names of the training images, where they are a draw from all; else empty.
@@ -50,7 +51,7 @@ class Images:
     self.train = train.measured()
     self.preprocessing = self.train.preprocessing
     self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
-    self._files = self.train, self.test
+    self.files = self.train, self.test
 
   def train_example(self, name: str) -> Example | None:
     """Finds the training image of that file; None if there is none."""
@@ -62,7 +63,7 @@ class Images:
     Args:
       tested: positions of the test images that this process has read.
     """
-    train, test = self._files
+    train, test = self.files
     leaks.read(train)
     return leaks.find(
         {train.examples[i].image_path: digest for i, digest in leaks.gathered(train)},
