@@ -166,10 +166,11 @@ class Experiment:
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
-    settings, told = self.settings, checks.range_notes(images)
+    settings, model = self.settings, self._restored(backbones, images)
+    told = checks.range_notes(images)
     self._tell(images.name, told)
     with self._listener.progress(images.name) as progress:
-      model = self._fit_or_restore(backbones, images, progress)
+      model = model or self._fitted(backbones, images, progress)
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
       score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
       test, masks, times = [], [], [time.monotonic()]
@@ -224,16 +225,27 @@ class Experiment:
     results.write_csv(self._workdir / 'results.csv', self.rows)
     page.write(self._workdir, settings, self.rows)
 
-  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Restores the bank in the workdir, or fits. Models without a coreset are not kept: they can be large."""
+  def _restored(self, backbones: Sequence[Backbone], images: Images) -> Model | None:
+    """Restores the bank in the workdir, and has images read as it was made; None where there is none."""
     detector, path = self.settings.method, self._workdir / 'banks' / images.name
-    if detector.has_coreset and path.exists():
-      return store.restore(path, expected={
-          'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
-          'backbones': [streaming.network_fields(backbone) for backbone in backbones],
-          'preprocessing': {
-              k: v for k, v in vars(images.preprocessing).items() if not k.startswith('mask_')},
-          'shots': images.shots})
+    if not detector.has_coreset or not path.exists():
+      return None
+    model = store.restore(path, expected={
+        'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
+        'backbones': [streaming.network_fields(backbone) for backbone in backbones], 'shots': images.shots})
+    kept, wanted = model.description.preprocessing, images.preprocessing
+    if not self.settings.preprocessing.value_range:  # measured then; the training images may be gone
+      wanted = dataclasses.replace(wanted, value_range=kept.value_range)
+    if not kept.background:  # a bank from before there was one
+      wanted = dataclasses.replace(wanted, background=())
+    model.description.check(
+        {'preprocessing': {k: v for k, v in vars(wanted).items() if not k.startswith('mask_')}}, path)
+    images.use(wanted)
+    return model
+
+  def _fitted(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
+    """Fits, and keeps the bank. Models without a coreset are not kept: they can be large."""
+    detector, path = self.settings.method, self._workdir / 'banks' / images.name
     path.parent.mkdir(parents=True, exist_ok=True)
     members = path.with_name(f'{path.name}.members')
     began = time.monotonic()

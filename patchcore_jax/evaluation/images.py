@@ -53,6 +53,13 @@ class Images:
     self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
     self.files = self.train, self.test
 
+  def use(self, preprocessing: Preprocessing) -> None:
+    """Has the images read otherwise, as a bank says that its training images were."""
+    self.preprocessing = preprocessing
+    self.files = tuple(dataclasses.replace(data, preprocessing=preprocessing) for data in self.files)
+    if isinstance(self.train, FileData):
+      self.train, self.test = self.files
+
   def train_example(self, name: str) -> Example | None:
     """Finds the training image of that file; None if there is none."""
     return next((e for e in self.train.examples if e.image_path == name), None)

@@ -105,10 +105,14 @@ def gathered(data: DigestedData, positions: Sequence[int] | None = None) -> list
 
 
 def read(data: DigestedData) -> None:
-  """Reads the images, unless some have passed by; of several processes, each reads its part."""
+  """Reads the images, unless some have passed by; of several processes, each reads its part.
+
+  A bank that is used again outlives its training images: those that cannot be read are left out.
+  """
   if not processes.counts(sum(e.image_path in data.digests for e in data.examples)).any():
     part = processes.part(len(data))
-    for _ in data.part(range(part.start, part.stop)).batches():
+    data = dataclasses.replace(data.part(range(part.start, part.stop)), on_error=lambda error: None)
+    for _ in data.batches():
       pass
 
 
