@@ -14,6 +14,7 @@ from PIL import Image
 from configs import default
 from configs.parity import anomalib, paper
 from experiments import mvtec
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.banks.model import flat
 from patchcore_jax.report import per_image
 from tests import conftest, plates, small
@@ -117,6 +118,7 @@ class TestBuiltInBackbone:
 
   def test_auto_names_its_choice_and_a_run_keeps_it(self, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setitem(sys.modules, checkpoints.find(checkpoints.OFFLINE).module, None)
     config = plates.config(data, backbone__name='auto', backbone__weights='')
     mvtec.run(config, tmp_path / 'run')
     said = capsys.readouterr().out
