@@ -1,6 +1,7 @@
 """Images and banks that do not look good are asked about before a model learns of them."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -163,6 +164,23 @@ def others(inspector, tmp_path_factory):
         folder, backbone=small.backbone(), detector=inspector.detector,
         preprocessing=inspector.preprocessing).model
   return fitted
+
+
+def test_real_transistors(realdata, tmp_path):
+  """Of five good ones and a misplaced one that are appended, the misplaced one alone is asked about."""
+  parts = realdata / 'mvtec_ad/transistor'
+  good, misplaced = sorted((parts / 'train/good').glob('*.png')), parts / 'test/misplaced/000.png'
+  (tmp_path / 'train').mkdir()
+  for path in good[:40]:
+    shutil.copy(path, tmp_path / 'train')
+  command.done('fit', tmp_path / 'train', '--out', tmp_path / 'bank', '--backbone=resnet18_slim.procedural',
+               '--ratio=0.1', '--folds=4')
+  found = pc.load(tmp_path / 'bank')
+  assert _asked(found.append, [*good[40:45], misplaced]) == ['000.png']
+  after = found.append(good[40:45])
+  defects = [path for path in sorted(parts.glob('test/*/*.png')) if path.parent.name != 'good']
+  before, now = (sum(f.anomalous for f in model.inspect(defects)) for model in (found, after))
+  assert len(defects) == 40 and before >= 30 and now >= before - 1
 
 
 class TestMerge:
