@@ -100,6 +100,7 @@ _LEFT_OUT = {
     'evaluate': {'data': {'source', 'root'}, 'fit': {'keep_images'}}}
 _OTHER_DEFAULTS = {
     ('backbone', 'name'): 'auto', ('embedding', 'kind'): 'auto', ('fit', 'data', 'on_error'): 'skip',
+    ('fit', 'patchcore', 'ratio'): 0.0,  # a bank that is large enough; experiments have the paper's ratios
     # All of each image, which needs no numbers; experiments keep the paper's crop.
     ('fit', 'preprocess', 'resize'): (), ('fit', 'preprocess', 'crop'): ()}
 

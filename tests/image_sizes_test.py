@@ -203,9 +203,12 @@ class TestOddSizes:
     command.done('fit', folder, '--out', tmp_path / 'bank', *_flags(folds=0), f'--accept={accept}')
     assert store.restore(tmp_path / 'bank').description.num_images == 10
 
-  def test_a_name_that_is_not_asked_about(self, folder, tmp_path):
-    told = command.run('fit', folder, '--out', tmp_path / 'bank', *_flags(), '--accept=s0.png').err
-    assert 's0.png' in told.splitlines()[-1] and not (tmp_path / 'bank').exists()
+  @pytest.mark.parametrize('name, told', [
+      ('s0.png', 'dot.png'),  # which is not asked about: it accepts nothing that is
+      ('s99.png', 's99.png')])
+  def test_another_name_accepts_none(self, name, told, folder, tmp_path):
+    result = command.run('fit', folder, '--out', tmp_path / 'bank', *_flags(), f'--accept={name}')
+    assert result.code and told in result.err.splitlines()[-1] and not (tmp_path / 'bank').exists()
 
   def test_python(self, folder):
     with pytest.raises(NotAccepted) as error:
