@@ -69,6 +69,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
   terminal.say(
       f'{len(names)} points, {len(groups)} of other images or networks; {len(categories)} categories; '
       f'results in {workdir}')
+  for group in groups.values():  # whose points share images: these are looked at once
+    first, *others = (experiments[name] for name in group)
+    first.check(categories)
+    for other in others:
+      other.notes = first.notes
   for category in categories:
     for group in groups.values():
       todo = [name for name in group if not experiments[name].has(category.name)]

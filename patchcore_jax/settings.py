@@ -5,11 +5,12 @@ stands here and nowhere else; those of the methods are in `detectors.settings`.
 """
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """Geometry of the preprocessing; every size is (height, width) in pixels.
+  """What is done to an image before the network sees it; every size is (height, width) in pixels.
 
   Attributes:
     resize: (s,) resizes the side named by `resize_side` to s and keeps the aspect ratio; (h, w)
@@ -23,10 +24,17 @@ class Preprocessing:
     mask_threshold: a mask pixel is positive where the resized mask (0 to 1) reaches this. 1.0 is
       what the released code does (it truncates to integers, which erodes the ground truth by a
       fraction of a pixel); 0.5 keeps the area. Without effect on 'nearest'.
+    value_range: (low, high): the values that become black and white in files of more than 8 bits and of
+      floats. () has a fit measure them over its training images; after a fit it says that none was such a
+      file: one of 16 bits is then scaled from its full range, and floats are refused.
+    bands: three numbers of bands, from 1, that are read as red, green and blue; () for none chosen: files
+      with more than three are refused then.
+    background: the colour (red, green, blue) that transparent pixels are laid on; () drops transparency and
+      shows what is hidden, as banks until November 2026 do.
 
   Raises:
-    ValueError: sizes that are not positive, more than two of them, or a crop that no image
-      resized like this can fill.
+    ValueError: sizes that are not positive, more than two of them, a crop that no image resized like this
+      can fill, or a range, bands or a colour that are none.
 
   >>> Preprocessing(resize=(256,), crop=(300,))  # doctest: +ELLIPSIS
   Traceback (most recent call last):
@@ -40,8 +48,25 @@ class Preprocessing:
   crop: tuple[int, ...] = (224,)
   mask_resize: str = 'antialiased'
   mask_threshold: float = 1.0
+  value_range: tuple[float, ...] = ()
+  bands: tuple[int, ...] = ()
+  background: tuple[int, ...] = (255, 255, 255)
 
   def __post_init__(self):
+    low_high = self.value_range
+    if low_high and not (len(low_high) == 2 and -math.inf < low_high[0] < low_high[1] < math.inf):
+      raise ValueError(
+          f'preprocess.value_range={low_high!r}: expected (), or (low, high), two numbers, the larger one '
+          'last.')
+    if self.bands and (len(self.bands) != 3 or any(not isinstance(b, int) or b < 1 for b in self.bands)):
+      raise ValueError(
+          f'preprocess.bands={self.bands!r}: expected (), or the numbers of three bands, from 1, for red, '
+          'green and blue, such as (4, 2, 1).')
+    colour = self.background
+    if colour and (len(colour) != 3 or any(not isinstance(c, int) or not 0 <= c <= 255 for c in colour)):
+      raise ValueError(
+          f'preprocess.background={colour!r}: expected (), or red, green and blue from 0 to 255, such as '
+          '(255, 255, 255).')
     for name in ('resize', 'pad', 'crop'):
       size = getattr(self, name)
       if len(size) > 2 or any(not isinstance(s, int) or s < 1 for s in size):
@@ -215,11 +240,15 @@ class DataSpec:
       published: 'visa', 'btad', 'mvtec_loco', 'mvtec_ad_2', 'kolektor_sdd2' or 'mpdd'.
     root: the folder of the data.
     categories: names of categories; () for all.
+    good: names of the folders of good parts, for data in folders; () for the usual ones, such as good, OK or
+      normal.
     shots: training images to fit on, drawn at random; 0 for all.
     draw: the number of the draw.
     batch_size: images that pass through the network at once.
     num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
+    max_megapixels: images of more pixels, in millions, are refused before they are decoded. Decoding takes 4
+      to 20 bytes a pixel; of images that are large, one is decoded at a time.
 
   Raises:
     ValueError: values out of range.
@@ -228,13 +257,22 @@ class DataSpec:
   source: str = 'folder'
   root: str = ''
   categories: tuple[str, ...] = ()
+  good: tuple[str, ...] = ()
   shots: int = 0
   draw: int = 0
   batch_size: int = 32
   num_workers: int = 0
   on_error: str = 'raise'
+  max_megapixels: float = 250.0
+
+  @property
+  def max_pixels(self) -> int:
+    """The most pixels of an image."""
+    return round(self.max_megapixels * 1e6)
 
   def __post_init__(self):
+    if not 0 < self.max_megapixels < math.inf:
+      raise ValueError(f'data.max_megapixels={self.max_megapixels}: expected more than 0.')
     if self.shots < 0 or self.draw < 0:
       raise ValueError(f'data.shots={self.shots}, data.draw={self.draw}: expected at least 0.')
     if self.on_error not in ('raise', 'skip'):
@@ -290,7 +328,7 @@ class CalibrationSpec:
   """The settings of how thresholds are made of good images alone.
 
   Attributes:
-    false_alarm_rate: the share of good images that may alarm.
+    false_alarm_rate: the share of good images that may be called anomalous.
     folds: parts of the training images, each scored by a model of the others; 0 for no thresholds.
 
   Raises:
@@ -352,10 +390,36 @@ class ReportSpec:
       raise ValueError(f'report.gallery={self.gallery}: expected at least 0.')
 
 
+def max_pixels(max_megapixels: float | None) -> int:
+  """Returns the most pixels of an image; None stands for the default of `DataSpec.max_megapixels`.
+
+  Raises:
+    ValueError: not more than 0.
+  """
+  return (DataSpec() if max_megapixels is None else DataSpec(max_megapixels=max_megapixels)).max_pixels
+
+
 def check_ratio(ratio: float) -> None:
   """Raises ValueError for a ratio outside (0, 1]."""
   if not 0 < ratio <= 1:
     raise ValueError(f'coreset ratio {ratio}: expected 0 < ratio <= 1.')
+
+
+def check_number(number: int, folds: int, given: int | None = None) -> None:
+  """Raises ValueError where there is one image and thresholds are wanted, and says what one image allows.
+
+  Args:
+    number: images that can be read, as far as is known.
+    folds: as of `CalibrationSpec`.
+    given: images that there are, where some cannot be read.
+  """
+  if number == 1 and folds:
+    among = f' of {given} can be read' if given and given > 1 else ''
+    raise ValueError(
+        f'One image{among}: thresholds take at least 2, each scored by a model of the others. Give more '
+        'good images. One allows a model without thresholds (--folds 0, or false_alarm_rate=None in Python), '
+        'which gives scores and heatmaps, and no decisions until --threshold of predict, or patchcore bank '
+        'calibrate with other good images, sets one.')
 
 
 def as_pair(size: tuple[int, ...]) -> tuple[int, int]:

@@ -80,6 +80,38 @@ class TestArriving:
     (tmp_path / 'today' / 'a.png').write_bytes(b'1')
     assert _take(generator, 0.3) == ['a.png']
 
+  def test_a_folder_is_looked_at_with_all_below(self, tmp_path):
+    (tmp_path / '.hidden').mkdir()
+    (tmp_path / '.hidden/a.png').write_bytes(b'1')
+    (tmp_path / 'loop').symlink_to('.')
+    generator, _ = _start(tmp_path)
+    assert _take(generator, 0.1) == []
+    (tmp_path / 'today/line[2]').mkdir(parents=True)
+    (tmp_path / 'today/line[2]/a.png').write_bytes(b'1')
+    (tmp_path / 'b.png').write_bytes(b'1')
+    assert _take(generator, 0.3) == ['b.png', 'a.png']
+
+  def test_what_looks_like_images_and_is_not_read_is_told_once(self, tmp_path):
+    said = []
+    generator, _ = _start(tmp_path, notify=said.append)
+    for name in ('a.avi', 'b.txt', 'c.heic'):
+      (tmp_path / name).write_bytes(b'1')
+    assert _take(generator, 0.3) == []
+    assert said == ['not read, because of their names: 1 .avi video (a.avi), 1 .heic (c.heic).']
+    (tmp_path / 'd.avi').write_bytes(b'1')
+    assert _take(generator, 0.2) == [] and said[1:] == [
+        'not read, because of their names: 1 .avi video (d.avi).']
+
+  def test_what_is_left_at_the_end_is_told(self, tmp_path):
+    said = []
+    for name in 'abc':
+      (tmp_path / f'{name}.png').write_bytes(b'1')
+    generator, stop = _start(tmp_path, notify=said.append)
+    assert next(path for path in generator if path is not None).endswith('a.png')
+    stop.set()
+    assert list(generator) == []
+    assert said == [f'2 images have arrived and not been looked at, such as {tmp_path / "b.png"}.']
+
   def test_ends_after_its_time_and_when_it_is_stopped(self, tmp_path):
     began = time.monotonic()
     assert set(_start(tmp_path, seconds=0.2)[0]) == {None}

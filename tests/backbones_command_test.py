@@ -19,6 +19,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE',
                         server.endpoint + '/{repo_id}/resolve/{revision}/{filename}')
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
+    monkeypatch.setitem(sys.modules, checkpoints.find(checkpoints.OFFLINE).module, None)
     yield server
 
 

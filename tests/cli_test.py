@@ -95,11 +95,14 @@ _COMMANDS = {
 _LEFT_OUT = {
     # There are no masks, and the images are an argument.
     'fit': {'preprocess': {'mask_resize', 'mask_threshold'},
-            'data': {'source', 'root', 'categories', 'shots', 'draw'}},
+            'data': {'source', 'root', 'categories', 'good', 'shots', 'draw'}},
     # --layout and an argument; banks of a measurement keep no images.
     'evaluate': {'data': {'source', 'root'}, 'fit': {'keep_images'}}}
 _OTHER_DEFAULTS = {
-    ('backbone', 'name'): 'auto', ('embedding', 'kind'): 'auto', ('fit', 'data', 'on_error'): 'skip'}
+    ('backbone', 'name'): 'auto', ('embedding', 'kind'): 'auto', ('fit', 'data', 'on_error'): 'skip',
+    ('fit', 'patchcore', 'ratio'): 0.0,  # a bank that is large enough; experiments have the paper's ratios
+    # All of each image, which needs no numbers; experiments keep the paper's crop.
+    ('fit', 'preprocess', 'resize'): (), ('fit', 'preprocess', 'crop'): ()}
 
 
 def _fields():

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def _folder(path):
   if not path.is_dir():
     pytest.skip(f'REFERENCE DATA ABSENT: {path}; this check did not run')
   return path
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forgetful():
+  """Frees the programs that a module compiled: together they would take many gigabytes."""
+  yield
+  jax = sys.modules.get('jax')
+  if jax is not None:
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

@@ -1,16 +1,21 @@
 """`patchcore evaluate`, `patchcore demo` and `pc.evaluate` measure what experiments.mvtec measures."""
 
+import html
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import warnings
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import patchcore_jax as pc
 from experiments import mvtec
+from patchcore_jax.banks import store
 from patchcore_jax.builtin import synthetic
 from patchcore_jax.cli import main
 from patchcore_jax.detectors import PaDiM, PatchCore
@@ -18,7 +23,7 @@ from patchcore_jax.evaluation import Settings, evaluate, experiment
 from patchcore_jax.evaluation.data import located
 from patchcore_jax.report import results
 from patchcore_jax.settings import BackboneSpec, CoresetSpec, DataSpec, EmbeddingSpec, Preprocessing
-from tests import conftest, plates, small
+from tests import command, conftest, drawn_files, plates, small
 
 # A network that compiles quickly.
 FIELDS = {
@@ -139,6 +144,143 @@ class TestFunction:
       evaluate(pristine, layout='cloud')
     with pytest.raises(ValueError, match=r'ratios=\(0.1,\): PaDiM has no coreset'):
       evaluate(pristine, detector=PaDiM(), ratios=(0.1,))
+
+
+class TestWhatNumbersHide:
+  """Each is told by the command, by Python and on the page."""
+
+  FLAGS = (*FLAGS[1:-2], '--detector=padim', '--padim-num-dims=5', '--gallery=0')
+
+  @pytest.fixture
+  def data(self, pristine, tmp_path):
+    shutil.copytree(pristine / 'bolt', tmp_path / 'bolt')
+    return tmp_path / 'bolt'
+
+  def _told(self, data, tmp_path, **settings):
+    """What the command says of the category; Python and the page must say the same."""
+    done = command.done('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS)
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter('always')
+      (row,) = evaluate(data, detector=PaDiM(5), backbone='tests.small:backbone', batch_size=4,
+                        preprocessing=Preprocessing((64,), crop=(56,)))
+    lines = [str(w.message) for w in caught if str(w.message).startswith('bolt: ')]
+    assert lines == [line for line in done.splitlines() if line in lines]
+    page = html.unescape((tmp_path / 'run/report.html').read_text())
+    assert all(line in page for line in lines)
+    assert row == results.read_csv(tmp_path / 'run/results.csv')[0] | {k: row[k] for k in plates.TIMINGS}
+    return lines, row
+
+  def test_what_is_not_inspected_alone(self, data, tmp_path):
+    lines, row = self._told(data, tmp_path)
+    assert lines == ['bolt: 36 % of each image is not inspected, because of preprocess.crop=56.']
+    assert row['num_leaked'] == 0
+
+  def test_leaks_whatever_the_file(self, data, tmp_path):
+    shutil.copy(data / 'train/good/000.png', data / 'test/good/copied.png')
+    with Image.open(data / 'train/good/001.png') as image:
+      image.save(data / 'test/good/saved.bmp')
+      image.save(data / 'test/spot/saved.tif', compression='tiff_lzw')
+    shutil.copy(data / 'ground_truth/spot/000_mask.png', data / 'ground_truth/spot/saved_mask.png')
+    lines, row = self._told(data, tmp_path)
+    assert row['num_leaked'] == 3 and row['num_test'] == 11
+    leaked, contradiction = lines[1:]
+    assert leaked.startswith(
+        'bolt: 3 of 11 test images are training images: 2 in test/good, 1 in test/spot; test/good/copied.png '
+        'is train/good/000.png.')
+    assert contradiction.startswith(
+        'bolt: 1 test image is both good and anomalous: test/good/saved.bmp is test/spot/saved.tif.')
+
+  def test_leaks_into_a_bank_of_before(self, data, tmp_path):
+    shutil.copy(data / 'train/good/000.png', data / 'test/good/copied.png')
+    flags = ('evaluate', data, '--out', tmp_path / 'run', *FLAGS[1:], '--gallery=0')
+    before = command.done(*flags)
+    (tmp_path / 'run/results.csv').unlink()
+    assert '1 of 9 test images are training images' in before and 'coreset' in before
+    after = command.done(*flags)
+    assert '1 of 9 test images are training images' in after and 'coreset' not in after
+
+  def test_odd_masks(self, data, tmp_path):
+    for i in (0, 2):
+      Image.new('L', (72, 60), 255 * (i == 2)).save(data / f'ground_truth/spot/{i:03}_mask.png')
+    lines, _ = self._told(data, tmp_path)
+    assert lines[0] == (
+        'bolt: odd masks: 1 empty: spot/000_mask.png; 1 marking more than half of the image (inverted?): '
+        'spot/002_mask.png.')
+
+  def test_a_mask_of_another_size_is_refused_before_the_work(self, data, tmp_path):
+    Image.new('L', (36, 30), 255).save(data / 'ground_truth/spot/000_mask.png')
+    error = command.refused('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS)
+    assert '000_mask.png is 36 x 30 pixels' in error and not (tmp_path / 'run').exists()
+    done = command.done('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS, '--on-error=skip')
+    assert 'skipped: The mask ' in done
+
+  def test_no_good_image_or_none_else(self, data, tmp_path):
+    shutil.rmtree(data / 'test/good')
+    lines, row = self._told(data, tmp_path)
+    assert any('no good image in' in line for line in lines) and row['image_auroc'] is None
+    shutil.move(data / 'test/spot', data / 'test/good')
+    shutil.rmtree(data / 'test/hole')
+    shutil.rmtree(tmp_path / 'run')
+    lines, row = self._told(data, tmp_path)
+    assert any('all test images count as good' in line for line in lines) and row['image_auroc'] is None
+
+  def test_folders_of_good_parts_by_other_names(self, data, tmp_path):
+    expected, _ = self._told(data, tmp_path)
+    rows = results.read_csv(tmp_path / 'run/results.csv')
+    (data / 'train/good').rename(data / 'train/OK')
+    (data / 'test/good').rename(data / 'test/Gut')
+    shutil.rmtree(tmp_path / 'run')
+    lines, row = self._told(data, tmp_path)
+    assert measured([row]) == measured(rows) and lines != expected
+    assert any(str(data / 'train/OK') in line and str(data / 'test/Gut') in line for line in lines)
+
+  def test_folders_that_are_no_category(self, data, tmp_path):
+    shutil.copytree(data / 'test/spot', tmp_path / 'nut/test/spot')
+    (tmp_path / 'texts').mkdir()
+    done = command.done('evaluate', tmp_path, '--out', tmp_path / 'run', *self.FLAGS)
+    assert 'no category, for lack of a folder train with good parts: nut (2 images).' in done.splitlines()
+
+  def test_hidden_files_are_no_data(self, data, tmp_path):
+    expected, row = self._told(data, tmp_path)
+    for folder in ('train/good', 'test/good', 'test/spot', 'test', 'ground_truth/spot'):
+      (data / folder / '.ipynb_checkpoints').mkdir()
+      shutil.copy(data / 'test/good/000.png', data / folder / '.ipynb_checkpoints/000-checkpoint.png')
+      (data / folder / '._000.png').write_bytes(bytes(50))
+    shutil.rmtree(tmp_path / 'run')
+    lines, again = self._told(data, tmp_path)
+    assert measured([again]) == measured([row]) and set(expected) <= set(lines)
+
+  def test_transparency(self, data, tmp_path):
+    path = data / 'test/good/000.png'
+    with Image.open(path) as image:
+      image.putalpha(100)
+      image.save(path)
+    lines, _ = self._told(data, tmp_path)
+    assert lines[0] == (
+        'bolt: 1 image has transparency: what is transparent is laid on the colour 255,255,255 '
+        '(--background).')
+
+  def test_bands_that_nobody_chose_are_refused_before_the_work(self, data, tmp_path):
+    for path in data.glob('t*/*/*.png'):
+      path.unlink()
+      path.with_suffix('.tif').write_bytes(drawn_files.tiff([np.ones((60, 72, 5), np.uint8)]))
+    error = command.refused('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS)
+    assert '5 bands' in error and '--bands' in error and not (tmp_path / 'run').exists()
+    command.done('evaluate', data, '--out', tmp_path / 'run', *self.FLAGS, '--bands=3,4,5')
+
+  def test_the_range_of_deep_files(self, data, tmp_path):
+    for path in data.glob('t*/*/*.png'):  # 8 bits, as a camera of 12 bits gives them
+      with Image.open(path) as image:
+        Image.fromarray(1000 + np.asarray(image.convert('L')).astype(np.uint16)).save(path)
+    Image.fromarray(np.full((60, 72), 5000, np.uint16)).save(data / 'test/hole/001.png')
+    said = command.done(
+        'evaluate', data, '--out', tmp_path / 'run', *FLAGS[1:], '--gallery=4', '--keep-errors')
+    assert '6 images have more than 8 bits: values from' in said
+    assert 'bolt: up to 100 % of the pixels of a test image lie outside' in said
+    low, high = store.restore(tmp_path / 'run/banks/bolt').description.preprocessing.value_range
+    assert 900 < low < 1100 and 1150 < high < 1300
+    (row, _) = results.read_csv(tmp_path / 'run/results.csv')
+    assert row['image_auroc'] > 0.9  # of 257 values each, full range to full range, 1 would be left
 
 
 class TestSettings:

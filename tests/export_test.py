@@ -16,12 +16,12 @@ from PIL import Image
 from patchcore_jax import backbones, inspection
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import to_json
-from patchcore_jax.data import preprocess
+from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Run
 from patchcore_jax.export import folder, program, run
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
-from tests import small
+from tests import small, tiff
 
 PREPROCESSING = Preprocessing(resize=(26,), crop=(32, 24))
 CAMERA = 50, 38  # height, width of frames that become 32 x 24
@@ -151,6 +151,9 @@ class TestWrite:
     want = predicted(inspector, images)
     assert [row[3] for row in rows] == names
     np.testing.assert_allclose([float(row[0]) for row in rows], want.image, rtol=1e-5)
+    share = round(100 * preprocess.not_inspected(*CAMERA, PREPROCESSING))
+    assert share and result.stderr.count(f'{share} % of 0.png is not inspected') == 1
+    assert result.stderr.count('not inspected') == 1
     alarms = want.image >= inspector.calibration.image_threshold
     assert [row[2] for row in rows] == ['ANOMALOUS' if alarm else 'good' for alarm in alarms]
     np.testing.assert_allclose(np.load(tmp_path / 'maps/4_4.npy'), want.map[4], rtol=1e-5)
@@ -209,7 +212,7 @@ class TestOtherMethods:
         text=True)
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1] == (
-        'This program scores whole images and makes no maps: leave out --maps.')
+        'error: this program scores whole images and makes no maps: leave out --maps.')
 
   def test_with_a_step_on_the_host_cannot(self, tmp_path):
     networks = (backbones.create('tests.small:backbone'),)
@@ -280,21 +283,76 @@ class TestRunScript:
     as_json = json.loads(json.dumps(to_json(preprocessing)))
     np.testing.assert_array_equal(
         run.prepare(image, as_json), preprocess.transform(image, preprocessing))
+    assert run.left_out(image, as_json) == pytest.approx(preprocess.not_inspected(*size, preprocessing))
+
+  @pytest.mark.parametrize('kind', ['gray16', 'floats', 'rgba', 'la', 'palette', 'turned', 'cmyk', 'L'])
+  def test_reads_as_the_package(self, kind, tmp_path):
+    """Range, background and orientation count as they do where the model was made."""
+    rng = np.random.default_rng(1)
+    preprocessing = Preprocessing(
+        resize=(), crop=(), value_range=(100.0, 300.5) if kind in ('gray16', 'floats') else (),
+        background=(250, 3, 90))
+    rgba, exif = Image.fromarray(rng.integers(0, 256, (9, 12, 4), np.uint8)), Image.Exif()
+    exif[0x0112] = 6
+    image, arguments = {
+        'gray16': (Image.fromarray(rng.integers(0, 400, (9, 12), np.uint16)), {}),
+        'floats': (Image.fromarray(rng.normal(200, 100, (9, 12)).astype(np.float32)), {}),
+        'rgba': (rgba, {}), 'la': (rgba.convert('LA'), {}),
+        'palette': (rgba.convert('RGB').quantize(8), {'transparency': 2}),
+        'turned': (rgba.convert('RGB'), {'exif': exif}), 'cmyk': (rgba.convert('RGB').convert('CMYK'), {}),
+        'L': (rgba.convert('L'), {})}[kind]
+    path = tmp_path / ('i.tif' if kind in ('floats', 'cmyk') else 'i.png')
+    image.save(path, **arguments)
+    want = decoding.decode(path, preprocessing)
+    shape = list(np.asarray(want.image).shape)
+    got, outside, left_out = run.read(path, {
+        'preprocess': json.loads(json.dumps(to_json(preprocessing))), 'camera': None,
+        'input': {'shape': ['b', *shape]}})
+    np.testing.assert_array_equal(got, want.image)
+    assert left_out == 0
+    assert outside == pytest.approx(want.outside) and (outside > 0) == (kind in ('gray16', 'floats'))
 
   def test_errors(self, of_camera, tmp_path):
     description = json.loads((of_camera / 'description.json').read_text())
     Image.new('RGB', (9, 9)).save(tmp_path / 'small.png')
-    with pytest.raises(SystemExit, match='9 x 9 pixels, expected 38 x 50'):
+    with pytest.raises(ValueError, match='9 x 9 pixels, expected 38 x 50'):
       run.read(tmp_path / 'small.png', description)
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / 'deep.png')
-    with pytest.raises(SystemExit, match='8 bits'):
-      run.read(tmp_path / 'deep.png', description)
+    with pytest.raises(ValueError, match='8.1e-05 megapixels; allowed are 8e-05'):
+      run.read(tmp_path / 'small.png', description, 80)
+    Image.fromarray(small.images(1)[0]).save(tmp_path / 'cut.png')
+    (tmp_path / 'cut.png').write_bytes((tmp_path / 'cut.png').read_bytes()[:200])
+    with pytest.raises(ValueError, match='cut.png cannot be read'):
+      run.read(tmp_path / 'cut.png', description)
     copy = shutil.copytree(of_camera, tmp_path / 'copy')
     with open(copy / 'program.jax', 'r+b') as file:
       file.seek(1000)
       file.write(b'changed')
     with pytest.raises(SystemExit, match='damaged or changed'):
       run.load(copy)
+    (copy / 'description.json').unlink()
+    with pytest.raises(SystemExit, match='no complete export'):
+      run.load(copy)
+
+  def test_what_it_cannot_read_is_one_line_each(self, of_camera, tmp_path):
+    """Nothing is dropped unsaid: what the package reads and this does not is refused, and the rest scored."""
+    good = Image.fromarray(small.images(1)[0]).resize(CAMERA[::-1])
+    good.save(tmp_path / 'good.png')
+    good.save(tmp_path / 'pages.tif', save_all=True, append_images=[good])
+    tiff.write(tmp_path / 'five.tif', np.zeros((*CAMERA, 5), np.uint8))
+    tiff.write(tmp_path / 'deep.tif', np.zeros((*CAMERA, 3), np.uint16))
+    Image.fromarray(np.zeros(CAMERA, np.float32)).save(tmp_path / 'float.tif')
+    (tmp_path / 'text.png').write_text('text')
+    names = ['pages.tif', 'five.tif', 'deep.tif', 'float.tif', 'text.png', 'none.png', 'good.png']
+    result = subprocess.run(
+        [sys.executable, of_camera / 'run.py', *names], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert [line.split()[-1] for line in result.stdout.splitlines()] == ['good.png']
+    said = [line for line in result.stderr.splitlines() if line.startswith('not scored: ')]
+    words = ['has 2 pages', 'has 5 bands', 'has 16 bits a colour', '32-bit values', 'cannot be read',
+             'No such file']
+    assert len(said) == len(words) and 'Traceback' not in result.stderr
+    for line, name, word in zip(said, names, words, strict=False):
+      assert name in line and word in line
 
 
 class TestBinary:

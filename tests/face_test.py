@@ -317,13 +317,17 @@ class TestUpkeep:
     assert now < was
 
   def test_append_of_files(self, folder, of_files):
-    larger = of_files.append(folder / 'new')
+    with pytest.raises(pc.NotAccepted, match='--accept (0.png,1.png|1.png,0.png)'):
+      of_files.append(folder / 'new')  # parts with holes
+    larger = of_files.append(folder / 'new', accept='all')
     assert larger.model.description.images[-1] == str(folder / 'new/1.png')
     assert not larger.inspect(folder / 'new/1.png').score > of_files.inspect(folder / 'new/1.png').score
 
   def test_calibrate(self, of_arrays):
     held_out = small.images(10, seed=11)
-    again = of_arrays.calibrate(held_out, false_alarm_rate=0.1)
+    with pytest.raises(pc.NotAccepted, match=r'images\[2\]'):
+      of_arrays.calibrate(held_out, false_alarm_rate=0.1)
+    again = of_arrays.calibrate(held_out, false_alarm_rate=0.1, accept='images[2]')
     assert again.calibration.method == 'held out' and len(again.calibration.image_scores) == 10
     alarms = [finding.anomalous for finding in again.inspect(held_out)]
     assert sum(alarms) <= 1
@@ -382,8 +386,23 @@ def test_a_method_by_its_name():
 def test_what_a_folder_passes_by_is_warned_of(folder, of_files, tmp_path):
   good = shutil.copytree(folder / 'good', tmp_path / 'parts/good')
   (good / 'notes.txt').write_text('')
+  shutil.copytree(folder / 'good', good.parent / 'new')
+  images = sum(path.suffix == '.png' for path in good.iterdir())
   with pytest.warns(UserWarning) as told:
     found = list(of_files.inspect(good.parent))
-  assert len(found) == sum(path.suffix == '.png' for path in good.iterdir())
-  assert [str(w.message).partition(':')[0] for w in told] == [
-      f'{good.parent} itself holds no images', 'not read, because of their names']
+  assert len(found) == 2 * images  # below the folder all are looked at
+  assert str(told[0].message).startswith('not read, because of their names: 1 .txt (good/notes.txt)')
+  with pytest.warns(UserWarning) as told:
+    made = pc.fit(good.parent, detector=DETECTOR, backbone=NAMED, preprocessing=PREPROCESSING)
+  assert len(made.model.description.images) == images  # a fit takes the good ones
+  lines = [str(w.message) for w in told]
+  assert f'taken: {good}. Not read, beside it: new ({images})' in lines
+
+
+def test_each_page_of_a_file_is_an_image(of_files, folder, tmp_path):
+  pages = [Image.open(path).convert('RGB') for path in sorted((folder / 'good').glob('*.png'))[:3]]
+  pages[0].save(tmp_path / 'stack.tif', save_all=True, append_images=pages[1:])
+  for images in (tmp_path / 'stack.tif', tmp_path, [tmp_path / 'stack.tif']):
+    found = list(of_files.inspect(images))
+    assert [f.path for f in found] == [f'{tmp_path}/stack.tif#{i}' for i in (1, 2, 3)]
+  assert of_files.inspect(f'{tmp_path}/stack.tif#2').score == found[1].score

@@ -48,9 +48,10 @@ def test_python_files_and_http_say_the_same(detector, tmp_path):
   finding, row, cells, answer = _same_everywhere(small.inspector(detector), tmp_path)
   assert isinstance(finding, Finding)
   expected = json.loads(json.dumps(finding.to_json()))
-  # Files: the finding, between the path and the pictures.
+  # Files: the finding, between the path and the pictures, and when it was written.
+  assert row.pop('time') == cells.pop('time')
   assert row == {'path': str(tmp_path / 'part.png')} | expected | dict.fromkeys(
-      ('overlay', 'map', 'why', 'error'))
+      ('overlay', 'map', 'mask', 'why', 'error'))
   # HTTP: the finding, but for where training images lay.
   if finding.nearest:
     assert expected['nearest']['image'].startswith('/line/good/')
@@ -65,7 +66,10 @@ def test_python_files_and_http_say_the_same(detector, tmp_path):
       **dict(zip(('x', 'y'), expected['centroid'] or (None, None))),
       'nearest_image': expected['nearest'] and expected['nearest']['image'],
       **_columns('nearest_', expected['nearest_box']),
-      **dict.fromkeys(('overlay', 'map', 'why', 'error'))}
+      **dict.fromkeys(('overlay', 'map', 'why', 'error', 'mask')),
+      'regions': None if (found := expected['regions']) is None else len(found),
+      'area': None if found is None else sum(region['area'] for region in found),
+      **{k: expected[k] for k in ('not_inspected', 'outside_range', 'reason', 'note')}}
   assert cells == {k: '' if v is None else str(v) for k, v in in_columns.items()}
 
 
@@ -128,13 +132,57 @@ class TestFind:
     assert (own.decision, own.threshold, own.calibrated_score) == ('anomalous', 3.5, 0.5)
     assert own.p_value == found.p_value
 
+  def test_all_regions_are_listed_and_small_ones_may_be_ignored(self, inspector, scores):
+    scores.map[1, 20:30, 10:20] = 2.5
+    found = inspection.find(inspector, scores, 1, (50, 40))
+    assert [(r.box, r.area, r.maximum) for r in found.regions] == [
+        ((18, 29, 28, 39), 100, 2.5), ((12, 19, 18, 23), 24, 3.0)]
+    assert found.box == (12, 19, 18, 23)  # of the most anomalous one
+    assert (found.anomalous, found.reason) == (True, '')
+    large = inspection.find(inspector, scores, 1, (50, 40), min_area=25)
+    assert (large.regions, large.box) == (found.regions[:1], found.regions[0].box)
+    assert (large.anomalous, large.reason) == (True, '')  # nothing rests on it
+    none = inspection.find(inspector, scores, 1, (50, 40), min_area=101)
+    assert (none.regions, none.decision) == ((), 'good')
+    assert none.reason == 'no region has 101 pixels, the largest of 2 has 100'
+
+  def test_an_image_without_a_region_is_never_good_for_its_size(self, inspector, scores):
+    """The score reaches its threshold, and no pixel reaches that of pixels: nothing is known to be small."""
+    scores.map[1] = 0
+    found = inspection.find(inspector, scores, 1, (50, 40), min_area=101)
+    assert (found.regions, found.decision, found.reason) == ((), 'anomalous', '')
+
+  def test_more_pixels_outside_of_the_range_than_in_training_are_anomalous(self, inspector, scores):
+    usual = dataclasses.replace(inspector, model=inspector.model.with_description(outside_range=0.02))
+    for outside, expected in ((0.0, 'good'), (0.02, 'good'), (0.03, 'anomalous')):
+      found = inspection.find(usual, scores, 0, (50, 40), outside=outside)
+      assert (found.decision, found.outside_range) == (expected, outside)
+      assert ('3 % of the pixels lie outside' in found.reason) == (expected == 'anomalous')
+    found = inspection.find(usual, scores, 1, (50, 40), outside=0.03, min_area=1e6)
+    assert found.decision == 'anomalous'  # a small region does not excuse it
+    # Without a threshold there are no decisions.
+    bare = dataclasses.replace(usual, model=usual.model.with_description(calibration=None))
+    assert inspection.find(bare, scores, 0, (50, 40), outside=0.03).anomalous is None
+
+  def test_python_ignores_regions_too(self):
+    image = parts(24)[-1]
+    inspector = small.inspector()
+    assert inspector.inspect(image).anomalous
+    assert inspector.inspect(image, min_area=1e6).decision == 'good'
+    bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
+    with pytest.raises(ValueError, match='no pixel threshold'):
+      bare.inspect(image, min_area=1)
+
   def test_what_is_not_known_is_none(self, inspector):
     bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
     found = inspection.find(bare, Scores(np.float32([2.0])), 0, (50, 40))
-    assert found == Finding((40, 50), 2.0) and found.decision is None
+    # 24 x 32 of 40 x 50 pixels are seen, which the geometry tells.
+    assert found == Finding((40, 50), 2.0, not_inspected=pytest.approx(1 - 24 * 32 / 2000))
+    assert found.decision is None
+    known = {'score': 2.0, 'image_size': [40, 50], 'not_inspected': found.not_inspected,
+             'outside_range': 0.0, 'reason': '', 'note': ''}
     values = found.to_json()
-    assert (values.pop('score'), values.pop('image_size')) == (2.0, [40, 50])
-    assert set(values.values()) == {None} and 'map' not in values
+    assert {k: v for k, v in values.items() if v is not None} == known and 'map' not in values
 
   def test_a_model_of_arrays_takes_images_as_they_come(self, inspector, scores):
     arrays = dataclasses.replace(inspector, model=inspector.model.with_description(preprocessing=None))

@@ -15,7 +15,7 @@ from patchcore_jax.backbones import simulation
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.cli import fit
-from patchcore_jax.data import folder, survey
+from patchcore_jax.data import folder, image_files, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
@@ -126,13 +126,17 @@ class TestFit:
     (root / 'text.png').write_text('not an image')
     Image.new('L', (300, 40), 128).save(root / 'flat.jpg')
     shutil.copy(root / '00.png', root / 'copy.png')
-    bank, told = _fit(root, tmp_path / 'b', folds=0)
+    asked = command.run('fit', root, '--out', tmp_path / 'b', *command.flags(folds=0))
+    assert asked.code == 1 and '300 x 40 pixels, and the others are about 72 x 60' in asked.err
+    assert '--accept flat.jpg' in asked.err and not (tmp_path / 'b').exists()
+    bank, told = _fit(root, tmp_path / 'b', folds=0, accept='flat.jpg')
     assert bank.description.num_images == 14 and bank.description.num_skipped == 2
     assert 'equal files' in told and 'copy.png' in told
     assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
     assert '14 of 16 images were used, 2 could not be read' in told
     assert bank.description.calibration is None
-    refused = command.refused('fit', root, '--out', tmp_path / 'c', *command.flags(on_error='raise'))
+    refused = command.refused(
+        'fit', root, '--out', tmp_path / 'c', *command.flags(on_error='raise', accept='all'))
     assert 'Cannot read' in refused and not (tmp_path / 'c').exists()
 
   def test_a_folder_of_unreadable_files_names_them(self, fitted, tmp_path):
@@ -444,21 +448,9 @@ class TestSurvey:
     Image.new('RGB', (41, 30)).save(tmp_path / 'wide.png')
     (tmp_path / 'bad.png').write_bytes(b'?')
     shutil.copy(tmp_path / '03.png', tmp_path / 'twin.png')
-    found = survey.survey(folder.find_images(tmp_path))
+    found = survey.survey(image_files.find_images(tmp_path))
     assert found.sizes == {(40, 30): 32, (41, 30): 1} and found.modes == {'RGB': 32, 'L': 1}
     assert [(os.path.basename(p), why) for p, why in found.odd] == [
         ('gray.png', 'mode L'), ('wide.png', '41 x 30 pixels')]
     assert [[os.path.basename(p) for p in g] for g in found.duplicates] == [['03.png', 'twin.png']]
     assert [os.path.basename(p) for p, _ in found.unreadable] == ['bad.png']
-
-
-class TestFindImages:
-
-  def test_where_they_are_looked_for(self, tmp_path):
-    for name in ('a/train/good/1.png', 'b/good/2.jpg', 'c/3.bmp', 'c/train/good/4.png'):
-      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-      (tmp_path / name).touch()
-    names = {k: [os.path.basename(p) for p in folder.find_images(tmp_path / k)] for k in 'abc'}
-    assert names == {'a': ['1.png'], 'b': ['2.jpg'], 'c': ['3.bmp']}
-    assert len(folder.find_images(str(tmp_path / '**/*.png'))) == 2
-    assert folder.find_images(tmp_path / 'c/3.bmp') == [str(tmp_path / 'c/3.bmp')]

@@ -1,8 +1,11 @@
 """Folders in MVTec layout."""
 
 import pytest
+from PIL import Image
 
 from patchcore_jax.data import folder
+from patchcore_jax.evaluation import data
+from patchcore_jax.settings import DataSpec
 
 
 @pytest.fixture
@@ -73,15 +76,127 @@ class TestLoadCategory:
       folder.MVTEC.load_category(root, 'bolt')
 
 
-def test_what_is_passed_by_is_told(tmp_path):
-  for name in ('good/a.png', 'bent/b.png', 'texts/c.txt', 'out/overlays/d.png'):
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_bytes(b'')
-  first, second = folder.left_out(tmp_path, folder.find_images(tmp_path), tmp_path / 'out')
-  assert first == f'{tmp_path} itself holds no images: those of {tmp_path / "good"} are taken'
-  assert second.startswith('not looked into: bent. ') and f"'{tmp_path}/**/*.png'" in second
-  assert folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent')) == []
-  for name in ('b.gif', 'noext', '.hidden'):
-    (tmp_path / 'bent' / name).write_bytes(b'')
-  (line,) = folder.left_out(tmp_path / 'bent', folder.find_images(tmp_path / 'bent'))
-  assert line.startswith('not read, because of their names: 2 files, such as b.gif; images are png jpg')
+def _touch(root, *names):
+  for name in names:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).touch()
+
+
+def _seen(category, root):
+  """(train, test) as (path below root, label, kind)."""
+  return tuple([(e.image_path.removeprefix(f'{root}/'), e.label, e.defect) for e in split]
+               for split in (category.train, category.test))
+
+
+class TestGoodFolders:
+
+  @pytest.mark.parametrize('train, test, told', [
+      ('good', 'good', False), ('OK', 'OK', True), ('good', 'Good', True), ('Normal', 'ok', True)])
+  def test_usual_names_are_known_and_told(self, train, test, told, tmp_path):
+    _touch(tmp_path, f'a/train/{train}/0.png', f'a/test/{test}/1.png', 'a/test/NG/2.png')
+    assert folder.MVTEC.list_categories(tmp_path) == ['a']
+    category = folder.MVTEC.load_category(tmp_path, 'a')
+    seen = _seen(category, tmp_path / 'a')
+    assert seen[0] == [(f'train/{train}/0.png', 0, 'good')]
+    assert sorted(seen[1]) == sorted([('test/NG/2.png', 1, 'NG'), (f'test/{test}/1.png', 0, 'good')])
+    assert category.notes == (
+        (f'good parts are those in {tmp_path}/a/train/{train}, {tmp_path}/a/test/{test}',) if told else ())
+
+  def test_own_names(self, tmp_path):
+    _touch(tmp_path, 'a/train/golden/0.png', 'a/test/Golden/1.png', 'a/test/good/2.png')
+    with pytest.raises(ValueError, match=r'train has images, and no folder .*, found golden. .*--good NAME'):
+      folder.MVTEC.list_categories(tmp_path)
+    with pytest.raises(ValueError, match='train has images'):
+      folder.MVTEC.load_category(tmp_path, 'a')
+    layout = folder.FolderLayout(good=('golden',))
+    assert layout.list_categories(tmp_path) == ['a']
+    category = layout.load_category(tmp_path, 'a')
+    assert [e.label for e in category.test] == [0, 1] and category.notes == ()
+
+  def test_no_category_is_dropped_in_silence(self, root):
+    _touch(root, 'odd/train/parts/0.png', 'notes/readme.txt')
+    with pytest.raises(ValueError, match=r'odd/train has images, and no folder of good parts.*found parts'):
+      folder.MVTEC.list_categories(root)
+
+  def test_several_in_a_split_all_count_and_are_told(self, tmp_path):
+    _touch(tmp_path, 'a/train/good/0.png', 'a/test/good/1.png', 'a/test/OK/2.png', 'a/test/NG/3.png')
+    category = folder.MVTEC.load_category(tmp_path, 'a')
+    assert [e.label for e in category.test] == [1, 0, 0]
+    (note,) = category.notes
+    assert note.endswith(f'{tmp_path}/a/test/OK, {tmp_path}/a/test/good')
+
+  def test_none_in_the_test_split_is_told(self, tmp_path):
+    _touch(tmp_path, 'a/train/good/0.png', 'a/test/bent/1.png', 'a/test/fine/2.png')
+    (note,) = folder.MVTEC.load_category(tmp_path, 'a').notes
+    assert note.startswith('no good image in ') and 'all of bent, fine count as defective' in note
+
+
+class TestWhatIsNoData:
+
+  def test_hidden_folders_are_no_kinds_and_no_categories(self, root):
+    before = folder.MVTEC.load_category(root, 'nut')
+    _touch(root, 'nut/test/.ipynb_checkpoints/0-checkpoint.png', 'nut/train/good/.ipynb_checkpoints/a.png',
+           'nut/test/bent/._0.png', 'nut/test/__MACOSX/0.png', '__MACOSX/train/good/0.png',
+           '.cache/train/good/0.png', 'nut/ground_truth/.ipynb_checkpoints/0_mask.png',
+           'nut/ground_truth/bent/._0_mask.png')
+    after = folder.MVTEC.load_category(root, 'nut')
+    assert after[:4] == before[:4] and folder.MVTEC.list_categories(root) == ['bolt', 'nut']
+    (note,) = after.notes
+    assert note.startswith('not read, hidden: 5 (')
+
+  def test_what_is_not_read_is_told(self, root):
+    _touch(root, 'nut/validation/good/0.png', 'nut/train/bad/1.png', 'nut/test/loose.png',
+           'nut/test/bent/c.avi')
+    unread, hidden, others = folder.MVTEC.load_category(root, 'nut').notes
+    assert unread == 'not read: test (1), train/bad (1), validation/good (1)'
+    assert hidden == 'not read, hidden: 1 (train/good/.hidden.png)'
+    assert others == 'not read, because of their names: 1 .avi video (test/bent/c.avi)'
+
+
+class TestDeeperAndPages:
+
+  def test_images_below_a_kind_have_masks_in_the_same_folders(self, tmp_path):
+    _touch(tmp_path, 'a/train/good/x/0.png', 'a/test/bent/cam1/1.png', 'a/test/bent/cam2/1.png',
+           'a/ground_truth/bent/cam1/1_mask.png', 'a/ground_truth/bent/cam2/1_MASK.PNG')
+    category = folder.MVTEC.load_category(tmp_path, 'a')
+    assert _seen(category, tmp_path / 'a')[0] == [('train/good/x/0.png', 0, 'good')]
+    masks = [e.mask_paths[0].removeprefix(f'{tmp_path}/a/ground_truth/bent/') for e in category.test]
+    assert masks == ['cam1/1_mask.png', 'cam2/1_MASK.PNG']
+    assert not category.unused_masks
+    (tmp_path / 'a/ground_truth/bent/cam2/1_MASK.PNG').unlink()
+    with pytest.raises(ValueError, match='No mask for .*cam2/1.png: expected .*bent/cam2/1_mask.png'):
+      folder.MVTEC.load_category(tmp_path, 'a')
+
+  def test_pages_are_images_and_have_the_same_pages_of_their_masks(self, tmp_path):
+    for name, pages in (('train/good/a.tif', 2), ('test/bent/b.tif', 3), ('ground_truth/bent/b_mask.tif', 3)):
+      (tmp_path / 'a' / name).parent.mkdir(parents=True, exist_ok=True)
+      images = [Image.new('L', (8, 6), i) for i in range(pages)]
+      images[0].save(tmp_path / 'a' / name, save_all=True, append_images=images[1:])
+    category = folder.MVTEC.load_category(tmp_path, 'a')
+    assert [e.image_path[-7:] for e in category.train] == ['a.tif#1', 'a.tif#2']
+    assert [(e.image_path[-7:], e.mask_paths[0][-12:]) for e in category.test] == [
+        (f'b.tif#{i}', f'b_mask.tif#{i}') for i in (1, 2, 3)]
+    assert not category.unused_masks
+    mask = tmp_path / 'a/ground_truth/bent/b_mask.tif'
+    Image.new('L', (8, 6)).save(mask)
+    with pytest.raises(ValueError, match='b_mask.tif has 1 page, and its image .*b.tif has 3: expected'):
+      folder.MVTEC.load_category(tmp_path, 'a')
+    mask.unlink()
+    _touch(tmp_path, *(f'a/ground_truth/bent/b#{i}_mask.png' for i in (1, 2, 3)))
+    assert [e.mask_paths[0][-12:] for e in folder.MVTEC.load_category(tmp_path, 'a').test] == [
+        f'b#{i}_mask.png' for i in (1, 2, 3)]
+
+
+class TestSetting:
+
+  def test_the_name_of_the_good_folder(self, tmp_path):
+    _touch(tmp_path, 'a/train/golden/0.png', 'a/test/golden/1.png', 'a/test/x/2.png', 'b/train/good/0.png',
+           'b/test/good/1.png')
+    spec = DataSpec(root=str(tmp_path), good=('golden', 'good'))
+    assert [c.name for c in data.load_categories(data.located(spec))] == ['a', 'b']
+    with pytest.raises(ValueError, match='--good NAME'):
+      data.located(DataSpec(root=str(tmp_path)))
+    chosen = data.located(DataSpec(root=str(tmp_path), categories=('b',)))  # the other one is no matter then
+    assert [c.name for c in data.load_categories(chosen)] == ['b']
+    with pytest.raises(ValueError, match="'visa' says by other means what is good"):
+      data.located(DataSpec('visa', str(tmp_path), good=('golden',)))

@@ -1,4 +1,4 @@
-"""Sends damaged images through decoding, preprocessing and the service, until the time is up.
+"""Sends damaged images through decoding, surveys, append, predict and the service, until the time is up.
 
     python -m tests.fuzz_decoding --seconds=600 --seed=1 --keep=FOLDER
 
@@ -6,9 +6,13 @@ Small images of every format and mode are changed where their structure is: head
 chunks, directories and their values, besides flipped bits, cuts and splices; checksums are made right
 again, so that a change gets past them. What fails one of these rules is kept, and makes the exit code 1:
 
-- `preprocess.read_image` and `transform` raise nothing but ValueError, the former nothing but ImageError,
+- `decoding.decode` and `preprocess.transform` raise nothing but ValueError, the former and what reads masks
+  and headers nothing but ImageError: with and without a value range, bands and a background, for each page,
+- an image is as large as its header says,
 - an image takes less than 2 s of the processor and 500 MB,
-- the service answers with JSON, 200 where the image can be read and 400, 413, 415 or 422 where it cannot.
+- the service answers with JSON, 200 where the page can be read and 400, 413, 415 or 422 where it cannot,
+- of a folder, every image that goes in is surveyed or named as unreadable, appended to a bank or named as
+  skipped, and predicted: a finding or an error.
 
 A crash or a hang of more than 30 s ends the process; the case is then in FOLDER/current.
 """
@@ -16,29 +20,44 @@ A crash or a hang of more than 30 s ends the process; the case is then in FOLDER
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import faulthandler
 import io
 import json
 import random
+import shutil
 import struct
 import sys
+import tempfile
 import time
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageSequence, PngImagePlugin
 
-from patchcore_jax.data import preprocess
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax import inspection
+from patchcore_jax.banks import store
+from patchcore_jax.data import decoding, image_files, preprocess, value_range
+from patchcore_jax.data.decoding import ImageError
+from patchcore_jax.data.survey import survey
+from patchcore_jax.inspection import upkeep
+from patchcore_jax.report import prediction_run
 from patchcore_jax.serving.app import Options, create_app
-from tests import small
+from patchcore_jax.settings import Preprocessing
+from tests import drawn_files, small
 
 MAX_PIXELS = 25_000_000
 SECONDS, MEGABYTES, HANG_SECONDS = 2.0, 500, 30
 ALLOWED = (200, 400, 413, 415, 422)
+MOST_PAGES = 3  # of a file are looked at
+FOLDER_EVERY, FOLDER_SIZE = 30.0, 24  # seconds, and images
+# How images are read, for a service each.
+VARIANTS = {
+    'plain': {}, 'ranged': {'value_range': (100.0, 40_000.0), 'background': ()},
+    'banded': {'value_range': (-1.0, 1.0), 'bands': (3, 1, 2), 'background': (10, 200, 30)}}
 _NUMBERS = (0, 1, 2, 3, 7, 8, 15, 16, 127, 128, 255, 256, 257, 4095, 32767, 32768, 65535, 65536, 100_000,
             2**24 - 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
 
@@ -97,6 +116,21 @@ def seeds() -> list[bytes]:
     add(gray16 if mode == 'I;16' else rgb.convert(mode), 'PPM')
   files.append(b'P3 2 2 255\n1 2 3 4 5 6 7 8 9 10 11 12\n')
   files.append(b'P1 4 2\n1 0 1 0\n0 1 0 1\n')
+  return files
+
+
+def further_seeds() -> list[bytes]:
+  """Small files of any depth and number of bands, with transparency and pages: what Pillow writes not."""
+  rng, files = np.random.default_rng(1), []
+  for kind in drawn_files.KINDS:
+    if not kind.mode:
+      levels = rng.integers(0, 100, (2 if kind.pages else 1, 24, 32, kind.channels)).astype(kind.dtype)
+      with tempfile.TemporaryDirectory() as folder:
+        drawn_files.write(Path(folder) / 'a', kind, levels, orientation=int(rng.integers(1, 9)))
+        files.append((Path(folder) / 'a').read_bytes())
+  for bands in (4, 5):
+    pixels = rng.integers(0, 2**16, (24, 32, bands)).astype(np.uint16)
+    files.append(drawn_files.tiff([pixels], compressed=True, planar=bands == 5))
   return files
 
 
@@ -363,20 +397,49 @@ def bombs() -> dict[str, bytes]:
 
 
 class Checker:
-  """Applies the rules to one file after another."""
+  """Applies the rules to one file after another.
 
-  def __init__(self, spec: Preprocessing, call: Callable[..., tuple[int, bytes]]):
-    self._spec, self._call = spec, call
+  Args:
+    services: {variant: (preprocessing, function that asks its service)}.
+  """
+
+  def __init__(self, services: dict[str, tuple[Preprocessing, Callable[..., tuple[int, bytes]]]]):
+    self._services = services
     self.counts: dict[str, int] = {}
 
-  def problem(self, data: bytes) -> str | None:
+  def problem(self, data: bytes, variant: str) -> str | None:
     """What rule the file breaks, if any."""
+    read, pages = (lambda _: data), 1
+    try:
+      pages = decoding.num_pages('the image', read)
+      decoding.mask_values('the image', read)
+    except ImageError:
+      self._count('no mask')
+    except BaseException as e:
+      return f'as a mask raised {e!r}'
+    if pages == 1:
+      return self._page_problem(data, variant, '')
+    self._count('pages')
+    status, body = self._services[variant][1](data)
+    if (status, json.loads(body).get('pages')) != (422, pages):
+      return f'status {status} for {pages} pages: {body[:200]!r}'
+    found = (self._page_problem(data, variant, str(i + 1)) for i in range(min(pages, MOST_PAGES)))
+    return next(filter(None, found), None)
+
+  def _page_problem(self, data, variant, page):
+    """What rule a page breaks, if any."""
+    preprocessing, _ = self._services[variant]
+    name = f'the image#{page}' if page else 'the image'
     _reset_peak()
     before, began = _status('VmRSS'), time.process_time()  # others may be at work on the machine
     outcome, error = 'read', None
     try:
-      image = preprocess.read_image('the image', lambda _: data, max_pixels=MAX_PIXELS)
-      preprocess.transform(image, self._spec)
+      image, outside = decoding.decode(name, preprocessing, lambda _: data, max_pixels=MAX_PIXELS)
+      if not 0 <= outside <= 1:
+        error = f'{outside} of the pixels lie outside of the range'
+      if decoding.contents(name, lambda _: data).size != image.size:
+        error = f'{image.size}, and the header says {decoding.contents(name, lambda _: data).size}'
+      preprocess.transform(image, preprocessing)
     except ImageError as e:
       outcome = type(e).__name__
     except ValueError as e:
@@ -384,24 +447,24 @@ class Checker:
       if 'pixels' not in str(e):
         error = f'transform raised {e!r}'
     except BaseException as e:
-      return f'raised {e!r}'
+      return f'{variant} raised {e!r}'
     seconds, peak = time.process_time() - began, _status('VmHWM') - before
-    self.counts[outcome] = self.counts.get(outcome, 0) + 1
+    self._count(outcome)
     if error:
       return error
     if seconds > SECONDS:
       return f'took {seconds:.1f} s'
     if peak > MEGABYTES:
       return f'took {peak:.0f} MB'
-    return self._answer_problem(data, outcome)
+    return self._answer_problem(data, variant, outcome, page=page)
 
-  def form_problem(self, data: bytes) -> str | None:
+  def form_problem(self, data: bytes, variant: str) -> str | None:
     """`problem` of a multipart form with an image, which the service alone reads."""
-    return self._answer_problem(data, None, b'multipart/form-data; boundary=x')
+    return self._answer_problem(data, variant, None, b'multipart/form-data; boundary=x')
 
-  def _answer_problem(self, data, outcome, content_type=b''):
-    status, body = self._call(data, content_type)
-    self.counts[str(status)] = self.counts.get(str(status), 0) + 1
+  def _answer_problem(self, data, variant, outcome, content_type=b'', page=''):
+    status, body = self._services[variant][1](data, content_type, page)
+    self._count(str(status))
     try:
       answer = json.loads(body)
     except ValueError:
@@ -410,6 +473,46 @@ class Checker:
       return f'status {status}: {answer}'
     if outcome and (status == 200) != (outcome == 'read'):
       return f'status {status}, where reading ends with: {outcome}'
+    return None
+
+  def _count(self, what):
+    self.counts[what] = self.counts.get(what, 0) + 1
+
+
+def folder_problem(inspector: inspection.Inspector, files: Sequence[bytes]) -> str | None:
+  """What rule a folder of such files breaks, if any."""
+  with tempfile.TemporaryDirectory() as root:
+    root = Path(root)
+    for i, data in enumerate(files):
+      suffix = image_files.IMAGE_SUFFIXES[i % len(image_files.IMAGE_SUFFIXES)]
+      (root / f'new/{i % 3}').mkdir(parents=True, exist_ok=True)
+      (root / f'new/{i % 3}/{i}{suffix}').write_bytes(data)
+    names = image_files.find_images(root / 'new')
+    if len({image_files.file_of(name) for name in names}) != len(files):
+      return f'{len(files)} files, and {names} are listed'
+    seen = survey(names)
+    if sum(seen.modes.values()) + len(seen.unreadable) != len(names):
+      return f'{len(names)} images, and the survey counts {seen}'
+    with contextlib.suppress(ValueError):  # integers and floats
+      value_range.measured(names, Preprocessing())
+    store.save(root / 'bank', inspector.model)
+    skipped = []
+    try:
+      after = upkeep.append(inspector, root / 'new', accept='all', on_error=skipped.append)
+      appended = after.model.description.num_images - inspector.model.description.num_images
+    except ValueError as e:
+      if 'could be read' not in str(e) and 'No images' not in str(e):
+        return f'append raised {e!r}'
+      appended = 0
+    if appended + len({str(e) for e in skipped}) != len(names):
+      return f'{len(names)} images, {appended} appended, skipped {len(skipped)}: {skipped}'
+    summary = prediction_run.run(prediction_run.Options(
+        str(root / 'bank'), str(root / 'new'), str(root / 'out'), maps='none', overlays=True))
+    rows = [json.loads(line) for line in (root / 'out/predictions.jsonl').read_text().splitlines()]
+    if sorted(row['path'] for row in rows) != sorted(names) or summary.images + summary.failed != len(names):
+      return f'{len(names)} images, {len(rows)} rows, {summary}'
+    if any((row['error'] is None) == (row['score'] is None) for row in rows):
+      return f'a row has neither a finding nor an error, or both: {rows}'
     return None
 
 
@@ -434,37 +537,58 @@ def main():
   args = parser.parse_args()
   args.keep.mkdir(parents=True, exist_ok=True)
   warnings.simplefilter('ignore')
-  rng, originals, found = random.Random(args.seed), seeds(), {}
+  rng, originals, found = random.Random(args.seed), [*seeds(), *further_seeds()], {}
   inspector = small.inspector()
-  with service(inspector) as call:
-    checker = Checker(inspector.preprocessing, call)
+  inspectors = {
+      name: inspector.with_model(inspector.model.with_description(
+          preprocessing=dataclasses.replace(inspector.preprocessing, **fields)))
+      for name, fields in VARIANTS.items()}
+
+  def keep(problem, data, name):
+    """Keeps what breaks a rule; of several alike, the first."""
+    if problem and problem[:60] not in found:
+      found[problem[:60]] = data
+      path = args.keep / f'{args.seed}-{name}'
+      path.write_bytes(data)
+      print(f'{path} ({len(data)} bytes): {problem}', flush=True)
+
+  with contextlib.ExitStack() as stack:
+    services = {name: (i.preprocessing, stack.enter_context(service(i))) for name, i in inspectors.items()}
+    checker = Checker(services)
     for name, data in bombs().items():
-      if problem := checker.problem(data):
-        print(f'bomb {name}: {problem}', flush=True)
-        found[problem] = data
+      for variant in VARIANTS:
+        keep(checker.problem(data, variant), data, f'bomb-{name}')
     for i, data in enumerate(originals):
-      if problem := checker.problem(data):
-        print(f'seed {i} ({data[:8]!r}): {problem}', flush=True)
+      for variant in VARIANTS:
+        keep(checker.problem(data, variant), data, f'seed-{i}')
     end, cases, current = time.monotonic() + args.seconds, 0, args.keep / 'current'
-    pool, said = list(originals), time.monotonic()
+    pool, said, folders, latest = list(originals), time.monotonic(), time.monotonic(), []
     while time.monotonic() < end:
-      form = rng.random() < 0.05
+      form, variant = rng.random() < 0.05, rng.choice(list(VARIANTS))
       data = mutate(_form(rng.choice(originals)) if form else rng.choice(pool), originals, rng)
       current.write_bytes(data)
       faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-      problem = checker.form_problem(data) if form else checker.problem(data)
+      problem = (checker.form_problem if form else checker.problem)(data, variant)
       faulthandler.cancel_dump_traceback_later()
       cases += 1
-      if problem and problem[:60] not in found:
-        found[problem[:60]] = data
-        path = args.keep / f'{args.seed}-{cases}'
-        path.write_bytes(data)
-        print(f'{path} ({len(data)} bytes): {problem}', flush=True)
+      keep(problem, data, cases)
+      if not form:
+        latest = [*latest, data][-FOLDER_SIZE:]
       # What still can be read is a starting point for more.
-      elif problem is None and not form and rng.random() < 0.02 and len(data) < 20_000:
+      if problem is None and not form and rng.random() < 0.02 and len(data) < 20_000:
         pool.append(data)
         if len(pool) > 4000:
           pool[rng.randrange(len(originals), len(pool))] = pool.pop()
+      if time.monotonic() - folders > FOLDER_EVERY:
+        folders, variant = time.monotonic(), rng.choice(list(VARIANTS))
+        files = [*latest, *rng.choices(originals, k=4)]
+        if problem := folder_problem(inspectors[variant], files):
+          keep(f'folder: {problem}', b'', f'folder-{cases}')
+          shutil.rmtree(args.keep / f'folder-{cases}', ignore_errors=True)
+          (args.keep / f'folder-{cases}').mkdir()
+          for i, content in enumerate(files):
+            (args.keep / f'folder-{cases}/{i}').write_bytes(content)
+        checker.counts['folders'] = checker.counts.get('folders', 0) + 1
       if time.monotonic() - said > 60:
         said = time.monotonic()
         print(f'{cases} cases, {checker.counts}, {_status("VmRSS"):.0f} MB', flush=True)
@@ -478,7 +602,7 @@ def service(inspector):
   loop = asyncio.new_event_loop()
   app = create_app(inspector, name='fuzz', options=Options(max_pixels=MAX_PIXELS, wait_seconds=0))
 
-  async def call(body, content_type=b''):
+  async def call(body, content_type=b'', page=''):
     answer, sent = {'body': b''}, False
 
     async def receive():
@@ -492,8 +616,9 @@ def service(inspector):
       answer['status'] = message.get('status', answer.get('status'))
       answer['body'] += message.get('body', b'')
 
+    query = 'map=png&why=png&mask=png' + (f'&page={page}' if page else '')
     await app(
-        {'type': 'http', 'method': 'POST', 'path': '/inspect', 'query_string': b'map=png&why=png',
+        {'type': 'http', 'method': 'POST', 'path': '/inspect', 'query_string': query.encode(),
          'headers': [(b'content-length', str(len(body)).encode()), (b'content-type', content_type)]},
         receive, send)
     return answer['status'], answer['body']

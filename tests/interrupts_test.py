@@ -32,6 +32,30 @@ with interrupts.ends_at_once('bye', 7):
 """) == (7, 'bye\n')
 
 
+def test_it_is_not_lost_while_garbage_is_collected():
+  assert _interrupted("""
+import gc, signal, sys, time
+from patchcore_jax.cli import interrupts
+
+def _xla_gc_callback(*args):  # as JAX's, which blocks while the network computes
+  if args[0] == 'start':
+    print('here', flush=True)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+      pass
+
+gc.disable()
+gc.callbacks.append(_xla_gc_callback)
+try:
+  with interrupts.never_lost():
+    gc.collect()
+    time.sleep(60)
+except KeyboardInterrupt:
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  raise SystemExit(3)
+""") == (3, '')
+
+
 def test_afterwards_it_is_an_exception_again():
   assert _interrupted("""
 import time

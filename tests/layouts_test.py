@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from patchcore_jax.data import preprocess
+from patchcore_jax.data.folder import FolderLayout
 from patchcore_jax.data.layouts import LAYOUTS
 from patchcore_jax.data.preprocess import ImageError, Preprocessing
 
@@ -63,9 +64,11 @@ class TestBtad:
     with pytest.raises(ValueError, match=f"Pass the folder above it, {root}, .* '01'"):
       LAYOUTS['btad'].list_categories(root / '01')
 
-  def test_another_data_set(self, root):
-    with pytest.raises(ValueError, match='expected <category>/train/good/'):
-      LAYOUTS['folder'].list_categories(root)
+  def test_the_usual_layout_knows_such_names_too(self, root):
+    usual = LAYOUTS['folder'].load_category(root, '01')
+    assert (usual.train, usual.test) == LAYOUTS['btad'].load_category(root, '01')[1:3]
+    with pytest.raises(ValueError, match=r"train has images, .* one called good, found ok. .*--good NAME"):
+      FolderLayout(good=('good',)).list_categories(root)
 
 
 class TestMvtecLoco:

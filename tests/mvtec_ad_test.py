@@ -61,6 +61,9 @@ class TestPrepare:
       (lambda d: shutil.rmtree(d / 'bottle/ground_truth'), 'No masks of bottle'),
       (lambda d: (d / 'bottle/ground_truth/spot/000_mask.png').unlink(), 'No mask for'),
       (lambda d: (d / 'bottle/ground_truth/spot/000_mask.jpg').touch(), 'Several masks for'),
+      (lambda d: Image.new('L', (8, 8)).save(
+          d / 'bottle/test/good/9.tif', save_all=True, append_images=[Image.new('L', (8, 8), 9)]),
+       '9.tif has several pages'),
       (lambda d: (d / 'bottle/test/spot/002.png').write_text('text'), 'spot/002.png is not an image'),
       (lambda d: shutil.rmtree(d / 'bottle'), "No category 'bottle'.* There are: screw")])
   def test_bad_folders_leave_nothing(self, damage, words, extracted, tmp_path):

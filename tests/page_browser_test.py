@@ -19,7 +19,7 @@ _NASTY = '</script><script>document.title="owned"</script><img src=x onerror=doc
 
 @pytest.fixture(scope='module')
 def path(tmp_path_factory):
-  """Two categories; in the first, threshold 0.5, 'bent/0' is missed and 'good/1' is a false alarm."""
+  """Two categories; in the first, threshold 0.5, 'bent/0' is missed and 'good/1' is called anomalous."""
   rng = np.random.default_rng(0)
   image = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
   mask = np.zeros((48, 64), bool)
@@ -28,7 +28,7 @@ def path(tmp_path_factory):
   nut = [page.picture(f'good/{i}.png', s, image, anomaly_map=mask * s, label=0)
          for i, s in enumerate((0.1, 0.6, 0.2, 0.3))]
   nut += [page.picture(f'bent/{i}.png', s, image, anomaly_map=mask * s, mask=mask, label=1, defect='bent',
-                       patch=(0.4, 0.4, 0.5, 0.5), nearest=near, region=(0.3, 0.2, 0.7, 0.6),
+                       patch=(0.4, 0.4, 0.5, 0.5), nearest=near, regions=((0.3, 0.2, 0.7, 0.6),),
                        facts=(('p-value', '0.03'),))
           for i, s in enumerate((0.4, 0.8, 0.9))]
   many = [page.picture(f'many/{i:03}.png', i / 200 + 0.001, image, label=i // 100) for i in range(200)]
@@ -162,13 +162,14 @@ class TestFilters:
     _field(opened, 'category').select_by_visible_text('nut')
     assert opened.find_element(By.ID, 'count').text == '7 of 207 images, 2 classified wrongly'
     for decision, expected in (
-        ('errors', ['good/1.png', 'bent/0.png']), ('false alarms', ['good/1.png']),
-        ('missed', ['bent/0.png']), ('alarms', ['bent/2.png', 'bent/1.png', 'good/1.png'])):
+        ('wrong, all', ['good/1.png', 'bent/0.png']), ('wrong: good called anomalous', ['good/1.png']),
+        ('wrong: anomalous called good', ['bent/0.png']),
+        ('anomalous', ['bent/2.png', 'bent/1.png', 'good/1.png'])):
       _field(opened, 'decision').select_by_visible_text(decision)
       assert _names(opened) == expected
     _field(opened, 'label').select_by_visible_text('anomalous: bent')
     assert _names(opened) == ['bent/2.png', 'bent/1.png']
-    _field(opened, 'decision').select_by_visible_text('false alarms')
+    _field(opened, 'decision').select_by_visible_text('wrong: good called anomalous')
     assert _names(opened) == [] and _shown(opened, '#empty')
     opened.find_element(By.CSS_SELECTOR, '#empty button').click()
     WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
@@ -185,7 +186,7 @@ class TestFilters:
 
   def test_another_threshold_decides_anew(self, opened):
     _field(opened, 'category').select_by_visible_text('nut')
-    _field(opened, 'decision').select_by_visible_text('missed')
+    _field(opened, 'decision').select_by_visible_text('wrong: anomalous called good')
     assert _names(opened) == ['bent/0.png']
     _field(opened, 'threshold').select_by_visible_text('best F1 (needs labels)')
     assert _names(opened) == []
@@ -195,10 +196,36 @@ class TestFilters:
     assert len(_names(opened)) == 7
     _keys(opened, Keys.TAB)
     _keys(opened, Keys.ARROW_DOWN)
-    assert _field(opened, 'decision').first_selected_option.text == 'alarms'
+    assert _field(opened, 'decision').first_selected_option.text == 'anomalous'
     assert _names(opened) == ['bent/2.png', 'bent/1.png', 'good/1.png']
     opened.find_element(By.CSS_SELECTOR, '#filters button[type=reset]').send_keys(Keys.ENTER)
     WebDriverWait(opened, 20).until(lambda b: len(_names(b)) >= 48)
+
+  def test_boxes_of_good_images_are_off_until_asked_for(self, opened):
+    opened.find_element(By.NAME, 'name').send_keys('bent')
+    boxes, good = (opened.find_element(By.CSS_SELECTOR, f'.status [data-layer={kind}]')
+                   for kind in ('boxes', 'good'))
+    assert good.get_attribute('aria-pressed') == 'false'
+
+    def shown():
+      return {t.get_attribute('title') for t in opened.find_elements(By.CSS_SELECTOR, '.tile')
+              if any(r.is_displayed() for r in t.find_elements(By.CSS_SELECTOR, 'rect.region'))}
+
+    assert shown() == set()  # masks are shown
+    boxes.click()
+    assert shown() == {'bent/1.png', 'bent/2.png'}
+    good.click()
+    assert shown() == {'bent/0.png', 'bent/1.png', 'bent/2.png'}  # the first is called good
+
+  def test_decisions_are_told_apart_by_colour_and_shape(self, opened):
+    opened.find_element(By.NAME, 'name').send_keys('bent')
+    looks = opened.execute_script('''
+      const look = badge => [
+        getComputedStyle(badge).borderTopColor, getComputedStyle(badge, '::before').content];
+      return Object.fromEntries(
+        [...document.querySelectorAll('.tile .badge')].map(badge => [badge.textContent, look(badge)]))''')
+    assert set(looks) == {'anomalous', 'good'}
+    assert all(a != b for a, b in zip(looks['anomalous'], looks['good'], strict=True))
 
   def test_layers_can_be_hidden(self, opened):
     opened.find_element(By.NAME, 'name').send_keys('bent/2')
@@ -256,7 +283,7 @@ class TestViewer:
     self.open(opened)
     WebDriverWait(opened, 20).until(lambda b: _shown(b, '#viewer-nearest'))
     text = opened.find_element(By.ID, 'viewer').text
-    for words in ('Alarm', '0.9', 'bent', 'nut', '0.5 (5 % false alarms)', 'p-value', '0.03',
+    for words in ('anomalous', '0.9', 'bent', 'nut', '0.5 (5 % false alarms)', 'p-value', '0.03',
                   'training image train/good/7.png'):
       assert words in text
     _keys(opened, Keys.END)  # a good one, of which no reason is known
@@ -282,6 +309,16 @@ class TestPhone:
     wide = opened.execute_script('const d = document.getElementById("viewer"); '
                                  'return [d.scrollWidth - d.clientWidth, d.getBoundingClientRect().right]')
     assert wide[0] <= 0 and wide[1] <= width
+
+  def test_no_chart_and_no_word_is_cut_off(self, opened):
+    _resize(opened, 390, 844, mobile=True)
+    opened.refresh()
+    cut = opened.execute_script('''
+      return [...document.querySelectorAll('figure, .tile .caption *')].filter(e => {
+        const around = e.closest('.charts, .tile').getBoundingClientRect(), own = e.getBoundingClientRect();
+        return own.width && (own.right > Math.min(around.right, 390) + 1 || own.left < around.left - 1);
+      }).map(e => e.outerHTML)''')
+    assert cut == [] and len(opened.find_elements(By.TAG_NAME, 'figure')) > 3
 
   def test_fingers_find_what_they_touch(self, opened):
     _resize(opened, 375, 812, mobile=True)

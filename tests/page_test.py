@@ -150,6 +150,13 @@ class TestRender:
       assert 'No images are kept in this report.' in found.text
       assert not found.all('svg', role='img') and not found.all('form')
 
+  def test_pictures_come_first_if_wished(self):
+    order = ['results', 'scores', 'pictures']
+    for first, expected in ((False, order), (True, order[::-1])):
+      text = page.render(small_page()._replace(pictures_first=first))
+      assert re.findall('<h2 id="(results|scores|pictures)-heading"', text) == expected
+      assert [a.split('-')[0] for a in re.findall('<a href="#([a-z-]+)"', text)][:3] == expected
+
   def test_says_which_images_are_left_out(self):
     scores, labels = np.linspace(0, 1, 50), np.arange(50) % 2
     everything = [picture(f'{i}.png', s, label=int(y)) for i, (s, y) in enumerate(zip(scores, labels))]
@@ -191,13 +198,22 @@ class TestJson:
 
   def test_there_and_back(self):
     rich = picture(
-        label=1, defect='bent', anomaly_map=np.eye(4), mask=np.eye(6) > 0, region=(0.1, 0.2, 0.3, 0.4),
+        label=1, defect='bent', anomaly_map=np.eye(4), mask=np.eye(6) > 0, regions=((0.1, 0.2, 0.3, 0.4),),
         patch=(0.0, 0.0, 0.5, 0.5), facts=(('p-value', '0.1'),),
         nearest=page.Patch('n', page.encode(np.zeros((4, 4, 3), np.uint8)), (0.0, 0.0, 1.0, 1.0)))
     for category in (
         page.Category('a', [0.5], [1], (page.Threshold('t', 0.5, True),), (rich, picture())),
         page.Category('b', [])):
       assert page.from_json(page.to_json(category)) == category
+
+  def test_pages_kept_before_there_were_several_regions(self):
+    values = json.loads(page.to_json(page.Category('a', [0.5], [1], (), (picture(),))))
+    (kept,) = values['pictures']
+    del kept['regions'], kept['anomalous']
+    kept['region'] = [0.1, 0.2, 0.3, 0.4]
+    assert page.from_json(json.dumps(values)).pictures[0].regions == ((0.1, 0.2, 0.3, 0.4),)
+    kept['region'] = None
+    assert page.from_json(json.dumps(values)).pictures[0].regions == ()
 
   def test_numpy_values(self):
     category = page.Category('a', np.float32([0.5]), np.array([1]), (page.Threshold('t', np.float32(0.25)),))
@@ -211,6 +227,12 @@ class TestPicture:
     result = page.picture('a', 0.5, np.zeros((1000, 500, 3), np.uint8), anomaly_map=np.zeros((1000, 500)))
     assert result.size == (256, 128) and decoded(result.image).shape == (256, 128, 3)
     assert decoded(result.heat).shape[:2] == (96, 48)
+
+  def test_what_was_not_seen_is_dark(self):
+    image = np.full((400, 800, 3), 200, np.uint8)
+    shown = decoded(page.picture('a', 0.5, image, seen=(0.25, 0.0, 0.75, 1.0)).image).astype(int)
+    assert shown.shape == (128, 256, 3)
+    assert abs(shown[:, 70:186] - 200).max() < 12 and shown[:, :58].max() < 110 and shown[:, 198:].max() < 110
 
   @pytest.mark.parametrize('size', [(1, 1), (20, 20000), (20000, 20)])
   def test_odd_shapes(self, size):
@@ -288,6 +310,12 @@ class TestTelling:
     assert page.telling(scores, None, None, 2) == [2, 4]
     assert page.telling(scores, None, 0.44, 0) == [] and page.telling([], None, 0.5, 3) == []
     assert page.telling(scores, None, 0.44, 9) == [0, 1, 2, 3, 4]
+
+  def test_what_the_score_does_not_decide_is_kept_first(self):
+    pictures = [picture(score=s) for s in (0.1, 0.8, 0.9, 0.2)]
+    pictures[0] = pictures[0]._replace(anomalous=True)
+    pictures[3] = pictures[3]._replace(anomalous=False)
+    assert page.keep(pictures, 0.5, 2) == [pictures[0], pictures[3]]
 
   def test_keeping_now_and_then_is_keeping_at_the_end(self):
     rng = np.random.default_rng(0)

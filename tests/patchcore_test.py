@@ -139,13 +139,22 @@ class TestFit:
     fit(progress=lambda *call: calls.append(call))
     assert calls[-1] == ('coreset', 96, 96) and {'embed', 'project', 'coreset'} == {c[0] for c in calls}
 
+  @pytest.mark.parametrize('enough, rows', [(60, 60), (10_000, 120)])
+  def test_a_bank_as_large_as_is_enough(self, enough, rows, monkeypatch):
+    monkeypatch.setattr('patchcore_jax.detectors.settings._ENOUGH', enough)
+    model = fit(dataclasses.replace(DETECTOR, ratio=0))
+    assert len(model.arrays['embeddings']) == rows  # a quarter of 480 at the most
+    settled = dataclasses.replace(DETECTOR, ratio=rows / 480)
+    assert model.description.settings['ratio'] == settled.ratio
+    np.testing.assert_array_equal(model.arrays['indices'], fit(settled).arrays['indices'])
+
   def test_errors(self):
     with pytest.raises(ValueError, match='keeps none of 480 patches'):
       fit(dataclasses.replace(DETECTOR, ratio=0.001))
     with pytest.raises(ValueError, match=r'fit.memory_gb=0.01: the fit takes at least \d.\d GB'):
       fit(memory_gb=0.01)
     with pytest.raises(ValueError, match='expected 0 < ratio <= 1'):
-      PatchCore(0.0)
+      PatchCore(-0.1)
     with pytest.raises(ValueError, match="coreset.method='best': expected 'greedy', 'random'"):
       CoresetSpec('best')
     with pytest.raises(ValueError, match='keeps all patches: expected ratio 1, got 0.1'):
@@ -170,7 +179,7 @@ class TestCrossScores:
     centers = dataclasses.replace(DETECTOR, coreset=CoresetSpec('kmeans'))
     with pytest.raises(ValueError, match='thresholds need a method that selects patches'):
       centers.fit_and_cross_score(small.data(GOOD), (NETWORK,), folds=3)
-    with pytest.raises(ValueError, match='One image cannot be scored against others'):
+    with pytest.raises(ValueError, match='One image: thresholds take at least 2'):
       DETECTOR.fit_and_cross_score(small.data(GOOD[:1]), (NETWORK,), folds=2)
 
 

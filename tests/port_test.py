@@ -1,14 +1,13 @@
 """PyTorch checkpoints -> Flax variables."""
 
 import hashlib
-import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from patchcore_jax.backbones import port, resnet
-from tests import state_dicts
+from tests import state_dicts, torch_file_test
 
 
 @pytest.fixture(scope='module')
@@ -67,15 +66,8 @@ class TestReadStateDict:
     with pytest.raises(ValueError, match=f'starts with {digest}, its name says 5c106cde'):
       port.read_state_dict(path)
 
-  def test_pth_without_torch_says_what_to_install(self, tmp_path, monkeypatch):
-    (tmp_path / 'w.pth').touch()
-    monkeypatch.setitem(sys.modules, 'torch', None)
-    with pytest.raises(ValueError, match=r"'patchcore_jax\[torch\]', or use the .safetensors"):
-      port.read_state_dict(tmp_path / 'w.pth')
-
   def test_pth(self, state, tmp_path):
-    torch = pytest.importorskip('torch', reason='OPTIONAL: torch is absent, .pth was not read')
-    torch.save({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, tmp_path / 'w.pth')
+    torch_file_test.write_pickles(tmp_path / 'w.pth', torch_file_test.state_of(state))
     read = port.read_state_dict(tmp_path / 'w.pth')
     np.testing.assert_array_equal(read['conv1.weight'], state['conv1.weight'])
     (tmp_path / 'bad.pth').write_bytes(b'nothing')

@@ -1,6 +1,7 @@
 """Own images in, answers and pictures out: where defects are reported to be, and what bad input gets."""
 
 import csv
+import datetime
 import errno
 import itertools
 import json
@@ -27,7 +28,7 @@ from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run
 from patchcore_jax.inspection import colours
-from patchcore_jax.report import answers, overlay, prediction_run
+from patchcore_jax.report import answers, overlay, prediction_run, predictions
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing
 from tests import conftest
 
@@ -158,7 +159,7 @@ class TestRun:
     out = tmp_path / 'out'
     summary = _run(bank, parts / '**/*.*', out, maps='tif', why=True)
     assert summary[:3] == (3, 1, 0) and summary.seconds > 0 and not summary.stopped
-    names = ['a/1.png', 'b/1.png', 'b/2.jpg']
+    names = ['a/1', 'b/1', 'b/2']
     assert _files(out) == sorted([
         'predictions.csv', 'predictions.jsonl', 'report.html', *(f'maps/{n}.tif' for n in names),
         *(f'{kind}/{n}.png' for kind in ('overlays', 'why') for n in names)])
@@ -167,23 +168,23 @@ class TestRun:
     with (out / 'predictions.csv').open(newline='') as f:
       rows = list(csv.DictReader(f))
     assert [r['decision'] for r in rows] == ['good', 'anomalous', 'good']
-    assert rows[1]['path'] == str(parts / 'b/1.png') and rows[1]['overlay'] == 'overlays/b/1.png.png'
+    assert rows[1]['path'] == str(parts / 'b/1.png') and rows[1]['overlay'] == 'overlays/b/1.png'
     assert float(rows[1]['calibrated_score']) > 0.5 > float(rows[0]['calibrated_score'])
     assert float(rows[1]['p_value']) == pytest.approx(1 / 9)  # above all of eight good images
     page = (out / 'report.html').read_text()
-    assert 'b/1.png' in page and 'false alarms' in page and 'good/' in page
+    assert 'b/1.png' in page and 'of good images reach it' in page and 'good/' in page
 
   def test_overlays_are_of_the_whole_image_with_fixed_colours(self, bank, parts, tmp_path):
     _run(bank, parts / 'b/1.png', tmp_path / 'out', maps='npy')
     image = np.asarray(Image.open(parts / 'b/1.png'))
-    found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png.png'))
-    values = np.load(tmp_path / 'out/maps/1.png.npy')
+    found = np.asarray(Image.open(tmp_path / 'out/overlays/1.png'))
+    values = np.load(tmp_path / 'out/maps/1.npy')
     limits = colours.limits(inspection.load(bank))
     expected = overlay.outlined(
-        overlay.overlay(image, values, *limits), tuple(_rows(tmp_path / 'out')[0]['box']))
+        overlay.overlay(image, values, *limits), *(r['box'] for r in _rows(tmp_path / 'out')[0]['regions']))
     np.testing.assert_array_equal(found, expected)
     _run(bank, parts / 'b/1.png', tmp_path / 'wide', scale=(1e6, 2e6))
-    plain = np.asarray(Image.open(tmp_path / 'wide/overlays/1.png.png'))
+    plain = np.asarray(Image.open(tmp_path / 'wide/overlays/1.png'))
     np.testing.assert_array_equal(plain[200:260, 350:420], image[200:260, 350:420])
 
   def test_a_second_run_replaces_the_first(self, bank, parts, tmp_path):
@@ -197,6 +198,53 @@ class TestRun:
       assert _run(bank, parts / '**/*.png', parts, maps='tif', why=True).images == 2
     with pytest.raises(ValueError, match='only pictures that an earlier run wrote'):
       _run(bank, parts / 'overlays/**/*.png', parts)
+
+  def test_a_folder_means_all_images_below_it(self, bank, parts, tmp_path, capsys):
+    (parts / 'b').rename(parts / 'bent')
+    (parts / 'a').rename(parts / 'good')
+    (parts / 'clip.avi').touch()
+    (parts / '.hidden').mkdir()
+    _part(SIZES[0], 0).save(parts / '.hidden/1.png')
+    assert _run(bank, parts, tmp_path / 'out')[:3] == (3, 1, 0)
+    said = capsys.readouterr().out
+    assert 'images of 2 folders: bent (2), good (1)' in said
+    for line in ('not read, hidden: 1 (.hidden/1.png)',
+                 'not read, because of their names: 1 .avi video (clip.avi)'):
+      assert said.count(line) == 2  # before the images and after them
+      assert line[1:] in (tmp_path / 'out/report.html').read_text()
+
+  def test_pictures_of_any_earlier_run_are_not_scored(self, bank, parts, tmp_path, capsys):
+    _run(bank, parts, parts / 'first', maps='tif', why=True)
+    assert _run(bank, parts, tmp_path / 'out').images == 3
+    assert 'pictures of an earlier prediction: 9 (first/maps/a/1.tif, ' in capsys.readouterr().out
+
+  def test_images_of_one_stem_have_their_own_pictures(self, bank, tmp_path):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    for i, name in enumerate(('a.png', 'a.jpg', 'a.bmp', 'a.png.png')):
+      _part((200 + 8 * i, 160), i).save(folder / name)
+    _run(bank, folder, tmp_path / 'out', maps='npy', why=True)
+    for row in _rows(tmp_path / 'out'):
+      shape = tuple(reversed(row['image_size']))
+      assert np.load(tmp_path / 'out' / row['map']).shape == shape
+      assert np.asarray(Image.open(tmp_path / 'out' / row['overlay'])).shape[:2] == shape
+    assert [row['overlay'] for row in _rows(tmp_path / 'out')] == [
+        f'overlays/a{s}.png' for s in ('', '.jpg', '.2', '.png')]
+
+  def test_rows_carry_a_time(self, bank, parts, tmp_path):
+    before = datetime.datetime.now(datetime.UTC)
+    _run(bank, parts, tmp_path / 'out')
+    times = [datetime.datetime.fromisoformat(row['time']) for row in _rows(tmp_path / 'out')]
+    assert before - datetime.timedelta(seconds=1) < times[0] <= times[1] <= times[2]
+    with (tmp_path / 'out/predictions.csv').open(newline='') as f:
+      assert [datetime.datetime.fromisoformat(row['time']) for row in csv.DictReader(f)] == times
+
+  def test_an_image_without_an_answer_is_an_error(self, bank, parts, tmp_path, monkeypatch):
+    real = prediction_run.batched
+    monkeypatch.setattr(prediction_run, 'batched', lambda items, n: (batch[1:] for batch in real(items, n)))
+    with pytest.raises(prediction_run.Unanswered, match='1 images have no answer: .*a/1.png.* It lies in'):
+      _run(bank, parts, tmp_path / 'out')
+    assert not (tmp_path / 'out/report.html').exists()
 
   def test_without_thresholds_scores_only(self, plain_bank, parts, tmp_path, capsys):
     _run(plain_bank, parts / '**/*.*', tmp_path / 'out', why=True)
@@ -230,8 +278,8 @@ class TestRun:
       def __del__(self):
         alive.discard(id(self))
 
-    def counted(path, inspector):
-      loaded = read(path, inspector)
+    def counted(*arguments):
+      loaded = read(*arguments)
       loaded.image.__class__ = Tracked
       alive.add(id(loaded.image))
       most.append(len(alive))
@@ -255,17 +303,18 @@ class TestBadInput:
     _part(SIZES[0], 1).save(folder / 'c_good.png')
     (folder / 'd_half.png').write_bytes((folder / 'c_good.png').read_bytes()[:9000])
     (folder / 'e_bomb.png').write_bytes(_bomb())
-    (folder / 'f_folder.png').mkdir()
+    (folder / 'f_folder.png').mkdir()  # a folder, whatever it is called
+    (folder / 'f_link.png').symlink_to('nowhere')
     Image.fromarray(np.zeros((5, 5), np.float32)).save(folder / 'g_floats.tif')
     Image.fromarray(np.zeros((1, 2_000_000), np.uint8)).save(folder / 'h_thread.png')
     _part(SIZES[0], 2).save(folder / 'i_good.png')
     summary = _run(bank, folder, tmp_path / 'out', why=True)
     assert summary[:3] == (2, 0, 7)
     rows = {Path(r['path']).name: r for r in _rows(tmp_path / 'out')}
-    assert sorted(rows) == sorted(p.name for p in folder.iterdir())
+    assert sorted(rows) == sorted(p.name for p in folder.iterdir() if not p.is_dir())
     for name, words in {
         'a_empty.png': 'not a known image format', 'b_text.png': 'not a known image format',
-        'd_half.png': 'damaged or truncated', 'e_bomb.png': 'is refused', 'f_folder.png': 'directory',
+        'd_half.png': 'damaged or truncated', 'e_bomb.png': 'is refused', 'f_link.png': 'No such image',
         'g_floats.tif': 'range is not known', 'h_thread.png': 'million pixels'}.items():
       assert words in rows[name]['error'] and name in rows[name]['error']
       assert rows[name]['score'] is None
@@ -284,7 +333,7 @@ class TestBadInput:
     frames = [_part((200, 160), i) for i in range(3)]
     frames[0].save(folder / 'animated.png', save_all=True, append_images=frames[1:])
     frames[0].save(folder / 'animated.webp', save_all=True, append_images=frames[1:])
-    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (6, 0)
+    assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True)[:3:2] == (10, 0)
     for row in _rows(tmp_path / 'out'):
       shape = tuple(reversed(row['image_size']))
       assert math.isfinite(row['score'])
@@ -293,10 +342,19 @@ class TestBadInput:
       left, top, right, bottom = row['box']
       assert 0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]
 
-  def test_an_animation_that_is_a_gif(self, bank, tmp_path):
-    frames = [_part((200, 160), i) for i in range(3)]
-    frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
-    assert _run(bank, tmp_path / 'a.gif', tmp_path / 'out').images == 1
+  @pytest.mark.parametrize('suffix', ['tif', 'gif'])
+  def test_each_page_is_an_image(self, suffix, bank, tmp_path, capsys):
+    pages = [_part(SIZES[0], 0), _part(SIZES[0], 200, (350, 200, 420, 260)), _part(SIZES[0], 1)]
+    if suffix == 'gif':
+      pages = [page.quantize() for page in pages]
+    pages[0].save(tmp_path / f'a.{suffix}', save_all=True, append_images=pages[1:])
+    for what in (tmp_path, tmp_path / f'a.{suffix}'):
+      assert _run(bank, what, tmp_path / 'out').images == 3
+      rows = _rows(tmp_path / 'out')
+      assert [Path(row['path']).name for row in rows] == [f'a.{suffix}#{i}' for i in (1, 2, 3)]
+      assert rows[1]['decision'] == 'anomalous' and rows[1]['overlay'] == 'overlays/a#2.png'
+    assert f'a.{suffix} has 3' in capsys.readouterr().out
+    assert _run(bank, tmp_path / f'a.{suffix}#2', tmp_path / 'one')[:2] == (1, 1)
 
   def test_images_of_another_size_than_the_bank(self, tmp_path):
     bank = _fit(tmp_path / 'bank', NO_CROP, [SIZES[0]])
@@ -339,13 +397,33 @@ class TestBadInput:
     with pytest.raises(OSError, match='Cannot write to .*file/out: .*choose another --out'):
       _run(bank, parts / 'a', tmp_path / 'file/out')
 
+  def test_two_runs_into_one_folder(self, bank, parts, tmp_path):
+    out = tmp_path / 'out'
+    with predictions.claimed(out):
+      for watch in (False, True):
+        with pytest.raises(ValueError, match='Another prediction writes to .*out: wait .* another --out'):
+          _run(bank, parts / 'a', out, watch=watch)
+    prepared = prediction_run.prepare(options := prediction_run.Options(bank, str(parts), str(out)))
+    with predictions.claimed(out), pytest.raises(ValueError, match='Another prediction'):
+      prediction_run.run(options, prepared)  # the other began meanwhile
+    assert _run(bank, parts / 'a', out).images == 1
+
+  def test_a_folder_that_goes_away_meanwhile(self, bank, parts, tmp_path, monkeypatch):
+    def gone(path, image):
+      raise FileNotFoundError(errno.ENOENT, 'No such file or directory')
+
+    monkeypatch.setattr(answers.predictions, 'write_png', gone)
+    with pytest.raises(OSError, match='It was moved or removed meanwhile. .* another --out') as error:
+      _run(bank, parts / 'a', tmp_path / 'out')
+    assert 'permissions' not in str(error.value)
+
   def test_a_full_disk_keeps_what_was_there_and_what_was_done(self, bank, parts, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     _run(bank, parts / 'a', out)
     before, real = _files(out), answers.predictions.write_png
 
     def full(path, image):
-      if path.name == '2.jpg.png':
+      if path.name == '2.png':
         raise OSError(errno.ENOSPC, 'No space left on device')
       real(path, image)
 
@@ -359,13 +437,22 @@ class TestBadInput:
     _run(bank, parts / 'b', out)
     assert not (out / 'predictions.unfinished').exists()
 
-  def test_a_name_that_does_not_fit_is_a_matter_of_one_image(self, bank, tmp_path):
-    folder = tmp_path / 'in'
+  def test_a_name_that_does_not_fit_is_a_matter_of_one_image(self, bank, tmp_path, monkeypatch):
+    folder, real = tmp_path / 'in', answers.predictions.write_png
     folder.mkdir()
     _part((200, 160), 1).save(folder / 'a.png')
-    _part((200, 160), 1).save(folder / ('b' * 248 + '.png'))
+    _part((200, 160), 1).save(folder / ('b' * 251 + '.png'))
+    assert _run(bank, folder, tmp_path / 'out')[:3:2] == (2, 0)
+    assert all((tmp_path / 'out' / row['overlay']).exists() for row in _rows(tmp_path / 'out'))
+
+    def refused(path, image):
+      if path.name == 'a.png':
+        raise OSError(errno.ENAMETOOLONG, 'File name too long')
+      real(path, image)
+
+    monkeypatch.setattr(answers.predictions, 'write_png', refused)
     assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
-    assert 'name too long' in _rows(tmp_path / 'out')[1]['error']
+    assert 'name too long' in _rows(tmp_path / 'out')[0]['error']
 
   def test_names_that_are_no_utf_8(self, bank, tmp_path, capsys):
     folder = tmp_path / 'in'
@@ -373,7 +460,21 @@ class TestBadInput:
     name = os.fsdecode(b'a\xff.png')
     _part((200, 160), 1).save(folder / name)
     assert _run(bank, folder, tmp_path / 'out', maps='npy', why=True).images == 1
-    assert (tmp_path / 'out/overlays' / f'{name}.png').exists() and r'a\udcff.png' in capsys.readouterr().out
+    assert (tmp_path / 'out/overlays' / name).exists() and r'a\udcff.png' in capsys.readouterr().out
+
+  def test_names_do_not_break_lines(self, bank, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    _part((200, 160), 1).save(folder / 'a\nb\x1b[31m.png')
+    (folder / 'c\r.png').write_text('text')
+    (folder / 'd\n.avi').write_text('text')
+    assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
+    said = capsys.readouterr().out
+    assert r'a\nb\x1b[31m.png' in said and r'c\r.png' in said and r'd\n.avi' in said
+    begins = '[', '/', 'not read', '49 %', '1 images', 'see'
+    assert all(line.startswith(begins) for line in said.splitlines())
+    assert Path(_rows(tmp_path / 'out')[0]['path']).name == 'a\nb\x1b[31m.png'
+    assert [p.name for p in (tmp_path / 'out/overlays').iterdir()] == ['a_b_[31m.png']
 
   def test_no_bank(self, parts, tmp_path):
     with pytest.raises(ValueError, match='No model at'):
@@ -420,6 +521,43 @@ class TestWatch:
     assert rows['2.png']['decision'] == 'anomalous' and 'not a known' in rows['3.png']['error']
     assert (out / 'report.html').exists() and (out / rows['2.png']['overlay']).exists()
     assert not (out / 'predictions.unfinished').exists()
+
+  def test_a_file_that_is_replaced_keeps_what_was_found_before(self, bank, tmp_path):
+    folder, out, stop = tmp_path / 'in', tmp_path / 'out', threading.Event()
+    (folder / 'cam1').mkdir(parents=True)
+    image = folder / 'cam1/1.png'
+    _part(SIZES[0], 1).save(image)
+    options = prediction_run.Options(bank, str(folder), str(out), watch=True, maps='npy')
+    thread = threading.Thread(target=lambda: prediction_run.run(options, stop=stop))
+    thread.start()
+    try:
+      for i, defect in enumerate(((350, 200, 420, 260), None), 1):
+        _wait(lambda i=i: (out / 'predictions.jsonl').exists() and len(_rows(out)) == i)
+        _part(SIZES[0], 200 + i, defect).save(tmp_path / 'new.png')
+        (tmp_path / 'new.png').replace(image)
+      _wait(lambda: len(_rows(out)) == 3)
+    finally:
+      stop.set()
+      thread.join()
+    rows = _rows(out)
+    assert [row['decision'] for row in rows] == ['good', 'anomalous', 'good']
+    assert [row['overlay'] for row in rows] == [f'overlays/cam1/1{n}.png' for n in ('', '.2', '.3')]
+    maps = [np.load(out / row['map']) for row in rows]
+    assert np.nanmax(maps[1]) > 2 * max(np.nanmax(maps[0]), np.nanmax(maps[2]))
+    assert len({row['time'] for row in rows}) == 3
+
+  def test_what_arrived_is_answered_when_it_is_stopped(self, bank, tmp_path, monkeypatch):
+    folder, stop = tmp_path / 'in', threading.Event()
+    folder.mkdir()
+    for i in range(6):
+      _part((200, 160), i).save(folder / f'{i}.png')
+    monkeypatch.setattr(prediction_run, 'read', _after(4, stop.set, prediction_run.read))
+    options = prediction_run.Options(bank, str(folder), str(tmp_path / 'out'), watch=True, maps='none')
+    said = []
+    summary = prediction_run.run(options, say=lambda line, loud=False: said.append(line), stop=stop)
+    left = [line for line in said if 'arrived and not been looked at' in line]
+    assert summary.images == len(_rows(tmp_path / 'out')) >= 4
+    assert bool(left) == (summary.images < 6) and (not left or left[0].startswith(str(6 - summary.images)))
 
   def test_a_folder_that_is_not_there_costs_nothing(self, bank, parts, tmp_path):
     _run(bank, parts / 'a', tmp_path / 'out')

@@ -10,13 +10,17 @@ from PIL import Image
 
 from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.inspection import Finding
+from patchcore_jax.inspection.regions import Region
 from patchcore_jax.report import predictions
 from patchcore_jax.report.predictions import Answer
 
 ANSWER = Answer('a, "b".png', Finding(
     (700, 500), 1.25, threshold=1.0, calibrated_score=0.75, p_value=0.02, anomalous=True, box=(1, 2, 30, 40),
     centroid=(15.5, 20.25), patch_box=(3, 4, 5, 6), patch=(7, 8), nearest=Origin(3, 'good.png', 9, 10),
-    nearest_box=(0.5, 8.0, 8.0, 16.0), map=np.zeros((2, 2))), overlay='overlays/a.png')
+    nearest_box=(0.5, 8.0, 8.0, 16.0), map=np.zeros((2, 2)), not_inspected=0.25, regions=(
+        Region((1, 2, 30, 40), (((1.0, 2.0), (30.0, 2.0), (15.0, 40.0)),), 600, 2.5, (15.5, 20.25)),
+        Region((50, 50, 52, 51), (((50.0, 50.0), (52.0, 50.5), (50.0, 51.0)),), 2, 1.5, (50.5, 50.0)))),
+    overlay='overlays/a.png')
 
 
 class TestTables:
@@ -27,7 +31,10 @@ class TestTables:
     tables.add(Answer('b.png', error='b.png is\nno image.'))
     first, second = map(json.loads, (tmp_path / 'predictions.jsonl').read_text().splitlines())
     assert first == {'path': 'a, "b".png'} | ANSWER.finding.to_json() | {
-        'overlay': 'overlays/a.png', 'map': None, 'why': None, 'error': None}
+        'overlay': 'overlays/a.png', 'map': None, 'mask': None, 'why': None, 'error': None, 'time': None}
+    assert first['regions'][1] == {
+        'box': [50, 50, 52, 51], 'outline': [[[50, 50], [52, 50.5], [50, 51]]], 'area': 2, 'maximum': 1.5,
+        'centroid': [50.5, 50]}
     assert second == dict.fromkeys(first) | {'path': 'b.png', 'error': 'b.png is\nno image.'}
     with (tmp_path / 'predictions.csv').open(newline='') as f:
       rows = list(csv.DictReader(f))
@@ -42,15 +49,17 @@ class TestTables:
         'path', 'width', 'height', 'score', 'calibrated_score', 'p_value', 'decision',
         'left', 'top', 'right', 'bottom', 'x', 'y', 'patch_left', 'patch_top', 'patch_right', 'patch_bottom',
         'nearest_image', 'nearest_left', 'nearest_top', 'nearest_right', 'nearest_bottom',
-        'overlay', 'map', 'why', 'error')
+        'overlay', 'map', 'why', 'error',
+        'regions', 'area', 'not_inspected', 'outside_range', 'reason', 'mask', 'note', 'time')
     predictions.Tables(tmp_path).add(ANSWER)
     assert (tmp_path / 'predictions.csv').read_text().splitlines()[1] == (
         '"a, ""b"".png",700,500,1.25,0.75,0.02,anomalous,1,2,30,40,15.5,20.25,3,4,5,6,'
-        'good.png,0.5,8.0,8.0,16.0,overlays/a.png,,,')
+        'good.png,0.5,8.0,8.0,16.0,overlays/a.png,,,,2,602,0.25,0.0,,,,')
 
   def test_what_a_method_does_not_know_is_an_empty_cell(self, tmp_path):
     predictions.Tables(tmp_path).add(Answer('a.png', Finding((64, 48), -0.5)))
-    assert (tmp_path / 'predictions.csv').read_text().splitlines()[1] == 'a.png,64,48,-0.5' + ',' * 22
+    row = (tmp_path / 'predictions.csv').read_text().splitlines()[1]
+    assert row == 'a.png,64,48,-0.5' + ',' * 25 + '0.0,0.0,,,,'
 
   def test_names_that_are_no_utf_8(self, tmp_path):
     name = os.fsdecode(b'a\xff.png')

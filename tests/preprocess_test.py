@@ -1,5 +1,6 @@
 """Decoding and geometry. `parity_test` compares with the paper's data loader."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -9,10 +10,11 @@ import pytest
 from PIL import Image
 
 from experiments import reference
-from patchcore_jax.data import preprocess
+from patchcore_jax import settings
+from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError, Preprocessing, TooManyPixelsError, UnknownFormatError
-from tests import fuzz_decoding
+from tests import drawn_files, fuzz_decoding
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -49,13 +51,11 @@ class TestReadImage:
     np.testing.assert_array_equal(
         np.asarray(preprocess.read_image(path))[0, :, 0], [0, 1, 0, 1, 128, 255])
 
-  def test_alpha_is_dropped(self, tmp_path):
-    path = _save(tmp_path / 'i.png', np.dstack([RGB, RGB[..., 0]]))
-    np.testing.assert_array_equal(np.asarray(preprocess.read_image(path)), RGB)
 
   def test_palette_with_transparency(self, tmp_path):
     image = Image.fromarray(RGB).quantize(16)
-    expected = np.asarray(image.convert('RGB'))
+    expected = np.asarray(image.convert('RGB')).copy()
+    expected[np.asarray(image) == 3] = 255
     image.save(tmp_path / 'i.png', transparency=3)
     np.testing.assert_array_equal(np.asarray(preprocess.read_image(tmp_path / 'i.png')), expected)
 
@@ -106,20 +106,17 @@ class TestReadImage:
       assert preprocess.read_image(tmp_path / 'i.png', max_pixels=40 * 60).size == whole.size
     # The rest of the file is gone, which decoding would tell.
     (tmp_path / 'i.png').write_bytes((tmp_path / 'i.png').read_bytes()[:100])
-    with pytest.raises(TooManyPixelsError, match='60 x 40 pixels, allowed are 0.0023 megapixels'):
+    with pytest.raises(TooManyPixelsError, match='60 x 40 pixels, 0.0024 megapixels; allowed are 0.0023'):
       preprocess.read_image(tmp_path / 'i.png', max_pixels=2300)
 
-  def test_between_once_and_twice_pillows_limit(self, tmp_path, monkeypatch, recwarn):
-    """Pillow warns there, and goes on: so do we, without the warning, unless told otherwise."""
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2 + 1)
+  def test_pillows_limit_is_no_second_one(self, tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2 - 1)
     path = _save(tmp_path / 'i.png', RGB)
     assert preprocess.read_image(path).size == (60, 40)
     assert not recwarn.list
-    with pytest.raises(TooManyPixelsError):
+    assert Image.MAX_IMAGE_PIXELS == 40 * 60 // 2 - 1  # that of other code in the process
+    with pytest.raises(TooManyPixelsError, match='--max-megapixels'):
       preprocess.read_image(path, max_pixels=2399)
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 40 * 60 // 2 - 1)
-    with pytest.raises(TooManyPixelsError, match='is refused'):
-      preprocess.read_image(path)
 
   @pytest.mark.parametrize('suffix', ['eps', 'pcx', 'tga'])
   def test_formats_that_are_not_meant(self, suffix, tmp_path):
@@ -139,6 +136,43 @@ class TestReadImage:
     image = preprocess.read_image('i', lambda _: data)
     assert image.mode == 'RGB' and sorted(image.size) == sorted(original.size)
 
+  def test_a_frame_that_is_larger_than_the_limit(self):
+    """Found by fuzzing: frames before the one that was asked for were decoded whatever their size."""
+    file = io.BytesIO()
+    frames = [Image.new('RGB', (8, 8), colour) for colour in ('red', 'green', 'blue')]
+    frames[0].save(file, 'GIF', save_all=True, append_images=frames[1:])
+    data = file.getvalue()
+    second = data.index(b'\x2c', data.index(b'\x2c') + 1)  # where the frame's place and size stand
+    damaged = data[:second + 5] + struct.pack('<HH', 60_000, 60_000) + data[second + 9:]
+    assert decoding.num_pages('i', lambda _: damaged) == 3
+    assert decoding.read_image('i#1', lambda _: damaged).size == (8, 8)
+    for read in (decoding.read_image, decoding.contents, decoding.mask_values):
+      with pytest.raises(TooManyPixelsError, match='i#3 is refused: it is 60000 x 60000 pixels'):
+        read('i#3', lambda _: damaged)
+
+  def test_a_tiff_of_two_sizes(self):
+    """Found by fuzzing: of a tag that comes twice, the size that was checked was not the one decoded."""
+    data = drawn_files.tiff([np.zeros((24, 32, 1), np.uint8)])
+    height, other = struct.pack('<HHI', 257, 4, 1), struct.pack('<HHI', 278, 4, 1)
+    assert data.count(height) == data.count(other) == 1
+    damaged = data.replace(other, height)
+    damaged = damaged.replace(height + struct.pack('<I', 24), height + struct.pack('<I', 23), 1)
+    for read in (decoding.contents, decoding.read_image):
+      read('i', lambda _: data)
+      with pytest.raises(ImageError, match='tells of two sizes'):
+        read('i', lambda _: damaged)
+
+  def test_an_animation_that_tells_of_too_many_frames(self):
+    """Found by fuzzing: a list of two billion pages took all memory."""
+    file = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(file, 'PNG', save_all=True, append_images=[Image.new('RGB', (8, 8), 'red')])
+    data = file.getvalue()
+    at = data.index(b'acTL')
+    content = b'acTL' + struct.pack('>II', 2**31 - 1, 0)
+    damaged = data[:at] + content + struct.pack('>I', zlib.crc32(content)) + data[at + 16:]
+    assert decoding.num_pages('i', lambda _: data) == 2 <= decoding.num_pages('i', lambda _: damaged) <= 3
+    assert decoding.read_image('i#2', lambda _: damaged).getpixel((0, 0)) == (255, 0, 0)
+
   @pytest.mark.parametrize('kind, head', [(b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0\0\0')])
   def test_text_that_unpacks_to_a_lot(self, kind, head):
     header = struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)
@@ -150,8 +184,8 @@ class TestReadImage:
 
   def test_large_16_bit_images(self):
     values = np.random.default_rng(0).integers(0, 65536, (1100, 1000), np.uint16)  # more than a block
-    np.testing.assert_array_equal(
-        np.asarray(preprocess._from_16_bit(values)), (values.astype(np.uint32) + 128) // 257)
+    image = decoding.convert(Image.fromarray(values), Preprocessing()).image
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], (values.astype(np.uint32) + 128) // 257)
 
   def test_floats_are_refused(self, tmp_path):
     path = _save(tmp_path / 'i.tif', RGB[..., 0].astype(np.float32))
@@ -231,6 +265,64 @@ class TestTransform:
       assert preprocess.load(example, spec, with_mask=True)[1].sum() == pixels
 
 
+class TestWholeImages:
+
+  @pytest.mark.parametrize('size, expected', [  # (height, width)
+      ((1024, 1024), (224, 224)), ((60, 72), (224, 256)), ((720, 1280), (224, 384)),
+      ((480, 1280), (224, 608)), ((1280, 480), (608, 224)), ((500, 2000), (224, 896)),
+      ((300, 3000), (128, 1280)), ((20, 20_000), (32, 6272)), ((20_000, 20), (6272, 32)),
+      ((1, 1), (224, 224))])
+  def test_the_short_side_is_224_and_the_area_at_most_four_squares(self, size, expected):
+    assert preprocess.whole_size(*size) == expected
+
+  @pytest.mark.parametrize('multiple', [1, 14, 16, 32, 100, 300])
+  def test_sides_are_multiples_and_the_aspect_is_kept(self, multiple):
+    rng = np.random.default_rng(0)
+    for height, width in np.rint(np.exp(rng.uniform(2, 9, (200, 2)))).astype(int).tolist():
+      tall, wide = preprocess.whole_size(height, width, multiple)
+      assert tall % multiple == wide % multiple == 0 < min(tall, wide)
+      assert tall * wide <= max(4 * 224**2, multiple**2) and (tall - wide) * (height - width) >= 0
+      if max(height / width, width / height) <= 4 and multiple <= 32:  # both sides are rounded
+        assert 0.86 < (wide / tall) / (width / height) < 1.16
+
+  def test_all_of_every_image_is_seen(self):
+    sizes = [(640, 480)] * 3 + [(500, 500), (1, 9), (2000, 30)]
+    spec = preprocess.whole_image(sizes)
+    assert spec == Preprocessing(resize=(224, 288), crop=())
+    for width, height in sizes:
+      assert preprocess.not_inspected(height, width, spec) == 0
+      assert preprocess.transform(Image.new('RGB', (width, height)), spec).size == (288, 224)
+
+  @pytest.mark.parametrize('sizes, expected', [
+      ([(640, 480)] * 3 + [(500, 500)] * 2, (640, 480)),
+      ({(640, 480): 2, (500, 500): 3}, (500, 500)),
+      ([(641, 480), (640, 481), (1280, 960), (300, 100), (300, 100)], (1280, 960)),  # the shape counts first
+      ([(400, 100), (400, 400), (400, 300)], (400, 300))])  # the median of shapes
+  def test_the_size_that_stands_for_all(self, sizes, expected):
+    assert preprocess.usual_size(sizes) == expected
+
+  @pytest.mark.parametrize('spec', [
+      Preprocessing(), Preprocessing(crop=()), Preprocessing(resize=(), crop=(7, 30)),
+      Preprocessing(resize=(50, 40), crop=(30,)), Preprocessing(resize=(), pad=(80, 30), crop=(60, 20)),
+      Preprocessing(resize=(30,), resize_side='long', pad=(40,), crop=()),
+      Preprocessing(resize=(), pad=(200,), crop=(190,))])
+  @pytest.mark.parametrize('size', [(40, 60), (61, 33), (50, 50)])
+  def test_the_share_that_is_not_inspected_is_that_of_pixels_without_effect(self, spec, size):
+    """Counted in an image whose pixels all differ."""
+    (height, width), (rows, columns) = size, preprocess.resized_size(*size, spec)
+    exact = dataclasses.replace(spec, resize=())
+    if exact.crop and any(c > max(s, p) for c, s, p in zip(
+        settings.as_pair(exact.crop), (rows, columns), settings.as_pair(exact.pad or (0,)))):
+      with pytest.raises(ValueError, match='smaller than the crop'):
+        preprocess.not_inspected(height, width, spec)
+      return
+    numbers = np.arange(rows * columns)
+    pixels = np.stack([numbers % 256, numbers // 256 % 256, numbers // 65536], -1).astype(np.uint8)
+    result = preprocess.transform(Image.fromarray(pixels.reshape(rows, columns, 3)), exact)
+    share = len(np.unique(np.asarray(result).reshape(-1, 3), axis=0)) / (rows * columns)
+    assert preprocess.not_inspected(height, width, spec) == pytest.approx(1 - share)
+
+
 class TestPreprocessing:
 
   @pytest.mark.parametrize('kwargs, words', [
@@ -248,6 +340,6 @@ def test_pages_are_read_by_their_number(tmp_path):
   pages = [Image.new('RGB', (6, 4), (40 * i,) * 3) for i in range(3)]
   pages[0].save(tmp_path / 'i.tif', save_all=True, append_images=pages[1:])
   for i in range(3):
-    assert np.asarray(preprocess.read_image(tmp_path / 'i.tif', page=i)).max() == 40 * i
-  with pytest.raises(preprocess.ImageError, match='i.tif has 3 pages: there is no page 3, counted from 0'):
-    preprocess.read_image(tmp_path / 'i.tif', page=3)
+    assert np.asarray(preprocess.read_image(f'{tmp_path}/i.tif#{i + 1}')).max() == 40 * i
+  with pytest.raises(preprocess.ImageError, match='i.tif has 3 pages: there is no page 4'):
+    preprocess.read_image(f'{tmp_path}/i.tif#4')

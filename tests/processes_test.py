@@ -182,7 +182,8 @@ def test_mistakes_of_binaries(command, words, tmp_path):
 
 
 def test_mistakes_of_the_command(tmp_path):
-  plates._draw(tmp_path / 'good/0.png', np.random.default_rng(0))
+  for i in range(2):
+    plates._draw(tmp_path / f'good/{i}.png', np.random.default_rng(i))
   told = patchcore.refused('fit', tmp_path / 'good', '--out', tmp_path / 'bank', '--process-id=1')
   assert 'Expected the coordinator' in told
 

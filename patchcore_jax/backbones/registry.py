@@ -9,12 +9,20 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from patchcore_jax.backbones import checkpoints, local_colour, port, resnet, simulation
+from patchcore_jax.backbones import (
+    checkpoints,
+    efficientnet_lite,
+    local_colour,
+    port,
+    resnet,
+    simulation,
+)
 from patchcore_jax.backbones.backbone import Backbone
 from patchcore_jax.backbones.family import Family
 
 FAMILIES = (
     resnet.FAMILY,
+    efficientnet_lite.FAMILY,
 )
 RANDOM = 'random'
 AUTO = 'auto'
@@ -66,10 +74,9 @@ def create(
 
 
 def best_available() -> str:
-  """Names the better of two checkpoints that this machine has; the weaker is said loudly.
+  """Names the best checkpoint that this machine has; the weakest is said loudly.
 
-  It is `checkpoints.PREFERRED`, with ImageNet weights, where it is cached; else `checkpoints.BUILT_IN`, which
-  comes with the package. No network is asked. `checkpoints.best_installed` is the same without a word.
+  It is what `checkpoints.best_installed` names without a word. No network is asked.
   """
   name = checkpoints.best_installed()
   if advice := checkpoints.better_than(name):
@@ -122,6 +129,12 @@ def resolve_precision(precision: str, name: str, platform: str = '') -> str:
     raise ValueError(
         f"backbone.precision={precision!r}: expected 'auto', {', '.join(map(repr, family.precisions))}.")
   return precision
+
+
+def input_multiple(backbone: Backbone) -> int:
+  """Returns what the sides of a network's images must be multiples of; 1 where it is not known."""
+  name = backbone.source[0] if backbone.source else ':'
+  return 1 if ':' in name else find_family(name).multiple(name.partition('.')[0])
 
 
 def _from_family(name, weights, layers, seed, precision) -> Backbone:

@@ -7,16 +7,21 @@ to the thresholds is said at each.
 import difflib
 from collections.abc import Sequence
 from pathlib import PurePath
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
+from patchcore_jax import scoring
 from patchcore_jax.banks import calibration, provenance
-from patchcore_jax.banks.model import BankError, Calibration, Model, to_json
+from patchcore_jax.banks.model import BankError, Calibration, Model, from_json, to_json
 from patchcore_jax.search import coreset, k_center, neighbors, search_bank
+from patchcore_jax.settings import ScoringSpec
 
 _LAST = 0.02  # share of the rows, the last selected, that tell how densely the bank covers
 _BLOCK = 1024
+_PARTS = 5  # of the images, whose rows are measured against those of the others
+_TINY = 1e-30  # in place of a radius of 0
 # Two banks that differ in these cannot be one.
 _ALIKE = ('preprocessing', 'grid', 'image_size')
 
@@ -62,25 +67,69 @@ def append(
   Raises:
     ValueError: embeddings of another grid or size, or lists that differ in length.
   """
-  (n, *grid, dim), rows = embeddings.shape, _rows(bank)
-  if tuple(grid) != bank.description.grid or dim != rows.shape[1]:
-    raise ValueError(
-        f'Embeddings {embeddings.shape}: expected [n, {", ".join(map(str, bank.description.grid))}, '
-        f'{rows.shape[1]}], as the bank has them.')
-  with_thresholds = bank.description.calibration
+  _check_grid(bank, embeddings)
+  n, with_thresholds = len(embeddings), bank.description.calibration
   for what, values, needed in (
       ('names', names, True), ('files', files, provenance.has_thumbnails(bank)),
       ('image_scores', image_scores, with_thresholds), ('map_maxima', map_maxima, with_thresholds)):
     if len(values) != (n if needed else 0):
       raise ValueError(f'{what}: expected {n if needed else 0} for this bank, got {len(values)}.')
-  points = embeddings.reshape(-1, dim)
-  most = coreset.coreset_size(len(points), bank.description.settings['ratio'])
-  radius = covering_radius(bank)
-  chosen = _uncovered(points, rows, radius, most)
+  points, chosen, radius = _chosen(bank, embeddings)
   return _extended(
       bank, points[chosen], bank.description.num_patches + chosen, radius,
       names=names, files=files, image_scores=image_scores, map_maxima=map_maxima,
       what=f'appended {n} images, {len(chosen)} patches')
+
+
+def appended_rows(bank: Model, embeddings: np.ndarray) -> np.ndarray:
+  """Computes the rows that the bank would have if these embeddings [n, rows, columns, d] were appended."""
+  _check_grid(bank, embeddings)
+  points, chosen, _ = _chosen(bank, embeddings)
+  return np.concatenate([_rows(bank), points[chosen]])
+
+
+class Comparison(NamedTuple):
+  """How the rows of another bank, made in the same way, lie to those of a bank.
+
+  Attributes:
+    distance: the median distance of the other's rows to the nearest of the bank, in its covering radii.
+    own: the same of the bank's own rows to those of its other images. Those of new good images lie nearer,
+      because no selection kept them apart. 1 for a bank of one image.
+    rows: [m] of each training image of the other that has rows, the one farthest from the bank.
+    nearest: [m] the rows of the bank nearest to those.
+    scores: [m] what those images score at least.
+  """
+
+  distance: float
+  own: float
+  rows: np.ndarray
+  nearest: np.ndarray
+  scores: np.ndarray
+
+
+def compare(bank: Model, other: Model) -> Comparison:
+  """Compares another bank with a bank, before the two are merged.
+
+  Raises:
+    BankError: they were made in different ways, or not both are banks.
+  """
+  check_alike(bank, other)
+  spec = from_json(ScoringSpec, bank.description.settings['scoring'])
+  theirs, prepared = _rows(other), search_bank.prepare(_rows(bank))
+  distances_sq, indices = _nearest(theirs, prepared, spec.num_neighbors)
+  scores = np.asarray(scoring.patch_scores(jnp.asarray(distances_sq), spec))
+  order = np.lexsort((-scores, _images_of(other)))  # by image, the farthest row of each first
+  _, first = np.unique(_images_of(other)[order], return_index=True)
+  rows = order[first]
+  if spec.image_score == 'reweighted':
+    scores = np.full(len(scores), np.nan)
+    scores[rows] = scoring.reweighted_image_scores(
+        jnp.asarray(theirs[rows, None]), jnp.asarray(distances_sq[rows, None]),
+        jnp.asarray(indices[rows, None]), prepared, spec)
+  radius = max(covering_radius(bank), _TINY)
+  return Comparison(
+      float(np.median(np.sqrt(distances_sq[:, 0]))) / radius, _own_distance(bank) / radius, rows,
+      indices[rows, 0], scores[rows])
 
 
 def merge(bank: Model, other: Model) -> Model:
@@ -96,12 +145,7 @@ def merge(bank: Model, other: Model) -> Model:
   Raises:
     BankError: they were made in different ways, or not both are banks.
   """
-  check_is_bank(bank)
-  check_is_bank(other)
-  theirs = to_json(other.description)
-  bank.description.check({k: theirs[k] for k in _ALIKE} | {
-      'backbones': [{k: v for k, v in network.items() if k != 'source'} for network in theirs['backbones']],
-      'settings': {k: theirs['settings'][k] for k in ('embedding', 'scoring')}})
+  check_alike(bank, other)
   radius = covering_radius(bank)
   chosen = _uncovered(_rows(other), _rows(bank), radius, len(_rows(other)))
   found = other.description.calibration
@@ -111,6 +155,8 @@ def merge(bank: Model, other: Model) -> Model:
       image_scores=found.image_scores if found else (), map_maxima=found.map_maxima if found else (),
       allowances=_allowances(found), num_images=other.description.num_images,
       what=f'merged with a bank of {len(_rows(other))} patches, {len(chosen)} of them added')
+  result = result.with_description(
+      outside_range=max(bank.description.outside_range, other.description.outside_range))
   if not found:
     result = result.with_description(calibration=None)
   if not (provenance.has_thumbnails(bank) and provenance.has_thumbnails(other)):
@@ -133,7 +179,9 @@ def drop(bank: Model, names: Sequence[str]) -> Model:
   """
   check_is_bank(bank)
   description, images = bank.description, bank.description.images
-  gone = sorted({_position(name, images) for name in names})
+  gone = sorted({
+      position(name, images, f'The bank has no training image {name!r}', '`patchcore bank info` lists them.')
+      for name in names})
   patches = description.grid[0] * description.grid[1]
   indices = np.asarray(bank.arrays['indices'])
   image = indices // patches
@@ -194,7 +242,7 @@ def calibrate(
 
   Args:
     image_scores, map_maxima: [n], of those images; None for the maxima where the method has no maps.
-    false_alarm_rate: the share of good images that may alarm, in (0, 1).
+    false_alarm_rate: the share of good images that may be called anomalous, in (0, 1).
     allowances: for other kinds of devices, see `Calibration`.
   """
   found = calibration.calibrate(
@@ -217,12 +265,55 @@ def _rows(bank: Model) -> np.ndarray:
   return np.asarray(bank.arrays['embeddings'])
 
 
+def check_alike(bank: Model, other: Model) -> None:
+  """Raises BankError for two banks that were made in different ways, or models that are none."""
+  check_is_bank(bank)
+  check_is_bank(other)
+  theirs = to_json(other.description)
+  bank.description.check({k: theirs[k] for k in _ALIKE} | {
+      'backbones': [{k: v for k, v in network.items() if k != 'source'} for network in theirs['backbones']],
+      'settings': {k: theirs['settings'][k] for k in ('embedding', 'scoring')}})
+
+
+def _images_of(bank: Model) -> np.ndarray:
+  """Computes the number of the training image of each row."""
+  return np.asarray(bank.arrays['indices']) // (bank.description.num_patches // bank.description.num_images)
+
+
+def _own_distance(bank: Model) -> float:
+  """Measures the median distance of rows to the nearest one of other images."""
+  rows, part = _rows(bank), _images_of(bank) % _PARTS
+  found = [np.sqrt(_nearest(rows[part == i], search_bank.prepare(rows[part != i]))[0][:, 0])
+           for i in range(_PARTS) if (part == i).any() and (part != i).any()]
+  return float(np.median(np.concatenate(found))) if found else covering_radius(bank)
+
+
+def _nearest(points, prepared, k=1) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the k nearest rows of points [n, d]: squared distances [n, k] and positions [n, k]."""
+  found = [neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared, k=k)
+           for i in range(0, len(points), 8 * _BLOCK)]
+  return tuple(np.concatenate([np.asarray(values) for values in part]) for part in zip(*found, strict=True))
+
+
+def _check_grid(bank, embeddings) -> None:
+  """Raises ValueError for embeddings of another grid or size than the bank's."""
+  (_, *grid, dim), rows = embeddings.shape, _rows(bank)
+  if tuple(grid) != bank.description.grid or dim != rows.shape[1]:
+    raise ValueError(
+        f'Embeddings {embeddings.shape}: expected [n, {", ".join(map(str, bank.description.grid))}, '
+        f'{rows.shape[1]}], as the bank has them.')
+
+
+def _chosen(bank, embeddings):
+  """Chooses what `append` adds of embeddings: returns their patches [n, d], positions in them, the radius."""
+  points, radius = embeddings.reshape(-1, embeddings.shape[-1]), covering_radius(bank)
+  most = coreset.coreset_size(len(points), bank.description.settings['ratio'])
+  return points, _uncovered(points, _rows(bank), radius, most), radius
+
+
 def _uncovered(points, rows, radius, most) -> np.ndarray:
   """Lists positions of at most `most` points, each beyond `radius` from all rows and from those before it."""
-  prepared = search_bank.prepare(rows)
-  distances_sq = np.concatenate([
-      np.asarray(neighbors.nearest_neighbors(points[i:i + 8 * _BLOCK], prepared)[0])[:, 0]
-      for i in range(0, len(points), 8 * _BLOCK)])
+  distances_sq = _nearest(points, search_bank.prepare(rows))[0][:, 0]
   outside = np.flatnonzero(distances_sq > radius**2)
   if not len(outside):
     return outside
@@ -280,16 +371,33 @@ def _allowances(found: Calibration | None) -> tuple[float, float]:
   return (found.image_allowance, found.pixel_allowance) if found else (0.0, 0.0)
 
 
-def _position(name, images):
-  """Finds the position of the image that has this name, or whose path ends in it."""
-  at = [i for i, image in enumerate(images) if image == name] or [
-      i for i, image in enumerate(images) if PurePath(image).match(name)]
+def position(name: str, names: Sequence[str], unknown: str, which: str) -> int:
+  """Finds the position of the one that has a name, or whose path ends in it.
+
+  Args:
+    name: what is looked for.
+    names: names to look among.
+    unknown, which: what the error says where there is none: that, and how to learn which there are.
+
+  Raises:
+    ValueError: none or several.
+  """
+  at = positions(name, names)
   if len(at) == 1:
     return at[0]
   if at:
-    several = ', '.join(images[i] for i in at[:5])
+    several = ', '.join(names[i] for i in at[:5])
     raise ValueError(f'{name} may be each of {several}: give more of the path.')
-  near = difflib.get_close_matches(name, [*images, *(PurePath(i).name for i in images)], 1)
-  raise ValueError(
-      f'The bank has no training image {name!r}' + (f'; did you mean {near[0]!r}?' if near else '.') +
-      ' `patchcore bank info` lists them.')
+  near = difflib.get_close_matches(name, [*names, *(PurePath(i).name for i in names)], 1)
+  raise ValueError(unknown + (f'; did you mean {near[0]!r}?' if near else '.') + f' {which}')
+
+
+def positions(name: str, names: Sequence[str]) -> list[int]:
+  """Lists the positions of those that have a name, or else of those whose path ends in it.
+
+  >>> positions('c.png', ['a/c.png', 'b/c.png', 'c.png']), positions('b/c.png', ['a/c.png', 'b/c.png'])
+  ([2], [1])
+  """
+  parts = PurePath(name).parts
+  return [i for i, known in enumerate(names) if known == name] or [
+      i for i, known in enumerate(names) if parts and PurePath(known).parts[-len(parts):] == parts]

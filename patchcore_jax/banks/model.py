@@ -81,14 +81,14 @@ class Calibration:
   """Scores of good images that a model had not seen, and the thresholds that follow.
 
   Attributes:
-    false_alarm_rate: the share of good images that may alarm, as asked for.
-    guaranteed_rate: at most this share of good images alarms; larger than what was asked for where there are
-      too few images.
+    false_alarm_rate: the share of good images that may be called anomalous, as asked for.
+    guaranteed_rate: at most this share of good images is called anomalous; larger than what was asked for
+      where there are too few images.
     image_scores: one for each image.
     map_maxima: the largest value of each image's anomaly map; () where the method has no maps.
-    image_threshold: an image whose score reaches it alarms.
-    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as alarm. None
-      where the method has no maps.
+    image_threshold: an image whose score reaches it is anomalous.
+    pixel_threshold: pixels whose value reaches it are marked; as few good images have any as are called
+      anomalous. None where the method has no maps.
     method: how the scores came about: 'cross' or 'held out'.
     image_allowance, pixel_allowance: how far a good image's score, and the largest value of its map, may be
       off on another kind of device. The thresholds have them in; the scores are as they were made.
@@ -139,6 +139,9 @@ class Description:
     covering_radius: how near a patch must be to one of the bank to count as covered, where rows were added.
     ordered: whether the rows of the bank are in the order of one selection.
     members: the models of an ensemble.
+    original_size: (width, height) that most training images have, upright, before preprocessing; None where
+      nobody looked.
+    outside_range: the largest share of a training image's pixels that lie outside of the value range.
   """
 
   detector: str
@@ -161,6 +164,8 @@ class Description:
   covering_radius: float | None = None
   ordered: bool = True
   members: tuple['Description', ...] = ()
+  original_size: tuple[int, int] | None = None
+  outside_range: float = 0.0
 
   @property
   def num_patches(self) -> int:
@@ -198,7 +203,7 @@ class Description:
     """
     values = _of_format_2(values) if 'backbone' in values else values
     try:
-      return from_json(cls, values)
+      return from_json(cls, _with_background(values))
     except (KeyError, TypeError, ValueError) as e:
       raise BankError(f'The description of the model cannot be read ({type(e).__name__}: {e}).') from e
 
@@ -264,6 +269,16 @@ def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   for key, value in items:
     leaves |= flat(value, f'{prefix}.{key}' if prefix else str(key))
   return leaves
+
+
+def _with_background(old: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Has models that were made when transparency was dropped go on so."""
+  changes = {}
+  if old.get('preprocessing') and 'background' not in old['preprocessing']:
+    changes['preprocessing'] = {**old['preprocessing'], 'background': []}
+  if old.get('members'):
+    changes['members'] = [_with_background(member) for member in old['members']]
+  return {**old, **changes}
 
 
 def _of_format_2(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,9 +175,10 @@ def restore_arrays(
       _check_format(path, meta.get('format', 1))
       shapes, values = meta['arrays'], meta['description']
       check(values)
-      target = {k: np.empty(shape, dtype) for k, (shape, dtype) in shapes.items()}
-      arrays = checkpointer.restore(
-          path, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target)))['arrays']
+      # One after the other: of several that are read at once, one that cannot be ends the event loop in which
+      # the others still report, and each of those prints a trace.
+      arrays = {k: _restored(checkpointer, path, k, np.empty(shape, dtype))
+                for k, (shape, dtype) in shapes.items()}
   except BankError:
     raise
   except Exception as e:  # Orbax and TensorStore have many types for a damaged checkpoint
@@ -185,16 +186,23 @@ def restore_arrays(
       raise BankError(
           f'{path} is a folder, and no model: expected one that `patchcore fit` or Inspector.save '
           'made.') from e
+    why = str(e).partition('\n')[0].partition(' [tensorstore_spec=')[0]  # that is twenty lines of JSON
     raise BankError(
-        f'{path} is not a complete model ({type(e).__name__}: {str(e).splitlines()[0]}). '
-        'Remove it and fit again.') from e
-  arrays = {k: np.asarray(v) for k, v in arrays.items()}
+        f'{path} is not a complete model ({type(e).__name__}: {why}). A file in it was damaged or is gone; '
+        'copy the model again, or fit it again.') from e
   if 'digest' in meta and meta['digest'] != _digest(arrays, values):
     raise BankError(
         f'{path} is not what was saved: its digest is {_digest(arrays, values)[:16]}..., expected '
         f'{meta["digest"][:16]}.... A file in it was damaged or changed; copy the model again, or fit it '
         'again.')
   return arrays, values
+
+
+def _restored(checkpointer, path, name, target) -> np.ndarray:
+  """Reads one array of a model, which has the shape and type of `target`."""
+  found = checkpointer.restore(path, args=ocp.args.Composite(arrays=ocp.args.PyTreeRestore(
+      {name: target}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True)))
+  return np.asarray(found['arrays'][name])
 
 
 def _check_format(path, number):

@@ -3,12 +3,23 @@
 import os
 from pathlib import Path
 
+import click
+
 from patchcore_jax.cli import options
-from patchcore_jax.data import folder
+from patchcore_jax.data import image_files
+from patchcore_jax.settings import DataSpec
 
 backbone_weights = options.option(
     '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
     help="File of the network's weights, where it lies elsewhere than at the fit.")
+
+max_megapixels = options.option(
+    '--max-megapixels', type=click.FloatRange(0, min_open=True), default=DataSpec.max_megapixels,
+    group='Machine', help='Images of more pixels, in millions, are refused before they are decoded.')
+
+accept = options.option(
+    '--accept', multiple=True, metavar='NAMES', group='Common', show_default=False,
+    help="Images that are asked about and may be learnt from, as 'a.png,b.png', or 'all' of them.")
 
 
 def check_model(path: str) -> None:
@@ -23,11 +34,11 @@ def check_model(path: str) -> None:
 
 def check_images(where: str, *, arriving: bool = False) -> None:
   """Raises ValueError where there cannot be images, or where none can arrive."""
-  if folder.is_pattern(where) or Path(where).is_dir() or Path(where).exists() and not arriving:
+  if image_files.is_pattern(where) or Path(where).is_dir() or Path(where).exists() and not arriving:
     return
   if arriving:
     found = 'it is a file' if Path(where).exists() else 'it does not exist'
     raise ValueError(f'{where}: expected a folder in which images arrive, or a pattern, and {found}.')
-  folder.find_images(where)
+  image_files.find_images(where)
 
 

@@ -30,7 +30,8 @@ def list_all() -> None:
   for row in (heads, *rows):
     terminal.say('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
   name = checkpoints.best_installed()
-  terminal.say(f"\n'auto' stands for {name} here.")
+  terminal.say('')
+  terminal.say(f"'auto' stands for {name} here.")
   if advice := checkpoints.better_than(name):
     terminal.say(advice)
 
@@ -39,9 +40,9 @@ def _whereabouts(checkpoint):
   """Says in a word or two where the weights are."""
   from patchcore_jax.backbones import checkpoints
 
-  if checkpoint.packaged:
-    return 'in the package'
-  return 'cached' if checkpoints.installed(checkpoint) else 'to be fetched'
+  if checkpoints.installed(checkpoint):
+    return 'in the package' if checkpoint.packaged else 'cached'
+  return 'to be installed' if checkpoint.packaged else 'to be fetched'
 
 
 @command.command()

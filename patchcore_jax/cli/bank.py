@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from patchcore_jax.cli import arguments, options, terminal
-from patchcore_jax.data import folder
+from patchcore_jax.data import image_files
 
 _HELP = {
     'info': 'Tell what there is to know about a model.',
@@ -40,6 +40,9 @@ _out = options.option(
 _batch_size = options.option(
     '--batch-size', default=32, type=click.IntRange(min=1), group='Common',
     help='Images that pass through the network at once.')
+_pictures = options.option(
+    '--pictures', default='', metavar='FILE', group='Common', show_default='BANK.questioned.html',
+    help='A page for pictures of the images that are asked about, if there are such.')
 
 
 @_action
@@ -57,10 +60,13 @@ def _info(bank: str, debug: bool, compilation_cache: str) -> None:
 @click.argument('bank')
 @click.argument('images')
 @_out
+@arguments.accept
+@_pictures
 @_batch_size
+@arguments.max_megapixels
 @arguments.backbone_weights
-def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights: str, debug: bool,
-            compilation_cache: str) -> None:
+def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures: str, batch_size: int,
+            max_megapixels: float, backbone_weights: str, debug: bool, compilation_cache: str) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -70,22 +76,27 @@ def _append(bank: str, images: str, out: str, batch_size: int, backbone_weights:
           'count twice for the thresholds, and these promise too much.')
     with terminal.progress_bar('images') as progress:
       return upkeep.append(
-          inspector, images, batch_size=batch_size, on_error=skipped.append, progress=progress)
+          inspector, images, accept=accept, batch_size=batch_size, max_megapixels=max_megapixels,
+          on_error=skipped.append, progress=progress)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
 
 
 @_action
 @click.argument('bank')
 @click.argument('images')
 @options.option('--false-alarm-rate', default=0.01, group='Common',
-                help='The share of good images that may alarm.')
+                help='The share of good images that may be called anomalous.')
 @_out
+@arguments.accept
+@_pictures
 @_batch_size
+@arguments.max_megapixels
 @arguments.backbone_weights
-def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_size: int,
-               backbone_weights: str, debug: bool, compilation_cache: str) -> None:
+def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept: tuple[str, ...],
+               pictures: str, batch_size: int, max_megapixels: float, backbone_weights: str, debug: bool,
+               compilation_cache: str) -> None:
   def change(inspector, skipped):
     from patchcore_jax.inspection import upkeep
 
@@ -94,21 +105,33 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, batch_
           f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, their '
           'scores are too small, and so will be the thresholds.')
     return upkeep.calibrate(
-        inspector, images, false_alarm_rate=false_alarm_rate, batch_size=batch_size, on_error=skipped.append)
+        inspector, images, false_alarm_rate=false_alarm_rate, accept=accept, batch_size=batch_size,
+        max_megapixels=max_megapixels, on_error=skipped.append)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, backbone_weights, compilation_cache, images, change)
+    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
 
 
 @_action
 @click.argument('bank')
 @click.argument('other')
 @_out
-def _merge(bank: str, other: str, out: str, debug: bool, compilation_cache: str) -> None:
+@arguments.accept
+@_pictures
+def _merge(bank: str, other: str, out: str, accept: tuple[str, ...], pictures: str, debug: bool,
+           compilation_cache: str) -> None:
   def change(model):
-    from patchcore_jax.banks import editing, store
+    from patchcore_jax.banks import store
+    from patchcore_jax.inspection import acceptance, upkeep
 
-    return editing.merge(model, store.restore(other))
+    given, doubts = store.restore(other), []
+    try:
+      return upkeep.merge(model, given, name=other, accept=accept, say=terminal.say, show=doubts.extend)
+    except acceptance.NotAccepted as e:
+      from patchcore_jax.report import questioned
+
+      _show(e, bank, out, pictures, questioned.page_of_rows, model, given, doubts, e.images)
+      raise
 
   with terminal.readable_errors(debug):
     arguments.check_model(other)
@@ -144,10 +167,14 @@ def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: s
     _change_model(bank, out, change)
 
 
-def _change_inspector(bank, out, weights, compilation_cache, images, change) -> None:
-  """Changes a model whose network is needed, and tells which images could not be read."""
+def _change_inspector(bank, out, pictures, weights, compilation_cache, images, change) -> None:
+  """Changes a model whose network is needed, and tells which images could not be read.
+
+  Where images are asked about, a page shows them.
+  """
   _check(bank, out)
-  for line in folder.left_out(images, folder.find_images(images)):
+  paths = image_files.find_images(images)
+  for line in (*image_files.origins(images, paths), *image_files.left_out(images, paths)):
     terminal.say(line)
   from patchcore_jax.banks import store
 
@@ -155,13 +182,33 @@ def _change_inspector(bank, out, weights, compilation_cache, images, change) -> 
   terminal.keep_compiled(compilation_cache)
   from patchcore_jax import inspection
 
+  inspector = inspection.of_model(before, weights=weights, path=bank)
   skipped: list[Exception] = []
   try:
-    after = change(inspection.of_model(before, weights=weights, path=bank), skipped).model
+    after = change(inspector, skipped).model
+  except inspection.NotAccepted as e:
+    from patchcore_jax.report import questioned
+
+    _show(e, bank, out, pictures, questioned.page_of_files, inspector, e.images)
+    raise
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.say(f'skipped: {message}')
   _keep(bank, out, before, after)
+
+
+def _show(asked, bank, out, pictures, write, *what) -> None:
+  """Writes a page that shows what is asked about, and adds to the lines of the error where it is.
+
+  It is written by write(path, title, *what).
+  """
+  path = pictures or f'{str(out or bank).rstrip("/")}.questioned.html'
+  try:
+    write(path, f'Asked about: {Path(bank).name}', *what)
+  except (OSError, ValueError) as e:  # the question stands all the same
+    asked.lines.append(f'there is no page of pictures: {e}')
+  else:
+    asked.lines.append(f'see {path}')
 
 
 def _change_model(bank, out, change) -> None:
@@ -193,6 +240,8 @@ def _keep(bank, out, before, after) -> None:
     from patchcore_jax.cli.fit import verdict
 
     terminal.say(verdict(found, after.description.images)[0])
+    if (old := before.description.calibration) and old.image_threshold != found.image_threshold:
+      terminal.say(f'the threshold for images was {old.image_threshold:.4g}')
   if before.description.calibration and not after.description.calibration:
     terminal.say(
         'Its thresholds are gone, because scores are larger now. `patchcore bank calibrate` makes new ones '
@@ -223,7 +272,7 @@ def info(model: Any) -> list[str]:
     pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
     lines.append(
         f'threshold {found.image_threshold:.4g} for images{pixels}, from {len(found.image_scores)} images '
-        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images alarm')
+        f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images are called anomalous')
   else:
     lines.append('no thresholds')
   lines += [f'{event.when} {event.what}' for event in d.history]

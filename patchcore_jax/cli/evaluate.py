@@ -39,7 +39,7 @@ def _layout(ctx, parameter, name):
 @options.option('--layout', default='folder', group='Common', metavar='NAME', callback=_layout,
                 help=f"How the data lies on disk: {', '.join(_LAYOUTS)}; 'folder' is MVTec AD's.")
 @options.of_record('data', DataSpec, group='Common', only=('categories',))
-@methods.common
+@methods.common()
 @options.of_record('patchcore', Settings, group='Common', only=('ratios',))
 @options.of_record('preprocess', Preprocessing, group='Images')
 @options.of_record('data', DataSpec, group='Images', without=('source', 'root', 'categories'))

@@ -59,6 +59,7 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
     with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
       from patchcore_jax import inspection
       from patchcore_jax.export import folder
+      from patchcore_jax.inspection import image_sizes
 
       terminal.keep_compiled(compilation_cache)
       inspector = inspection.load(bank, weights=backbone_weights)
@@ -68,6 +69,8 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
             out, inspector, camera=camera, platforms=platforms, at_once=at_once, onnx=onnx, progress=progress)
     except KeyboardInterrupt as e:
       raise terminal.Interrupted(_NOTHING) from e
+  for line in image_sizes.of_training(inspector.model.description):
+    terminal.say(line)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))
   terminal.say(
       f'{out}: takes {shape} uint8, for {", ".join(description["platforms"])}; '

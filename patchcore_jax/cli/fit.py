@@ -1,6 +1,7 @@
 """`patchcore fit`: learns a part from images of good ones."""
 
 import collections
+import dataclasses
 import datetime
 import time
 from collections.abc import Sequence
@@ -9,22 +10,30 @@ from typing import Any
 
 import click
 
-from patchcore_jax.cli import interrupts, methods, options, terminal
-from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec
+from patchcore_jax.cli import arguments, interrupts, methods, options, terminal
+from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec, check_number
 
 _SHOWN = 5  # names in a message
 _LONG = 2.0  # seconds that are worth an estimate
 _NOTHING = 'Nothing was written; the same command starts anew.'
+_GEOMETRY = ('resize', 'crop', 'pad', 'resize_side')
+_READING = ('value_range', 'bands', 'background')
 
 
 @click.command('fit', cls=options.Command)
 @click.argument('good')
 @options.option('--out', required=True, metavar='BANK', group='Common', show_default=False,
                 help='The model, a folder that must not exist.')
-@methods.common
+@methods.common(ratio=0.0)
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
-@options.of_record('preprocess', Preprocessing, group='Images', only=('resize', 'crop', 'pad', 'resize_side'))
-@options.of_record('data', DataSpec, group='Images', only=('batch_size', 'num_workers', 'on_error'),
+@arguments.accept
+@options.of_record(
+    'preprocess', Preprocessing, group='Images', only=(*_GEOMETRY, *_READING),
+    defaults={'resize': (), 'crop': ()},
+    shown={'resize': 'all of each image, its short side 224', 'crop': 'none', 'value_range': 'measured',
+           'bands': 'none chosen'})
+@options.of_record('data', DataSpec, group='Images',
+                   only=('batch_size', 'num_workers', 'on_error', 'max_megapixels'),
                    defaults={'on_error': 'skip'})
 @options.of_record('fit', FitSpec, group='Resources')
 @options.of_record('calibration', CalibrationSpec, group='Resources', only=('folds',))
@@ -33,32 +42,41 @@ _NOTHING = 'Nothing was written; the same command starts anew.'
 @methods.detailed
 @options.several_machines
 @options.common
-def command(good: str, out: str, seed: int, debug: bool, compilation_cache: str, **values: Any) -> None:
+def command(
+    good: str, out: str, accept: tuple[str, ...], seed: int, debug: bool, compilation_cache: str,
+    **values: Any) -> None:
   """Learn what good parts look like, from a folder of images of them.
 
-  GOOD is a folder, a file or a pattern such as 'parts/**/*.png'. No defects are needed, and no masks. BANK is
-  all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate.
+  GOOD is a folder, below which all images count, or which has a folder train/good or good (as OK or normal);
+  or a file, or a pattern such as 'parts/*/good'. No defects are needed, and no masks. BANK is
+  all that predict, serve, export and bank need; it has thresholds that hold the false-alarm rate. The whole
+  of each image is inspected, unless --crop leaves something out.
   """
   with terminal.readable_errors(debug):
-    run(good, out, seed, compilation_cache, values)
+    run(good, out, accept, seed, compilation_cache, values)
 
 
-def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str, Any]) -> None:
+def run(
+    good: str, out: str, accept: tuple[str, ...], seed: int, compilation_cache: str,
+    values: dict[str, Any]) -> None:
   """Looks at the images, fits, makes thresholds and saves.
 
   Raises:
+    NotAccepted: images whose size is far from that of the rest.
     ValueError: bad settings, no images, or `out` exists.
   """
   if Path(out).exists():
     raise ValueError(f'{out} exists: a model is not overwritten. Remove it or choose another --out.')
   detector = methods.detector_of(values)
-  preprocessing = options.record(Preprocessing, 'preprocess', values)
+  preprocessing, whole = _preprocessing(values)
   data_spec = options.record(DataSpec, 'data', values)
   fit_spec = options.record(FitSpec, 'fit', values)
   calibrate = options.record(CalibrationSpec, 'calibration', values)
-  from patchcore_jax.data import folder
+  from patchcore_jax.data import image_files
 
-  paths = folder.find_images(good)  # before JAX, which takes a second to import
+  taken = image_files.training_folder(good)
+  paths = image_files.find_images(taken)  # before JAX, which takes a second to import
+  check_number(len(paths), calibrate.folds)
   with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
     terminal.keep_compiled(compilation_cache)
     terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
@@ -67,19 +85,34 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
     from patchcore_jax import inspection, processes
     from patchcore_jax.data import survey
     from patchcore_jax.detectors import Run
-    from patchcore_jax.inspection import inputs
+    from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
-    for line in (*folder.left_out(good, paths), *report(survey.survey(paths))):
+    found = survey.survey(paths)
+    for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths), *report(found),
+                 *found.reading(preprocessing)):
       terminal.say(line)
+    found.check_bands(preprocessing)
+    sizes = image_sizes.of_files(paths)
+    check_number(len(sizes), calibrate.folds, len(paths))
+    acceptance.settle(image_sizes.odd(sizes), accept, sizes)
     networks = methods.networks_of(values, seed)
   for network in networks:
     terminal.say(
         f'backbone {network.name}, layers {", ".join(network.layers)}, precision {network.precision}')
   terminal.say_which(network.name for network in networks)
+  grid = image_sizes.on_one_grid(
+      sizes.values(), None if whole else preprocessing, fitting.input_multiple(networks))
+  preprocessing = dataclasses.replace(preprocessing, resize=grid.resize, crop=grid.crop)
+  for line in image_sizes.at_fit(sizes, preprocessing):
+    terminal.say(line)
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
-      good, preprocessing, data_spec.batch_size, num_workers=data_spec.num_workers,
+      taken, preprocessing, data_spec.batch_size, paths=paths, num_workers=data_spec.num_workers,
+      original_size=image_sizes.usual(sizes.values()), max_pixels=data_spec.max_pixels,
       on_error=skipped.append if data_spec.on_error == 'skip' else None)
+  data = data.measured()
+  if line := survey.range_line(data.preprocessing, data.outside_range, found.deep):
+    terminal.say(line)
   same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
   if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
     raise ValueError(
@@ -88,19 +121,19 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
   scratch = Path(out).absolute().parent
   scratch.mkdir(parents=True, exist_ok=True)
   try:
-    with terminal.progress_bar(name) as progress:
+    with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(
           detector, data, networks, Run(
               progress=_with_estimate(progress, data.batch_size, calibrate.folds),
               notify=lambda plan: terminal.say(f'bank: {plan}'), seed=seed, memory_gb=fit_spec.memory_gb,
               scratch=scratch, keep_images=fit_spec.keep_images,
               several_processes=jax.process_count() > 1),
-          calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {good}')
+          calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:
     raise terminal.Interrupted(_NOTHING) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
-      terminal.notices.print(f'skipped: {message}', markup=False)
+      terminal.notice(f'skipped: {message}')
   if skipped:
     terminal.say(
         f'{inspector.model.description.num_images} of {len(paths)} images were used, {len(skipped)} could '
@@ -112,6 +145,15 @@ def run(good: str, out: str, seed: int, compilation_cache: str, values: dict[str
     inspector.save(out)
   processes.wait()
   terminal.say(f'{inspector.about()}: {out}. Next: patchcore predict {out} IMAGES --out DIR')
+
+
+def _preprocessing(values: dict[str, Any]) -> tuple[Preprocessing, bool]:
+  """Makes the preprocessing of the options, and tells whether they leave all of its geometry open."""
+  context = click.get_current_context()
+  given = {name for name in _GEOMETRY if context.get_parameter_source(f'preprocess__{name}')
+           is not click.core.ParameterSource.DEFAULT}
+  others = {} if 'resize' in given else {'resize': Preprocessing().resize}
+  return options.record(Preprocessing, 'preprocess', values, **others), not given
 
 
 def report(found: Any) -> list[str]:
@@ -147,7 +189,7 @@ def verdict(found: Any, names: Sequence[str]) -> list[str]:
   pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
   lines = [
       f'threshold {found.image_threshold:.4g} for images{pixels}, from {n} good images: at most '
-      f'{100 * found.guaranteed_rate:.2g} % of good images alarm']
+      f'{100 * found.guaranteed_rate:.2g} % of good images are called anomalous']
   if found.guaranteed_rate > rate:
     lines.append(
         f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '

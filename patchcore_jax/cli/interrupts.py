@@ -1,4 +1,7 @@
-"""What Ctrl-C does while nothing is being written: it ends the process, at once and quietly."""
+"""What Ctrl-C does: while nothing is being written it ends the process, at once and quietly.
+
+Afterwards it is an exception, which must not be lost.
+"""
 
 import contextlib
 import os
@@ -6,6 +9,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+
+_COLLECTING = ('_xla_gc_callback',)  # what is called while Python collects garbage
+_SOON = 0.02  # seconds
 
 
 @contextlib.contextmanager
@@ -41,6 +47,31 @@ def ends_at_once(message: str, code: int = 130) -> Iterator[None]:
     signal.set_wakeup_fd(descriptor)
     signal.signal(signal.SIGINT, handler)
     os.close(writer)  # which ends the thread
+
+
+@contextlib.contextmanager
+def never_lost() -> Iterator[None]:
+  """Has Ctrl-C raise KeyboardInterrupt in a block also where it comes while Python collects garbage.
+
+  JAX adds a function to Python's collector, in which time passes while the network computes. Python writes
+  exceptions that are raised there to the standard error, and goes on.
+  """
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
+      threading.current_thread() is not threading.main_thread()):
+    yield
+    return
+
+  def handle(number, frame):
+    if frame is not None and frame.f_code.co_name in _COLLECTING:
+      threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()  # once it is over
+    else:
+      raise KeyboardInterrupt
+
+  signal.signal(signal.SIGINT, handle)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def end(message: str, code: int) -> None:

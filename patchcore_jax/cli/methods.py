@@ -1,5 +1,6 @@
 """Options that choose a method and its networks, for the commands that fit."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,16 +15,25 @@ _SECTIONS = {'embedding': EmbeddingSpec, 'coreset': CoresetSpec, 'scoring': Scor
 _OTHERS = tuple(name for name in DETECTORS if name not in ('patchcore', 'ensemble'))
 
 
-def common(function: Callable) -> Callable:
-  """Adds --detector, --ratio and --backbone, which most users look for first."""
+def common(**defaults: Any) -> Callable:
+  """Makes a decorator that adds --detector, --ratio and --backbone, which most users look for first.
+
+  Args:
+    **defaults: in place of those of `PatchCore`.
+  """
   names = ', '.join(name for name in DETECTORS if name != 'ensemble')
-  for decorate in (
-      options.of_record('backbone', BackboneSpec, group='Common', only=('name',), defaults={'name': 'auto'}),
-      options.of_record('patchcore', PatchCore, group='Common', only=('ratio',)),
-      options.option('--detector', default='patchcore', group='Common', metavar='NAME',
-                     help=f"The method: {names}; or 'module:Record' for one of your own.")):
-    function = decorate(function)
-  return function
+
+  def decorated(function):
+    for decorate in (
+        options.of_record(
+            'backbone', BackboneSpec, group='Common', only=('name',), defaults={'name': 'auto'}),
+        options.of_record('patchcore', PatchCore, group='Common', only=('ratio',), defaults=defaults),
+        options.option('--detector', default='patchcore', group='Common', metavar='NAME',
+                       help=f"The method: {names}; or 'module:Record' for one of your own.")):
+      function = decorate(function)
+    return function
+
+  return decorated
 
 
 def detailed(function: Callable) -> Callable:
@@ -56,7 +66,11 @@ def detector_of(values: Mapping[str, Any]) -> Detector:
     detector = PatchCore(values['patchcore__ratio'], **specs)
   else:
     detector = options.record(kind, name, values)
-  return Ensemble(detector) if '+' in values['backbone__name'] else detector
+  if '+' not in values['backbone__name']:
+    return detector
+  if kind is PatchCore and not detector.ratio:  # the banks of an ensemble are of one ratio
+    detector = dataclasses.replace(detector, ratio=PatchCore.ratio)
+  return Ensemble(detector)
 
 
 def _refuse_others(sections):

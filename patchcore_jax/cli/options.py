@@ -19,10 +19,13 @@ import click
 # Flags that are called otherwise than by section and field.
 _NAMES = {
     'data-batch-size': 'batch-size', 'data-num-workers': 'workers', 'data-on-error': 'on-error',
+    'data-good': 'good',
     'data-shots': 'shots', 'data-draw': 'draw', 'data-categories': 'categories', 'data-source': 'layout',
     'preprocess-resize': 'resize', 'preprocess-resize-side': 'resize-side', 'preprocess-pad': 'pad',
-    'preprocess-crop': 'crop', 'backbone-name': 'backbone', 'backbone-layers': 'layers',
-    'backbone-precision': 'precision', 'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
+    'preprocess-crop': 'crop', 'preprocess-value-range': 'value-range', 'preprocess-bands': 'bands',
+    'preprocess-background': 'background', 'data-max-megapixels': 'max-megapixels',
+    'backbone-name': 'backbone', 'backbone-layers': 'layers', 'backbone-precision': 'precision',
+    'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
     'calibration-false-alarm-rate': 'false-alarm-rate', 'calibration-folds': 'folds',
     'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
     'report-errors': 'keep-errors', 'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
@@ -73,7 +76,8 @@ def option(*names: str, group: str = 'Options', **arguments) -> Callable:
 
 def of_record(
     section: str, record: type, *, group: str, only: Sequence[str] = (), without: Sequence[str] = (),
-    defaults: Mapping[str, Any] = types.MappingProxyType({})) -> Callable:
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+    shown: Mapping[str, str] = types.MappingProxyType({})) -> Callable:
   """Adds an option for each field of a settings record.
 
   Args:
@@ -83,6 +87,7 @@ def of_record(
     only: the fields that count; () for all.
     without: fields that do not.
     defaults: other defaults than the record's.
+    shown: what the help says of a default, where its value does not say it.
   """
   explained, hints = explanations(record), typing.get_type_hints(record)
 
@@ -97,6 +102,7 @@ def of_record(
       function = option(
           *names, f'{section}__{field.name}', group=group, type=None if kind.kind is bool else kind,
           default=default if kind.kind is bool else kind.written(default),
+          show_default=shown.get(field.name, True),
           help=explained[field.name][:1].upper() + explained[field.name][1:])(function)
     return function
 

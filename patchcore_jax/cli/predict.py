@@ -26,7 +26,8 @@ def _scale(ctx, parameter, text):
 @options.option('--out', required=True, metavar='DIR',
                 help='Folder to write to. An earlier run in it is replaced.')
 @options.option('--watch', is_flag=True,
-                help='Take images as they arrive, each when its size has stood still, until Ctrl-C.')
+                help='Take images as they arrive, also in folders below, each when its size has stood still, '
+                'until Ctrl-C.')
 @options.option('--watch-seconds', type=click.FloatRange(0), default=0.0, metavar='SECONDS',
                 show_default='no end', help='End --watch after so long.')
 @options.option('--why', is_flag=True, group=_PICTURES,
@@ -34,13 +35,18 @@ def _scale(ctx, parameter, text):
 @options.option('--overlays/--no-overlays', default=True, group=_PICTURES, help='Draw heatmaps.')
 @options.option('--maps', type=click.Choice(('npy', 'tif', 'none')), default='npy', group=_PICTURES,
                 help='Write anomaly maps as NumPy arrays or 32-bit TIFF.')
+@options.option('--masks', is_flag=True, group=_PICTURES,
+                help='Write the regions above the pixel threshold as PNG masks, white on black.')
 @options.option('--scale', callback=_scale, metavar='LOW,HIGH', group=_PICTURES,
                 show_default="half of the bank's pixel threshold, and twice that",
                 help='Values of the map where colour begins and where it is red.')
 @options.option('--threshold', type=float, group=_DECISIONS, metavar='SCORE', show_default="the bank's",
                 help='Scores from here on are anomalous.')
+@options.option('--min-area', type=click.FloatRange(0), default=0.0, group=_DECISIONS, metavar='PIXELS',
+                help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
 @options.option('--batch-size', type=click.IntRange(1), default=None, group=_MACHINE,
                 show_default='8, or 1 with --watch', help='Images that pass through the network at once.')
+@arguments.max_megapixels
 @arguments.backbone_weights
 @options.common
 @click.pass_context
@@ -48,9 +54,10 @@ def command(
     ctx, bank, images, out, batch_size, backbone_weights, compilation_cache, debug, **settings) -> None:
   """Score IMAGES with the model BANK, and show what was found.
 
-  IMAGES is a folder, a file, or a pattern such as 'parts/**/*.png'. DIR then holds predictions.csv and
-  predictions.jsonl (a row for each image), overlays/, maps/, why/ and report.html. Pictures and positions
-  are in pixels of the original images.
+  IMAGES is a folder, below which all images count, a file, or a pattern such as 'parts/*/new'. Each page of a
+  file with several is an image, NAME#1, NAME#2 and so on. DIR then holds predictions.csv and
+  predictions.jsonl (a row for each image), overlays/, maps/, masks/, why/ and report.html. Pictures and
+  positions are in pixels of the original images.
 
   Exit code: 0 if every image was scored, 2 if some could not be, 1 if the run failed, 130 if it was stopped.
   """
@@ -68,4 +75,6 @@ def command(
       summary = prediction_run.run(wanted, prepared, say=terminal.say)
     except KeyboardInterrupt as e:
       raise terminal.Interrupted(str(e) or _NOTHING) from e
+    except prediction_run.Unanswered as e:
+      terminal.fail(str(e))
   ctx.exit(130 if summary.stopped else 2 if summary.failed else 0)

@@ -9,7 +9,7 @@ import click
 from patchcore_jax import extras
 from patchcore_jax.cli import arguments, interrupts, options, terminal
 
-_LIMITS, _MACHINE = 'Limits', 'Machine'
+_LIMITS, _DECISIONS, _MACHINE = 'Limits', 'Decisions', 'Machine'
 
 
 @click.command('serve', cls=options.Command)
@@ -28,6 +28,8 @@ _LIMITS, _MACHINE = 'Limits', 'Machine'
                 help='The most million pixels of an image.')
 @options.option('--timeout', type=click.FloatRange(0, min_open=True), default=15.0, metavar='SECONDS',
                 group=_LIMITS, help='Time in which a request must have come.')
+@options.option('--min-area', type=click.FloatRange(0), default=0.0, group=_DECISIONS, metavar='PIXELS',
+                help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
 @options.option('--batch-size', type=click.IntRange(1), default=8, group=_MACHINE,
                 help='The most images that pass through the network at once.')
 @options.option('--wait-ms', type=click.FloatRange(0), default=2.0, metavar='MILLISECONDS', group=_MACHINE,
@@ -68,8 +70,8 @@ def read_token(path: str | None, variable: str | None) -> str | None:
 
 
 def _serve(
-    bank, host, port, token_file, queue, max_mb, max_megapixels, timeout, batch_size, wait_ms, threads,
-    backbone_weights, compilation_cache):
+    bank, host, port, token_file, queue, max_mb, max_megapixels, timeout, min_area, batch_size, wait_ms,
+    threads, backbone_weights, compilation_cache):
   """Serves until it is told to end."""
   token = read_token(token_file, os.environ.get('PATCHCORE_TOKEN'))
   with interrupts.ends_at_once('Ended.', 0):
@@ -79,12 +81,16 @@ def _serve(
       listener = server.listen(host, port)  # before the long work: a taken port is told at once
       from patchcore_jax.serving import app
     from patchcore_jax import inspection
+    from patchcore_jax.inspection import image_sizes
 
     limits = app.Options(
         batch_size=batch_size, wait_seconds=wait_ms / 1000, threads=threads, queue=queue,
-        max_bytes=int(max_mb * 2**20), max_pixels=int(max_megapixels * 1e6), seconds=timeout)
+        max_bytes=int(max_mb * 2**20), max_pixels=int(max_megapixels * 1e6), seconds=timeout,
+        min_area=min_area)
     terminal.keep_compiled(compilation_cache)
     inspector = inspection.load(bank, weights=backbone_weights)
+    for line in image_sizes.of_training(inspector.model.description):
+      terminal.say(line)
   ready, failure, bars = False, None, contextlib.ExitStack()
 
   def on_ready(error):

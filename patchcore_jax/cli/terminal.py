@@ -14,6 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
+from patchcore_jax.data.image_files import shown
+
 DISTRIBUTED = ('distributed', 'coordinator_address', 'num_processes', 'process_id')
 # Not by their flags, which the binaries write otherwise.
 _ALL_THREE = "the coordinator's address, the number of processes and the id of this one"
@@ -67,14 +69,13 @@ def _plain_progress(title, every_seconds=30.0):
 
 
 def say(text: str, *, loud: bool = False) -> None:
-  """Prints a line; `loud` makes it stand out on a terminal. Bytes that are no UTF-8 are shown as such."""
-  text = text.encode('utf-8', 'backslashreplace').decode()
-  console.print(text, style='bold red' if loud else None, markup=False)
+  """Prints a line; `loud` makes it stand out on a terminal. Names of files never break it (`shown`)."""
+  console.print(shown(text), style='bold red' if loud else None, markup=False)
 
 
 def notice(text: str) -> None:
   """Prints a line, in each of several processes."""
-  notices.print(text.encode('utf-8', 'backslashreplace').decode(), markup=False)
+  notices.print(shown(text), markup=False)
 
 
 def listener() -> Any:
@@ -188,11 +189,18 @@ def readable_errors(debug: bool = False) -> Iterator[None]:
   except (ValueError, OSError) as e:
     if debug:
       raise
+    for line in getattr(e, 'lines', ()):  # of `inspection.acceptance.NotAccepted`: one for each image
+      print(one_line(line), file=sys.stderr)
     fail(str(e) or type(e).__name__)
   except RuntimeError as e:  # JAX's errors are such
     if debug or 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     fail(f'out of memory: use a smaller batch size. ({str(e).splitlines()[0]})')
+
+
+def one_line(text: str) -> str:
+  """Puts a text on one line."""
+  return shown(' '.join(text.split()))
 
 
 def fail(message: str, code: int = 1) -> None:
@@ -202,7 +210,7 @@ def fail(message: str, code: int = 1) -> None:
   who = f'process {jax.process_index()}: ' if several else ''
   if several and 'closed by peer' in message:
     message = f'another process ended, and has said why. ({message})'
-  print(f'error: {who}{" ".join(message.split())}', file=sys.stderr, flush=True)
+  print(f'error: {who}{one_line(message)}', file=sys.stderr, flush=True)
   if several:
     os._exit(code)  # an orderly exit would wait for the others, and they for this one
   sys.exit(code)

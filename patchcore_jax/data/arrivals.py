@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from patchcore_jax.data import folder
+from patchcore_jax.data import image_files
 
 _POLL = 0.2  # seconds between two looks
+_SHARE = 0.2  # of the time at most, for looks at folders of many files
 _SETTLE = 0.5  # a file that has not changed for so many seconds is complete
 _SETTLE_EMPTY = 5.0  # an empty one was perhaps only just created
 
@@ -21,15 +22,16 @@ def arriving(
   """Lists images that are there or arrive, each when its size and time have not changed for a while.
 
   That is the only sign that a writer is done. Should a file change after it was taken, because its writer
-  paused for long, it is taken again.
+  paused for long, or because another image has its name, it is taken again.
 
   Args:
-    where: a folder, whose own images count, or a pattern, as in `folder.find_images`.
+    where: a folder, below which all images count, or a pattern, as in `image_files.find_images`.
     stop: ends the iterator when it is set, by another thread or a signal.
     seconds: how long the iterator waits for images before it ends.
     settle: seconds for which a file must not have changed.
     settle_empty: the same for a file that is empty.
-    notify: called with a sentence when the folder cannot be read, once until it can be again.
+    notify: called with a sentence when a folder cannot be read, once until it can be again; when files arrive
+      that look like images or videos and are not read; and at the end, when images are left.
 
   Returns:
     An iterator of paths, with a None where there is nothing more for now: time to finish what was begun.
@@ -38,25 +40,21 @@ def arriving(
     ValueError: a file, or a folder that does not exist.
   """
   where = os.fspath(where)
-  is_folder = Path(where).is_dir()
-  if not (is_folder or folder.is_pattern(where)):
+  if not (Path(where).is_dir() or image_files.is_pattern(where)):
     raise ValueError(f'{where} is no folder: expected one in which images arrive, or a pattern.')
-  return _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify)
+  return _arriving(where, stop, seconds, settle, settle_empty, notify or (lambda text: None))
 
 
-def _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify):
-  end, trouble = time.monotonic() + seconds, ''
+def _arriving(where, stop, seconds, settle, settle_empty, notify):
+  end, look = time.monotonic() + seconds, _Look(where, Path(where).is_dir(), notify)
   standing: dict[str, tuple] = {}  # path -> (state, since when)
   taken: dict[str, tuple] = {}  # path -> state
   while not stop.is_set() and time.monotonic() < end:
-    try:
-      states, said = _states(where, is_folder), ''
-    except OSError as e:
-      states, said = {}, f'Cannot read {where} ({e.strerror or e}); still waiting.'
-    if said and said != trouble and notify:
-      notify(said)
-    trouble = said
-    if not said:  # files of a share that is away for a moment are remembered
+    began = time.monotonic()
+    states = look.states()
+    if states is None:  # files of a share that is away for a moment are remembered
+      states = {}
+    else:
       standing, taken = ({k: v for k, v in known.items() if k in states} for known in (standing, taken))
     now = time.monotonic()
     for path, state in states.items():
@@ -69,19 +67,49 @@ def _arriving(where, is_folder, stop, seconds, settle, settle_empty, notify):
         del standing[path]
         yield path
         if stop.is_set():
-          return
-    yield None
-    stop.wait(max(0.0, min(_POLL, end - time.monotonic())))
+          break
+    else:
+      yield None
+      stop.wait(max(0.0, min(max(_POLL, (now - began) / _SHARE), end - time.monotonic())))
+  left = [path for path, state in (look.states() or {}).items() if taken.get(path) != state]
+  if left:
+    notify(f'{len(left)} image{"s have" if len(left) > 1 else " has"} arrived and not been looked at, such '
+           f'as {left[0]}.')
 
 
-def _states(where, is_folder):
-  """Looks at the files: {path: (size, time of the last change)}, in the order of their names."""
-  paths = map(str, folder.images_in(Path(where))) if is_folder else folder.matching(where)
-  states = {}
-  for path in paths:
+class _Look:
+  """A look at files, again and again."""
+
+  def __init__(self, where, is_folder, notify):
+    self._where, self._is_folder, self._notify = where, is_folder, notify
+    self._trouble, self._others, self._told = '', frozenset(), set()
+
+  def states(self):
+    """Looks at the images: {path: (size, time of the last change)}, in order; None where they are away."""
     try:
-      found = os.stat(path)
-    except OSError:
-      continue  # moved away since
-    states[path] = found.st_size, found.st_mtime_ns
-  return states
+      if self._is_folder:
+        os.stat(self._where)  # what is away has no images, and is no empty folder
+      found, said = image_files.listed(self._where), ''
+    except OSError as e:
+      found, said = None, f'Cannot read {self._where} ({e.strerror or e}); still waiting.'
+    if said and said != self._trouble:
+      self._notify(said)
+    self._trouble = said
+    if found is None:
+      return None
+    # What is there at two looks is no name that a writer uses for a moment.
+    others = frozenset((*image_files.looking_like_images(found.others), *found.denied))
+    self._told &= others
+    if new := (others & self._others) - self._told:
+      for line in image_files.passed_by_among(self._where, found, new):
+        self._notify(f'{line}.')
+      self._told |= new
+    self._others = others
+    states = {}
+    for path in found.images:
+      try:
+        stat = os.stat(path)
+      except OSError:
+        continue  # moved away since
+      states[path] = stat.st_size, stat.st_mtime_ns
+    return states

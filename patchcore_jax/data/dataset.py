@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from patchcore_jax.data import pipeline
+from patchcore_jax.data import pipeline, value_range
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import ImageError
@@ -20,10 +20,14 @@ class FileData:
 
   Attributes:
     examples: what to read.
-    preprocessing: sizes.
+    preprocessing: what is done to them.
     batch_size: images per batch, a multiple of the number of local devices.
     num_workers, on_error: see `pipeline.batches`.
     with_masks: also reads masks.
+    original_size: (width, height) that most of the files have, upright; None where nobody looked.
+    max_pixels: as of `decoding.decode`.
+    outside_range: the largest share of one image's pixels that lie outside of the value range; None where it
+      was not measured yet.
   """
 
   examples: Sequence[Example]
@@ -32,9 +36,24 @@ class FileData:
   num_workers: int = 0
   with_masks: bool = False
   on_error: Callable[[ImageError], None] | None = None
+  original_size: tuple[int, int] | None = None
+  max_pixels: int | None = None
+  outside_range: float | None = None
 
   def __len__(self) -> int:
     return len(self.examples)
+
+  def measured(self) -> 'FileData':
+    """Measures the value range of files with more than 8 bits, unless that is done (`value_range.measured`).
+
+    Raises:
+      ValueError: no range fits all files.
+    """
+    if self.outside_range is not None or any(example.read for example in self.examples):
+      return self
+    preprocessing, outside = value_range.measured(
+        [example.image_path for example in self.examples], self.preprocessing, max_pixels=self.max_pixels)
+    return dataclasses.replace(self, preprocessing=preprocessing, outside_range=outside)
 
   def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
     """Yields the images in batches, as `detectors.base.Data` describes.
@@ -46,7 +65,8 @@ class FileData:
     order = _order(len(self), shuffle)
     batches = pipeline.batches(
         [self.examples[i] for i in order], self.preprocessing, batch_size=self.batch_size,
-        num_workers=self.num_workers, with_masks=self.with_masks, on_error=self.on_error)
+        num_workers=self.num_workers, with_masks=self.with_masks,
+        max_pixels=self.max_pixels, on_error=self.on_error)
     return (_changed(batch, order, shuffle, augment) for batch in batches)
 
   def part(self, positions: Sequence[int]) -> 'FileData':
@@ -62,6 +82,8 @@ class ArrayData:
     images: [n, h, w, 3] uint8 RGB, as the network is to see them.
     batch_size: images per batch, a multiple of the number of local devices.
     names: [n] names of the images; () for none.
+    preprocessing: what was done to them; None for nothing.
+    original_size: (width, height) that they had before; None where nobody looked.
 
   >>> data = ArrayData(np.zeros((3, 8, 8, 3), np.uint8), batch_size=2)
   >>> [batch.index.tolist() for batch in data.batches()]
@@ -72,6 +94,7 @@ class ArrayData:
   batch_size: int = 32
   names: Sequence[str] = ()
   preprocessing: Preprocessing | None = None
+  original_size: tuple[int, int] | None = None
 
   def __len__(self) -> int:
     return len(self.images)

@@ -12,15 +12,14 @@ import numpy as np
 
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import (
-    IMAGE_SUFFIXES,
     MVTEC,
     Category,
     Example,
     FolderLayout,
     existing_root,
-    images_in,
-    listing,
+    paired_pages,
 )
+from patchcore_jax.data.image_files import images_in, is_file, listing, unread_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +62,14 @@ class SplitFileLayout:
             f'{root / self.split_file}: expected anomalies in the test split only and with a mask, got '
             f'{",".join(row.values())}.')
       masks = (str(root / row['mask']),) if label else ()
-      splits[row['split']].append(
-          Example(str(root / row['image']), masks, label, category, 'anomaly' if label else 'good'))
+      for page, found in paired_pages(str(root / row['image']), masks):
+        splits[row['split']].append(Example(page, found, label, category, 'anomaly' if label else 'good'))
     if not splits['train'] or not splits['test']:
       raise ValueError(
           f'No images to train on or to test for {category!r} in {root / self.split_file}. There are: '
           f'{", ".join(sorted({row["object"] for row in rows}))}.')
     examples = [e for split in splits.values() for e in split]
-    missing = [p for e in examples for p in (e.image_path, *e.mask_paths) if not os.path.isfile(p)]
+    missing = [p for e in examples for p in (e.image_path, *e.mask_paths) if not is_file(p)]
     if missing:
       raise ValueError(
           f'{len(missing)} files that {root / self.split_file} names are missing, {missing[0]} among '
@@ -139,26 +138,29 @@ class BesideLayout:
     """
     if category not in self.list_categories(root):
       raise ValueError(f'No category {category!r} in {root}. There is: {self.category}.')
-    train = [e for e in self._examples(Path(root) / 'train') if not e.label]
-    test = self._examples(Path(root) / 'test')
+    of_train, test = (self._examples(Path(root) / split) for split in ('train', 'test'))
+    train = [e for e, _ in of_train if not e.label]
     if not train or not test:
       raise ValueError(f'No good images in {root}/train, or no images in {root}/test.')
-    return Category(category, train, test, any(e.label for e in test))
+    files = [path for e, mask in (*of_train, *test) for path in (e.image_path, mask)]
+    test = [e for e, _ in test]
+    return Category(category, train, test, any(e.label for e in test), tuple(unread_of(root, files)))
 
-  def _examples(self, folder: Path) -> list[Example]:
-    """Lists the images of `train` or `test`, labelled by their masks."""
-    result = []
-    for image in images_in(folder):
-      if image.stem.endswith(self.suffix):
+  def _examples(self, folder: Path) -> list[tuple[Example, str]]:
+    """Lists the images of `train` or `test`, labelled by their masks, each with its mask."""
+    result, images = [], images_in(folder)
+    masks = {p.stem.casefold(): p for p in reversed(images)}
+    for image in images:
+      if image.stem.casefold().endswith(self.suffix.casefold()):
         continue
-      masks = [image.with_name(image.stem + self.suffix + s) for s in IMAGE_SUFFIXES]
-      mask = next((m for m in masks if m.is_file()), None)
+      mask = masks.get((image.stem + self.suffix).casefold())
       if mask is None:
-        raise ValueError(f'No mask for {image}: expected {masks[0]}. Add it, or remove the image.')
-      label = int(np.asarray(preprocess.read_mask(mask)).any())
-      result.append(Example(
-          str(image), (str(mask),) if label else (), label, self.category,
-          'defect' if label else 'good'))
+        expected = image.with_name(f'{image.stem}{self.suffix}.png')
+        raise ValueError(f'No mask for {image}: expected {expected}. Add it, or remove the image.')
+      for page, (found,) in paired_pages(str(image), [str(mask)]):
+        label = int(np.asarray(preprocess.read_mask(found)).any())
+        result.append((Example(
+            page, (found,) if label else (), label, self.category, 'defect' if label else 'good'), found))
     return result
 
   def _is_root(self, folder: Path) -> bool:
@@ -175,7 +177,7 @@ def _other_level(root: Path, is_root) -> str:
 LAYOUTS = {
     'folder': MVTEC,
     'mpdd': MVTEC,
-    'btad': FolderLayout(good='ok'),
+    'btad': FolderLayout(good=('ok',)),
     # Several masks for an image, in a folder of its name. validation/good is not used.
     'mvtec_loco': FolderLayout(mask_names=('{}/*',)),
     # Only the public test images come with labels; validation/good is not used.

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from patchcore_jax.data import mvtec_ad
+from patchcore_jax.data import image_files, mvtec_ad
 from patchcore_jax.data.folder import MVTEC, Example
 
 
@@ -70,6 +70,8 @@ class MVTecAD(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, examples: Sequence[Example]):
     for i, example in enumerate(examples):
+      if (file := image_files.file_of(example.image_path)) != example.image_path:
+        raise ValueError(f'{file} has several pages: expected one. Extract the archive again.')
       image = Path(example.image_path).read_bytes()
       if len(example.mask_paths) > 1:
         raise ValueError(

@@ -47,17 +47,19 @@ def batches(
     batch_size: int,
     num_workers: int = 0,
     with_masks: bool = False,
+    max_pixels: int | None = None,
     on_error: Callable[[preprocess.ImageError], None] | None = None,
 ) -> Iterator[Batch]:
   """Yields all examples once, in order, in batches of exactly `batch_size`.
 
   Args:
     examples: what to read.
-    preprocessing: sizes.
+    preprocessing: what is done to them.
     batch_size: images per batch.
     num_workers: worker processes that decode, by Grain (extra [workers]); 0 decodes in threads of this
       process, which is quicker unless many cores wait for a fast accelerator.
     with_masks: also read masks.
+    max_pixels: as of `decoding.decode`.
     on_error: called with the `ImageError` of each file that cannot be used, which is then left
       out; by default the error is raised.
 
@@ -67,7 +69,7 @@ def batches(
   """
   if batch_size < 1 or num_workers < 0:
     raise ValueError(f'Expected batch_size >= 1, num_workers >= 0, got {batch_size}, {num_workers}.')
-  load = _Load(preprocessing, with_masks)
+  load = _Load(preprocessing, with_masks, max_pixels)
   if num_workers:
     stream = _in_processes(load, examples, batch_size, num_workers)
   else:
@@ -162,13 +164,14 @@ class _Source:
 class _Load:
   """Loads an example, in a thread or a worker process. Errors are returned as text, to be raised later."""
 
-  def __init__(self, preprocessing, with_masks):
-    self._preprocessing, self._with_masks = preprocessing, with_masks
+  def __init__(self, preprocessing, with_masks, max_pixels):
+    self._preprocessing, self._with_masks, self._max_pixels = preprocessing, with_masks, max_pixels
 
   def __call__(self, item):
     index, example = item
     try:
-      image, mask = preprocess.load(example, self._preprocessing, with_mask=self._with_masks)
+      image, mask = preprocess.load(
+          example, self._preprocessing, with_mask=self._with_masks, max_pixels=self._max_pixels)
     except preprocess.ImageError as e:
       return {'index': index, 'error': str(e)}
     record = {'index': index, 'error': '', 'image': image}

@@ -13,6 +13,7 @@ from patchcore_jax.data.preprocess import Preprocessing
 
 # Scales such as 500 / 256 are no exact floats: an edge this near to a whole pixel is on it.
 _EXACT = 1e-6
+_ROWS = 1024  # at once, so that a large map does not take several times its size
 
 
 class Placement(NamedTuple):
@@ -85,7 +86,9 @@ def to_original(anomaly_map: np.ndarray, placement: Placement) -> np.ndarray:
   rows, columns = (_samples(axis, placement) for axis in (0, 1))
   result = np.full(placement.original, np.nan, np.float32)
   part = _interpolated(anomaly_map, rows, axis=0)
-  result[rows.seen, columns.seen] = _interpolated(part, columns, axis=1)
+  seen = result[rows.seen, columns.seen]
+  for i in range(0, len(seen), _ROWS):
+    seen[i:i + _ROWS] = _interpolated(part[i:i + _ROWS], columns, axis=1)
   return result
 
 

@@ -6,52 +6,47 @@ short side to 256 with Pillow's antialiased bilinear filter, centre crop of 224.
 bytes is sent there.
 """
 
-import io
-import os
-import struct
-import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+import collections
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops
 
+from patchcore_jax.data import decoding
+
+# Those who prepare images find the errors of reading them, and the reading, here.
+from patchcore_jax.data.decoding import (  # noqa: F401
+  DECODING_ERRORS,
+  FORMATS,
+  Decoded,
+  ImageError,
+  TooManyPixelsError,
+  UnknownFormatError,
+  decode,
+  read_image,
+  read_mask,
+)
 from patchcore_jax.data.folder import Example
 from patchcore_jax.settings import Preprocessing, as_pair
 
-# What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
-FORMATS = ('PNG', 'JPEG', 'BMP', 'DIB', 'TIFF', 'WEBP', 'GIF', 'PPM')
 # An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
 _MOST_PIXELS = 10**8
-
-
-# What Pillow's decoders raise on broken files is not documented; these are what fuzzing shows.
-DECODING_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, OverflowError, MemoryError,
-    struct.error, Image.DecompressionBombError)
-
-
-class ImageError(ValueError):
-  """An image or mask file that cannot be used; the message names the file and the remedy."""
-
-
-class UnknownFormatError(ImageError):
-  """The content is of none of `FORMATS`."""
-
-
-class TooManyPixelsError(ImageError):
-  """The header tells of more pixels than are allowed; none was decoded."""
+# The whole of an image of one's own: its short side, and how many squares of that its area is at most.
+SHORT_SIDE, _MOST_SQUARES = 224, 4
 
 
 def load(
-    example: Example, preprocessing: Preprocessing, *, with_mask: bool = False
-) -> tuple[np.ndarray, np.ndarray | None]:
+    example: Example, preprocessing: Preprocessing, *, with_mask: bool = False,
+    max_pixels: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
   """Reads and preprocesses one example.
 
   Args:
     example: what to read.
-    preprocessing: sizes.
+    preprocessing: what is done to it.
     with_mask: also read the mask. A good image has an all-False one.
+    max_pixels: as of `decoding.decode`.
 
   Returns:
     image [h, w, 3] uint8 RGB, and mask [h, w] bool (None unless `with_mask`).
@@ -59,64 +54,59 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  image = read_image(example.image_path, example.read, page=example.page)
-  try:
-    pixels = np.asarray(transform(image, preprocessing))
-  except ValueError as e:
-    raise ImageError(f'{example.image_path}: {e}') from e
+  with decoding.one_at_a_time():
+    image = read_image(example.image_path, example.read, preprocessing=preprocessing, max_pixels=max_pixels)
+    try:
+      pixels = np.asarray(transform(image, preprocessing))
+    except ValueError as e:
+      raise ImageError(f'{example.image_path}: {e}') from e
+    size = image.size
+    del image  # a large one makes room for the next
   if not with_mask:
     return pixels, None
   if not example.mask_paths:
     return pixels, np.zeros(pixels.shape[:2], bool)
+  return pixels, transform_mask(joined_mask(example, size), preprocessing)
+
+
+def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
+  """Decodes the masks of an image with any, and joins them: mode 'L', 255 where one of them marks a pixel.
+
+  Args:
+    example: the image.
+    size: its (width, height), upright.
+
+  Raises:
+    ImageError: an unreadable mask, or one of another size than its image.
+  """
   mask = None
   for path in example.mask_paths:
     part = read_mask(path, example.read)
-    if part.size != image.size:
+    if part.size != size and part.size == size[::-1] and not turned_by(path, example.read):
+      # The mask was drawn on the photograph as it is stored, and lies as that does.
+      part = decoding.turned(part, turned_by(example.image_path, example.read))
+    if part.size != size:
       raise ImageError(
           f'The mask {path} is {part.width} x {part.height} pixels, its image {example.image_path} is '
-          f'{image.width} x {image.height}: expected the same size.')
+          f'{size[0]} x {size[1]}: expected the same size.')
     mask = part if mask is None else ImageChops.lighter(mask, part)
-  resized = np.asarray(transform(mask, preprocessing, nearest=preprocessing.mask_resize == 'nearest'))
-  return pixels, resized >= np.ceil(255 * preprocessing.mask_threshold)
+  return mask
 
 
-def read_image(
-    path: str | os.PathLike, read: Callable[[str], bytes] | None = None, *, page: int = 0,
-    max_pixels: int | None = None,
-) -> Image.Image:
-  """Decodes an image file of any mode to 8-bit RGB, turned upright by its EXIF orientation.
+def turned_by(path: str, read: Any = None) -> int:
+  """Returns EXIF's number of how an image file is turned; 0 where it stands upright."""
+  found = decoding.orientation(path, read)
+  return found if found in range(2, 9) else 0
 
-  16-bit grayscale is scaled from its full range, so that 65535 becomes 255; transparency is
-  dropped, as Pillow's conversion to RGB does.
 
-  Args:
-    path: the file, as messages name it.
-    read: gives its bytes, where it is no file on disk.
-    page: number of the page, or of the frame of an animation, from 0.
-    max_pixels: images of more pixels are refused before they are decoded; None for Pillow's limit against
-      decompression bombs alone (twice `Image.MAX_IMAGE_PIXELS`, 179 million).
+def transform_mask(mask: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+  """Resizes, pads and crops a mask of mode 'L' with its image: [h, w] bool.
 
   Raises:
-    UnknownFormatError: the content is no image of a known format.
-    TooManyPixelsError: the image is larger than allowed.
-    ImageError: (the two above are kinds of it) the file is missing, truncated, damaged, or holds 32-bit
-      integers or floats, whose range is not known.
+    ValueError: as `transform`.
   """
-  return _to_rgb(_open(path, read, page, max_pixels), path)
-
-
-def read_mask(
-    path: str | os.PathLike, read: Callable[[str], bytes] | None = None) -> Image.Image:
-  """Decodes a mask file to mode 'L': 255 where the file is not zero (black), 0 elsewhere.
-
-  Arguments and errors are those of `read_image`.
-  """
-  image = _open(path, read)
-  if image.mode in ('P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'LA', 'PA'):
-    values = np.asarray(image.convert('RGB')).any(axis=-1)
-  else:
-    values = np.asarray(image) != 0
-  return Image.fromarray(np.where(values, 255, 0).astype(np.uint8))
+  resized = np.asarray(transform(mask, preprocessing, nearest=preprocessing.mask_resize == 'nearest'))
+  return resized >= np.ceil(255 * preprocessing.mask_threshold)
 
 
 def transform(
@@ -204,6 +194,98 @@ def geometry_of(height: int, width: int, preprocessing: Preprocessing) -> Geomet
   return Geometry(resized, pad, tuple(round((s - c) / 2) for s, c in zip(size, crop)), crop)
 
 
+def not_inspected(height: int, width: int, preprocessing: Preprocessing) -> float:
+  """Computes the share of an image that a crop keeps from the network, 0 to 1.
+
+  Args:
+    height, width: size of the image, upright, in pixels.
+    preprocessing: what is done to it.
+
+  Raises:
+    ValueError: an image that `transform` refuses.
+
+  >>> round(not_inspected(500, 500, Preprocessing()), 2)  # the paper's crop: 224 of 256, on both axes
+  0.23
+  >>> not_inspected(500, 2000, Preprocessing(resize=(224, 896), crop=()))
+  0.0
+  """
+  geometry, seen = geometry_of(height, width, preprocessing), 1.0
+  for first, size, length, (before, _) in zip(geometry.crop, geometry.size, geometry.resized, geometry.pad):
+    begin, end = (min(max(edge - before, 0), length) for edge in (first, first + size))
+    seen *= (end - begin) / length
+  return 1 - seen
+
+
+def usual_size(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+  """Finds the size that stands for images of several sizes: the most frequent of the most frequent shape.
+
+  Where several are as frequent, it is the one whose shape is nearest to the median, and then the largest.
+
+  Args:
+    sizes: (width, height) of each image, or a mapping of sizes to how many images have them; not empty.
+
+  >>> usual_size([(400, 300), (401, 300), (500, 200), (500, 200), (800, 600)])
+  (800, 600)
+  """
+  counts = collections.Counter(sizes)
+  shapes = collections.Counter()
+  for (width, height), n in counts.items():
+    shapes[whole_size(height, width)] += n
+  aspects = sorted(math.log(width / height) for (width, height), n in counts.items() for _ in range(n))
+  median = aspects[len(aspects) // 2]
+
+  def rank(size):
+    width, height = size
+    return (shapes[whole_size(height, width)], counts[size],
+            -round(abs(math.log(width / height) - median), 2), width * height, size)
+
+  return max(counts, key=rank)
+
+
+def whole_size(height: int, width: int, multiple: int = 32) -> tuple[int, int]:
+  """Computes the size at which the network sees all of an image: about its aspect, the short side 224 pixels.
+
+  The area is at most four times that of 224 x 224: of images longer than 4 : 1 the short side becomes
+  smaller, and where it would be less than `multiple`, the long one shorter than the aspect asks for.
+
+  Args:
+    height, width: size of the image in pixels.
+    multiple: what both sides become multiples of.
+
+  Returns:
+    (height, width).
+
+  >>> whole_size(480, 1280), whole_size(500, 2000), whole_size(300, 3000)
+  ((224, 608), (224, 896), (128, 1280))
+  """
+  most = _MOST_SQUARES * SHORT_SIDE**2
+
+  def rounded(length):
+    return max(1, round(length / multiple)) * multiple
+
+  aspect = max(height, width) / min(height, width)
+  short = rounded(SHORT_SIDE)
+  long = rounded(short * aspect)
+  if short * long > max(most, short**2):
+    short = max(1, int(math.sqrt(most / aspect) / multiple)) * multiple
+    long = min(rounded(short * aspect), max(1, most // short // multiple) * multiple)
+  return (short, long) if height <= width else (long, short)
+
+
+def whole_image(sizes: Iterable[tuple[int, int]], multiple: int = 32) -> Preprocessing:
+  """Chooses the preprocessing by which all of every image is seen, images of several sizes on one grid.
+
+  Args:
+    sizes: as of `usual_size`, for whose size the grid is made.
+    multiple: what the sides of the network's input are multiples of.
+
+  >>> whole_image([(2000, 500)] * 8 + [(1000, 500)])
+  Preprocessing(resize=(224, 896), resize_side='short', pad=(), crop=(), ...
+  """
+  width, height = usual_size(sizes)
+  return Preprocessing(resize=whole_size(height, width, multiple), crop=())
+
+
 def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
   """Computes the size (height, width) after resizing, before padding and cropping.
 
@@ -219,60 +301,3 @@ def resized_size(height: int, width: int, preprocessing: Preprocessing) -> tuple
   else:
     new_short, new_long = max(1, int(resize[0] * short / long)), resize[0]
   return (new_short, new_long) if height <= width else (new_long, new_short)
-
-
-def _open(path, read, page=0, max_pixels=None) -> Image.Image:
-  """Decodes an image and turns it upright; every failure becomes an `ImageError`."""
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      with Image.open(io.BytesIO(read(path)) if read else path, formats=FORMATS) as image:
-        if page:  # otherwise the pages are not counted, which takes time
-          if page >= (pages := getattr(image, 'n_frames', 1)):
-            raise ImageError(f'{path} has {pages} pages: there is no page {page}, counted from 0.')
-          image.seek(page)
-        if max_pixels is not None and image.width * image.height > max_pixels:
-          raise TooManyPixelsError(
-              f'{path} is refused: it is {image.width} x {image.height} pixels, allowed are '
-              f'{max_pixels / 1e6:g} megapixels. Make it smaller.')
-        image.load()
-        return ImageOps.exif_transpose(image)
-  except FileNotFoundError as e:
-    raise ImageError(f'No such image file: {path}.') from e
-  except ImageError:
-    raise
-  except Image.DecompressionBombError as e:
-    raise TooManyPixelsError(f'{path} is refused: {e} Make it smaller.') from e
-  except UnidentifiedImageError as e:
-    raise UnknownFormatError(
-        f'Cannot read {path}: its content is not a known image format ({", ".join(FORMATS)}). Replace or '
-        'remove it.') from e
-  except DECODING_ERRORS as e:
-    raise ImageError(
-        f'Cannot read {path}: {e or type(e).__name__}. The file is damaged or truncated; replace or '
-        'remove it.') from e
-
-
-def _to_rgb(image: Image.Image, path: str | os.PathLike) -> Image.Image:
-  if image.mode in ('I', 'F'):
-    values = np.asarray(image)
-    # 16-bit files of some formats are decoded as 32-bit integers.
-    if image.mode == 'F' or values.min() < 0 or values.max() > 65535:
-      raise ImageError(
-          f'{path} holds {"floats" if image.mode == "F" else "32-bit integers"} whose range is not '
-          'known: convert it to 8 or 16 bits a channel.')
-    image = _from_16_bit(values)
-  elif image.mode.startswith('I;16'):
-    image = _from_16_bit(np.asarray(image))
-  elif image.mode == 'P' and 'transparency' in image.info:
-    image = image.convert('RGBA')  # a palette with transparency warns on the direct way
-  return image.convert('RGB')
-
-
-def _from_16_bit(values: np.ndarray) -> Image.Image:
-  """Scales 16-bit values to 8 bits, full range to full range: 257 * v becomes v, rounded."""
-  result = np.empty(values.shape, np.uint8)
-  rows = max(1, 2**20 // values.shape[1])  # at a time: the steps between take several times as much memory
-  for i in range(0, len(values), rows):
-    result[i:i + rows] = (values[i:i + rows].astype(np.uint32) + 128) // 257
-  return Image.fromarray(result)

@@ -11,7 +11,7 @@ from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Detector, Run, Statistics
-from patchcore_jax.settings import SearchSpec
+from patchcore_jax.settings import SearchSpec, check_number
 
 
 def fit_and_cross_score(
@@ -21,8 +21,7 @@ def fit_and_cross_score(
   noting = _Noting(data)
   model = detector.fit(noting, backbones, run)
   read = sorted(noting.read)
-  if len(read) < 2:
-    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  check_number(len(read), folds, len(data.examples))  # some may have been no images
   folds = min(folds, len(read))
   fold_of = np.random.default_rng(run.seed).permutation(np.arange(len(read)) % folds)
   image, maxima = np.zeros(len(read), np.float32), None
@@ -43,13 +42,21 @@ def score_maxima(
     detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
 ) -> CrossScores:
   """Scores images that the model has not seen, and keeps the largest value of each map."""
+  return indexed_score_maxima(detector, model, data, backbones, search)[1]
+
+
+def indexed_score_maxima(
+    detector: Detector, model: Model, data: Data, backbones: Sequence[Backbone], search: SearchSpec | None,
+) -> tuple[np.ndarray, CrossScores]:
+  """Does what `score_maxima` does, and tells first which of the images could be read, by their positions."""
   score_fn = streaming.with_maxima(detector.score_fn(model, backbones, search=search))
-  found = [scores for _, scores in streaming.predict(
-      score_fn, data.batches(), image_size=model.description.image_size)]
+  found = list(streaming.predict(score_fn, data.batches(), image_size=model.description.image_size))
   if not found:
-    return CrossScores(np.zeros(0, np.float32), None)
-  image, maxima = zip(*found, strict=True)
-  return CrossScores(np.concatenate(image), None if maxima[0] is None else np.concatenate(maxima))
+    return np.zeros(0, int), CrossScores(np.zeros(0, np.float32), None)
+  index, scores = zip(*found, strict=True)
+  image, maxima = zip(*scores, strict=True)
+  return np.concatenate(index), CrossScores(
+      np.concatenate(image), None if maxima[0] is None else np.concatenate(maxima))
 
 
 def statistics(
@@ -84,6 +91,7 @@ class _Noting:
   def __init__(self, data: Data):
     self._data, self.read = data, set()
     self.examples, self.preprocessing = data.examples, data.preprocessing
+    self.outside_range = getattr(data, 'outside_range', None)
 
   def batches(self, **arguments):
     for batch in self._data.batches(**arguments):

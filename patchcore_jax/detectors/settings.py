@@ -13,13 +13,17 @@ from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
+# What is enough, by the built-in data: docs/own_images.md.
+_ENOUGH, _LARGEST_SHARE = 10_000, 0.25
+
 
 @dataclasses.dataclass(frozen=True)
 class PatchCore(Detector):
   """PatchCore (Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022).
 
   Attributes:
-    ratio: the share of all patches that the bank keeps, in (0, 1].
+    ratio: the share of all patches that the bank keeps, in (0, 1]; 0 for a bank that is large enough whatever
+      the number of images: 10,000 patches, or a quarter of all where that is less.
     embedding: how patches are embedded.
     coreset: how they are selected.
     scoring: how distances become scores.
@@ -40,9 +44,18 @@ class PatchCore(Detector):
   scoring: ScoringSpec = ScoringSpec()
 
   def __post_init__(self):
-    check_ratio(self.ratio)
+    if self.ratio:
+      check_ratio(self.ratio)
     if self.coreset.method == 'identity' and self.ratio != 1:
       raise ValueError(f"coreset.method='identity' keeps all patches: expected ratio 1, got {self.ratio}.")
+
+  def of_size(self, num_patches: int) -> 'PatchCore':
+    """Settles the ratio, where it is 0, by the number of all patches.
+
+    >>> PatchCore(ratio=0).of_size(1_000_000).ratio
+    0.01
+    """
+    return self if self.ratio else dataclasses.replace(self, ratio=min(_ENOUGH / num_patches, _LARGEST_SHARE))
 
   def resolved(self, backbones: Sequence[Any]) -> 'PatchCore':
     """Settles the kind of the embedding, where it is 'auto', by the network."""
@@ -211,6 +224,8 @@ class Ensemble(Detector):
       raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
     if self.ratios and not self.has_coreset:
       raise ValueError(f'ratios={self.ratios}: {self.member.title} has no coreset. Leave them empty.')
+    if self.has_coreset and not self.member.ratio:
+      raise ValueError('ratio=0 leaves the size of each bank open: expected one for an ensemble.')
 
   @property
   def has_coreset(self) -> bool:

@@ -272,7 +272,7 @@ def made(
       image_size=tuple(image_size), grid=grid, num_images=len(index),
       images=names if all(names) else (), num_skipped=len(given) - len(index),
       category=given[index[0]].category, seed=run.seed, preprocessing=data.preprocessing,
-      device=jax.default_backend(),
+      outside_range=getattr(data, 'outside_range', None) or 0.0, device=jax.default_backend(),
       versions={'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__}))
 
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,8 @@ __all__ = ['Settings', 'evaluate']
 
 def evaluate(
     root: str | os.PathLike, *, detector: Detector | None = None, backbone: Any = 'auto',
-    layout: str = 'folder', categories: Sequence[str] = (), ratios: Sequence[float] = (),
+    layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
+    ratios: Sequence[float] = (),
     out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 32,
     seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
@@ -31,6 +33,7 @@ def evaluate(
     backbone: a name as `backbones.create` takes it, several joined by '+' for an ensemble, or a `Backbone`.
     layout: how the data set lies on disk, one of `data.layouts.LAYOUTS`; 'folder' is MVTec AD's.
     categories: names of categories; () for all.
+    good: names of the folders of good parts; () for the usual ones, such as good, OK or normal.
     ratios: coreset ratios to score at, all from one fit; () for the detector's own.
     out: a folder for results.csv, config.json, scores/, banks/ and report.html, in which a run that was
       stopped goes on; None to write nothing.
@@ -42,7 +45,11 @@ def evaluate(
   Returns:
     A dict for each category and ratio, with the columns of results.csv (`report.results.columns`): the
     category, the ratio, every metric in `metrics.METRICS`, which is None where the data has no masks or the
-    method makes no maps, the numbers of images, and times. Image AUROC, pixel AUROC and AUPRO lie in [0, 1].
+    method makes no maps, the numbers of images, that of test images which are training images too
+    (`num_leaked`), and times. Image AUROC, pixel AUROC and AUPRO lie in [0, 1].
+
+  Warns:
+    What the numbers may hide: odd masks, leaks, which folders were taken for what, what is not inspected.
 
   Raises:
     ImageError: a file that cannot be read.
@@ -61,11 +68,13 @@ def evaluate(
 
   networks = (backbone,) if isinstance(backbone, Backbone) else ()
   settings = Settings(
-      located(DataSpec(layout, str(root), tuple(categories), batch_size=batch_size)),
+      located(DataSpec(layout, str(root), tuple(categories), tuple(good), batch_size=batch_size)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
       BackboneSpec() if networks else BackboneSpec(backbone), seed=seed)
-  listener = experiment.Listener(progress=lambda title: contextlib.nullcontext(
-      lambda stage, done, total: progress and progress(f'{title}: {stage}', done, total)))
+  listener = experiment.Listener(
+      progress=lambda title: contextlib.nullcontext(
+          lambda stage, done, total: progress and progress(f'{title}: {stage}', done, total)),
+      notice=lambda line: warnings.warn(line, stacklevel=2))
   if out is not None:
     return experiment.run(settings, out, networks=networks, listener=listener)
   settings = dataclasses.replace(settings, report=ReportSpec(gallery=0))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patchcore_jax.builtin import synthetic
-from patchcore_jax.data import folder, layouts
+from patchcore_jax.data import folder, image_files, layouts
 from patchcore_jax.settings import DataSpec
 
 SOURCES = ('synthetic', 'tfds', *layouts.LAYOUTS)
@@ -35,6 +35,26 @@ def load_categories(
   return [layout.load_category(data.root, name) for name in names or layout.list_categories(data.root)]
 
 
+def passed_by(data: DataSpec) -> str:
+  """Names the folders beside the categories that hold images and are none; '' if there are none.
+
+  Args:
+    data: as of `load_categories`; where it names categories, nothing is passed by unasked.
+  """
+  layout, root = _layout(data), Path(data.root)
+  if data.categories or not isinstance(layout, folder.FolderLayout):
+    return ''
+  names = [f'{p.name} ({_count(n, "image")})' for p in image_files.folders_in(root)
+           if not layout.is_category(p) and (n := len(image_files.listed(p).images))]
+  return image_files.shown(
+      f'no category, for lack of a folder train with good parts: {", ".join(names)}') if names else ''
+
+
+def _count(n: int, word: str) -> str:
+  """Counts things."""
+  return f'{n} {word}' if n == 1 else f'{n} {word}s'
+
+
 def located(data: DataSpec) -> DataSpec:
   """Finds the data set where `root` is the folder of one category, such as 'mvtec/screw'.
 
@@ -50,7 +70,10 @@ def located(data: DataSpec) -> DataSpec:
   if not data.categories and isinstance(layout, folder.FolderLayout) and layout.is_category(root):
     root = Path(os.path.abspath(root))
     return dataclasses.replace(data, root=str(root.parent), categories=(root.name,))
-  known = layout.list_categories(root)
+  if data.categories and isinstance(layout, folder.FolderLayout):
+    known = [name for name in data.categories if layout.is_category(root / name)]
+  else:
+    known = layout.list_categories(root)
   for name in data.categories:
     if name not in known:
       layout.load_category(root, name)  # says what is missing
@@ -64,7 +87,11 @@ def _layout(data: DataSpec) -> Any:
   if not data.root:
     raise ValueError('data.root is not set: expected the folder where the data set lies.')
   if data.source == 'tfds':
-    from patchcore_jax.data import mvtec_ad  # half a second that other sources need not wait
-
-    return mvtec_ad
-  return layouts.LAYOUTS['folder' if data.source == 'synthetic' else data.source]
+    from patchcore_jax.data import mvtec_ad as layout  # half a second that other sources need not wait
+  else:
+    layout = layouts.LAYOUTS['folder' if data.source == 'synthetic' else data.source]
+  if data.good and not isinstance(layout, folder.FolderLayout):
+    raise ValueError(
+        f'data.good={",".join(data.good)}: the source {data.source!r} says by other means what is good. '
+        'Leave it out.')
+  return dataclasses.replace(layout, good=data.good) if data.good else layout

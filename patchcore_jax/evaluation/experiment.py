@@ -20,20 +20,23 @@ import numpy as np
 from patchcore_jax import atomic_files, metrics, processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
-from patchcore_jax.banks.model import Model, flat
+from patchcore_jax.banks.model import Model, flat, to_json
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import Run, Scores, streaming
-from patchcore_jax.evaluation import page
-from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation import checks, page
+from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.evaluation.settings import Settings, names_in
 from patchcore_jax.report import per_image, results
+from patchcore_jax.settings import DataSpec, Preprocessing
 
 Progress = Callable[[str, int, int], None]
 # Settings without influence on results: a run may go on with others.
-_NO_INFLUENCE = ('fit.', 'search.', 'report.', 'calibration.', 'data.num_workers', 'published.', 'sweep')
+_NO_INFLUENCE = (
+    'fit.', 'search.', 'report.', 'calibration.', 'data.num_workers', 'data.max_megapixels', 'published.',
+    'sweep')
 
 
 @contextlib.contextmanager
@@ -53,7 +56,7 @@ class Listener:
   Attributes:
     progress: called with a title, gives a context manager of a function (stage, done, total).
     say: called with a line.
-    notice: called with a line too; each of several processes has notices of its own.
+    notice: called with a line that the user must know; each of several processes has notices of its own.
     say_which: called with the names of the networks, to say where they are not the best choice.
   """
 
@@ -91,6 +94,9 @@ def run(
     listener.say(f'backbone {network.name}, layers {", ".join(network.layers)}')
     listener.say_which([network.name])
   listener.say(f'{len(categories)} categories; results in {workdir}')
+  if line := passed_by(settings.data):
+    listener.notice(f'{line}.')
+  experiment.check(categories)
   experiment.claim()
   _check_same_everywhere(settings, experiment.still_to_do(categories))
   for category in categories:
@@ -109,6 +115,7 @@ class Experiment:
   Attributes:
     settings: of the run.
     rows: of results.csv.
+    notes: what the user must know of a category, by its name, in lines: see `check`.
   """
 
   def __init__(self, settings: Settings, workdir: str | os.PathLike, listener: Listener | None = None):
@@ -120,6 +127,7 @@ class Experiment:
     self.settings, self._workdir, self._listener = settings, Path(workdir), listener or Listener()
     _check_same_settings(settings, self._workdir)
     self.rows = results.read_csv(self._workdir / 'results.csv')
+    self.notes: dict[str, list[str]] = {}
 
   def claim(self) -> None:
     """Makes the workdir and writes config.json."""
@@ -136,14 +144,33 @@ class Experiment:
     return [(c.name, len(c.train), len(c.test), (self._workdir / 'banks' / c.name).exists())
             for c in categories if not self.has(c.name)]
 
+  def check(self, categories: Sequence[Category]) -> None:
+    """Looks at the images and masks of categories without rows, before anything long, and tells what is odd.
+
+    Raises:
+      ImageError: a mask that cannot be used, unless such files are to be skipped.
+    """
+    for category in categories:
+      if not self.has(category.name):
+        self.notes[category.name] = checks.notes(category, self.settings)
+        self._tell(category.name, self.notes[category.name])
+
+  def _tell(self, category: str, lines: Sequence[str]) -> None:
+    """Tells what the user must know of a category; of several processes, the first does."""
+    if processes.is_first():
+      for line in lines:
+        self._listener.notice(f'{category}: {line}.')
+
   def evaluate(self, backbones: Sequence[Backbone], images: Images) -> None:
     """Evaluates one category: fits (or restores), predicts, measures, and adds a row per ratio.
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
-    settings = self.settings
+    settings, model = self.settings, self._restored(backbones, images)
+    told = checks.range_notes(images)
+    self._tell(images.name, told)
     with self._listener.progress(images.name) as progress:
-      model = self._fit_or_restore(backbones, images, progress)
+      model = model or self._fitted(backbones, images, progress)
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
       score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
       test, masks, times = [], [], [time.monotonic()]
@@ -158,6 +185,8 @@ class Experiment:
     for message in sorted({str(error) for error in images.skipped}):
       self._listener.notice(f'skipped: {message}')
     indices, scores_of_batches = zip(*test, strict=True)
+    leaks = images.leaks(np.concatenate(indices) + part.start)
+    self._tell(images.name, leaks.lines())
     index = processes.joined(np.concatenate(indices) + np.int32(part.start))
     has_maps = scores_of_batches[0][0].map is not None
     masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
@@ -174,19 +203,21 @@ class Experiment:
           'num_test': len(index),
           'num_skipped': model.description.num_skipped + len(images.test) - len(index),
           'bank_size': size, **measured, 'fit_seconds': round(model.description.fit_seconds, 2),
-          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2)})
+          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2),
+          results.LEAKED: len(leaks.pairs)})
       scores_of_images += [
           per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
           for e, score in zip(examples, scores.image, strict=True)]
       if ratio != max(sizes):
         continue
       if settings.report.errors and masks is not None:
-        self._write_errors(images.name, examples, labels, scores, masks, ratio)
+        self._write_errors(images, examples, labels, scores, masks, ratio)
       shown = page.category(
           images.name, examples, scores, masks,
           thresholds=page.thresholds(model.description, self.rows[-1]),
-          why=page.reasons(model, images, scores.evidence, settings.preprocessing),
-          preprocessing=settings.preprocessing, most=settings.report.gallery)
+          why=page.reasons(model, images, scores.evidence, images.preprocessing),
+          preprocessing=images.preprocessing, most=settings.report.gallery,
+          notes=[*self.notes.get(images.name, ()), *told, *leaks.lines()])
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
@@ -194,16 +225,27 @@ class Experiment:
     results.write_csv(self._workdir / 'results.csv', self.rows)
     page.write(self._workdir, settings, self.rows)
 
-  def _fit_or_restore(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Restores the bank in the workdir, or fits. Models without a coreset are not kept: they can be large."""
+  def _restored(self, backbones: Sequence[Backbone], images: Images) -> Model | None:
+    """Restores the bank in the workdir, and has images read as it was made; None where there is none."""
     detector, path = self.settings.method, self._workdir / 'banks' / images.name
-    if detector.has_coreset and path.exists():
-      return store.restore(path, expected={
-          'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
-          'backbones': [streaming.network_fields(backbone) for backbone in backbones],
-          'preprocessing': {
-              k: v for k, v in vars(self.settings.preprocessing).items() if not k.startswith('mask_')},
-          'shots': images.shots})
+    if not detector.has_coreset or not path.exists():
+      return None
+    model = store.restore(path, expected={
+        'detector': detector.name, 'settings': detector.fit_settings(), 'seed': self.settings.seed,
+        'backbones': [streaming.network_fields(backbone) for backbone in backbones], 'shots': images.shots})
+    kept, wanted = model.description.preprocessing, images.preprocessing
+    if not self.settings.preprocessing.value_range:  # measured then; the training images may be gone
+      wanted = dataclasses.replace(wanted, value_range=kept.value_range)
+    if not kept.background:  # a bank from before there was one
+      wanted = dataclasses.replace(wanted, background=())
+    model.description.check(
+        {'preprocessing': {k: v for k, v in vars(wanted).items() if not k.startswith('mask_')}}, path)
+    images.use(wanted)
+    return model
+
+  def _fitted(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
+    """Fits, and keeps the bank. Models without a coreset are not kept: they can be large."""
+    detector, path = self.settings.method, self._workdir / 'banks' / images.name
     path.parent.mkdir(parents=True, exist_ok=True)
     members = path.with_name(f'{path.name}.members')
     began = time.monotonic()
@@ -217,14 +259,14 @@ class Experiment:
       shutil.rmtree(members, ignore_errors=True)
     return model
 
-  def _write_errors(self, category, examples, labels, scores, masks, ratio):
+  def _write_errors(self, images, examples, labels, scores, masks, ratio):
     """Writes the wrongly classified images, which are read once more: they were not kept."""
     if len(set(labels)) < 2:
       return  # no threshold
     threshold = metrics.f1_optimal(labels, scores.image).threshold
     wrong = np.flatnonzero((scores.image >= threshold) != labels)
-    loaded = [preprocess.load(examples[i], self.settings.preprocessing)[0] for i in wrong]
-    per_image.write_errors(self._workdir / 'errors' / f'{category}.npz', per_image.Errors(
+    loaded = [preprocess.load(examples[i], images.preprocessing)[0] for i in wrong]
+    per_image.write_errors(self._workdir / 'errors' / f'{images.name}.npz', per_image.Errors(
         np.stack(loaded) if loaded else np.zeros((0, *masks.shape[1:], 3), np.uint8), scores.map[wrong],
         masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
         np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
@@ -267,6 +309,8 @@ def _check_same_settings(settings, workdir):
   if not path.exists():
     raise ValueError(f'{workdir} holds results but no config.json: use another workdir.')
   before, now = (_comparable(sections) for sections in (json.loads(path.read_text()), settings.to_json()))
+  # Settings that were not there yet were what is now their default.
+  before = {name: _DEFAULTS[name] for name in now if name in _DEFAULTS} | before
   differences = [
       f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*before, *now})
@@ -282,6 +326,9 @@ def _comparable(sections: dict[str, Any]) -> dict[str, Any]:
   fields = flat(sections)
   return fields | {
       name: list(names_in(fields[name])) for name in ('data.categories', 'backbone.layers') if name in fields}
+
+
+_DEFAULTS = _comparable({'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec())})
 
 
 def _claim(settings, workdir):

@@ -16,6 +16,8 @@ from patchcore_jax.data.folder import Category, Example
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
+from patchcore_jax.evaluation import leaks
+from patchcore_jax.evaluation.leaks import DigestedData
 from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.settings import Preprocessing
 
@@ -25,11 +27,14 @@ class Images:
 
   Attributes:
     name: name of the category.
+    preprocessing: what is done to them: that of the settings, with the value range of the training images.
     train, test: its images; those of the test with masks where there are any.
+    files: both, also where `train` and `test` are feature maps.
     has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
     shots: names of the training images, where they are a draw from all; else empty.
     skipped: errors of files that could not be read, of all passes.
+    digests: of the images that have passed by, by the paths of their files: see `leaks`.
   """
 
   def __init__(self, settings: Settings, category: Category):
@@ -38,17 +43,45 @@ class Images:
     train = drawn(category.train, settings.data.shots, settings.seed, settings.data.draw)
     self.shots = tuple(Path(e.image_path).name for e in train) if settings.data.shots else ()
     self.batch_size = parallel.divisible_batch_size(settings.data.batch_size)
-    self.train = data_of(settings, train, self.skipped)
-    self.test = data_of(settings, category.test, self.skipped, with_masks=category.has_masks)
+    self.digests: dict[str, bytes] = {}
+    train, test = (
+        DigestedData(**vars(data_of(settings, examples, self.skipped, with_masks=with_masks)),
+                     digests=self.digests)
+        for examples, with_masks in ((train, False), (category.test, category.has_masks)))
+    self.train = train.measured()
+    self.preprocessing = self.train.preprocessing
+    self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
+    self.files = self.train, self.test
+
+  def use(self, preprocessing: Preprocessing) -> None:
+    """Has the images read otherwise, as a bank says that its training images were."""
+    self.preprocessing = preprocessing
+    self.files = tuple(dataclasses.replace(data, preprocessing=preprocessing) for data in self.files)
+    if isinstance(self.train, FileData):
+      self.train, self.test = self.files
 
   def train_example(self, name: str) -> Example | None:
     """Finds the training image of that file; None if there is none."""
     return next((e for e in self.train.examples if e.image_path == name), None)
 
+  def leaks(self, tested: Sequence[int]) -> leaks.Leaks:
+    """Compares training and test images. Of several processes, each is asked, of those that it tested.
+
+    Args:
+      tested: positions of the test images that this process has read.
+    """
+    train, test = self.files
+    leaks.read(train)
+    return leaks.find(
+        {train.examples[i].image_path: digest for i, digest in leaks.gathered(train)},
+        [(test.examples[i], digest) for i, digest in leaks.gathered(test, tested)])
+
   def with_features(self, features: 'Features') -> 'Images':
     """Makes the same with feature maps in the place of pixels, for `backbones.without_network`."""
     images = copy.copy(self)
     images.train, images.test = (FeatureData(data, features) for data in (self.train, self.test))
+    images.preprocessing = features.preprocessing
+    self.digests.update(features.digests)
     return images
 
 
@@ -65,6 +98,7 @@ class Features:
   def __init__(self, backbone: Backbone, images: Images, scratch: Path, progress):
     self.layers, self.image_size = backbone.layers, (0, 0)
     self.rows, self.maps, self.masks = {}, {}, {}
+    self.preprocessing, self.digests = images.preprocessing, images.digests
     fn, parameters = streaming.maps_of(backbone), parallel.replicate(backbone.variables)
     total = len(images.train) + len(images.test)
     for data in (images.train, images.test):
@@ -143,6 +177,7 @@ def data_of(
   return FileData(
       examples, settings.preprocessing, parallel.divisible_batch_size(settings.data.batch_size),
       num_workers=settings.data.num_workers, with_masks=with_masks,
+      max_pixels=int(settings.data.max_megapixels * 1e6),
       on_error=skipped.append if settings.data.on_error == 'skip' else None)
 
 

@@ -28,14 +28,15 @@ from patchcore_jax.settings import Preprocessing
 _WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
 _SIZES_AND_TIMINGS = {
     'num_train': page.Column('Trained on', 'count'), 'num_test': page.Column('Tested on', 'count'),
-    'num_skipped': page.Column('Skipped', 'count'), 'bank_size': page.Column('Bank', 'count'),
+    'num_skipped': page.Column('Skipped', 'count'), results.LEAKED: page.Column('Trained on too', 'count'),
+    'bank_size': page.Column('Bank', 'count'),
     'fit_seconds': page.Column('Fit s', 'number'), 'ms_per_image': page.Column('ms per image', 'number')}
 
 
 def category(
     name: str, examples: Sequence[Example], scores: Scores, masks: np.ndarray | None, *,
     thresholds: Sequence[page.Threshold], why: Callable[[int], dict[str, Any]],
-    preprocessing: Preprocessing, most: int) -> page.Category:
+    preprocessing: Preprocessing, most: int, notes: Sequence[str] = ()) -> page.Category:
   """Makes what the page shows of a category. The images to show are read once more: they were not kept.
 
   Args:
@@ -46,6 +47,7 @@ def category(
     why: makes 'patch' and 'nearest' of the `page.Picture` of image i: see `reasons`.
     preprocessing: the images are shown as the network saw them.
     most: images to show.
+    notes: what the reader must know of the category.
   """
   labels = np.array([e.label for e in examples])
   heat, low, high = heat_scale(labels, scores.map)
@@ -58,7 +60,8 @@ def category(
         mask=None if masks is None else masks[i], label=int(labels[i]),
         defect=examples[i].defect if labels[i] else '', **why(i)))
   return page.Category(
-      name, scores.image.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures))
+      name, scores.image.astype(float).tolist(), labels.tolist(), tuple(thresholds), tuple(pictures),
+      tuple(notes))
 
 
 def reasons(
@@ -142,21 +145,23 @@ def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results
   columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
     del columns['coreset_ratio'], columns['bank_size']
-  if not any(row['num_skipped'] for row in rows):
-    del columns['num_skipped']
+  for name in ('num_skipped', results.LEAKED):
+    if not any(row.get(name) for row in rows):
+      del columns[name]
   totals = [
       {'category': 'mean', 'coreset_ratio': ratio} | {
           name: results.mean([r for r in rows if r['coreset_ratio'] == ratio], name)
           for name in (*(m.name for m in measured if m.is_averaged), *results.TIMINGS)}
       for ratio in ratios]
-  notes = []
+  categories = [page.from_json(path.read_text()) for path in kept if path.exists()]
+  notes = [f'{category.name}: {note}.' for category in categories for note in category.notes]
   if settings.backbone.weights == 'random' or settings.backbone.name.endswith('.random'):
     notes.append('The network has random weights: these numbers do not show what the method can do.')
   page.write(workdir / 'report.html', page.Page(
       f'{settings.detector.title} on {_data_name(settings.data)}', facts=_facts(settings, ratios),
-      columns=tuple(columns.values()), rows=[[row[k] for k in columns] for row in rows],
+      columns=tuple(columns.values()), rows=[[row.get(k) for k in columns] for row in rows],
       totals=[[row.get(k) for k in columns] for row in totals],
-      categories=[page.from_json(path.read_text()) for path in kept if path.exists()], notes=tuple(notes),
+      categories=categories, notes=tuple(notes),
       settings=tuple(
           (k, _text(v)) for k, v in flat(settings.to_json()).items()
           if k != 'data.root')))  # of this machine; the page is passed on

@@ -58,10 +58,10 @@ class Settings:
 
   def __post_init__(self):
     ratios, detector = tuple(map(float, self.ratios)), self.detector
-    for ratio in ratios:
-      check_ratio(ratio)
     if detector.has_coreset:
       ratios = ratios or (detector.ratio,)
+      for ratio in ratios:
+        check_ratio(ratio)
       if detector.coreset.method == 'kmeans' and len(ratios) > 1:
         raise ValueError(
             f"coreset.method='kmeans' makes another bank for every ratio: expected one, got {ratios}.")

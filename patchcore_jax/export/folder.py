@@ -234,6 +234,7 @@ def describe(
       'camera': list(camera) if camera else None,
       'preprocess': {
           k: v for k, v in to_json(inspector.preprocessing).items() if not k.startswith('mask_')},
+      'outside_range': model.description.outside_range,
       'thresholds': {
           'image_threshold': c.image_threshold, 'pixel_threshold': c.pixel_threshold,
           'false_alarm_rate': c.false_alarm_rate, 'guaranteed_rate': c.guaranteed_rate} if c else None,
@@ -288,6 +289,18 @@ def _check_calibrated(c, got):
       raise ParityError(f'{name} of the exported program is {got[name]}, expected {want} of scores {scores}.')
 
 
+def _of_files(description):
+  """Says how files become uint8, where that is more than reading them."""
+  sizes, lines = description['preprocess'], ''
+  if sizes['value_range']:
+    lines += ('Files of more than 8 bits: values from {:.6g} to {:.6g} become 0 to 255. '
+              'An image is anomalous, too, if more than the share `outside_range` of its pixels lies '
+              'outside.\n').format(*sizes['value_range'])
+  if sizes['bands']:
+    lines += 'Of the bands of a file, {}, {} and {} become red, green and blue.\n'.format(*sizes['bands'])
+  return lines and f'{lines}\n'
+
+
 def _readme(description):
   """Writes the text of README.md."""
   batch, *size = description['input']['shape']
@@ -306,7 +319,7 @@ def _readme(description):
 |---|---|---|---|
 {outputs}
 
-From Python:
+{_of_files(description)}From Python:
 
     from jax import export
     program = export.deserialize(bytearray(open('{_PROGRAM}', 'rb').read())).call

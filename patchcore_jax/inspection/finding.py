@@ -12,10 +12,12 @@ from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import placement, preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Scores
-from patchcore_jax.inspection import inputs, regions
+from patchcore_jax.inspection import image_sizes, inputs, regions
 from patchcore_jax.inspection.inspector import Inspector, check_size, predict
+from patchcore_jax.inspection.regions import Region
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; right and bottom exclusive
+_ROUNDING = 1e-6  # shares of pixels are no exact floats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +33,21 @@ class Finding:
     threshold: scores from here on are anomalous.
     calibrated_score: 0 to 1, 0.5 at the threshold (`calibration.calibrated_score`).
     p_value: p-value of the hypothesis that the part is good (`calibration.p_value`).
-    anomalous: whether the score reaches the threshold.
-    box: box of the most anomalous region.
+    anomalous: whether the score reaches the threshold, or what `reason` says.
+    box: box of the most anomalous region: of those above the pixel threshold, or else of what looks least
+      normal.
     centroid: (x, y) of that region; whole numbers are centres of pixels.
     patch_box: box of the most anomalous patch.
     patch: (row, column) of that patch on the grid.
     nearest: where the patch of the bank comes from that is nearest to it.
     nearest_box: where that is, in pixels of the training image as the network saw it: resized and cropped.
     map: [h, w] float32 at the size of the network's input.
+    regions: all regions above the pixel threshold, largest first; None where there is no such threshold.
+    not_inspected: share of the image that the network does not see, in [0, 1].
+    outside_range: share of the pixels whose value lies outside of the value range of the model, in [0, 1].
+    reason: what decides besides the score; '' where nothing does.
+    note: what is unusual about the image and decides nothing, such as another shape than that of the
+      training images; '' where nothing is.
     path: the image's file; '' where it was an array.
   """
 
@@ -55,6 +64,11 @@ class Finding:
   nearest: Origin | None = None
   nearest_box: Box | None = None
   map: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
+  regions: tuple[Region, ...] | None = None
+  not_inspected: float = 0.0
+  outside_range: float = 0.0
+  reason: str = ''
+  note: str = ''
   path: str = dataclasses.field(default='', kw_only=True)
 
   @property
@@ -84,23 +98,31 @@ class Finding:
     'anomalous'
     """
     names = [f.name for f in dataclasses.fields(self) if f.name not in ('map', 'path')]
-    values = [getattr(self, name) for name in names]
-    fields = dict(zip(names, [list(v) if isinstance(v, tuple) else v for v in values], strict=True))
-    if self.nearest is not None:
-      number, name, row, column = self.nearest
-      fields['nearest'] = {'image': name or None, 'number': number, 'row': row, 'column': column}
-    return {'decision': self.decision} | fields
+    return {'decision': self.decision} | {name: _plain(getattr(self, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+  """Converts records to dicts, and other tuples to lists, all the way down."""
+  if isinstance(value, Origin):
+    return {'image': value.name or None, 'number': value.image, 'row': value.row, 'column': value.column}
+  if isinstance(value, Region):
+    return {name: _plain(part) for name, part in value._asdict().items()}
+  return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
-    threshold: float | None = None, path: str = '') -> Finding:
+    threshold: float | None = None, path: str = '', outside: float = 0.0, min_area: float = 0) -> Finding:
   """Makes the `Finding` of image i of a batch.
 
   Args:
     scores: scores of the batch, NumPy arrays.
     original_size: (height, width) of the image before preprocessing.
     threshold: threshold of scores, in place of the model's.
+    outside: share of the image's pixels that lie outside of the value range (`decoding.Decoded`). More than
+      in any training image is anomalous, whatever the score.
+    min_area: regions of fewer pixels of the original are ignored. An image whose regions all are is good,
+      whatever the score.
   """
   found, description = inspector.calibration, inspector.model.description
   score = float(scores.image[i])
@@ -113,13 +135,16 @@ def find(
       original_size[::-1], score, threshold,
       calibration.calibrated_score(found, score) if found else None,
       calibration.p_value(found, score) if found else None,
-      None if threshold is None else score >= threshold, path=path)
+      None if threshold is None else score >= threshold,
+      not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
+      note=image_sizes.remark(original_size[::-1], description), path=path)
   if scores.map is not None:
-    anomaly_map = scores.map[i]
-    region = regions.most_anomalous(anomaly_map, found.pixel_threshold if found else None)
-    answer = dataclasses.replace(
-        answer, map=anomaly_map, box=placement.box_to_original(region.box, place),
-        centroid=placement.point_to_original(region.centroid, place))
+    answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
+  usual = description.outside_range
+  if threshold is not None and outside > usual + _ROUNDING:
+    reason = (f'{_percent(outside)} of the pixels lie outside of the value range, of training images at most '
+              f'{_percent(usual)}')
+    answer = dataclasses.replace(answer, anomalous=True, reason=reason)
   if 'patch' in scores.evidence:
     patch = divmod(int(scores.evidence['patch'][i]), description.grid[1])
     answer = dataclasses.replace(
@@ -131,6 +156,39 @@ def find(
   return answer
 
 
+def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Finding:
+  """Adds the map and the regions to a finding, and decides on regions that are too small to count."""
+  all_regions, kept = [], None
+  if pixel_threshold is not None:
+    all_regions = regions.above(anomaly_map, pixel_threshold, place)
+    kept = tuple(region for region in all_regions if region.area >= min_area)
+  if kept:
+    most = max(kept, key=lambda region: region.maximum)
+    box, centroid = most.box, most.centroid
+  else:
+    peak = regions.most_anomalous(anomaly_map)
+    box = placement.box_to_original(peak.box, place)
+    centroid = placement.point_to_original(peak.centroid, place)
+  answer = dataclasses.replace(answer, map=anomaly_map, regions=kept, box=box, centroid=centroid)
+  if not (answer.anomalous and all_regions) or kept:
+    return answer
+  return dataclasses.replace(
+      answer, anomalous=False, reason=f'no region has {min_area:g} pixels, the largest of '
+      f'{len(all_regions)} has {all_regions[0].area}')
+
+
+def _percent(share: float) -> str:
+  return f'{100 * share:.3g} %'
+
+
+def check_knows_regions(inspector: Inspector) -> None:
+  """Raises ValueError for a model without a pixel threshold, whose findings have no regions."""
+  if inspector.calibration is None or inspector.calibration.pixel_threshold is None:
+    raise ValueError(
+        'The model has no pixel threshold, and so no regions to draw as masks or to ignore as too small: '
+        'expected one that is fitted or calibrated with a false alarm rate, by a method with maps.')
+
+
 def cell(inspector: Inspector, row: int, column: int) -> Box:
   """Computes the box of a patch in pixels of the network's input."""
   (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
@@ -138,12 +196,16 @@ def cell(inspector: Inspector, row: int, column: int) -> Box:
           (column + 1) * width / columns, (row + 1) * height / rows)
 
 
-def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Finding]:
+def findings(
+    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0,
+    max_pixels: int | None = None) -> Iterator[Finding]:
   """Yields what is found in each image, in order; the next images are read while some are scored.
 
   Args:
     images: as of `inputs.opened`.
     batch_size: images that pass through the network at once.
+    min_area: regions of fewer pixels are ignored (`find`).
+    max_pixels: as of `decoding.decode`.
 
   Raises:
     ImageError: a file cannot be read, or an image of a size that the model does not take.
@@ -151,12 +213,17 @@ def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Fin
   """
   size, known = parallel.divisible_batch_size(batch_size), {}
 
+  def prepared(decoded):
+    """Keeps of an image what the network sees of it; the original may be large."""
+    pixels = np.asarray(preprocess.transform(decoded.image, inspector.preprocessing))
+    return pixels, decoded.image.size[::-1], decoded.outside
+
   def batches():
     waiting = []
-    for number, (path, image) in enumerate(inputs.opened(images)):
-      pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+    for number, (path, (pixels, original, outside)) in enumerate(inputs.opened(
+        images, inspector.preprocessing, max_pixels=max_pixels, then=prepared)):
       check_size(inspector, pixels.shape[:2])
-      known[number] = path, image.size[::-1]
+      known[number] = path, original, outside
       waiting.append((number, pixels))
       if len(waiting) == size:
         yield _batch(waiting, size)
@@ -166,8 +233,8 @@ def findings(inspector: Inspector, images: Any, batch_size: int) -> Iterator[Fin
 
   for index, scores in predict(inspector, batches()):
     for i, number in enumerate(index):
-      path, original = known.pop(int(number))
-      yield find(inspector, scores, i, original, path=path)
+      path, original, outside = known.pop(int(number))
+      yield find(inspector, scores, i, original, path=path, outside=outside, min_area=min_area)
 
 
 def _batch(images, size) -> Batch:

@@ -1,17 +1,21 @@
 """Good images -> an inspector: a model with thresholds."""
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from patchcore_jax import backbones, detectors, processes
+from patchcore_jax import backbones, detectors, processes, settings
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import calibration
+from patchcore_jax.data.dataset import FileData
 from patchcore_jax.detectors import Data, Detector, PatchCore, Run
-from patchcore_jax.inspection import differences, inputs
+from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.inspector import Inspector
 from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, SearchSpec
 
@@ -20,25 +24,33 @@ def fit(
     images: Any, *, detector: Detector | str | None = None,
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
     preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
+    accept: str | Sequence[str] = (), max_megapixels: float | None = None,
     progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
-    images: good ones: a folder, a pattern such as 'parts/**/*.png', a list of paths, or an array
-      [n, h, w, 3] (RGB) or [n, h, w] (gray) uint8.
-    detector: the method, such as `PatchCore(ratio=0.05)`, which is the default with its ratio of 0.1, or the
-      name of one with its usual settings, such as 'padim'.
+    images: good ones: a folder, below which all images count, or which has a folder train/good or good; a
+      pattern such as 'parts/*/good', a list of paths, or an array [n, h, w, 3] (RGB) or [n, h, w] (gray)
+      uint8.
+    detector: the method, such as `PatchCore(ratio=0.05)`, or the name of one with its usual settings, such as
+      'padim'; None for `PatchCore(ratio=0)`, whose bank is as large as is enough.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
-    false_alarm_rate: the share of good images that may alarm; None for no thresholds.
-    preprocessing: what is done to images; by default files are resized to 256 pixels and cropped to 224, and
-      arrays are taken as they are.
+    false_alarm_rate: the share of good images that may be called anomalous; None for no thresholds.
+    preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
+      short side 224 pixels (`data.preprocess.whole_image`), and arrays are taken as they are. What a crop
+      leaves out is warned of, and stands in every finding.
     batch_size: images that pass through the network at once.
     seed: the seed of everything that is random.
+    accept: files whose size is far from that of the rest, and which are good all the same: their names, or
+      'all'.
+    max_megapixels: files of more pixels are refused before they are decoded; None for the default of
+      `settings.DataSpec`.
     progress: called with (stage, done, total).
 
   Raises:
+    NotAccepted: files whose size is far from that of the rest.
     ImageError: a file that cannot be read.
-    ValueError: no images, or a mistake that the message explains.
+    ValueError: no images, one where thresholds take two, or a mistake that the message explains.
 
   >>> import numpy as np
   >>> rng = np.random.default_rng(0)
@@ -46,17 +58,32 @@ def fit(
   >>> inspector.inspect(np.full((32, 32), 250, np.uint8)).anomalous
   True
   """
+  rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  source, images = images, inputs.training_images(images)
+  of_files = not isinstance(images, np.ndarray)
+  given = inputs.find_paths(images) if of_files else images
+  settings.check_number(len(given), rate.folds)
   if isinstance(backbone, str):
     backbone = backbones.create(backbone)
-  inputs.warn_of_left_out(images)
+  inputs.warn_of_left_out(source, images)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
   networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
-  data = inputs.training_data(images, preprocessing, batch_size)
-  rate = CalibrationSpec(folds=0) if false_alarm_rate is None else CalibrationSpec(false_alarm_rate)
+  sizes = image_sizes.of_files(given) if of_files else inputs.sizes_of(images)
+  acceptance.settle(image_sizes.odd(sizes), accept, sizes)
+  if preprocessing is None and of_files:
+    preprocessing = image_sizes.on_one_grid(sizes.values(), None, input_multiple(networks))
+  if preprocessing:
+    for line in (*image_sizes.left_out(sizes.values(), preprocessing),
+                 *image_sizes.squeezed(sizes, preprocessing)):
+      warnings.warn(line, stacklevel=2)
+  data = inputs.training_data(
+      images, preprocessing, batch_size, **({} if not of_files else {
+          'paths': given, 'original_size': image_sizes.usual(sizes.values()),
+          'max_pixels': settings.max_pixels(max_megapixels)}))
   run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
-  return fit_data(detector or PatchCore(), data, networks, run, calibrate=rate, source=where)
+  return fit_data(detector or PatchCore(ratio=0), data, networks, run, calibrate=rate, source=where)
 
 
 def fit_data(
@@ -78,22 +105,27 @@ def fit_data(
     ValueError: no images, or a mistake that the message explains.
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
-  if calibrate.folds and len(data.examples) < 2:
-    raise ValueError(
-        'One image: thresholds take at least 2, each scored by a model of the others. Give more, or make '
-        'none (--folds 0, or false_alarm_rate=None in Python).')
+  settings.check_number(len(data.examples), calibrate.folds)
+  if isinstance(data, FileData):
+    data = data.measured()
   if calibrate.folds:
     model, scores = detector.fit_and_cross_score(data, networks, run, folds=calibrate.folds, search=search)
   else:
     model, scores = detector.fit(data, networks, run), None
-  model = model.with_description(fit_seconds=time.monotonic() - began)
-  inspector = Inspector(detector.resolved(networks), model, tuple(networks), search or SearchSpec())
+  model = model.with_description(
+      fit_seconds=time.monotonic() - began, original_size=getattr(data, 'original_size', None))
+  inspector = Inspector(detectors.of_model(model), model, tuple(networks), search or SearchSpec())
   if scores:
     model = model.with_description(calibration=calibration.calibrate(
         scores.image, scores.map_maxima, false_alarm_rate=calibrate.false_alarm_rate, method='cross',
         allowances=_allowances(inspector, data, run.seed)))
   return inspector.with_model(
       model.recorded(f'fitted on {model.description.num_images} images{source}'))
+
+
+def input_multiple(networks: Sequence[Backbone]) -> int:
+  """Computes what the sides of images must be multiples of for all of some networks."""
+  return math.lcm(*map(backbones.input_multiple, networks))
 
 
 def _allowances(inspector: Inspector, data: Data, seed: int) -> tuple[float, float]:

@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import parallel
-from patchcore_jax.data import folder, preprocess
+from patchcore_jax.data import decoding, image_files, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
+from patchcore_jax.data.decoding import Decoded
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.inspection import image_sizes
 from patchcore_jax.settings import Preprocessing
 
 _AHEAD = 16  # images that are decoded before they are asked for; originals are large
@@ -25,14 +27,16 @@ _WHAT = (
 
 
 def training_data(
-    images: Any, preprocessing: Preprocessing | None, batch_size: int, *,
+    images: Any, preprocessing: Preprocessing | None, batch_size: int, *, paths: Sequence[str] | None = None,
     on_error: Callable[[ImageError], None] | None = None, **reading) -> FileData | ArrayData:
   """Makes the data that a detector fits on.
 
   Args:
     images: a folder, a pattern such as 'parts/**/*.png', paths, or an array [n, h, w, 3] or [n, h, w] uint8.
-    preprocessing: what is done to them; None for the default with files, and for nothing with arrays.
+    preprocessing: what is done to them; None for nothing with arrays, and with files for the whole images, on
+      one grid (`preprocess.whole_image`).
     batch_size: images that pass through the network at once.
+    paths: the files that `images` names, where they were listed already (`find_paths`).
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
     **reading: further fields of `FileData`.
@@ -44,14 +48,34 @@ def training_data(
   if isinstance(images, np.ndarray):
     array = as_colour(images)
     if preprocessing is None:
-      return ArrayData(array, batch_size)
+      return ArrayData(array, batch_size, original_size=array.shape[2:0:-1])
+    size = array.shape[2:0:-1]
     array = np.stack([preprocess.transform(Image.fromarray(image), preprocessing) for image in array])
-    return ArrayData(array, batch_size, preprocessing=preprocessing)
-  paths = find_paths(images)
+    return ArrayData(array, batch_size, preprocessing=preprocessing, original_size=size)
+  paths = find_paths(images) if paths is None else paths
+  if preprocessing is None:
+    preprocessing = image_sizes.on_one_grid(image_sizes.of_files(paths).values(), None)
   name = name_of(images) if isinstance(images, (str, os.PathLike)) else ''
   return FileData(
-      [Example(path, (), 0, name, 'good') for path in paths], preprocessing or Preprocessing(), batch_size,
+      [Example(path, (), 0, name, 'good') for path in paths], preprocessing, batch_size,
       on_error=on_error, **reading)
+
+
+def sizes_of(images: Any) -> dict[str, image_sizes.Size]:
+  """Finds the sizes of images before they are decoded.
+
+  Args:
+    images: as of `training_data`.
+
+  Returns:
+    {file: (width, height)} of those whose header can be read; of an array one, by the name ''.
+
+  Raises:
+    ValueError: no images, or something else than images.
+  """
+  if isinstance(images, np.ndarray):
+    return {'': as_colour(images).shape[2:0:-1]}
+  return image_sizes.of_files(find_paths(images))
 
 
 def find_paths(images: Any) -> list[str]:
@@ -61,16 +85,26 @@ def find_paths(images: Any) -> list[str]:
     ValueError: none, or something else than paths.
   """
   if isinstance(images, (str, os.PathLike)):
-    return folder.find_images(images)
+    return image_files.find_images(images)
   if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
-    return [os.fspath(p) for p in images]
+    return image_files.with_pages(map(os.fspath, images))
   raise ValueError(f'{_WHAT}, got {_described(images)}.')
 
 
-def warn_of_left_out(images: Any) -> None:
-  """Warns of the files and folders in a folder that are passed by, as the commands say them."""
-  if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-    for line in folder.left_out(images, folder.find_images(images)):
+def training_images(images: Any) -> Any:
+  """Finds the folder of good parts where a folder holds one (`image_files.training_folder`)."""
+  return image_files.training_folder(images) if isinstance(images, (str, os.PathLike)) else images
+
+
+def warn_of_left_out(images: Any, taken: Any = None) -> None:
+  """Warns of the files and folders in a folder that are passed by, as the commands say them.
+
+  Args:
+    images: what was given.
+    taken: the folder in it that was taken, if not all.
+  """
+  if isinstance(images, (str, os.PathLike)) and not is_one(images):
+    for line in image_files.left_out(images, image_files.listed(taken or images).images):
       warnings.warn(line, stacklevel=3)
 
 
@@ -109,25 +143,31 @@ def check(images: Any) -> None:
 
 
 def is_one(images: Any) -> bool:
-  """Tells whether this is a single image: a file, or an array [h, w, 3] or [h, w].
+  """Tells whether this is a single image: a file of one page, or an array [h, w, 3] or [h, w].
 
   >>> is_one(np.zeros((8, 9, 3), np.uint8)), is_one(np.zeros((5, 8, 9), np.uint8))
   (True, False)
   """
   if isinstance(images, (str, os.PathLike)):
-    return not os.path.isdir(images) and not folder.is_pattern(os.fspath(images))
+    path = os.fspath(images)
+    return not (os.path.isdir(path) or image_files.is_pattern(path)) and image_files.pages_of(path) == [path]
   if isinstance(images, np.ndarray):
     return images.ndim == 2 or images.ndim == 3 and images.shape[-1] == 3
   return isinstance(images, Image.Image)
 
 
-def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
+def opened(
+    images: Any, preprocessing: Preprocessing, *, max_pixels: int | None = None,
+    then: Callable[[Decoded], Any] = lambda decoded: decoded) -> Iterator[tuple[str, Any]]:
   """Yields the name of each image, '' for arrays, and the image in its original size.
 
   Files are decoded in threads, some ahead.
 
   Args:
     images: one image or many: files, a folder, a pattern, an array, or any iterable of paths and arrays.
+    preprocessing: how files are decoded.
+    max_pixels: as of `decoding.decode`.
+    then: what is made of each decoded image and yielded in its place; what is large is best left behind.
 
   Raises:
     ImageError: a file cannot be read.
@@ -138,14 +178,14 @@ def opened(images: Any) -> Iterator[tuple[str, Image.Image]]:
   elif isinstance(images, np.ndarray):
     images = as_colour(images[None] if is_one(images) else images)
   elif isinstance(images, (str, os.PathLike)):
-    images = folder.find_images(images) if not is_one(images) else [images]
+    images = [images] if is_one(images) else image_files.find_images(images)
   elif not isinstance(images, Iterable):
     raise ValueError(f'{_WHAT}, got {_described(images)}.')
   with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
     pending = collections.deque()
     try:
-      for image in images:
-        pending.append(pool.submit(_open, image))
+      for image in _each_page(images):
+        pending.append(pool.submit(_open, image, preprocessing, max_pixels, then))
         if len(pending) > _AHEAD:
           yield pending.popleft().result()
       while pending:
@@ -162,18 +202,28 @@ def name_of(where: str | os.PathLike) -> str:
   ('screw', 'parts')
   """
   parts = [p for p in Path(where).absolute().parts if not any(c in p for c in '*?[')]
-  meaningful = [p for p in parts if p not in ('train', 'good')]
+  meaningful = [p for p in parts if p.lower() != 'train' and not image_files.is_good(p)]
   return (meaningful or parts)[-1]
 
 
-def _open(image) -> tuple[str, Image.Image]:
+def _each_page(images: Iterable[Any]) -> Iterator[Any]:
+  """Yields images, and for a file of several pages each of them."""
+  for image in images:
+    if isinstance(image, (str, os.PathLike)):
+      yield from image_files.pages_of(os.fspath(image))
+    else:
+      yield image
+
+
+def _open(image, preprocessing, max_pixels, then) -> tuple[str, Any]:
   """Opens one image of any kind."""
   if isinstance(image, (str, os.PathLike)):
-    return os.fspath(image), preprocess.read_image(image)
+    with decoding.one_at_a_time():
+      return os.fspath(image), then(decoding.decode(image, preprocessing, max_pixels=max_pixels))
   if isinstance(image, Image.Image):
-    return '', image.convert('RGB')
+    return '', then(decoding.convert(image, preprocessing))
   if isinstance(image, np.ndarray):
-    return '', Image.fromarray(as_colour(image[None])[0])
+    return '', then(Decoded(Image.fromarray(as_colour(image[None])[0]), 0.0))
   raise ValueError(f'An image: expected a path or a uint8 array, got {_described(image)}.')
 
 

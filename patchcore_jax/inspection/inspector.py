@@ -26,7 +26,7 @@ from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import Detector, ScoreFn, Scores, streaming
 from patchcore_jax.detectors.base import HostScoreFn
 from patchcore_jax.inspection import inputs
-from patchcore_jax.settings import Preprocessing, SearchSpec
+from patchcore_jax.settings import Preprocessing, SearchSpec, max_pixels
 
 _AS_THEY_COME = Preprocessing(resize=(), crop=())
 
@@ -78,25 +78,35 @@ class Inspector:
     """Makes the inspector of another state of the model."""
     return dataclasses.replace(self, model=model)
 
-  def inspect(self, images: Any, *, batch_size: int = 8) -> Any:
+  def inspect(
+      self, images: Any, *, batch_size: int = 8, min_area: float = 0,
+      max_megapixels: float | None = None) -> Any:
     """Inspects one image, or many.
 
     Args:
       images: a file, or an array [h, w, 3] (RGB) or [h, w] (gray) uint8; or many: a folder, a pattern, an
         array [n, h, w, 3] or [n, h, w], or any iterable of paths and arrays.
       batch_size: how many of many pass through the network at once.
+      min_area: regions of fewer pixels are ignored; an image in which all are smaller is good.
+      max_megapixels: files of more pixels are refused before they are decoded; None for the default of
+        `settings.DataSpec`.
 
     Returns:
       A `Finding`; of many an iterator over theirs, in order, which keeps the devices busy.
 
     Raises:
       ImageError: a file cannot be read, or an image of a size that the model does not take.
-      ValueError: something else than images.
+      ValueError: something else than images, or a `min_area` for a model without a pixel threshold.
     """
     inputs.check(images)
     inputs.warn_of_left_out(images)
-    one, find = inputs.is_one(images), importlib.import_module('patchcore_jax.inspection.finding').findings
-    return next(find(self, images, 1)) if one else find(self, images, batch_size)
+    finding = importlib.import_module('patchcore_jax.inspection.finding')
+    if min_area:
+      finding.check_knows_regions(self)
+    one = inputs.is_one(images)
+    found = finding.findings(
+        self, images, 1 if one else batch_size, min_area=min_area, max_pixels=max_pixels(max_megapixels))
+    return next(found) if one else found
 
   def save(self, path: str | os.PathLike) -> None:
     """Writes the model as a new folder, which `load` and the command `patchcore` read.
@@ -260,4 +270,4 @@ def check_size(inspector: Inspector, size: tuple[int, int]) -> None:
     raise ImageError(
         f'The image is {size[1]} x {size[0]} pixels after resizing and cropping, and the bank was made of '
         f'images of {width} x {height} (width x height). Give images of the shape that it was made of, or '
-        'fit a bank with preprocess.crop or preprocess.pad, which make all shapes alike.')
+        'fit a bank with preprocess.resize=(height, width), which makes all shapes alike.')

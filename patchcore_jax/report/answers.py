@@ -2,10 +2,11 @@
 
 import collections
 import contextlib
+import datetime
 import errno
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,18 @@ from PIL import Image
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector, colours
+from patchcore_jax.data.image_files import shown
+from patchcore_jax.inspection import Finding, Inspector, colours, image_sizes, regions
 from patchcore_jax.report import overlay, page, predictions
+from patchcore_jax.report.picture_names import PictureNames
 from patchcore_jax.report.predictions import Answer
 
 _GALLERY = 200  # images that the report shows, of 10 kB each
+_SHOWN_REGIONS = 5  # whose areas the report lists
 _REMEMBERED = 100_000  # the latest scores, which the report's histogram is of
 # A name that the file system does not take is a matter of one image; a full disk is not.
-_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ, errno.EINVAL)
+_NAMES = (
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EILSEQ, errno.EINVAL)
 
 
 class Answers:
@@ -38,7 +43,8 @@ class Answers:
 
   def __init__(
       self, inspector: Inspector, out: Path, root: Path, *, overlays: bool, maps: str, why: bool,
-      limits: tuple[float, float] | None, threshold: float | None = None,
+      limits: tuple[float, float] | None, threshold: float | None = None, masks: bool = False,
+      min_area: float = 0,
       say: Callable[..., None] = lambda text, loud=False: None):
     """Begins the tables.
 
@@ -49,27 +55,39 @@ class Answers:
       overlays, maps, why: which files are written; `maps` is a suffix or 'none'.
       limits: limits of the colours; None for those of each map.
       threshold: threshold of scores, in place of the model's.
+      masks: whether the regions are drawn as masks.
+      min_area: regions of fewer pixels were ignored in the findings.
       say: called as `say(line, loud=...)` for each answer; loud are those that a person must see.
     """
     self.images = self.anomalous = self.failed = 0
     self._inspector, self._out, self._root, self._say = inspector, out, root, say
     self._overlays, self._maps, self._why, self.limits = overlays, maps, why, limits
+    self._masks, self._min_area, self._most_not_inspected = masks, min_area, 0.0
     calibration = inspector.calibration
     self._given_threshold = threshold is not None
     self.threshold = threshold if self._given_threshold or not calibration else calibration.image_threshold
+    self._remarks = image_sizes.Remarks(inspector.model.description, say)
     self._thumbnails = provenance.thumbnails(inspector.model)
     self._pictures: list[page.Picture] = []
     self._scores = collections.deque(maxlen=_REMEMBERED)
+    kinds = [(predictions.OVERLAYS, '.png')] * overlays + [(predictions.MASKS, '.png')] * masks
+    kinds += [(predictions.MAPS, f'.{maps}')] * (maps != 'none') + [(predictions.WHY, '.png')] * why
+    self._names = PictureNames(out, kinds)
     with writing_to(out):
       self._tables = predictions.Tables(out)
 
+  def reserve(self, path: str) -> str:
+    """Chooses what the files of an image are called, once for each, in their order."""
+    return self._names.reserve(name_of(path, self._root))
+
   def draw(
-      self, path: str, image: Image.Image, pixels: np.ndarray, finding: Finding
+      self, path: str, name: str, image: Image.Image, pixels: np.ndarray, finding: Finding
   ) -> tuple[Answer, page.Picture | None]:
     """Writes the files of one image.
 
     Args:
       path: path of the image.
+      name: what they are called, from `reserve`.
       image: as it was decoded.
       pixels: [h, w, 3] uint8, as the network saw it.
       finding: what was found.
@@ -78,40 +96,53 @@ class Answers:
       OSError: the files cannot be written.
     """
     try:
-      return self._draw(path, image, pixels, finding)
+      return self._draw(path, name, image, pixels, finding)
     except OSError as e:
       if e.errno not in _NAMES:
         raise _cannot_write(self._out, e) from e
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
-  def add(self, answer: Answer, picture: page.Picture | None = None, place: str = '') -> None:
+  def add(
+      self, answer: Answer, picture: page.Picture | None = None, *, name: str = '', place: str = '') -> None:
     """Adds an answer to the tables, and says its line.
 
     Args:
       answer, picture: from `draw`.
+      name: what its files are called.
       place: begins the line.
     """
+    now = datetime.datetime.now().astimezone().isoformat(timespec='milliseconds')
     with writing_to(self._out):
-      self._tables.add(answer)
+      self._tables.add(answer._replace(time=now))
+    self._names.release(name)
     self.failed += answer.error is not None
     self.images += answer.error is None
     anomalous = answer.finding is not None and answer.finding.anomalous
     self.anomalous += bool(anomalous)
+    if answer.finding is not None:
+      self._most_not_inspected = max(self._most_not_inspected, answer.finding.not_inspected)
     if picture is not None:
       self._scores.append(answer.finding.score)
       self._pictures.append(picture)
       if len(self._pictures) >= 2 * _GALLERY:
         self._pictures = page.keep(self._pictures, self.threshold, _GALLERY)
     self._say(place + line_of(answer), loud=bool(answer.error or anomalous))
+    if answer.finding is not None:
+      self._remarks.see(answer.finding.image_size, answer.finding.not_inspected, shown(answer.path))
 
-  def report(self, facts: tuple[tuple[str, str], ...]) -> Path:
-    """Writes report.html, with `facts` at the top."""
+  def report(self, facts: tuple[tuple[str, str], ...], notes: Sequence[str] = ()) -> Path:
+    """Writes report.html, with `facts` at the top, and `notes` beside its own."""
     description, images = self._inspector.model.description, self.images
-    thresholds, notes = (), []
+    thresholds, notes = (), list(map(shown, notes))
     if self.threshold is not None:
       thresholds = (page.Threshold(self._threshold_name(), self.threshold),)
     else:
       notes.append('The bank has no threshold: scores only, no decisions.')
+    if self._most_not_inspected:
+      share = f'{100 * self._most_not_inspected:.2g} %'
+      notes.append(f'Up to {share} of an image is not inspected: it is dark in the pictures.')
+    if self._min_area:
+      notes.append(f'Regions of less than {self._min_area:g} pixels are ignored.')
     if self.failed:
       notes.append(f'{self.failed} files could not be scored: see the errors in {predictions.CSV}.')
     if images > _REMEMBERED:
@@ -128,20 +159,23 @@ class Answers:
     with writing_to(self._out):
       page.write(path, page.Page(
           f'Predictions: {category.name}', facts, columns, [row], categories=(category,),
-          notes=tuple(notes)))
+          notes=tuple(notes), pictures_first=True))
     return path
 
   def _threshold_name(self):
     """Names the threshold by what it promises, or says that it was given."""
     if self._given_threshold:
       return 'given threshold'
-    return f'{100 * self._inspector.calibration.guaranteed_rate:.2g} % false alarms'
+    return f'at most {100 * self._inspector.calibration.guaranteed_rate:.2g} % of good images reach it'
 
-  def _draw(self, path, image, pixels, finding):
+  def _pixel_threshold(self):
+    return self._inspector.calibration and self._inspector.calibration.pixel_threshold
+
+  def _draw(self, path, name, image, pixels, finding):
     """Draws and writes the files of one image, and makes its row and its picture for the report."""
     place = placement.placement(image.height, image.width, self._inspector.preprocessing)
     whole_map = None if finding.map is None else placement.to_original(finding.map, place)
-    answer, name = Answer(path, finding), name_of(path, self._root)
+    answer = Answer(path, finding)
     nearest = finding.nearest
     file = self._thumbnails[nearest.image] if nearest is not None and self._thumbnails else b''
     low, high = self.limits or (colours.limits_of_map(whole_map) if whole_map is not None else (0.0, 1.0))
@@ -149,31 +183,78 @@ class Answers:
       answer = answer._replace(overlay=predictions.file_for(predictions.OVERLAYS, name, '.png'))
       drawn = overlay.overlay(np.asarray(image), whole_map, low, high)
       if finding.anomalous is not False:  # a frame says: look here
-        drawn = overlay.outlined(drawn, finding.box)
+        drawn = overlay.outlined(drawn, *_boxes(finding))
       predictions.write_png(self._out / answer.overlay, drawn)
     if self._maps != 'none' and whole_map is not None:
       answer = answer._replace(map=predictions.file_for(predictions.MAPS, name, f'.{self._maps}'))
       predictions.write_map(self._out / answer.map, whole_map)
+    if self._masks and finding.map is not None and (level := self._pixel_threshold()) is not None:
+      answer = answer._replace(mask=predictions.file_for(predictions.MASKS, name, '.png'))
+      mask = regions.mask(finding.map, level, place, self._min_area)
+      predictions.write_png(self._out / answer.mask, 255 * mask.astype(np.uint8))
     if self._why and finding.patch is not None:
       answer = answer._replace(why=predictions.file_for(predictions.WHY, name, '.png'))
-      predictions.write_png(self._out / answer.why, self._comparison(name, pixels, finding, file))
-    facts = () if finding.p_value is None else (
-        ('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}'))
-    width, height = finding.image_size
-    normal = page.Patch(
-        shown(nearest.name), file, _fractions(finding.nearest_box, *pixels.shape[1::-1])) if file else None
-    return answer, page.picture(
-        shown(name), finding.score, image, anomaly_map=whole_map, low=low, high=high, facts=facts,
-        region=_fractions(finding.box, width, height),
-        patch=_fractions(finding.patch_box, width, height), nearest=normal)
+      predictions.write_png(self._out / answer.why, self._comparison(path, pixels, finding, file))
+    name = shown(name_of(path, self._root))
+    return answer, picture_of(self._inspector, finding, name, image, whole_map, (low, high), file)
 
-  def _comparison(self, name, pixels, finding, file):
+  def _comparison(self, path, pixels, finding, file):
     """Draws the most anomalous patch beside the nearest normal one, where there is a picture of that."""
     normal = np.asarray(Image.open(io.BytesIO(file)).convert('RGB')) if file else None
     nearest = finding.nearest.name if finding.nearest is not None else ''
     return overlay.comparison(
         pixels, inspection.cell(self._inspector, *finding.patch), normal,
-        finding.nearest_box if file else None, (name, f'nearest: {"/".join(Path(nearest).parts[-2:])}'))
+        finding.nearest_box if file else None,
+        (shown(name_of(path, self._root)), shown(f'nearest: {"/".join(Path(nearest).parts[-2:])}')))
+
+
+def _boxes(finding):
+  """Lists the boxes to draw: of all regions, or of the place that looks least normal."""
+  return [region.box for region in finding.regions or ()] or ([finding.box] if finding.box else [])
+
+
+def _facts(finding) -> tuple[tuple[str, str], ...]:
+  """Lists what the page tells of an image beside its score."""
+  facts = []
+  if finding.p_value is not None:
+    facts += [('calibrated score', f'{finding.calibrated_score:.3f}'), ('p-value', f'{finding.p_value:.3g}')]
+  if finding.regions:
+    areas = ', '.join(str(region.area) for region in finding.regions[:_SHOWN_REGIONS])
+    more = ', ...' if len(finding.regions) > _SHOWN_REGIONS else ''
+    facts.append(('regions', f'{len(finding.regions)}, of {areas}{more} pixels'))
+  if finding.not_inspected:
+    facts.append(('not inspected', f'{100 * finding.not_inspected:.2g} %'))
+  if finding.reason:
+    facts.append(('decided by', finding.reason))
+  if finding.note:
+    facts.append(('note', finding.note))
+  return tuple(facts)
+
+
+def picture_of(
+    inspector: Inspector, finding: Finding, name: str, image: Image.Image, whole_map: np.ndarray | None,
+    limits: tuple[float, float], nearest: bytes) -> page.Picture:
+  """Makes the picture of a finding for a page.
+
+  Args:
+    inspector: what made the finding.
+    name: what the image is called.
+    image: as it was decoded.
+    whole_map: the map of all of the image, NaN where the network saw nothing; None for none.
+    limits: values of the map where colour begins, and where it is strongest.
+    nearest: the training image that has the nearest patch, encoded; b'' for none.
+  """
+  place = placement.placement(image.height, image.width, inspector.preprocessing)
+  (width, height), (rows, columns) = finding.image_size, inspector.image_size
+  normal = None if not nearest else page.Patch(
+      shown(finding.nearest.name), nearest, _fractions(finding.nearest_box, columns, rows))
+  return page.picture(
+      name, finding.score, image, anomaly_map=whole_map, low=limits[0], high=limits[1],
+      facts=_facts(finding),
+      seen=_fractions(placement.box_to_original((0, 0, *place.size[::-1]), place), width, height),
+      anomalous=finding.anomalous if finding.reason else None,
+      regions=tuple(_fractions(box, width, height) for box in _boxes(finding)),
+      patch=_fractions(finding.patch_box, width, height), nearest=normal)
 
 
 def line_of(answer: Answer) -> str:
@@ -195,6 +276,10 @@ def line_of(answer: Answer) -> str:
   if found.box:
     left, top, right, bottom = found.box
     words.append(f'most anomalous at {left},{top}-{right},{bottom}')
+  if len(found.regions or ()) > 1:
+    words.append(f'{len(found.regions)} regions')
+  if found.reason:
+    words.append(f'({found.reason})')
   return shown('  '.join(words))
 
 
@@ -208,11 +293,6 @@ def name_of(path: str, root: Path) -> str:
   return Path(*('up' if part == os.pardir else part for part in parts)).as_posix()
 
 
-def shown(text: str) -> str:
-  """Makes text that a terminal can show: names of files may hold bytes that are no UTF-8."""
-  return text.encode('utf-8', 'backslashreplace').decode()
-
-
 @contextlib.contextmanager
 def writing_to(out: Path):
   """Makes OSErrors in a block say where nothing could be written, and what to do."""
@@ -224,9 +304,12 @@ def writing_to(out: Path):
 
 def _cannot_write(out, error):
   """Makes the error that says where nothing could be written, and what to do."""
-  return OSError(
-      f'Cannot write to {out}: {error.strerror or error}. Make room or change its permissions, or choose '
-      'another --out.')
+  advice = {
+      errno.ENOSPC: 'Make room for it', errno.EDQUOT: 'Make room for it',
+      errno.EACCES: 'Change its permissions',
+      errno.EPERM: 'Change its permissions',
+      errno.ENOENT: 'It was moved or removed meanwhile. Leave it alone'}.get(error.errno, 'Look at the disk')
+  return OSError(f'Cannot write to {out}: {error.strerror or error}. {advice}, or choose another --out.')
 
 
 def _fractions(box, width, height):

@@ -92,31 +92,31 @@ def curves(scores: np.ndarray, labels: np.ndarray, thresholds: Sequence[Any]) ->
 
   Returns:
     For each curve its name, its area, the names of its axes, an SVG path, and for each threshold the point
-    (x, y, text, needs_labels) where it works. Without alarms the precision is not defined, and there is no
-    point.
+    (x, y, text, needs_labels) where it works. Where no image is called anomalous the precision is not
+    defined, and there is no point.
   """
   false, true = metrics.roc_curve(labels, scores)
   precision, recall = metrics.precision_recall_curve(labels, scores)
   roc, pr = [], []
   for t in thresholds:
-    alarm = scores >= t.value
-    rates = alarm[labels == 0].mean(), alarm[labels == 1].mean()
+    called = scores >= t.value
+    rates = called[labels == 0].mean(), called[labels == 1].mean()
     text = f'{t.name}: {t.value:.4g}'
     roc.append((
-        *_at(*rates), f'{text}. False alarms {100 * rates[0]:.1f} % of the good images, found '
+        *_at(*rates), f'{text}. Called anomalous: {100 * rates[0]:.1f} % of the good images, '
         f'{100 * rates[1]:.1f} % of the anomalous ones', t.needs_labels))
-    if alarm.any():
-      share = labels[alarm].mean()
+    if called.any():
+      share = labels[called].mean()
       pr.append((
-          *_at(rates[1], share), f'{text}. Of the alarms {100 * share:.1f} % are right, found '
-          f'{100 * rates[1]:.1f} % of the anomalous images', t.needs_labels))
+          *_at(rates[1], share), f'{text}. Of those called anomalous {100 * share:.1f} % are, '
+          f'{100 * rates[1]:.1f} % of all that are', t.needs_labels))
   return [
       {'name': 'ROC', 'measure': 'AUROC', 'area': metrics.auroc(labels, scores),
-       'x': 'False alarms among good', 'y': 'Found among anomalous', 'path': _path(false, true),
+       'x': 'Called anomalous among good', 'y': 'Found among anomalous', 'path': _path(false, true),
        'points': roc},
       {'name': 'Precision and recall', 'measure': 'average precision',
        'area': metrics.average_precision(labels, scores), 'x': 'Found among anomalous (recall)',
-       'y': 'Right among alarms (precision)', 'path': _path(recall, precision), 'points': pr}]
+       'y': 'Right among called anomalous (precision)', 'path': _path(recall, precision), 'points': pr}]
 
 
 def _at(x, y):

@@ -50,23 +50,31 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, low: float, high: float)
   return result
 
 
-def outlined(image: np.ndarray, box: Box) -> np.ndarray:
-  """Draws a frame just around a box: white within black, so that it shows on any image.
+def darkened(image: Image.Image, seen: Box) -> Image.Image:
+  """Darkens an image outside of what the network saw, a box in fractions of its width and height."""
+  result = Image.eval(image, lambda value: round(_UNSEEN * value))
+  box = tuple(round(part * size) for part, size in zip(seen, 2 * image.size, strict=True))
+  result.paste(image.crop(box), box)
+  return result
+
+
+def outlined(image: np.ndarray, *boxes: Box) -> np.ndarray:
+  """Draws a frame just around each box: white within black, so that it shows on any image.
 
   Args:
     image: [h, w, 3] uint8.
-    box: what is framed. The frame lies outside of it where there is room.
+    boxes: what is framed. The frames lie outside of them where there is room.
 
   Returns:
     [h, w, 3] uint8.
   """
   picture = Image.fromarray(np.asarray(image))
   draw, thick = ImageDraw.Draw(picture), max(1, round(max(picture.size) / 400))
-  left, top, right, bottom = box
   for color, away, width in (('black', 2 * thick, 2 * thick), ('white', thick, thick)):
-    corners = (max(left - away, 0), max(top - away, 0),
-               min(right - 1 + away, picture.width - 1), min(bottom - 1 + away, picture.height - 1))
-    draw.rectangle(corners, outline=color, width=width)
+    for left, top, right, bottom in boxes:
+      corners = (max(left - away, 0), max(top - away, 0),
+                 min(right - 1 + away, picture.width - 1), min(bottom - 1 + away, picture.height - 1))
+      draw.rectangle(corners, outline=color, width=width)
   return np.asarray(picture)
 
 

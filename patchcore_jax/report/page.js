@@ -67,10 +67,9 @@
 
   function decisionOf(picture) {
     const threshold = thresholdOf(picture);
-    const alarm = threshold ? picture.score >= threshold.value : null;
-    const error = alarm !== null && picture.label !== null && alarm !== (picture.label === 1);
-    return {alarm, error, text: alarm === null ? '' : error ? (alarm ? 'False alarm' : 'Missed')
-                                                    : alarm ? 'Alarm' : 'Passed'};
+    const anomalous = picture.anomalous ?? (threshold ? picture.score >= threshold.value : null);
+    const error = anomalous !== null && picture.label !== null && anomalous !== (picture.label === 1);
+    return {anomalous, error, text: anomalous === null ? '' : anomalous ? 'anomalous' : 'good'};
   }
 
   const labelOf = picture => picture.label === null ? '' : picture.label === 0 ? 'good'
@@ -105,6 +104,8 @@
   const square = box => ({
     x: 1000 * box[0], y: 1000 * box[1], width: 1000 * (box[2] - box[0]), height: 1000 * (box[3] - box[1])});
 
+  const hasBoxes = picture => picture.regions.length > 0 || picture.patch;
+
   function layers(picture) {
     const [height, width] = picture.size;
     const node = element('span', {className: 'layers'},
@@ -120,9 +121,9 @@
     if (picture.outline) {
       over.append(drawing('g', {class: 'outline'}, ...outlined('path', {d: picture.outline}, 'mask')));
     }
-    if (picture.region || picture.patch) {
-      over.append(drawing('g', {class: 'boxes'},
-        ...picture.region ? outlined('rect', square(picture.region), 'region') : [],
+    if (hasBoxes(picture)) {
+      over.append(drawing('g', {class: decisionOf(picture).anomalous === false ? 'of-good' : 'boxes'},
+        ...picture.regions.flatMap(box => outlined('rect', square(box), 'region')),
         ...picture.patch ? outlined('rect', square(picture.patch), 'patch') : []));
     }
     if (over.childElementCount) node.append(over);
@@ -133,7 +134,8 @@
 
   const kinds = [
     ['heat', 'Heat map', 'h', p => p.heat !== null], ['mask', 'Mask', 'm', p => p.outline],
-    ['boxes', 'Boxes', 'b', p => p.region || p.patch],
+    ['boxes', 'Boxes', 'b', hasBoxes],
+    ['good', 'Boxes of good images', 'g', p => hasBoxes(p) && decisionOf(p).anomalous !== null],
   ].filter(([, , , has]) => data.pictures.some(has));
 
   function toggle(kind) {
@@ -149,7 +151,8 @@
       group.append(button);
     }
   }
-  if (kinds.length > 2) toggle('boxes');  // too much at once
+  // Too much at once: what lies over good images, and boxes beside masks.
+  for (const [kind] of kinds) if (kind === 'good' || kind === 'boxes' && kinds.some(k => k[0] === 'mask')) toggle(kind);
 
   // -- Filters.
 
@@ -164,8 +167,9 @@
   const thresholds = new Map(data.categories.flatMap(c => c.thresholds).map(t => [t.name, t]));
   fill(field.category, [['', 'all'], ...data.categories.map((c, i) => [i, c.name])
     .filter(([i]) => data.pictures.some(p => p.category === i))]);
-  fill(field.decision, [['', 'all'], ['alarm', 'alarms'], ['passed', 'passed'],
-    ...labels.length ? [['error', 'errors'], ['false', 'false alarms'], ['missed', 'missed']] : []]);
+  fill(field.decision, [['', 'all'], ['anomalous', 'anomalous'], ['good', 'good'],
+    ...labels.length ? [['error', 'wrong, all'], ['false', 'wrong: good called anomalous'],
+                        ['missed', 'wrong: anomalous called good']] : []]);
   fill(field.label, [['', 'all'], ...labels.includes('good') ? [['=good', 'good']] : [],
     ...labels.some(l => l !== 'good') ? [['1', 'anomalous, all']] : [],
     ...labels.filter(l => l !== 'good' && l !== 'anomalous').map(l => [`=${l}`, `anomalous: ${l}`])]);
@@ -179,8 +183,8 @@
   if (!thresholds.size) field.order.querySelector('[value=near]').remove();
 
   const accepts = {
-    '': () => true, alarm: d => d.alarm, passed: d => d.alarm === false, error: d => d.error,
-    false: d => d.error && d.alarm, missed: d => d.error && !d.alarm};
+    '': () => true, anomalous: d => d.anomalous, good: d => d.anomalous === false, error: d => d.error,
+    false: d => d.error && d.anomalous, missed: d => d.error && !d.anomalous};
 
   function distance(picture) {
     const threshold = thresholdOf(picture);
@@ -228,24 +232,23 @@
   function tile(picture, at) {
     const decision = decisionOf(picture);
     const title = labelOf(picture);
-    const said = [decision.text, title && `label ${title}`, `score ${number(picture.score)}`, picture.name];
+    const said = [decision.text, decision.error && 'wrong', title && `label ${title}`, `score ${number(picture.score)}`, picture.name];
     const button = element('button', {
-      type: 'button', className: decision.error ? 'tile wrong' : 'tile',
+      type: 'button', className: `tile ${decision.error ? 'wrong' : decision.text}`,
       'aria-label': said.filter(Boolean).join(', '), title: picture.name},
       element('span', {className: 'frame'}, layers(picture)),
       element('span', {className: 'caption'},
         element('span', {className: 'first'},
           element('span', {className: 'score'}, number(picture.score)), ...badge(decision)),
-        ...labels.length || several ? [element('span', {className: 'second'},
-          [title, several && data.categories[picture.category].name].filter(Boolean).join(' · ') ||
+        ...labels.length || several ? [element('span', {className: decision.error ? 'second wrong-text' : 'second'},
+          [decision.error ? `✗ labelled ${title}` : title, several && data.categories[picture.category].name].filter(Boolean).join(' · ') ||
           '\u00a0')] : [],
         element('span', {className: 'second'}, picture.name)));
     button.addEventListener('click', () => open(at));
     return element('li', {}, button);
   }
 
-  const badge = d => d.alarm === null ? [] : [
-    element('span', {className: `badge ${d.error ? 'wrong' : d.alarm ? 'alarm' : ''}`}, d.text)];
+  const badge = d => d.text ? [element('span', {className: `badge ${d.text}`}, d.text)] : [];
 
   function more(count) {
     const from = gallery.childElementCount;
@@ -272,8 +275,16 @@
   const viewer = $('viewer');
   let current = 0;
 
+  const explained = {
+    'Score': 'How far the least normal place lies from what is known of good images; larger is more unusual.',
+    'Threshold': 'Scores from here on are anomalous.',
+    'p-value': 'Share of good images that score as high: 0.01 is one in a hundred.',
+    'calibrated score': 'The score from 0 to 1: 0.5 at the threshold, 0.1 for usual good images.',
+    'not inspected': 'Share of the image that the network does not see: it is dark here.'};
+
   function fact(name, value, wide = false) {
-    return element('div', {className: wide ? 'wide' : ''}, element('dt', {}, name), element('dd', {}, value));
+    return element('div', {className: wide ? 'wide' : ''}, element('dt', {}, name), element('dd', {}, value),
+      ...explained[name] ? [element('small', {}, explained[name])] : []);
   }
 
   function crop(uri, size, box, caption) {
@@ -316,9 +327,9 @@
     $('viewer-stage').replaceChildren(large);
     const used = thresholdOf(picture);
     $('viewer-facts').replaceChildren(
-      ...decision.text ? [fact('Decision', badge(decision)[0])] : [],
+      ...decision.text ? [fact('Decision', badge(decision)[0], true)] : [],
       fact('Score', number(picture.score)),
-      ...title ? [fact('Label', title)] : [],
+      ...title ? [fact('Label', decision.error ? element('span', {className: 'wrong-text'}, `✗ ${title}`) : title)] : [],
       fact('Category', data.categories[picture.category].name),
       ...used ? [fact('Threshold', `${number(used.value)} (${used.name}${used.needs_labels ? ', needs labels' : ''})`, true)] : [],
       ...picture.facts.map(([name, value]) => fact(name, value)));

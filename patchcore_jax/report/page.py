@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import contourpy
 import jinja2
 import numpy as np
 from PIL import Image
 
 from patchcore_jax import atomic_files
-from patchcore_jax.report import charts
+from patchcore_jax.inspection import regions
+from patchcore_jax.report import charts, overlay
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom as fractions of a picture's width and height."""
@@ -53,10 +53,11 @@ class Picture(NamedTuple):
     heat: the anomaly map of the same view in grey, encoded: black is shown as nothing, white as strongest;
       b'' for none.
     outline: outline of the mask, an SVG path over a square of 1000 x 1000; '' for none.
-    region: the most anomalous region.
+    regions: boxes of what stands out, the largest first.
     patch: the most anomalous patch.
     nearest: the normal patch that is most like it.
     facts: more to show beside the image, (name, value), such as ('p-value', '0.02').
+    anomalous: the decision, where something else than the score makes it.
   """
 
   name: str
@@ -67,18 +68,19 @@ class Picture(NamedTuple):
   defect: str = ''
   heat: bytes = b''
   outline: str = ''
-  region: Box | None = None
+  regions: tuple[Box, ...] = ()
   patch: Box | None = None
   nearest: Patch | None = None
   facts: tuple[tuple[str, str], ...] = ()
+  anomalous: bool | None = None
 
 
 class Threshold(NamedTuple):
-  """A threshold: scores from `value` on are alarms.
+  """A threshold: scores from `value` on are anomalous.
 
   Attributes:
     name: what it stands for, such as '5 % false alarms'.
-    value: the lowest image score that is an alarm.
+    value: the lowest image score that is anomalous.
     needs_labels: whether it is known only where labels are, and so not on the production line.
   """
 
@@ -96,6 +98,7 @@ class Category(NamedTuple):
     labels: [n] 0 or 1, or None where they are not known.
     thresholds: the first is the one that decides.
     pictures: all images, or the most telling ones: see `telling`.
+    notes: sentences that the reader must know, for `Page.notes`.
   """
 
   name: str
@@ -103,6 +106,7 @@ class Category(NamedTuple):
   labels: Sequence[int] | None = None
   thresholds: tuple[Threshold, ...] = ()
   pictures: tuple[Picture, ...] = ()
+  notes: tuple[str, ...] = ()
 
 
 class Column(NamedTuple):
@@ -128,6 +132,7 @@ class Page(NamedTuple):
     categories: the categories, each shown with scores, curves and pictures.
     notes: sentences that the reader must know, above everything.
     settings: (name, value), folded away.
+    pictures_first: whether the pictures come before the table.
   """
 
   title: str
@@ -138,10 +143,12 @@ class Page(NamedTuple):
   categories: Sequence[Category] = ()
   notes: tuple[str, ...] = ()
   settings: tuple[tuple[str, str], ...] = ()
+  pictures_first: bool = False
 
 
 _THUMBNAIL = 256  # pixels of the longer side
 _HEAT = 96  # maps are smooth
+_MOST_OF_MAP = 1024
 _OUTLINE = 256  # pixels of a mask whose outline is drawn
 
 
@@ -165,7 +172,7 @@ def encode(image: np.ndarray | Image.Image, longest: int = _THUMBNAIL) -> bytes:
 def picture(
     name: str, score: float, image: np.ndarray | Image.Image, *,
     anomaly_map: np.ndarray | None = None, low: float = 0.0, high: float = 1.0,
-    mask: np.ndarray | None = None, **fields: Any) -> Picture:
+    mask: np.ndarray | None = None, seen: Box = (0.0, 0.0, 1.0, 1.0), **fields: Any) -> Picture:
   """Makes a `Picture` from arrays: about 10 kB, in a few milliseconds.
 
   Args:
@@ -174,6 +181,7 @@ def picture(
     anomaly_map: [h', w'] float of the same view in any resolution; NaN where nothing is known.
     low, high: values of the map that are shown as nothing, and as strongest.
     mask: [h', w'] bool of the same view in any resolution.
+    seen: the part of the image that the network saw; the rest is darkened.
     **fields: the other fields of `Picture`.
 
   Raises:
@@ -188,6 +196,8 @@ def picture(
   if not isinstance(image, Image.Image):
     image = Image.fromarray(np.asarray(image))
   width, height = _shrunk(image.size, _THUMBNAIL)
+  if seen != (0, 0, 1, 1):
+    image = overlay.darkened(image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2), seen)
   return Picture(
       name, float(score), encode(image), (height, width),
       heat=b'' if anomaly_map is None else _encode_map(anomaly_map, low, high),
@@ -223,12 +233,9 @@ def outline(mask: np.ndarray) -> str:
     length = mask.shape[axis]
     if length > _OUTLINE:
       mask = np.logical_or.reduceat(mask, np.arange(_OUTLINE) * length // _OUTLINE, axis)
-  lines = contourpy.contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
   parts = []
-  for line in lines:
-    # Centres of pixels lie at whole numbers, those of the first row of padding at 0.
-    at = np.clip((_simplified(line[:-1], tolerance=0.3) - 0.5) / mask.shape[::-1], 0, 1)
-    points = [f'{x:.0f} {y:.0f}' for x, y in 1000 * at]
+  for line in regions.outlines(mask, tolerance=0.3):
+    points = [f'{x:.0f} {y:.0f}' for x, y in 1000 * np.clip(line / mask.shape[::-1], 0, 1)]
     parts.append(f'M{"L".join(points)}Z')
   return ''.join(parts)
 
@@ -241,7 +248,7 @@ def telling(
   Args:
     scores: [n] image scores.
     labels: [n] 0 or 1, or None: without them no error is known.
-    threshold: scores from here on are alarms; None where it is not known, and so no error is.
+    threshold: scores from here on are anomalous; None where it is not known, and so no error is.
     most: how many to keep.
 
   Returns:
@@ -269,11 +276,16 @@ def telling(
 def keep(pictures: Sequence[Picture], threshold: float | None, most: int) -> list[Picture]:
   """Keeps the most telling pictures, so that a long run that calls this now and then holds a bounded number.
 
-  Labels count where all pictures have one. See `telling`.
+  Labels count where all pictures have one. See `telling`. Those that something else than the score decides
+  come first.
   """
-  labels = [p.label for p in pictures]
-  chosen = telling([p.score for p in pictures], None if None in labels else labels, threshold, most)
-  return [pictures[i] for i in chosen]
+  first = [i for i, p in enumerate(pictures) if p.anomalous is not None]
+  first = sorted(first, key=lambda i: not pictures[i].anomalous)[:most]
+  others = [i for i, p in enumerate(pictures) if p.anomalous is None]
+  labels = [pictures[i].label for i in others]
+  scores = [pictures[i].score for i in others]
+  chosen = telling(scores, None if None in labels else labels, threshold, most - len(first))
+  return [pictures[i] for i in sorted(first + [others[i] for i in chosen])]
 
 
 def write(path: str | os.PathLike, page: Page) -> None:
@@ -326,12 +338,15 @@ def from_json(text: str) -> Category:
     nearest = p.pop('nearest')
     if nearest:
       nearest = Patch(nearest['name'], base64.b64decode(nearest['image']), tuple(nearest['box']))
-    boxes = {k: p[k] and tuple(p[k]) for k in ('region', 'patch')}
-    pictures.append(Picture(**p | boxes | {
+    older = p.pop('region', None)  # there was one of them
+    places = {'patch': p['patch'] and tuple(p['patch']),
+              'regions': tuple(map(tuple, p.get('regions', [older] if older else ())))}
+    pictures.append(Picture(**p | places | {
         'image': base64.b64decode(p['image']), 'heat': base64.b64decode(p['heat']), 'size': tuple(p['size']),
         'facts': tuple(map(tuple, p['facts'])), 'nearest': nearest}))
   thresholds = tuple(Threshold(**t) for t in values.pop('thresholds'))
-  return Category(**values, thresholds=thresholds, pictures=tuple(pictures))
+  notes = tuple(values.pop('notes', ()))
+  return Category(**values, thresholds=thresholds, pictures=tuple(pictures), notes=notes)
 
 
 def _plain(value):
@@ -365,34 +380,12 @@ def _webp(image, quality):
 def _encode_map(anomaly_map, low, high):
   if not high > low:
     raise ValueError(f'Expected low < high, got {low} and {high}.')
-  grey = np.nan_to_num(np.clip((np.asarray(anomaly_map, np.float32) - low) / (high - low), 0, 1))
+  step = max(1, max(np.shape(anomaly_map)) // _MOST_OF_MAP)  # of a large map, which is smooth, some pixels do
+  anomaly_map = np.asarray(anomaly_map[::step, ::step], np.float32)
+  grey = np.nan_to_num(np.clip((anomaly_map - low) / (high - low), 0, 1))
   image = Image.fromarray(grey)
   image = image.resize(_shrunk(image.size, _HEAT), Image.Resampling.BOX)
   return _webp(Image.fromarray((255 * np.asarray(image)).round().astype(np.uint8)), quality=80)
-
-
-def _simplified(points, tolerance):
-  """Drops points of a closed line that lie within the tolerance of it: Douglas and Peucker, 1973."""
-  far = int(np.argmax(((points - points[0]) ** 2).sum(1)))
-  kept, todo = {0, far}, [(0, far), (far, len(points))]
-  closed = np.concatenate([points, points[:1]])
-  while todo:
-    begin, end = todo.pop()
-    between = closed[begin + 1:end] - closed[begin]
-    if not len(between):
-      continue
-    direction = closed[end] - closed[begin]
-    length = np.hypot(*direction)
-    if length:
-      distances = np.abs(between[:, 0] * direction[1] - between[:, 1] * direction[0]) / length
-    else:
-      distances = np.hypot(*between.T)
-    middle = int(np.argmax(distances))
-    if distances[middle] > tolerance:
-      middle += begin + 1
-      kept.add(middle)
-      todo += [(begin, middle), (middle, end)]
-  return points[sorted(kept)]
 
 
 _TYPES = {b'RIFF': 'image/webp', b'\xff\xd8\xff': 'image/jpeg', b'\x89PNG': 'image/png'}
@@ -422,7 +415,7 @@ def _data(categories):
       pictures.append({
           'category': at, 'name': p.name, 'score': p.score, 'label': p.label, 'defect': p.defect,
           'image': stored(p.image), 'heat': stored(p.heat), 'size': p.size, 'outline': p.outline,
-          'region': p.region, 'patch': p.patch, 'facts': p.facts,
+          'regions': p.regions, 'patch': p.patch, 'facts': p.facts, 'anomalous': p.anomalous,
           'nearest': p.nearest and {
               'name': p.nearest.name, 'image': stored(p.nearest.image), 'box': p.nearest.box}})
   return {

@@ -24,16 +24,20 @@ from PIL import Image
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
-from patchcore_jax.data import arrivals, folder, preprocess
+from patchcore_jax.data import arrivals, decoding, image_files, preprocess
+from patchcore_jax.data.image_files import shown
 from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.inspection.inspector import Scorer
 from patchcore_jax.report import answers, predictions
 from patchcore_jax.report.answers import Answers
 from patchcore_jax.report.predictions import Answer
+from patchcore_jax.settings import DataSpec, max_pixels
 
 MAPS = ('npy', 'tif', 'none')
 STARTS_ANEW = 'The same command starts anew.'
 Say = Callable[..., None]  # say(text, loud=False)
+_NAMED = 10  # images in a message
+_KEPT_PIXELS = 25_000_000  # images of more are not kept between reading and drawing
 _REPORT_SECONDS = 10.0  # between two reports while images arrive
 
 
@@ -53,12 +57,15 @@ class Options:
       as it comes.
     overlays: whether heatmaps are drawn.
     maps: 'npy', 'tif' or 'none'.
+    masks: whether the regions above the pixel threshold are written as masks.
     why: whether the most anomalous patch is drawn beside the nearest normal one.
     threshold: threshold of scores, in place of the bank's.
+    min_area: regions of fewer pixels are ignored.
     scale: values of the map where colour begins and where it is red; () for those of the bank.
     watch: whether images are awaited.
     watch_seconds: for how long; 0 until stopped.
     weights: see `inspection.load`.
+    max_megapixels: as of `settings.DataSpec`.
 
   Raises:
     ValueError: values out of range.
@@ -70,14 +77,18 @@ class Options:
   batch_size: int = 0
   overlays: bool = True
   maps: str = 'npy'
+  masks: bool = False
   why: bool = False
   threshold: float | None = None
+  min_area: float = 0.0
   scale: tuple[float, ...] = ()
   watch: bool = False
   watch_seconds: float = 0.0
   weights: str = ''
+  max_megapixels: float = DataSpec.max_megapixels
 
   def __post_init__(self):
+    max_pixels(self.max_megapixels)  # says what is wrong with it
     for name in ('bank', 'images', 'out'):
       if not getattr(self, name):
         raise ValueError(f'{name} is empty: expected a path.')
@@ -89,11 +100,17 @@ class Options:
           f'watch_seconds={self.watch_seconds}: expected 0 for a run that does not watch. Set watch too.')
     if self.maps not in MAPS:
       raise ValueError(f'maps={self.maps}: expected one of {", ".join(MAPS)}.')
+    if not 0 <= self.min_area < math.inf:
+      raise ValueError(f'min_area={self.min_area}: expected a number of pixels, 0 or more.')
     if self.threshold is not None and not math.isfinite(self.threshold):
       raise ValueError(f'threshold={self.threshold}: expected a number.')
     if self.scale and not (len(self.scale) == 2 and -math.inf < self.scale[0] < self.scale[1] < math.inf):
       raise ValueError(
           f'scale={",".join(map(str, self.scale))}: expected two numbers, the larger one last, as 1.5,6.')
+
+
+class Unanswered(RuntimeError):
+  """Images were taken and have no answer, neither a finding nor an error: a mistake of the program."""
 
 
 class Summary(NamedTuple):
@@ -110,17 +127,23 @@ class Summary(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """An image file; `error` says why there is nothing else."""
+  """An image file, its (height, width), upright, and the share of it outside of the value range.
+
+  `image` is None where it is so large that it is decoded again when it is drawn; `error` says why there is
+  nothing else.
+  """
 
   path: str
+  size: tuple[int, int] | None = None
   image: Image.Image | None = None
   pixels: np.ndarray | None = None
+  outside: float = 0.0
   error: str | None = None
 
 
 class Prepared(NamedTuple):
-  """All that a run needs: the model, ready to score, the images that are there, and the folders into which a
-  pattern with ** may not look.
+  """All that a run needs: the model, ready to score, the images that are there, and the folders that cannot
+  be looked into.
   """
 
   inspector: Inspector
@@ -141,9 +164,10 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
     arrivals.arriving(options.images, stop=threading.Event())  # says what is wrong with the folder
   else:
     paths, denied = _listed(options)
-    for line in folder.left_out(options.images, paths, options.out):
+    for line in (*image_files.origins(options.images, paths), *_passed_by(options)):
       say(line)
-  with answers.writing_to(options.out):  # is tried now rather than after the long work
+  # It is tried now rather than after the long work.
+  with answers.writing_to(options.out), predictions.claimed(options.out):
     predictions.discard(predictions.unfinished(options.out))
   began = time.monotonic()
   inspector = inspection.load(options.bank, weights=options.weights)
@@ -153,6 +177,8 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
   found = score.compile(_batch_size(options))
   if found.map is None and (options.maps != 'none' or options.overlays):
     say(f'{inspector.detector.title} scores whole images: there are no heatmaps, maps and boxes')
+  if options.masks or options.min_area:
+    inspection.check_knows_regions(inspector)
   if options.why and 'patch' not in found.evidence:
     say(f'{inspector.detector.title} does not tell why: there are no pictures of --why')
   elif options.why and not provenance.has_thumbnails(inspector.model):
@@ -176,54 +202,62 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
     OSError: the answers cannot be written. What was done until then is kept in a folder inside of `out`,
       as it is when the run is stopped.
     KeyboardInterrupt: a second Ctrl-C; the message says what is left of the run.
+    Unanswered: an image has no answer.
   """
   out, stop = Path(options.out), stop or threading.Event()
   inspector, score, paths, denied = prepared or prepare(options, say=say)
-  with _stopping(stop):
-    if options.watch:
-      paths = _outside(options.out, arrivals.arriving(
-          options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=say))
+  with _stopping(stop), contextlib.ExitStack() as stack:
     with answers.writing_to(out):
+      stack.enter_context(predictions.claimed(out))
       unfinished = predictions.unfinished(out)
       place = predictions.publish(unfinished) if options.watch else unfinished
     writer = Answers(
-        inspector, place, folder.root_of(options.images), overlays=options.overlays, maps=options.maps,
+        inspector, place, image_files.root_of(options.images), overlays=options.overlays, maps=options.maps,
         why=options.why, limits=options.scale or colours.limits(inspector, options.threshold),
-        threshold=options.threshold, say=say)
+        threshold=options.threshold, say=say, masks=options.masks, min_area=options.min_area)
     for folder_name in denied:
       writer.add(Answer(folder_name, error=f'Cannot read the folder {folder_name}: permission denied.'))
     if options.watch:
       say(f'waiting for images in {options.images}; Ctrl-C ends it')
+      paths = _arriving(options, stop, writer, say)
     try:
       summary = _predict(inspector, score, paths, writer, options, stop)
       if summary.stopped:
         say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}. {STARTS_ANEW}')
         return summary
-      _report(writer, options, inspector, _speed(summary))
+      passed_by = _passed_by(options)
+      _report(writer, options, inspector, _speed(summary), passed_by)
       if not options.watch:
         with answers.writing_to(out):
           predictions.publish(unfinished)
     except OSError as e:
       raise OSError(f'{e} What was done until then lies in {place}.') from e
+    except Unanswered as e:
+      raise Unanswered(f'{e} It lies in {place}.') from e
     except KeyboardInterrupt as e:
       raise KeyboardInterrupt(f'What was done until then lies in {place}. {STARTS_ANEW}') from e
   known = f', {summary.anomalous} anomalous' if writer.threshold is not None else ''
   failed = f'; {summary.failed} could not be scored' if summary.failed else ''
   say(f'{summary.images} images in {summary.seconds:.1f} s, {_speed(summary) or "none"}{known}{failed}')
+  for line in passed_by:  # what was said at the beginning is far up by now
+    say(line)
   say(f'see {out / predictions.REPORT} and {out / predictions.CSV}')
   return summary
 
 
-def read(path: str, inspector: Inspector) -> Loaded:
+def read(path: str, inspector: Inspector, max_pixels: int | None = None) -> Loaded:
   """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
-    image = preprocess.read_image(path)
-    pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
+    with decoding.one_at_a_time():
+      image, outside = decoding.decode(path, inspector.preprocessing, max_pixels=max_pixels)
+      pixels, size = np.asarray(preprocess.transform(image, inspector.preprocessing)), image.size[::-1]
+      if size[0] * size[1] > _KEPT_PIXELS:
+        image = None  # before the next large one has its turn
     inspection.check_size(inspector, pixels.shape[:2])
   except (ValueError, MemoryError) as e:
     message = str(e) or 'it does not fit into memory.'
     return Loaded(path, error=message if path in message else f'{path}: {message}')
-  return Loaded(path, image, pixels)
+  return Loaded(path, size, image, pixels, outside)
 
 
 def read_ahead(
@@ -263,15 +297,29 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _listed(options):
-  """Lists the images, and the folders that a pattern with ** would look into, but may not."""
-  paths = list(_outside(options.out, folder.find_images(options.images)))
+  """Lists the images, and the folders that cannot be looked into."""
+  paths = list(_outside(options.out, image_files.find_images(options.images)))
   if not paths:
     raise ValueError(f'{options.images}: there are only pictures that an earlier run wrote to {options.out}.')
-  denied = []
-  if '**' in options.images and not os.path.exists(options.images):
-    for _ in os.walk(folder.root_of(options.images), onerror=lambda e: denied.append(e.filename)):
-      pass
-  return paths, denied
+  return paths, image_files.listed(options.images).denied
+
+
+def _arriving(options, stop, writer, say):
+  """Yields the images that arrive, each page of a file; a None where there are no more for now."""
+  for path in _outside(options.out, arrivals.arriving(
+      options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=say)):
+    try:
+      yield from [None] if path is None else image_files.pages_of(path)
+    except ValueError as e:
+      writer.add(Answer(path, error=str(e)))
+
+
+def _passed_by(options):
+  """Tells in lines what is no image to score."""
+  try:
+    return image_files.passed_by(options.images, options.out)
+  except OSError:
+    return []  # a share that went away after its images were scored
 
 
 def _outside(out, paths):
@@ -284,12 +332,12 @@ def _batch_size(options):
   return options.batch_size or (1 if options.watch else 8)
 
 
-def _report(writer, options, inspector, speed):
-  """Writes the report of what was added so far."""
+def _report(writer, options, inspector, speed, passed_by=()):
+  """Writes the report of what was added so far, and of what was passed by."""
   writer.report((
       ('bank', options.bank), ('images', options.images), ('model', inspector.about()),
       *([('colours', 'from {:.4g} to {:.4g}'.format(*writer.limits))] if writer.limits else []),
-      ('speed', speed)))
+      ('speed', speed)), [f'{line[:1].upper()}{line[1:]}.' for line in passed_by])
 
 
 def _speed(summary):
@@ -299,37 +347,58 @@ def _speed(summary):
 
 def _predict(inspector, score, paths, writer, options, stop) -> Summary:
   """Scores the images: while a batch is scored, the next is read, and the one before is drawn."""
-  clock, drawing = _Clock(), []
-  reported, when = 0, time.monotonic()
+  clock, drawing, most = _Clock(), [], max_pixels(options.max_megapixels)
+  reported, when, unanswered = 0, time.monotonic(), collections.Counter()
   total = 0 if options.watch else len(paths) + writer.failed  # those folders are counted already
 
   def summary():
     done = writer.images + writer.failed
-    return Summary(writer.images, writer.anomalous, writer.failed, clock.worked(), stopped=done < total)
+    return Summary(writer.images, writer.anomalous, writer.failed, clock.worked(),
+                   stopped=done < total and stop.is_set())
 
   def finish():
     while drawing:
-      answer, picture = drawing.pop(0).result()
+      name, job = drawing.pop(0)
+      answer, picture = job.result()
       done = writer.images + writer.failed + 1
-      writer.add(answer, picture, f'[{done}/{total}] ' if total else '')
+      writer.add(answer, picture, name=name, place=f'[{done}/{total}] ' if total else '')
+      unanswered[answer.path] -= 1
+      if not unanswered[answer.path]:
+        del unanswered[answer.path]
 
-  def draw(loaded, scores, i):
+  def begin(loaded, scores, i):
+    name = '' if loaded.error else writer.reserve(loaded.path)
+    return name, pool.submit(draw, loaded, name, scores, i)
+
+  def draw(loaded, name, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    finding = inspection.find(inspector, scores, i, loaded.image.size[::-1], threshold=options.threshold)
-    return writer.draw(loaded.path, loaded.image, loaded.pixels, finding)
+    with decoding.one_at_a_time(math.prod(loaded.size)):
+      finding = inspection.find(
+          inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
+          min_area=options.min_area)
+      image = loaded.image
+      if image is None:
+        try:
+          image = decoding.decode(loaded.path, inspector.preprocessing, max_pixels=most).image
+        except ValueError as e:  # it is gone, or another by now
+          return Answer(loaded.path, error=str(e)), None
+        if image.size[::-1] != loaded.size:
+          return Answer(loaded.path, error=f'{loaded.path} was changed while it was inspected.'), None
+      return writer.draw(loaded.path, name, image, loaded.pixels, finding)
 
   threads = max(2, min(8, os.cpu_count() or 1))
   pool = concurrent.futures.ThreadPoolExecutor(threads)
   try:
     # Originals are large: no more of them wait than threads can read at a time.
-    items = read_ahead(clock.waiting_for(paths), lambda path: read(path, inspector), pool, threads)
+    items = read_ahead(
+        clock.waiting_for(_counted(paths, unanswered)), lambda path: read(path, inspector, most), pool,
+        threads)
     for batch in batched(items, _batch_size(options)):
       good = [loaded for loaded in batch if not loaded.error]
       scores = score(np.stack([loaded.pixels for loaded in good])) if good else None
       position = iter(range(len(good)))
-      jobs = [pool.submit(draw, loaded, scores, 0 if loaded.error else next(position))
-              for loaded in batch]
+      jobs = [begin(loaded, scores, 0 if loaded.error else next(position)) for loaded in batch]
       finish()
       drawing.extend(jobs)
       done = writer.images + writer.failed
@@ -340,12 +409,25 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
         if done > reported and time.monotonic() - when >= _REPORT_SECONDS:
           _report(writer, options, inspector, _speed(summary()))
           reported, when = done, time.monotonic()
-      if stop.is_set():
+      if stop.is_set() and not options.watch:  # of what has arrived, all is answered
         break
     finish()
   finally:
     pool.shutdown(cancel_futures=True)
-  return summary()
+  result = summary()
+  if not result.stopped and (lost := list(unanswered.elements())):
+    raise Unanswered(
+        f'{len(lost)} images have no answer: {", ".join(map(shown, lost[:_NAMED]))}. Expected one for each: '
+        'this is a mistake of the program, and what it found cannot be relied on.')
+  return result
+
+
+def _counted(paths: Iterable[str | None], counter: collections.Counter) -> Iterator[str | None]:
+  """Passes paths on, and counts each."""
+  for path in paths:
+    if path is not None:
+      counter[path] += 1
+    yield path
 
 
 class _Clock:

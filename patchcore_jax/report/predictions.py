@@ -10,7 +10,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from patchcore_jax import atomic_files
 from patchcore_jax.inspection import Finding
 
 CSV, JSONL, REPORT = 'predictions.csv', 'predictions.jsonl', 'report.html'
-OVERLAYS, MAPS, WHY = 'overlays', 'maps', 'why'
-_ENTRIES = (OVERLAYS, MAPS, WHY, CSV, JSONL, REPORT)  # in the order in which they appear
+OVERLAYS, MAPS, MASKS, WHY = 'overlays', 'maps', 'masks', 'why'
+_ENTRIES = (OVERLAYS, MAPS, MASKS, WHY, CSV, JSONL, REPORT)  # in the order in which they appear
 _UNFINISHED = 'predictions.unfinished'
 _QUICK = 1  # level of zlib: a third of the time of the usual 6, and a tenth more bytes
 # Every row has the same fields, so that its readers need not ask for them.
@@ -35,16 +35,19 @@ class Answer(NamedTuple):
   Attributes:
     path: path of the image.
     finding: what was found; None where there is no answer.
-    overlay, map, why: files of this image, relative to the folder; None for those that were not made.
+    overlay, map, mask, why: files of this image, relative to the folder; None for those that were not made.
     error: why there is no answer.
+    time: when it was given, as 2026-11-26T10:30:00.250+01:00.
   """
 
   path: str
   finding: Finding | None = None
   overlay: str | None = None
   map: str | None = None
+  mask: str | None = None
   why: str | None = None
   error: str | None = None
+  time: str | None = None
 
   def to_json(self) -> dict[str, Any]:
     """Converts to a row of predictions.jsonl: `Finding.to_json` between the path and the files.
@@ -54,11 +57,12 @@ class Answer(NamedTuple):
     """
     finding = self.finding.to_json() if self.finding else _NOTHING_FOUND
     return {'path': self.path} | finding | {
-        k: getattr(self, k) for k in ('overlay', 'map', 'why', 'error')}
+        k: getattr(self, k) for k in ('overlay', 'map', 'mask', 'why', 'error', 'time')}
 
 
 _SIDES = ('left', 'top', 'right', 'bottom')
-# The columns of predictions.csv, and where in `Answer.to_json` each is: a field, and a place in it.
+# The columns of predictions.csv, and where in `Answer.to_json` each is: a field, and a place in it or what is
+# computed of it.
 _PLACES: dict[str, tuple[str, Any]] = {
     'path': ('path', None), 'width': ('image_size', 0), 'height': ('image_size', 1),
     **{k: (k, None) for k in ('score', 'calibrated_score', 'p_value', 'decision')},
@@ -67,14 +71,18 @@ _PLACES: dict[str, tuple[str, Any]] = {
     **{f'patch_{side}': ('patch_box', i) for i, side in enumerate(_SIDES)},
     'nearest_image': ('nearest', 'image'),
     **{f'nearest_{side}': ('nearest_box', i) for i, side in enumerate(_SIDES)},
-    **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')}}
+    **{k: (k, None) for k in ('overlay', 'map', 'why', 'error')},
+    # New columns come last: some read the others by their places.
+    'regions': ('regions', len), 'area': ('regions', lambda found: sum(region['area'] for region in found)),
+    **{k: (k, None) for k in ('not_inspected', 'outside_range', 'reason', 'mask', 'note', 'time')}}
 COLUMNS = tuple(_PLACES)
 
 
 def cells(values: Mapping[str, Any]) -> list[Any]:
   """Picks the values of `COLUMNS` out of what `Answer.to_json` gave; None is an empty cell."""
   found = ((values.get(field), place) for field, place in _PLACES.values())
-  return [value if value is None or place is None else value[place] for value, place in found]
+  return [value if value is None or place is None else place(value) if callable(place) else value[place]
+          for value, place in found]
 
 
 class Tables:
@@ -102,6 +110,33 @@ class Tables:
       for path, size in zip(self._files, sizes, strict=True):
         os.truncate(path, size)
       raise
+
+
+@contextlib.contextmanager
+def claimed(out: str | os.PathLike) -> Iterator[None]:
+  """Keeps other runs from writing to `out` in a block, where the system has locks.
+
+  Raises:
+    ValueError: another run writes to it, or `out` is a file.
+    OSError: the folder cannot be made.
+  """
+  out = Path(out)
+  if out.exists() and not out.is_dir():
+    raise ValueError(f'{out} is a file: expected a folder, or a name for a new one.')
+  out.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    try:
+      import fcntl  # not on Windows
+
+      handle = os.open(out, os.O_RDONLY)
+      stack.callback(os.close, handle)
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise ValueError(
+          f'Another prediction writes to {out}: wait until it is done, or choose another --out.') from e
+    except (ImportError, OSError):
+      pass  # some shares have no locks
+    yield
 
 
 def unfinished(out: str | os.PathLike) -> Path:
@@ -152,25 +187,26 @@ def discard(folder: Path) -> None:
 
 def is_of_a_run(path: str | os.PathLike, out: str | os.PathLike) -> bool:
   """Tells whether a file lies where runs with the folder `out` put pictures, which are not to be scored."""
-  folders = [os.path.join(os.path.abspath(out), name, '') for name in (OVERLAYS, MAPS, WHY, _UNFINISHED)]
+  kinds = OVERLAYS, MAPS, MASKS, WHY, _UNFINISHED
+  folders = [os.path.join(os.path.abspath(out), name, '') for name in kinds]
   return os.path.abspath(path).startswith(tuple(folders))
 
 
 def file_for(kind: str, name: str, suffix: str) -> str:
-  """Names the file for the picture of an image. It keeps the whole name: a.png and a.jpg may both be there.
+  """Names the file for the picture of an image.
 
   Args:
-    kind: `OVERLAYS`, `MAPS` or `WHY`.
-    name: name of the image, relative to the folder that all images lie in.
+    kind: `OVERLAYS`, `MAPS`, `MASKS` or `WHY`.
+    name: what its pictures are called: see `picture_names`.
 
-  >>> file_for('maps', 'left/001.jpg', '.npy')
-  'maps/left/001.jpg.npy'
+  >>> file_for('maps', 'left/001', '.npy')
+  'maps/left/001.npy'
   """
   return Path(kind, f'{name}{suffix}').as_posix()
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-  """Writes an image [h, w, 3] uint8."""
+  """Writes an image [h, w, 3] or [h, w] uint8."""
   with atomic_files.written(path) as aside:
     Image.fromarray(image).save(aside, 'PNG', compress_level=_QUICK)
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from patchcore_jax import atomic_files, metrics
 
 COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
+LEAKED = 'num_leaked'  # test images that are training images; older files lack it
 TIMINGS = ('fit_seconds', 'ms_per_image')
 
 Row = Mapping[str, Any]
@@ -69,11 +70,12 @@ def read_csv(path: str | os.PathLike) -> list[Row]:
 
 def _value(column, text):
   """Converts the text of a cell to its value."""
-  if column == 'category' or column not in columns():
+  if column == 'category' or column not in (*columns(), LEAKED):
     return text
   if not text:
     return None
-  is_count = column in COUNTS or (column in metrics.METRICS and metrics.METRICS[column].kind == 'count')
+  metric = metrics.METRICS.get(column)
+  is_count = column in (*COUNTS, LEAKED) or metric is not None and metric.kind == 'count'
   return int(text) if is_count else float(text)
 
 

@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.parallel import has_kernels
 from patchcore_jax.search import k_center_gpu
-from patchcore_jax.search.distances import distances_sq, product_error, smallest
+from patchcore_jax.search.distances import distances_sq, product_error
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
@@ -38,6 +38,9 @@ _WINDOW = 2048
 _KERNEL_WINDOW = 2048
 # The sides of a tile of distances: 2 MB, within the caches of a CPU core.
 _ROWS, _COLUMNS = 1024, 512
+# The columns of a tile are dealt out to lanes, each with so many: column m * lanes + l is member m of lane l.
+# Lanes side by side are what compilers make vectors of.
+_MEMBERS = 16
 # What the floor is lowered to, as a share of the largest (squared) distance left.
 _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
@@ -223,9 +226,20 @@ def _stale(state, top):
   """
   floor = jnp.where(top < state.floor, jnp.maximum(_FALL * top, 0), state.floor)
   stale = (state.distances_sq >= floor) & (state.ages < state.count)
-  order = lax.sort(
-      (jnp.where(stale, state.ages, _NONE), jnp.arange(len(stale), dtype=jnp.int32)), num_keys=1)[1]
-  return floor, jnp.pad(order, (0, _ROWS)), stale.sum()
+  return floor, jnp.pad(_by_age(stale, state.ages, state.count), (0, _ROWS)), stale.sum()
+
+
+def _by_age(stale, ages, count):
+  """Sorts the indices of points [n] int32: those that are stale first, by classes of their ages.
+
+  On a CPU one number that holds both class and index is sorted ten times faster than a pair.
+  """
+  index_bits = max(1, (len(ages) - 1).bit_length())
+  last = 2 ** min(32 - index_bits, 20) - 1  # the class of those that are not stale
+  share = ages.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+  key = jnp.where(stale, jnp.clip(jnp.floor(share * last), 0, last - 1), last).astype(jnp.uint32)
+  key = key << index_bits | jnp.arange(len(ages), dtype=jnp.uint32)
+  return (lax.sort(key) & (2**index_bits - 1)).astype(jnp.int32)
 
 
 def _refresh_at(rows, at, begin, num_stale, values, centers, mean, state):
@@ -268,23 +282,30 @@ def refresh(rows, values, first, centers, count, mean):
   rows_sq = jnp.sum(jnp.square(centered), axis=1)
   num_tiles = jnp.maximum(0, -(-(count - first) // _COLUMNS))
 
-  def tile(k, best):
+  lanes = _COLUMNS // _MEMBERS
+
+  def tile(k, carry):
+    """Keeps, of the distances in each lane, the smallest, the second and which member the smallest is."""
+    best, second, member, largest_sq = carry
     begin = first + k * _COLUMNS
     columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS) - mean
     inside = begin + jnp.arange(_COLUMNS) < count
     columns_sq = jnp.sum(jnp.square(columns), axis=1)
     products = jnp.dot(centered, columns.T, precision=lax.Precision.HIGHEST)
-    (value, second), (column, _) = (
-        x.T for x in smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products, 2))
-    better = value < best[0]
-    return (jnp.where(better, value, best[0]),
-            jnp.where(better, column + begin, best[1]),
-            jnp.minimum(jnp.where(better, best[0], value), jnp.minimum(second, best[2])),
-            jnp.maximum(best[3], jnp.where(inside, columns_sq, 0).max()))
+    scores = (jnp.where(inside, columns_sq, jnp.inf) - 2 * products).reshape(len(rows), _MEMBERS, lanes)
+    for i in range(_MEMBERS):
+      score = scores[:, i]
+      member = jnp.where(score < best, k * _MEMBERS + i, member)
+      best, second = jnp.minimum(best, score), jnp.minimum(second, jnp.maximum(best, score))
+    return best, second, member, jnp.maximum(largest_sq, jnp.where(inside, columns_sq, 0).max())
 
-  far = jnp.full(len(rows), jnp.inf)
-  nearest, column, second, largest_sq = lax.fori_loop(
-      0, num_tiles, tile, (far, jnp.zeros(len(rows), jnp.int32), far, jnp.float32(0)))
+  far = jnp.full((len(rows), lanes), jnp.inf)
+  best, second, member, largest_sq = lax.fori_loop(
+      0, num_tiles, tile, (far, far, jnp.zeros(far.shape, jnp.int32), jnp.float32(0)))
+  lane = jnp.argmin(best, axis=1)
+  nearest, second = best.min(axis=1), jnp.where(jnp.arange(lanes) == lane[:, None], second, best).min(axis=1)
+  member = jnp.take_along_axis(member, lane[:, None], axis=1)[:, 0]
+  column = first + member * lanes + lane
   limit = product_error(rows.shape[1], jnp.sqrt(rows_sq), jnp.sqrt(largest_sq)) - rows_sq
   closer = nearest <= values + limit
   exact = distances_sq(rows.T, centers[column].T)

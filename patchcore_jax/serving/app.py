@@ -30,9 +30,9 @@ from starlette.routing import Route
 
 import patchcore_jax
 from patchcore_jax import inspection
-from patchcore_jax.data import preprocess
-from patchcore_jax.data.preprocess import ImageError, TooManyPixelsError, UnknownFormatError
-from patchcore_jax.inspection import Inspector
+from patchcore_jax.data import decoding, preprocess
+from patchcore_jax.data.decoding import ImageError, TooManyPixelsError, UnknownFormatError
+from patchcore_jax.inspection import Inspector, image_sizes
 from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.http_requests import RequestError
@@ -54,6 +54,7 @@ class Options:
     max_pixels: the most pixels of an image. Decoding takes up to 20 bytes a pixel in each thread (WebP; other
       formats half).
     seconds: time within which the body of a request must have come.
+    min_area: regions of fewer pixels are ignored (`inspection.find`).
 
   Raises:
     ValueError: values out of range.
@@ -66,10 +67,11 @@ class Options:
   max_bytes: int = 32 * 2**20
   max_pixels: int = 25_000_000
   seconds: float = 15.0
+  min_area: float = 0.0
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value, least = getattr(self, field.name), 0 if field.name == 'wait_seconds' else 1e-3
+      value, least = getattr(self, field.name), 0 if field.name in ('wait_seconds', 'min_area') else 1e-3
       if not least <= value < math.inf:
         raise ValueError(f'{field.name}={value}: expected {"at least 0" if not least else "more than 0"}.')
 
@@ -103,7 +105,12 @@ def create_app(
     token: where it is given, requests to all but `/` and `/health` need `Authorization: Bearer TOKEN`.
     progress: called as `progress('compile', done, total)`.
     on_ready: called when all is compiled, with None, or with the exception that prevented it.
+
+  Raises:
+    ValueError: regions are to be ignored, and the bank knows none.
   """
+  if options and options.min_area:
+    inspection.check_knows_regions(inspector)
   service = _Service(inspector, name, options or Options(), token)
 
   @contextlib.asynccontextmanager
@@ -132,6 +139,7 @@ class _Decoded(NamedTuple):
 
   size: tuple[int, int]  # (height, width) as it came, upright
   pixels: np.ndarray  # [h, w, 3] uint8, as the network sees it
+  outside: float  # share of it outside of the value range
   shown: Image.Image | None  # made smaller, to draw the map on
 
 
@@ -142,6 +150,7 @@ class _Service:
     self._inspector, self._name, self._options = inspector, name, options
     self._token = token.encode() if token else None
     self._in_flight, self._state = 0, 'starting'
+    self._remarks = image_sizes.Remarks(inspector.model.description, logging.warning)
     self._batcher: Batcher | None = None
     self._page, self._policy = _read_page()
     self.meters = ServiceMetrics(
@@ -228,7 +237,7 @@ class _Service:
         'false_alarm_rate': calibration and calibration.guaranteed_rate,
         'limits': {
             'megabytes': options.max_bytes / 2**20, 'megapixels': options.max_pixels / 1e6,
-            'seconds': options.seconds, 'queue': options.queue, 'formats': list(preprocess.FORMATS)},
+            'seconds': options.seconds, 'queue': options.queue, 'formats': list(decoding.FORMATS)},
         'version': patchcore_jax.__version__})
 
   async def inspect(self, request: Request) -> Response:
@@ -244,7 +253,7 @@ class _Service:
     try:
       body = await self._body(request)
       decoded = await self._in_thread(
-          self._decode, body, request.headers.get('content-type', ''), wanted['map'] == 'png')
+          self._decode, body, request.headers.get('content-type', ''), wanted)
       del body
       scores, i = await self._batcher.submit(decoded.pixels)
       answer = await self._in_thread(self._answer, decoded, scores, i, wanted)
@@ -294,16 +303,24 @@ class _Service:
   async def _in_thread(self, function, *args):
     return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
-  def _decode(self, body: bytes, content_type: str, shown: bool) -> _Decoded:
-    """Decodes and preprocesses the image of a request; `shown` keeps a copy to draw the map on."""
+  def _decode(self, body: bytes, content_type: str, wanted: dict[str, str]) -> _Decoded:
+    """Decodes and preprocesses the image of a request; a copy to draw a map on is kept if that is wanted."""
     if content_type.partition(';')[0].strip().lower() == 'multipart/form-data':
       body = http_requests.file_of_form(body, content_type)
     if not body:
       raise RequestError(
           400, 'empty', f'The request has no image: expected the bytes of one ({_FORMATS}) as its body, or '
           'a form with one file.')
+    name = 'the image'
+    if wanted['page']:
+      name += f'#{wanted["page"]}'
+    elif (pages := decoding.num_pages(name, lambda _: body)) > 1:
+      raise RequestError(
+          422, 'several_pages', f'The image has {pages} pages, and one is inspected at a time: send a '
+          f'request for each, with ?page=1 to ?page={pages}.', pages=pages)
     try:
-      image = preprocess.read_image('the image', lambda _: body, max_pixels=self._options.max_pixels)
+      image, outside = decoding.decode(
+          name, self._inspector.preprocessing, lambda _: body, max_pixels=self._options.max_pixels)
     except TooManyPixelsError as e:
       raise RequestError(413, 'too_many_pixels', _sentence(e)) from e
     except UnknownFormatError as e:
@@ -317,20 +334,25 @@ class _Service:
       inspection.check_size(self._inspector, pixels.shape[:2])
     except ValueError as e:
       raise RequestError(422, 'wrong_size', _sentence(e)) from e
-    return _Decoded(
-        (image.height, image.width), pixels, pictures.made_smaller(image) if shown else None)
+    shown = pictures.made_smaller(image) if wanted['map'] == 'png' else None
+    return _Decoded((image.height, image.width), pixels, outside, shown)
 
   def _answer(self, decoded: _Decoded, scores, i: int, wanted: dict[str, str]) -> bytes:
     """Writes the answer to one image: its finding and the pictures that are wanted, as JSON."""
     inspector = self._inspector
-    found = inspection.find(inspector, scores, i, decoded.size)
+    min_area = self._options.min_area
+    found = inspection.find(
+        inspector, scores, i, decoded.size, outside=decoded.outside, min_area=min_area)
     self.meters.decisions.labels(found.decision or 'none').inc()
+    self._remarks.see(found.image_size, found.not_inspected, 'a request')
     answer = found.to_json()
     if found.nearest is not None:
       # The name is enough: where the training images lay does not concern those who send images.
       answer['nearest']['image'] = PurePath(found.nearest.name).name
     if wanted['map'] != 'none' and found.map is not None:
       answer['map'] = pictures.map_file(inspector, found, decoded.size, decoded.shown)
+    if wanted['mask'] == 'png' and found.regions is not None:
+      answer['mask'] = pictures.mask_file(inspector, found, decoded.size, min_area)
     if wanted['why'] == 'png':
       answer['why'] = pictures.why(inspector, decoded.pixels, found)
     return json.dumps(answer, allow_nan=False).encode()
@@ -338,13 +360,16 @@ class _Service:
 
 def _wanted(request: Request) -> dict[str, str]:
   """Reads and checks the query parameters."""
-  known = {'map': ('none', 'png', 'npy'), 'why': ('none', 'png')}
+  known = {'map': ('none', 'png', 'npy'), 'mask': ('none', 'png'), 'why': ('none', 'png'), 'page': ('',)}
   wanted = {key: values[0] for key, values in known.items()}
   for key, value in request.query_params.multi_items():
     if key not in known:
       raise RequestError(
-          400, 'bad_parameter', f'There is no parameter {key!r}: expected {" or ".join(known)}.')
-    if value not in known[key]:
+          400, 'bad_parameter', f'There is no parameter {key!r}: expected one of {", ".join(known)}.')
+    if key == 'page':
+      if not re.fullmatch('[1-9][0-9]{0,8}', value):
+        raise RequestError(400, 'bad_parameter', f'page={value!r}: expected a number, from 1 on.')
+    elif value not in known[key]:
       raise RequestError(
           400, 'bad_parameter', f'{key}={value!r}: expected one of {", ".join(known[key])}.')
     wanted[key] = value

@@ -18,11 +18,11 @@ _MOST_PARTS = 20
 
 
 class RequestError(Exception):
-  """A request that gets no score, with the status and the words of the answer."""
+  """A request that gets no score, with the status and the words of the answer, and further fields of it."""
 
-  def __init__(self, status: int, code: str, message: str, retry_after: int | None = None):
+  def __init__(self, status: int, code: str, message: str, retry_after: int | None = None, **fields: int):
     super().__init__(message)
-    self.status, self.code, self.retry_after = status, code, retry_after
+    self.status, self.code, self.retry_after, self.fields = status, code, retry_after, fields
 
 
 def file_of_form(body: bytes, content_type: str) -> bytes:
@@ -76,7 +76,7 @@ def answer_refusal(_, error: RequestError) -> Response:
   headers = {'Retry-After': str(error.retry_after)} if error.retry_after else {}
   if error.status == 401:
     headers['WWW-Authenticate'] = 'Bearer'
-  return JSONResponse({'error': error.code, 'message': str(error)}, error.status, headers)
+  return JSONResponse({'error': error.code, 'message': str(error)} | error.fields, error.status, headers)
 
 
 def answer_http_error(request: Request, error: HTTPException) -> Response:

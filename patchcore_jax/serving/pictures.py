@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
-from patchcore_jax.inspection import Finding, Inspector, colours
+from patchcore_jax.inspection import Finding, Inspector, colours, regions
 from patchcore_jax.report import overlay
 
 _SHOWN = 1024  # pixels: the longer side of a drawn map
@@ -47,6 +47,15 @@ def map_file(
   height, width = found.map.shape
   seen = placement.box_to_original((0, 0, width, height), place)
   return {'type': media_type, 'box': [int(v) for v in seen], 'data': base64.b64encode(data).decode()}
+
+
+def mask_file(
+    inspector: Inspector, found: Finding, original_size: tuple[int, int], min_area: float) -> dict[str, str]:
+  """Draws the regions of a finding: 'type' and 'data' in base64 of a PNG of the original's size."""
+  place = placement.placement(*original_size, inspector.preprocessing)
+  mask = regions.mask(found.map, inspector.calibration.pixel_threshold, place, min_area)
+  data = base64.b64encode(_png(255 * mask.astype(np.uint8))).decode()
+  return {'type': 'image/png', 'data': data}
 
 
 def _drawn(inspector, shown, anomaly_map, place) -> np.ndarray:

@@ -16,7 +16,7 @@ from patchcore_jax.detectors.base import CrossScores, Data, Run, Statistics
 from patchcore_jax.detectors.patchcore import fitting, scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.search import neighbors, search_bank
-from patchcore_jax.settings import ScoringSpec, SearchSpec
+from patchcore_jax.settings import ScoringSpec, SearchSpec, check_number
 
 _EMBEDDINGS = 'embeddings'
 
@@ -39,18 +39,17 @@ def fit_and_cross_score(
         "patches of images ('greedy', 'random' or 'identity').")
   return fitting.fit_and_use(
       detector, data, backbones, run, folds=folds,
-      use=functools.partial(_cross_score, detector, run, folds=folds, search=search))
+      use=functools.partial(_cross_score, run, folds=folds, search=search))
 
 
-def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
+def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
   """Scores each part of the images against a bank selected from the others' patches."""
   num_images, joint = int(fit.images.sum()), len(fit.images) > 1
-  if num_images < 2:
-    raise ValueError('One image cannot be scored against others: give at least 2, or do not calibrate.')
+  check_number(num_images, folds)
   folds = min(folds, num_images)
   own = processes.own(fit.images)
   patches = len(fit.points) // (own.stop - own.start)
-  greedy = detector.coreset.method == 'greedy'
+  greedy = fit.detector.coreset.method == 'greedy'
   if greedy:
     projected = fit.project()
     if not (fit.plan.stream or fit.plan.embeddings_on_device):
@@ -71,12 +70,12 @@ def _cross_score(detector, run, fit: 'fitting.Fit', *, folds, search):
     selection = dataclasses.replace(
         fit, points=fitting.Rows(fit.points, others), counts=fitting.counts(len(others), joint),
         project=functools.partial(fitting.given, part))
-    rows, _ = fitting.select(detector, selection, run.seed, None)
+    rows, _ = fitting.select(selection, run.seed, None)
     scored = np.flatnonzero(fold_of == fold)
     if len(scored):  # of several processes, one may have none
       new = score_embeddings(
           fit.embeddings, rows, fit.image_size, images=scored, batch_size=fit.batch_size,
-          scoring_spec=detector.scoring, search=search)
+          scoring_spec=fit.detector.scoring, search=search)
       for kept, values in zip(found, new, strict=True):
         kept[scored] = values
     run.progress('calibrate', int((fold_of_all <= fold).sum()), num_images)

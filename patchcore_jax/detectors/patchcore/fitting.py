@@ -78,6 +78,7 @@ class Fit:
   """The patches of a fit, while it lasts.
 
   Attributes:
+    detector: the method, its ratio settled.
     embeddings: [n, rows, columns, d] of this process's images.
     points: the same as [n * rows * columns, d].
     counts: [p] numbers of points of each process, which are together one fit; p is 1 for one alone.
@@ -88,6 +89,7 @@ class Fit:
     batch_size: images that pass through the network at once.
   """
 
+  detector: PatchCore
   embeddings: Any
   points: Any
   counts: np.ndarray
@@ -113,6 +115,7 @@ def fit_and_use(
   first, batches = streaming.first_of(read)
   *grid, dim = _shape(backbone, first, embedding)
   patches, num_images = math.prod(grid), len(own.examples)
+  detector = detector.of_size(patches * len(data.examples))
   plan = _plan(
       backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
   run.notify(str(plan))
@@ -132,8 +135,9 @@ def fit_and_use(
   if use and detector.coreset.method == 'greedy':
     project = functools.partial(given, project())  # the folds select in the same points
   fitted = Fit(
-      embeddings, points, patches * images, images, project, plan, first.image.shape[1:3], len(first.image))
-  rows, indices = select(detector, fitted, run.seed, run.progress)
+      detector, embeddings, points, patches * images, images, project, plan, first.image.shape[1:3],
+      len(first.image))
+  rows, indices = select(fitted, run.seed, run.progress)
   model = streaming.made(
       detector, backbones, {'embeddings': rows, 'indices': indices}, data, read, run,
       image_size=fitted.image_size, grid=tuple(grid), first=part.start if joint else None)
@@ -260,7 +264,7 @@ def given(value: Any) -> Any:
 
 
 def select(
-    detector: PatchCore, fit: Fit, seed: int, progress: Callable[[str, int, int], None] | None,
+    fit: Fit, seed: int, progress: Callable[[str, int, int], None] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Selects the bank from the points of all processes.
 
@@ -270,14 +274,14 @@ def select(
   Returns:
     (embeddings [m, d], indices [m] int32) of the bank.
   """
-  n, method = int(fit.counts.sum()), detector.coreset.method
-  size = coreset.coreset_size(n, detector.ratio)
+  n, spec = int(fit.counts.sum()), fit.detector.coreset
+  size, method = coreset.coreset_size(n, fit.detector.ratio), spec.method
   if method == 'kmeans':
     if len(fit.counts) > 1:
       raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
     return _cluster_centers(fit.points, size, seed)
   if method == 'greedy':
-    indices = _greedy(fit.project(), fit.counts, size, detector.coreset, fit.plan, seed, progress)
+    indices = _greedy(fit.project(), fit.counts, size, spec, fit.plan, seed, progress)
   elif method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(seed), n)[:size])
   else:
