@@ -166,6 +166,7 @@ def others(inspector, tmp_path_factory):
   return fitted
 
 
+@pytest.mark.slow  # a minute
 def test_real_transistors(realdata, tmp_path):
   """Of five good ones and a misplaced one that are appended, the misplaced one alone is asked about."""
   parts = realdata / 'mvtec_ad/transistor'

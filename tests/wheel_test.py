@@ -110,7 +110,8 @@ def test_from_good_images_to_decisions_a_service_and_a_program(shell):
   out = shell.folder / 'out'
   assert _decisions(out) == {'hole0.png': 'anomalous', 'hole1.png': 'anomalous'}
   assert (out / 'report.html').exists() and len(list((out / 'why').iterdir())) == 2
-  assert 'appended 6 images' in shell.run(patchcore, 'bank', 'append', 'bank', 'more')
+  assert 'appended 6 images' in shell.run(
+      patchcore, 'bank', 'append', 'bank', 'more', '--accept', 'all')
   assert 'more/5.png' in shell.run(patchcore, 'bank', 'info', 'bank')
   shell.run(patchcore, 'export', 'bank', '--out', 'program', '--platforms=cpu')
   shell.run(sys.executable, 'program/run.py', 'new/hole0.png')

@@ -114,7 +114,7 @@ def range_line(preprocessing: Preprocessing, outside: float, deep: int) -> str:
     outside: the largest share of a training image that lies outside of it.
     deep: how many such files there are.
 
-  >>> range_line(Preprocessing(value_range=(29400.0, 29900.0)), 0.002, 8)[:70]
+  >>> range_line(Preprocessing(value_range=(29400.0, 29900.0)), 0.002, 8)[:71]
   '8 images have more than 8 bits: values from 29400 to 29900 become black'
   """
   if not deep or not preprocessing.value_range:
