@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.parallel import has_kernels
 from patchcore_jax.search import k_center_gpu
-from patchcore_jax.search.distances import distances_sq, product_error
+from patchcore_jax.search.distances import distances_sq, product_error, smallest
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
@@ -38,9 +38,6 @@ _WINDOW = 2048
 _KERNEL_WINDOW = 2048
 # The sides of a tile of distances: 2 MB, within the caches of a CPU core.
 _ROWS, _COLUMNS = 1024, 512
-# The columns of a tile are dealt out to lanes, each with so many: column m * lanes + l is member m of lane l.
-# Lanes side by side are what compilers make vectors of.
-_MEMBERS = 16
 # What the floor is lowered to, as a share of the largest (squared) distance left.
 _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
@@ -282,30 +279,23 @@ def refresh(rows, values, first, centers, count, mean):
   rows_sq = jnp.sum(jnp.square(centered), axis=1)
   num_tiles = jnp.maximum(0, -(-(count - first) // _COLUMNS))
 
-  lanes = _COLUMNS // _MEMBERS
-
-  def tile(k, carry):
-    """Keeps, of the distances in each lane, the smallest, the second and which member the smallest is."""
-    best, second, member, largest_sq = carry
+  def tile(k, best):
     begin = first + k * _COLUMNS
     columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS) - mean
     inside = begin + jnp.arange(_COLUMNS) < count
     columns_sq = jnp.sum(jnp.square(columns), axis=1)
     products = jnp.dot(centered, columns.T, precision=lax.Precision.HIGHEST)
-    scores = (jnp.where(inside, columns_sq, jnp.inf) - 2 * products).reshape(len(rows), _MEMBERS, lanes)
-    for i in range(_MEMBERS):
-      score = scores[:, i]
-      member = jnp.where(score < best, k * _MEMBERS + i, member)
-      best, second = jnp.minimum(best, score), jnp.minimum(second, jnp.maximum(best, score))
-    return best, second, member, jnp.maximum(largest_sq, jnp.where(inside, columns_sq, 0).max())
+    (value, second), (column, _) = (
+        x.T for x in smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products, 2))
+    better = value < best[0]
+    return (jnp.where(better, value, best[0]),
+            jnp.where(better, column + begin, best[1]),
+            jnp.minimum(jnp.where(better, best[0], value), jnp.minimum(second, best[2])),
+            jnp.maximum(best[3], jnp.where(inside, columns_sq, 0).max()))
 
-  far = jnp.full((len(rows), lanes), jnp.inf)
-  best, second, member, largest_sq = lax.fori_loop(
-      0, num_tiles, tile, (far, far, jnp.zeros(far.shape, jnp.int32), jnp.float32(0)))
-  lane = jnp.argmin(best, axis=1)
-  nearest, second = best.min(axis=1), jnp.where(jnp.arange(lanes) == lane[:, None], second, best).min(axis=1)
-  member = jnp.take_along_axis(member, lane[:, None], axis=1)[:, 0]
-  column = first + member * lanes + lane
+  far = jnp.full(len(rows), jnp.inf)
+  nearest, column, second, largest_sq = lax.fori_loop(
+      0, num_tiles, tile, (far, jnp.zeros(len(rows), jnp.int32), far, jnp.float32(0)))
   limit = product_error(rows.shape[1], jnp.sqrt(rows_sq), jnp.sqrt(largest_sq)) - rows_sq
   closer = nearest <= values + limit
   exact = distances_sq(rows.T, centers[column].T)
