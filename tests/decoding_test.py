@@ -282,7 +282,7 @@ class TestLimit:
         decoding.decode('i', Preprocessing(bands=(1, 1, 1)), lambda _, d=data: d, max_pixels=1999)
 
   def test_large_images_wait_for_each_other(self, monkeypatch):
-    """Those that would not fit together are decoded one after the other; small ones pass."""
+    """Checks that images that would not fit together are decoded one after the other; small ones pass."""
     memory, inside, most = decoding._Memory(100), [0], [0]
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""From a folder of good images to a bank that answers, and what may go wrong on the way."""
+"""Follows a folder of good images to a bank that answers, and what may go wrong on the way."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""From an archive on a server (here: on loopback) to records, with what goes wrong on the way."""
+"""Follows an archive on a server (here: on loopback) to records, with what goes wrong on the way."""
 
 import contextlib
 import functools

@@ -168,7 +168,7 @@ def others(inspector, tmp_path_factory):
 
 @pytest.mark.slow  # a minute
 def test_real_transistors(realdata, tmp_path):
-  """Of five good ones and a misplaced one that are appended, the misplaced one alone is asked about."""
+  """Appends five good parts and a misplaced one: the misplaced one alone is asked about."""
   parts = realdata / 'mvtec_ad/transistor'
   good, misplaced = sorted((parts / 'train/good').glob('*.png')), parts / 'test/misplaced/000.png'
   (tmp_path / 'train').mkdir()

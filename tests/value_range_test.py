@@ -165,7 +165,7 @@ def inspector(root):
 
 
 class TestModel:
-  """From a folder of deep files to a decision."""
+  """Follows a folder of deep files to a decision."""
 
   def test_the_range_is_kept_and_decides(self, root, inspector, tmp_path):
     settings = inspector.model.description.preprocessing
