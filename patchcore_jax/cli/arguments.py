@@ -17,6 +17,10 @@ max_megapixels = options.option(
     '--max-megapixels', type=click.FloatRange(0, min_open=True), default=DataSpec.max_megapixels,
     group='Machine', help='Images of more pixels, in millions, are refused before they are decoded.')
 
+min_area = options.option(
+    '--min-area', type=click.FloatRange(0), default=0.0, group='Decisions', metavar='PIXELS',
+    help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
+
 accept = options.option(
     '--accept', multiple=True, metavar='NAMES', group='Common', show_default=False,
     help="Images that are asked about and may be learnt from, as 'a.png,b.png', or 'all' of them.")

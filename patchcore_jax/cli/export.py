@@ -8,7 +8,6 @@ from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _PROGRAM = 'Program'
 _PLATFORMS = 'cpu', 'cuda', 'tpu'
-_NOTHING = 'Nothing was written; the same command starts anew.'
 
 
 def frame_size(text: str) -> tuple[int, int] | None:
@@ -56,7 +55,7 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
   platforms = [name.strip() for name in platforms.split(',') if name.strip()]
   with terminal.readable_errors(debug):
     arguments.check_model(bank)
-    with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
+    with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
       from patchcore_jax import inspection
       from patchcore_jax.export import folder
       from patchcore_jax.inspection import image_sizes
@@ -68,7 +67,7 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
         description = folder.write(
             out, inspector, camera=camera, platforms=platforms, at_once=at_once, onnx=onnx, progress=progress)
     except KeyboardInterrupt as e:
-      raise terminal.Interrupted(_NOTHING) from e
+      raise terminal.Interrupted(interrupts.NOTHING_WRITTEN) from e
   for line in image_sizes.of_training(inspector.model.description):
     terminal.say(line)
   parity, shape = description['parity'], ' x '.join(map(str, description['input']['shape']))

@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from patchcore_jax.cli import arguments, interrupts, methods, options, terminal
+from patchcore_jax.data import image_files
 from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec, check_number
 
 _SHOWN = 5  # names in a message
 _LONG = 2.0  # seconds that are worth an estimate
-_NOTHING = 'Nothing was written; the same command starts anew.'
 _GEOMETRY = ('resize', 'crop', 'pad', 'resize_side')
 _READING = ('value_range', 'bands', 'background')
 
@@ -72,12 +72,10 @@ def run(
   data_spec = options.record(DataSpec, 'data', values)
   fit_spec = options.record(FitSpec, 'fit', values)
   calibrate = options.record(CalibrationSpec, 'calibration', values)
-  from patchcore_jax.data import image_files
-
   taken = image_files.training_folder(good)
   paths = image_files.find_images(taken)  # before JAX, which takes a second to import
   check_number(len(paths), calibrate.folds)
-  with interrupts.ends_at_once(f'error: interrupted. {_NOTHING}'):
+  with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
     terminal.keep_compiled(compilation_cache)
     terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
     import jax
@@ -130,7 +128,7 @@ def run(
               several_processes=jax.process_count() > 1),
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:
-    raise terminal.Interrupted(_NOTHING) from e
+    raise terminal.Interrupted(interrupts.NOTHING_WRITTEN) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.notice(f'skipped: {message}')

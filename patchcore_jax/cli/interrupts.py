@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+NOTHING_WRITTEN = 'Nothing was written; the same command starts anew.'
 _COLLECTING = ('_xla_gc_callback',)  # what is called while Python collects garbage
 _SOON = 0.02  # seconds
 

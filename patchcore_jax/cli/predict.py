@@ -5,8 +5,7 @@ import click
 from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _PICTURES, _DECISIONS, _MACHINE = 'Pictures', 'Decisions', 'Machine'
-_NOTHING = 'Nothing was written; the same command starts anew.'
-_INTERRUPTED = f'error: interrupted. {_NOTHING}'
+_INTERRUPTED = f'error: interrupted. {interrupts.NOTHING_WRITTEN}'
 
 
 def _scale(ctx, parameter, text):
@@ -42,8 +41,7 @@ def _scale(ctx, parameter, text):
                 help='Values of the map where colour begins and where it is red.')
 @options.option('--threshold', type=float, group=_DECISIONS, metavar='SCORE', show_default="the bank's",
                 help='Scores from here on are anomalous.')
-@options.option('--min-area', type=click.FloatRange(0), default=0.0, group=_DECISIONS, metavar='PIXELS',
-                help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
+@arguments.min_area
 @options.option('--batch-size', type=click.IntRange(1), default=None, group=_MACHINE,
                 show_default='8, or 1 with --watch', help='Images that pass through the network at once.')
 @arguments.max_megapixels
@@ -74,7 +72,7 @@ def command(
     try:
       summary = prediction_run.run(wanted, prepared, say=terminal.say)
     except KeyboardInterrupt as e:
-      raise terminal.Interrupted(str(e) or _NOTHING) from e
+      raise terminal.Interrupted(str(e) or interrupts.NOTHING_WRITTEN) from e
     except prediction_run.Unanswered as e:
       terminal.fail(str(e))
   ctx.exit(130 if summary.stopped else 2 if summary.failed else 0)

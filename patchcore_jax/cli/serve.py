@@ -9,7 +9,7 @@ import click
 from patchcore_jax import extras
 from patchcore_jax.cli import arguments, interrupts, options, terminal
 
-_LIMITS, _DECISIONS, _MACHINE = 'Limits', 'Decisions', 'Machine'
+_LIMITS, _MACHINE = 'Limits', 'Machine'
 
 
 @click.command('serve', cls=options.Command)
@@ -28,8 +28,7 @@ _LIMITS, _DECISIONS, _MACHINE = 'Limits', 'Decisions', 'Machine'
                 help='The most million pixels of an image.')
 @options.option('--timeout', type=click.FloatRange(0, min_open=True), default=15.0, metavar='SECONDS',
                 group=_LIMITS, help='Time in which a request must have come.')
-@options.option('--min-area', type=click.FloatRange(0), default=0.0, group=_DECISIONS, metavar='PIXELS',
-                help='Ignore regions of fewer pixels: an image in which all regions are smaller is good.')
+@arguments.min_area
 @options.option('--batch-size', type=click.IntRange(1), default=8, group=_MACHINE,
                 help='The most images that pass through the network at once.')
 @options.option('--wait-ms', type=click.FloatRange(0), default=2.0, metavar='MILLISECONDS', group=_MACHINE,
