@@ -63,7 +63,6 @@ class Survey(NamedTuple):
       lines.append(f'{_images(self.transparent)} transparency: what is transparent {what} (--background)')
     return lines
 
-
   def check_bands(self, preprocessing: Preprocessing) -> None:
     """Raises ValueError where all files have bands of which three must be chosen, and none are."""
     if self.banded and self.banded == sum(self.modes.values()) and not preprocessing.bands:

@@ -156,9 +156,7 @@ def merge(
   except acceptance.NotAccepted as e:
     show([doubt for doubt in doubts if far or doubt.question in e.images])
     raise
-  merged = editing.merge(bank, other)
-  return merged.with_description(
-      outside_range=max(bank.description.outside_range, other.description.outside_range))
+  return editing.merge(bank, other)
 
 
 def _doubts(bank: Model, other: Model, found: editing.Comparison) -> list[Doubt]:

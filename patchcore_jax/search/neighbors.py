@@ -236,6 +236,7 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
   # Asked once, since a host that is asked by its GPU keeps it waiting; most often the answer is no.
   return lax.cond(doubtful.any(), again, lambda found, doubtful: found, found, doubtful)
 
+
 def _by_kernel(queries, bank, sizes, k, length, kernel):
   """Searches as `_by_shortlist` does, with lists that `neighbors_gpu.shortlist` makes."""
   reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
