@@ -33,7 +33,7 @@ from PIL import Image
 from experiments import cli, timing
 from patchcore_jax import inspection
 from patchcore_jax.cli import terminal
-from patchcore_jax.data import image_files, preprocess
+from patchcore_jax.data import decoding, image_files, preprocess
 
 cli.key_flags('bank', 'images')
 _SECONDS = flags.DEFINE_float('seconds', 120, 'How long.', 1)
@@ -80,7 +80,7 @@ def main(_) -> int:
 def requests(inspector: inspection.Inspector, paths) -> list[Sent]:
   """Makes a request of every image, with the score that the library gives it."""
   score = inspection.scorer(inspector, 8)
-  pixels = [np.asarray(preprocess.transform(preprocess.read_image(path), inspector.preprocessing))
+  pixels = [np.asarray(preprocess.transform(decoding.read_image(path), inspector.preprocessing))
             for path in paths]
   scores = np.concatenate([
       score(np.stack(pixels[i:i + 8])).image for i in range(0, len(pixels), 8)])

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from patchcore_jax.data import camera_frames, preprocess
-from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.settings import Preprocessing
 
 
 class TestTransformFn:

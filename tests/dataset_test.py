@@ -8,7 +8,7 @@ from PIL import Image
 
 from patchcore_jax.data.dataset import ArrayData, FileData
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 from tests import small
 

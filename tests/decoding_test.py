@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import decoding, preprocess
-from patchcore_jax.data.decoding import ImageError, TooManyPixelsError
+from patchcore_jax.data import decoding, decoding_memory, image_contents, preprocess
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError, TooManyPixelsError
 from patchcore_jax.settings import DataSpec, Preprocessing
 from tests import fuzz_decoding, tiff
 
@@ -214,7 +214,7 @@ class TestPages:
   @pytest.mark.parametrize('suffix', ['gif', 'tif', 'webp', 'png'])
   def test_each_is_an_image(self, suffix, tmp_path):
     path = self._gif(tmp_path / f'i.{suffix}')
-    assert decoding.num_pages(path) == 3
+    assert image_contents.num_pages(path) == 3
     for i in range(3):
       red = np.asarray(decoding.read_image(f'{path}#{i + 1}'))[..., 0]
       assert abs(red.astype(int) - 90 * i).max() < 8
@@ -223,15 +223,15 @@ class TestPages:
 
   def test_of_bands_and_bits_of_their_own(self):
     data = tiff.tiff([RNG.integers(1000, 3550, (5, 6, 1 + 2 * (i % 2))).astype(np.uint16) for i in range(3)])
-    assert decoding.num_pages('i', lambda _: data) == 3
-    assert [decoding.contents(f'i#{i}', lambda _: data).bands for i in (1, 2, 3)] == [1, 3, 1]
+    assert image_contents.num_pages('i', lambda _: data) == 3
+    assert [image_contents.contents(f'i#{i}', lambda _: data).bands for i in (1, 2, 3)] == [1, 3, 1]
     for i in (1, 2, 3):
       assert decoding.decode(f'i#{i}', RANGE, lambda _: data).outside == 0
 
   def test_a_file_that_has_such_a_name_wins(self, tmp_path):
     path = self._gif(tmp_path / 'i.gif')
     Image.new('RGB', (9, 9)).save(tmp_path / 'i.gif#2', 'PNG')
-    assert decoding.split_page(f'{path}#2') == (f'{path}#2', 0)
+    assert image_contents.split_page(f'{path}#2') == (f'{path}#2', 0)
     assert decoding.read_image(f'{path}#2').size == (9, 9)
     assert decoding.read_image(f'{path}#3').size == (6, 4)
 
@@ -246,13 +246,13 @@ class TestContents:
       (lambda: tiff.tiff([np.zeros((4, 5, 3), 'u1')]), 'RGB'),
       (lambda: tiff.tiff([np.zeros((4, 5), 'u1')]), 'L')])
   def test_kinds(self, data, kind):
-    found = decoding.contents('i', lambda _: data())
+    found = image_contents.contents('i', lambda _: data())
     assert found.kind == kind and found.size == (5, 4)
 
   @pytest.mark.parametrize('data', fuzz_decoding.seeds(), ids=lambda data: str(data[:4]))
   def test_the_header_tells_what_decoding_gives(self, data):
     """Size, and that nothing is deep which Pillow decodes to 8 bits without loss."""
-    found = decoding.contents('i', lambda _: data)
+    found = image_contents.contents('i', lambda _: data)
     settings = Preprocessing(value_range=(0.0, 1e6), bands=(1, 2, 3) if found.bands > 3 else ())
     assert decoding.decode('i', settings, lambda _: data).image.size == found.size
 
@@ -263,7 +263,7 @@ class TestContents:
       data = path.read_bytes()
       if suffix != 'tif':  # whose directory lies behind the pixels
         path.write_bytes(data[:len(data) // 2])
-      assert decoding.contents(path).size == (4000, 3000)
+      assert image_contents.contents(path).size == (4000, 3000)
 
 
 class TestLimit:
@@ -283,7 +283,7 @@ class TestLimit:
 
   def test_large_images_wait_for_each_other(self, monkeypatch):
     """Checks that images that would not fit together are decoded one after the other; small ones pass."""
-    memory, inside, most = decoding._Memory(100), [0], [0]
+    memory, inside, most = decoding_memory._Memory(100), [0], [0]
     lock = threading.Lock()
 
     def use(pixels):
@@ -304,7 +304,7 @@ class TestLimit:
     assert 90 <= most[0] <= 250 and memory._used == 0
 
   def test_who_has_room_does_not_wait_for_more(self):
-    memory = decoding._Memory(10)
+    memory = decoding_memory._Memory(10)
     with memory.kept():
       with memory.room(8):
         pass

@@ -17,7 +17,7 @@ from patchcore_jax import backbones, inspection
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import to_json
 from patchcore_jax.data import decoding, preprocess
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Run
 from patchcore_jax.export import folder, program, run
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec

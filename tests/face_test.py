@@ -20,7 +20,7 @@ from patchcore_jax import inspection
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from tests import command, conftest, plates, small
 
 NAMED = 'tests.small:backbone'  # a network that can be made again by its name

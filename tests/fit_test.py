@@ -17,7 +17,7 @@ from patchcore_jax.banks.model import BankError
 from patchcore_jax.cli import fit
 from patchcore_jax.data import folder, image_files, survey
 from patchcore_jax.data.dataset import FileData
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import streaming
 from patchcore_jax.inspection import differences
 from patchcore_jax.serving.app import Options

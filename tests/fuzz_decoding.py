@@ -40,8 +40,8 @@ from PIL import Image, ImageSequence, PngImagePlugin
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import store
-from patchcore_jax.data import decoding, image_files, preprocess, value_range
-from patchcore_jax.data.decoding import ImageError
+from patchcore_jax.data import decoding, image_contents, image_files, preprocess, value_range
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.survey import survey
 from patchcore_jax.inspection import upkeep
 from patchcore_jax.report import prediction_run
@@ -411,7 +411,7 @@ class Checker:
     """What rule the file breaks, if any."""
     read, pages = (lambda _: data), 1
     try:
-      pages = decoding.num_pages('the image', read)
+      pages = image_contents.num_pages('the image', read)
       decoding.mask_values('the image', read)
     except ImageError:
       self._count('no mask')
@@ -437,8 +437,8 @@ class Checker:
       image, outside = decoding.decode(name, preprocessing, lambda _: data, max_pixels=MAX_PIXELS)
       if not 0 <= outside <= 1:
         error = f'{outside} of the pixels lie outside of the range'
-      if decoding.contents(name, lambda _: data).size != image.size:
-        error = f'{image.size}, and the header says {decoding.contents(name, lambda _: data).size}'
+      if image_contents.contents(name, lambda _: data).size != image.size:
+        error = f'{image.size}, and the header says {image_contents.contents(name, lambda _: data).size}'
       preprocess.transform(image, preprocessing)
     except ImageError as e:
       outcome = type(e).__name__

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import decoding, gif_files
-from patchcore_jax.data.decoding import TooManyPixelsError
+from patchcore_jax.data import decoding, gif_files, image_contents
+from patchcore_jax.data.image_errors import TooManyPixelsError
 
 
 def _animation():
@@ -28,7 +28,7 @@ def _of_pillow(data):
       while True:
         sizes.append(image.size)
         image.seek(len(sizes))
-  except decoding.DECODING_ERRORS:
+  except image_contents.DECODING_ERRORS:
     return sizes
 
 
@@ -52,12 +52,12 @@ def test_damaged_files(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'read', [decoding.num_pages, decoding.contents, decoding.read_image, decoding.mask_values])
+    'read', [image_contents.num_pages, image_contents.contents, decoding.read_image, decoding.mask_values])
 def test_a_large_frame_is_refused_before_there_is_room_for_it(read):
   frame = struct.pack('<4HB', 0, 0, 65535, 65535, 0)
   data = (b'GIF89a' + struct.pack('<HHBBB', 4, 3, 0, 0, 0) + b'!\xf9\x04\x08\0\0\0\0,' + frame
           + b'\x02\x01\x00\x00;')  # what the frame leaves behind is to be wiped, which takes as much room
-  if read is decoding.num_pages:
+  if read is image_contents.num_pages:
     assert read('i', lambda _: data) == 1
   else:
     with pytest.raises(TooManyPixelsError, match='65535 x 65535 pixels'):

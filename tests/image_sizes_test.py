@@ -9,7 +9,7 @@ from PIL import Image
 
 import patchcore_jax as pc
 from patchcore_jax.banks import store
-from patchcore_jax.data import preprocess
+from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.inspection import image_sizes
 from patchcore_jax.inspection.acceptance import NotAccepted
 from patchcore_jax.settings import Preprocessing
@@ -277,7 +277,7 @@ class TestSizesOfFiles:
     assert {path.rsplit('/', 1)[1]: size for path, size in found.items()} == {
         'plain.png': (40, 30), 'turned.jpg': (30, 40)}
     for path, size in found.items():
-      assert preprocess.read_image(path).size == size
+      assert decoding.read_image(path).size == size
 
   def test_each_page_has_a_size(self, tmp_path):
     path = tmp_path / 'stack.tif'

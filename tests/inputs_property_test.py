@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from patchcore_jax import inspection
-from patchcore_jax.data import image_files, placement, preprocess, value_range
-from patchcore_jax.data.decoding import ImageError, turned
+from patchcore_jax.data import decoding, image_files, placement, preprocess, value_range
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import Scores
 from patchcore_jax.inspection import inputs
 from patchcore_jax.settings import Preprocessing
@@ -152,7 +152,7 @@ def test_a_changed_block_changes_the_input_or_is_declared(number, inspector, tmp
       if page != which:
         assert same or kind.suffix == '.gif'  # whose frames are drawn over each other
         continue
-      seen = np.asarray(turned(Image.fromarray(differs), orientation)) & ~_declared(
+      seen = np.asarray(decoding.turned(Image.fromarray(differs), orientation)) & ~_declared(
           inspector, preprocessing, size, one.shape[:2])
       place = placement.placement(*size, preprocessing)
       if seen.sum() / np.prod(place.scale) >= _LEAST:
@@ -166,7 +166,7 @@ def test_bands_that_are_not_chosen_are_refused(dtype, channels, tmp_path):
   kind = drawn_files.Kind('.tif', dtype, channels)
   drawn_files.write(tmp_path / 'a.tif', kind, [np.ones((6, 5, channels), dtype)])
   with pytest.raises(ImageError, match=f'has {channels} bands'):
-    preprocess.read_image(tmp_path / 'a.tif', preprocessing=Preprocessing(value_range=(0.0, 2.0)))
+    decoding.read_image(tmp_path / 'a.tif', preprocessing=Preprocessing(value_range=(0.0, 2.0)))
 
 
 @pytest.mark.parametrize('dtype', ['u2', 'i2', 'u4', 'f4', 'f8'])

@@ -6,8 +6,9 @@ from PIL import Image
 
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import FolderLayout
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.layouts import LAYOUTS
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.settings import Preprocessing
 
 WHOLE = Preprocessing(resize=(), crop=())
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from patchcore_jax.data import folder
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.evaluation import mask_checks
 from patchcore_jax.settings import Preprocessing
 

@@ -12,7 +12,7 @@ from PIL import Image
 from experiments import mvtec
 from patchcore_jax.data import folder, mvtec_ad, pipeline, preprocess
 from patchcore_jax.data.mvtec_ad_builder import MVTecAD
-from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.settings import Preprocessing
 from tests import conftest, plates
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 
 from patchcore_jax.data import pipeline, preprocess
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError, Preprocessing
+from patchcore_jax.data.image_errors import ImageError
+from patchcore_jax.settings import Preprocessing
 
 SPEC = Preprocessing(resize=(), crop=(16,))
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from patchcore_jax import scoring
 from patchcore_jax.data import placement, preprocess
-from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.settings import Preprocessing
 
 SPECS = [
     Preprocessing(),

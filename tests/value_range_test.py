@@ -10,6 +10,7 @@ import patchcore_jax as pc
 from patchcore_jax.data import decoding, survey, value_range
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.inspection.acceptance import NotAccepted
 from patchcore_jax.settings import Preprocessing
 from tests import small, tiff
@@ -198,5 +199,5 @@ class TestModel:
         lambda: inspector.append(root / 'good', max_megapixels=limit),
         lambda: inspector.calibrate(root / 'good', max_megapixels=limit),
         lambda: pc.fit(root / 'train', max_megapixels=limit, **small_fit)):
-      with pytest.raises(decoding.ImageError, match='64 x 64 pixels.*--max-megapixels, max_megapixels'):
+      with pytest.raises(ImageError, match='64 x 64 pixels.*--max-megapixels, max_megapixels'):
         use()

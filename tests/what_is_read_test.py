@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from patchcore_jax.data import decoding, image_files
+from patchcore_jax.data import image_contents, image_files
 from patchcore_jax.evaluation import mask_checks
 from patchcore_jax.settings import DataSpec, Preprocessing
 from tests import command
@@ -17,7 +17,8 @@ def test_names_and_formats():
   row = next(line for line in TEXT.splitlines() if line.startswith('| names | `.png`'))
   assert tuple(re.findall(r'`(\.\w+)`', row.split('|')[2])) == image_files.IMAGE_SUFFIXES
   row = next(line for line in TEXT.splitlines() if line.startswith('| content |')).upper()
-  assert all(name in row for name in decoding.FORMATS if name != 'DIB')  # which is a BMP without its head
+  # A DIB is a BMP without its head.
+  assert all(name in row for name in image_contents.FORMATS if name != 'DIB')
 
 
 def test_limits_and_defaults():

@@ -20,7 +20,7 @@ from jax import lax
 from PIL import Image
 
 from patchcore_jax.data import preprocess
-from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.settings import Preprocessing
 
 _BITS = 22
 _ROWS, _COLUMNS = 1, 2  # the axes of [b, h, w, 3]

@@ -7,8 +7,8 @@ import numpy as np
 
 from patchcore_jax.data import pipeline, value_range
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.settings import Preprocessing
 
 Augment = Callable[[np.random.Generator, np.ndarray], np.ndarray]

@@ -209,9 +209,9 @@ def pages_of(path: str) -> list[str]:
   Raises:
     ValueError: another file has the name of a page.
   """
-  from patchcore_jax.data import decoding  # NumPy, which a slip of the user need not wait for
+  from patchcore_jax.data import image_contents  # NumPy, which a slip of the user need not wait for
 
-  number = 1 if file_of(path) != path else decoding.num_pages(path)
+  number = 1 if file_of(path) != path else image_contents.num_pages(path)
   if number == 1:
     return [path]
   pages = [f'{path}#{i + 1}' for i in range(number)]
@@ -274,9 +274,9 @@ def file_of(path: str) -> str:
   """
   if '#' not in path:
     return path
-  from patchcore_jax.data import decoding
+  from patchcore_jax.data import image_contents
 
-  return decoding.split_page(path)[0]
+  return image_contents.split_page(path)[0]
 
 
 def is_file(path: str) -> bool:

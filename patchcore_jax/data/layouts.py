@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore_jax.data import preprocess
+from patchcore_jax.data import decoding
 from patchcore_jax.data.folder import (
     MVTEC,
     Category,
@@ -158,7 +158,7 @@ class BesideLayout:
         expected = image.with_name(f'{image.stem}{self.suffix}.png')
         raise ValueError(f'No mask for {image}: expected {expected}. Add it, or remove the image.')
       for page, (found,) in paired_pages(str(image), [str(mask)]):
-        label = int(np.asarray(preprocess.read_mask(found)).any())
+        label = int(np.asarray(decoding.read_mask(found)).any())
         result.append((Example(
             page, (found,) if label else (), label, self.category, 'defect' if label else 'good'), found))
     return result

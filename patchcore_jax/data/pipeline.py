@@ -17,6 +17,7 @@ import numpy as np
 from patchcore_jax import extras
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError
 
 _MOST_THREADS = 16  # they decode, one for each core
 
@@ -48,7 +49,7 @@ def batches(
     num_workers: int = 0,
     with_masks: bool = False,
     max_pixels: int | None = None,
-    on_error: Callable[[preprocess.ImageError], None] | None = None,
+    on_error: Callable[[ImageError], None] | None = None,
 ) -> Iterator[Batch]:
   """Yields all examples once, in order, in batches of exactly `batch_size`.
 
@@ -130,7 +131,7 @@ def _checked(stream, examples, batch_size, on_error):
   first = None
   for joined in stream:
     for message in joined['errors']:
-      error = preprocess.ImageError(message)
+      error = ImageError(message)
       if on_error is None:
         raise error
       on_error(error)
@@ -172,7 +173,7 @@ class _Load:
     try:
       image, mask = preprocess.load(
           example, self._preprocessing, with_mask=self._with_masks, max_pixels=self._max_pixels)
-    except preprocess.ImageError as e:
+    except ImageError as e:
       return {'index': index, 'error': str(e)}
     record = {'index': index, 'error': '', 'image': image}
     return record | {'mask': mask} if self._with_masks else record

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patchcore_jax.data import preprocess
-from patchcore_jax.data.preprocess import Preprocessing
+from patchcore_jax.settings import Preprocessing
 
 # Scales such as 500 / 256 are no exact floats: an edge this near to a whole pixel is on it.
 _EXACT = 1e-6

@@ -14,21 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
-from patchcore_jax.data import decoding
-
-# Those who prepare images find the errors of reading them, and the reading, here.
-from patchcore_jax.data.decoding import (  # noqa: F401
-  DECODING_ERRORS,
-  FORMATS,
-  Decoded,
-  ImageError,
-  TooManyPixelsError,
-  UnknownFormatError,
-  decode,
-  read_image,
-  read_mask,
-)
+from patchcore_jax.data import decoding, decoding_memory, image_contents
 from patchcore_jax.data.folder import Example
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing, as_pair
 
 # An image of 20 x 20000 pixels resized to 256 x 256000 still passes; one of 1 x 10^6 would fill the memory.
@@ -54,8 +42,9 @@ def load(
   Raises:
     ImageError: unreadable file, mask of another size than its image, image smaller than the crop.
   """
-  with decoding.one_at_a_time():
-    image = read_image(example.image_path, example.read, preprocessing=preprocessing, max_pixels=max_pixels)
+  with decoding_memory.one_at_a_time():
+    image = decoding.read_image(
+        example.image_path, example.read, preprocessing=preprocessing, max_pixels=max_pixels)
     try:
       pixels = np.asarray(transform(image, preprocessing))
     except ValueError as e:
@@ -81,7 +70,7 @@ def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
   """
   mask = None
   for path in example.mask_paths:
-    part = read_mask(path, example.read)
+    part = decoding.read_mask(path, example.read)
     if part.size != size and part.size == size[::-1] and not turned_by(path, example.read):
       # The mask was drawn on the photograph as it is stored, and lies as that does.
       part = decoding.turned(part, turned_by(example.image_path, example.read))
@@ -95,7 +84,7 @@ def joined_mask(example: Example, size: tuple[int, int]) -> Image.Image:
 
 def turned_by(path: str, read: Any = None) -> int:
   """Returns EXIF's number of how an image file is turned; 0 where it stands upright."""
-  found = decoding.orientation(path, read)
+  found = image_contents.contents(path, read).orientation
   return found if found in range(2, 9) else 0
 
 
@@ -114,7 +103,7 @@ def transform(
   """Resizes, pads and crops one decoded image or mask (modes 'RGB' and 'L').
 
   Args:
-    image: what `read_image` or `read_mask` returns.
+    image: what `decoding.read_image` or `read_mask` returns.
     preprocessing: sizes.
     nearest: resize without interpolation, taking pixel floor(i * old / new).
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from patchcore_jax.data import decoding
+from patchcore_jax.data import image_contents
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 
 # A size or mode that fewer than one file in so many has is odd.
@@ -84,7 +85,7 @@ def survey(paths: Sequence[str]) -> Survey:
   found = {path: known for path, known in looked_at if not isinstance(known, str)}
   contents = collections.defaultdict(list)
   for path, (_, digest) in found.items():
-    contents[digest, decoding.split_page(path)[1]].append(path)
+    contents[digest, image_contents.split_page(path)[1]].append(path)
   headers = {path: header for path, (header, _) in found.items()}
   sizes, modes = (
       dict(collections.Counter(values).most_common())
@@ -102,7 +103,7 @@ def survey(paths: Sequence[str]) -> Survey:
       sizes, modes, odd, [g for g in contents.values() if len(g) > 1], unreadable,
       deep=sum(h.deep for h in headers.values()), transparent=sum(h.alpha for h in headers.values()),
       banded=sum(h.bands not in (1, 3) for h in headers.values()),
-      pages={decoding.split_page(path)[0]: h.pages for path, h in headers.items() if h.pages > 1})
+      pages={image_contents.split_page(path)[0]: h.pages for path, h in headers.items() if h.pages > 1})
 
 
 def range_line(preprocessing: Preprocessing, outside: float, deep: int) -> str:
@@ -127,10 +128,10 @@ def range_line(preprocessing: Preprocessing, outside: float, deep: int) -> str:
 def _look(path: str):
   """Reads a file's header and the digest of its contents, or returns why that cannot be done."""
   try:
-    header = decoding.contents(path)
-    file, _ = decoding.split_page(path)
+    header = image_contents.contents(path)
+    file, _ = image_contents.split_page(path)
     return header, hashlib.sha256(Path(file).read_bytes()).digest()
-  except (decoding.ImageError, OSError) as e:
+  except (ImageError, OSError) as e:
     return str(e)
 
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from patchcore_jax.data import decoding
-from patchcore_jax.data.decoding import Contents, ImageError
+from patchcore_jax.data import decoding, decoding_memory, image_contents
+from patchcore_jax.data.image_contents import Contents
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 
 # Of each image, this share of the pixels at either end does not count: dead and hot pixels, and glints.
@@ -110,7 +111,7 @@ def _outside(found: _Ends, preprocessing: Preprocessing) -> float:
 def _contents(path: str) -> Contents | None:
   """Reads the header of a file; None where that fails."""
   try:
-    return decoding.contents(path)
+    return image_contents.contents(path)
   except ImageError:
     return None
 
@@ -119,7 +120,7 @@ def _ends(path: str, preprocessing: Preprocessing, max_pixels: int | None) -> _E
   """Finds the smallest and largest values of an image; None where it cannot be read or has none."""
   lows, highs, pixels, limits = [], [], 0, (-np.inf, np.inf)
   try:
-    with decoding.one_at_a_time():
+    with decoding_memory.one_at_a_time():
       for part in decoding.blocks(path, preprocessing, max_pixels=max_pixels):
         values = part.values
         pixels += values.shape[0] * values.shape[1]

@@ -5,9 +5,10 @@ import concurrent.futures
 import os
 from collections.abc import Sequence
 
-from patchcore_jax.data import decoding, image_files, preprocess, value_range
-from patchcore_jax.data.decoding import Contents, ImageError
+from patchcore_jax.data import image_contents, image_files, preprocess, value_range
 from patchcore_jax.data.folder import Category, Example
+from patchcore_jax.data.image_contents import Contents
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.survey import Survey, range_line
 from patchcore_jax.evaluation import mask_checks
 from patchcore_jax.evaluation.images import Images
@@ -67,7 +68,7 @@ def _headers(examples: Sequence[Example]) -> dict[str, Contents]:
   """Reads the headers of images, by their paths; those that cannot be read are left to the work to name."""
   def header(example):
     try:
-      return decoding.contents(example.image_path, example.read)
+      return image_contents.contents(example.image_path, example.read)
     except ImageError:
       return None
 

@@ -13,8 +13,8 @@ from patchcore_jax import disk_arrays, parallel
 from patchcore_jax.backbones import Backbone, FeatureMaps
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Category, Example
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import streaming
 from patchcore_jax.evaluation import leaks
 from patchcore_jax.evaluation.leaks import DigestedData

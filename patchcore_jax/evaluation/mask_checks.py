@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchcore_jax.data import decoding, preprocess
+from patchcore_jax.data import decoding, image_contents, preprocess
 from patchcore_jax.data.folder import Category, Example
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_contents import Contents
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 
 _NAMED = 8  # files of each kind
@@ -65,7 +66,7 @@ def _odd(example: Example, preprocessing: Preprocessing) -> list[tuple[str, str]
   """Lists what is odd about the masks of one image, and their paths."""
   found, contents = [], None
   with contextlib.suppress(ImageError):  # that the image cannot be read is said when it is decoded
-    contents = decoding.contents(example.image_path, example.read)
+    contents = image_contents.contents(example.image_path, example.read)
   for path in example.mask_paths:
     values = decoding.mask_values(path, example.read)
     marked = values != 0
@@ -90,7 +91,7 @@ def _odd_of_good(path: str) -> list[tuple[str, str]]:
   return [(OF_GOOD, path)] if decoding.mask_values(path).any() else []
 
 
-def _may_be_turned(marked: np.ndarray, image: decoding.Contents, path: str, read: Any) -> bool:
+def _may_be_turned(marked: np.ndarray, image: Contents, path: str, read: Any) -> bool:
   """Tells whether only the user can know how a mask lies: its image is turned, and it fits both ways."""
   if image.orientation in (0, 1) or image.size != marked.shape[::-1] or preprocess.turned_by(path, read):
     return False

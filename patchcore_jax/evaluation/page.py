@@ -17,7 +17,7 @@ from patchcore_jax.banks import provenance
 from patchcore_jax.banks.model import Description, Model, flat
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import Scores
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.settings import Settings

@@ -12,7 +12,8 @@ from pathlib import PurePath
 import numpy as np
 
 from patchcore_jax.banks.model import Description
-from patchcore_jax.data import decoding, preprocess
+from patchcore_jax.data import image_contents, preprocess
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.inspection.acceptance import Questioned
 from patchcore_jax.settings import Preprocessing
 
@@ -210,8 +211,8 @@ class Remarks:
 def _of_file(path: str) -> Size | None:
   """Reads the size of an image file, upright; None where it cannot be read."""
   try:
-    size = decoding.contents(path).size
-  except decoding.ImageError:
+    size = image_contents.contents(path).size
+  except ImageError:
     return None
   return size if min(size) > 0 else None
 

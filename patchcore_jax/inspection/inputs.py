@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import parallel
-from patchcore_jax.data import decoding, image_files, preprocess
+from patchcore_jax.data import decoding, decoding_memory, image_files, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
 from patchcore_jax.data.decoding import Decoded
 from patchcore_jax.data.folder import Example
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.inspection import image_sizes
 from patchcore_jax.settings import Preprocessing
 
@@ -218,7 +218,7 @@ def _each_page(images: Iterable[Any]) -> Iterator[Any]:
 def _open(image, preprocessing, max_pixels, then) -> tuple[str, Any]:
   """Opens one image of any kind."""
   if isinstance(image, (str, os.PathLike)):
-    with decoding.one_at_a_time():
+    with decoding_memory.one_at_a_time():
       return os.fspath(image), then(decoding.decode(image, preprocessing, max_pixels=max_pixels))
   if isinstance(image, Image.Image):
     return '', then(decoding.convert(image, preprocessing))

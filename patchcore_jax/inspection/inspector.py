@@ -21,8 +21,8 @@ from patchcore_jax import backbones, detectors, parallel
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import BankError, Calibration, Model, Network
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.pipeline import Batch
-from patchcore_jax.data.preprocess import ImageError
 from patchcore_jax.detectors import Detector, ScoreFn, Scores, streaming
 from patchcore_jax.detectors.base import HostScoreFn
 from patchcore_jax.inspection import inputs

@@ -15,7 +15,7 @@ from patchcore_jax.banks import calibration, editing, provenance
 from patchcore_jax.banks.model import Model
 from patchcore_jax.data import value_range
 from patchcore_jax.data.dataset import FileData
-from patchcore_jax.data.preprocess import ImageError
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import CrossScores, Data, Run, cross_fitting, patchcore
 from patchcore_jax.inspection import acceptance, differences, image_sizes, inputs
 from patchcore_jax.inspection.acceptance import Questioned

@@ -24,7 +24,7 @@ from PIL import Image
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
-from patchcore_jax.data import arrivals, decoding, image_files, preprocess
+from patchcore_jax.data import arrivals, decoding, decoding_memory, image_files, preprocess
 from patchcore_jax.data.image_files import shown
 from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.inspection.inspector import Scorer
@@ -248,7 +248,7 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
 def read(path: str, inspector: Inspector, max_pixels: int | None = None) -> Loaded:
   """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
-    with decoding.one_at_a_time():
+    with decoding_memory.one_at_a_time():
       image, outside = decoding.decode(path, inspector.preprocessing, max_pixels=max_pixels)
       pixels, size = np.asarray(preprocess.transform(image, inspector.preprocessing)), image.size[::-1]
       if size[0] * size[1] > _KEPT_PIXELS:
@@ -373,7 +373,7 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
   def draw(loaded, name, scores, i):
     if loaded.error:
       return Answer(loaded.path, error=loaded.error), None
-    with decoding.one_at_a_time(math.prod(loaded.size)):
+    with decoding_memory.one_at_a_time(math.prod(loaded.size)):
       finding = inspection.find(
           inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
           min_area=options.min_area)

@@ -30,8 +30,8 @@ from starlette.routing import Route
 
 import patchcore_jax
 from patchcore_jax import inspection
-from patchcore_jax.data import decoding, preprocess
-from patchcore_jax.data.decoding import ImageError, TooManyPixelsError, UnknownFormatError
+from patchcore_jax.data import decoding, image_contents, preprocess
+from patchcore_jax.data.image_errors import ImageError, TooManyPixelsError, UnknownFormatError
 from patchcore_jax.inspection import Inspector, image_sizes
 from patchcore_jax.serving import http_requests, pictures
 from patchcore_jax.serving.batcher import Batcher, BatchError
@@ -237,7 +237,7 @@ class _Service:
         'false_alarm_rate': calibration and calibration.guaranteed_rate,
         'limits': {
             'megabytes': options.max_bytes / 2**20, 'megapixels': options.max_pixels / 1e6,
-            'seconds': options.seconds, 'queue': options.queue, 'formats': list(decoding.FORMATS)},
+            'seconds': options.seconds, 'queue': options.queue, 'formats': list(image_contents.FORMATS)},
         'version': patchcore_jax.__version__})
 
   async def inspect(self, request: Request) -> Response:
@@ -314,7 +314,7 @@ class _Service:
     name = 'the image'
     if wanted['page']:
       name += f'#{wanted["page"]}'
-    elif (pages := decoding.num_pages(name, lambda _: body)) > 1:
+    elif (pages := image_contents.num_pages(name, lambda _: body)) > 1:
       raise RequestError(
           422, 'several_pages', f'The image has {pages} pages, and one is inspected at a time: send a '
           f'request for each, with ?page=1 to ?page={pages}.', pages=pages)
