@@ -33,7 +33,7 @@ from PIL import Image
 from experiments import cli, timing
 from patchcore_jax import inspection
 from patchcore_jax.cli import terminal
-from patchcore_jax.data import decoding, image_files, preprocess
+from patchcore_jax.data import decoding, image_files, image_finding, preprocess
 
 cli.key_flags('bank', 'images')
 _SECONDS = flags.DEFINE_float('seconds', 120, 'How long.', 1)
@@ -55,7 +55,7 @@ class Sent(NamedTuple):
 
 def main(_) -> int:
   # What is compared are files as they are sent; the service is asked for pages one by one.
-  paths = [path for path in image_files.find_images(cli.IMAGES.value) if image_files.file_of(path) == path]
+  paths = [path for path in image_finding.find_images(cli.IMAGES.value) if image_files.file_of(path) == path]
   inspector = inspection.load(cli.BANK.value)
   good, bad = requests(inspector, paths), malformed(Path(paths[0]).read_bytes())
   with service(cli.BANK.value) as address:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import decoding, decoding_memory, image_contents, preprocess
+from patchcore_jax.data import decoding, decoding_memory, image_contents, image_files, preprocess
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.image_errors import ImageError, TooManyPixelsError
 from patchcore_jax.settings import DataSpec, Preprocessing
@@ -231,7 +231,7 @@ class TestPages:
   def test_a_file_that_has_such_a_name_wins(self, tmp_path):
     path = self._gif(tmp_path / 'i.gif')
     Image.new('RGB', (9, 9)).save(tmp_path / 'i.gif#2', 'PNG')
-    assert image_contents.split_page(f'{path}#2') == (f'{path}#2', 0)
+    assert image_files.split_page(f'{path}#2') == (f'{path}#2', 0)
     assert decoding.read_image(f'{path}#2').size == (9, 9)
     assert decoding.read_image(f'{path}#3').size == (6, 4)
 

@@ -15,7 +15,7 @@ from patchcore_jax.backbones import simulation
 from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.cli import fit
-from patchcore_jax.data import folder, image_files, survey
+from patchcore_jax.data import folder, image_finding, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import streaming
@@ -448,7 +448,7 @@ class TestSurvey:
     Image.new('RGB', (41, 30)).save(tmp_path / 'wide.png')
     (tmp_path / 'bad.png').write_bytes(b'?')
     shutil.copy(tmp_path / '03.png', tmp_path / 'twin.png')
-    found = survey.survey(image_files.find_images(tmp_path))
+    found = survey.survey(image_finding.find_images(tmp_path))
     assert found.sizes == {(40, 30): 32, (41, 30): 1} and found.modes == {'RGB': 32, 'L': 1}
     assert [(os.path.basename(p), why) for p, why in found.odd] == [
         ('gray.png', 'mode L'), ('wide.png', '41 x 30 pixels')]

@@ -40,7 +40,7 @@ from PIL import Image, ImageSequence, PngImagePlugin
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import store
-from patchcore_jax.data import decoding, image_contents, image_files, preprocess, value_range
+from patchcore_jax.data import decoding, image_contents, image_files, image_finding, preprocess, value_range
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.survey import survey
 from patchcore_jax.inspection import upkeep
@@ -487,7 +487,7 @@ def folder_problem(inspector: inspection.Inspector, files: Sequence[bytes]) -> s
       suffix = image_files.IMAGE_SUFFIXES[i % len(image_files.IMAGE_SUFFIXES)]
       (root / f'new/{i % 3}').mkdir(parents=True, exist_ok=True)
       (root / f'new/{i % 3}/{i}{suffix}').write_bytes(data)
-    names = image_files.find_images(root / 'new')
+    names = image_finding.find_images(root / 'new')
     if len({image_files.file_of(name) for name in names}) != len(files):
       return f'{len(files)} files, and {names} are listed'
     seen = survey(names)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from patchcore_jax.data import image_files
+from patchcore_jax.data import image_files, image_finding, passed_by
 from patchcore_jax.report import predictions
 
 
@@ -24,7 +24,7 @@ def _stack(path, pages=3):
 
 def _found(root, where=''):
   """The images of a folder or pattern below root, named from there."""
-  return [os.path.relpath(path, root) for path in image_files.find_images(root / where)]
+  return [os.path.relpath(path, root) for path in image_finding.find_images(root / where)]
 
 
 class TestFolders:
@@ -32,10 +32,10 @@ class TestFolders:
   def test_all_images_below_are_found_whatever_the_folders_are_called(self, tmp_path):
     _touch(tmp_path, 'good/a.png', 'bent/b.jpg', 'bent/deep/er/c.bmp', 'd.png', 'train/good/e.png')
     assert _found(tmp_path) == ['bent/b.jpg', 'bent/deep/er/c.bmp', 'd.png', 'good/a.png', 'train/good/e.png']
-    (line,) = image_files.origins(tmp_path, image_files.find_images(tmp_path))
+    (line,) = passed_by.origins(tmp_path, image_finding.find_images(tmp_path))
     assert line == ('images of 5 folders: bent (1), bent/deep/er (1), the folder itself (1), good (1), '
                     'train/good (1)')
-    assert image_files.left_out(tmp_path, image_files.find_images(tmp_path)) == []
+    assert passed_by.left_out(tmp_path, image_finding.find_images(tmp_path)) == []
 
   @pytest.mark.parametrize('suffix', [
       'PNG', 'JPeG', 'jpe', 'jfif', 'dib', 'TIFF', 'webp', 'gif', 'ppm', 'pgm'])
@@ -47,7 +47,7 @@ class TestFolders:
     _touch(tmp_path, 'a.png', '.b.png', '._a.png', '.ipynb_checkpoints/a-checkpoint.png', '__MACOSX/x/a.png',
            '@eaDir/a.png', 'Thumbs.db', '.DS_Store', 'desktop.ini')
     assert _found(tmp_path) == ['a.png']
-    (line,) = image_files.passed_by(tmp_path)
+    (line,) = passed_by.passed_by(tmp_path)
     assert line.startswith('not read, hidden: 5 (._a.png, .b.png, ') and '.DS_Store' not in line
 
   def test_a_folder_that_is_named_counts_though_it_is_hidden(self, tmp_path):
@@ -58,7 +58,7 @@ class TestFolders:
     _touch(tmp_path, 'a.png', 'b.txt', 'c.AVI', 'sub/d.avi', 'e.npy', 'f.heic', 'noext')
     (tmp_path / 'g.dat').write_bytes(b'\x89PNG\r\n\x1a\n')
     os.mkfifo(tmp_path / 'h.png')  # would be waited for
-    (line,) = image_files.passed_by(tmp_path)
+    (line,) = passed_by.passed_by(tmp_path)
     assert line.startswith(
         'not read, because of their names: 2 .avi video (c.AVI, sub/d.avi), 1 .dat, images by their content '
         '(g.dat), 1 .heic (f.heic), 1 .npy (e.npy), 1 .png, not a file (h.png), 1 .txt (b.txt), 1 without '
@@ -69,12 +69,12 @@ class TestFolders:
            'out/overlays/a.png', 'out/masks/a.png', 'out/maps/a.tif', 'out/why/a.png', 'out/new.png',
            'half/predictions.unfinished/overlays/a.png', 'maps/b.png')
     assert _found(tmp_path) == ['a.png', 'maps/b.png', 'out/new.png']
-    (line,) = image_files.passed_by(tmp_path)
+    (line,) = passed_by.passed_by(tmp_path)
     assert line.startswith('not read, pictures of an earlier prediction: 5 (half/')
-    assert image_files.passed_by(tmp_path, tmp_path / 'out') == [
+    assert passed_by.passed_by(tmp_path, tmp_path / 'out') == [
         'not read, pictures of an earlier prediction: 1 (half/predictions.unfinished/overlays/a.png)']
     with pytest.raises(ValueError, match='No images in .*; found not read, pictures of an earlier .*: 1'):
-      image_files.find_images(tmp_path / 'half')
+      image_finding.find_images(tmp_path / 'half')
 
   def test_the_names_are_those_that_runs_write(self):
     assert {*predictions._ENTRIES, predictions._UNFINISHED} == {
@@ -92,10 +92,10 @@ class TestFolders:
 
     monkeypatch.setattr(os, 'scandir', denied)
     assert _found(tmp_path) == ['a/1.png']
-    assert image_files.passed_by(tmp_path) == ['not read, folders that cannot be read: 1 (b)']
+    assert passed_by.passed_by(tmp_path) == ['not read, folders that cannot be read: 1 (b)']
     assert image_files.listed(tmp_path / '**' / '*.png').denied == [str(tmp_path / 'b')]
     with pytest.raises(OSError, match='Permission denied'):
-      image_files.find_images(tmp_path / 'b')
+      image_finding.find_images(tmp_path / 'b')
 
   def test_nothing(self, tmp_path):
     (tmp_path / 'empty').mkdir()
@@ -104,7 +104,7 @@ class TestFolders:
                          ('texts', r'No images in .*1 \.txt \(a\.txt\)'), ('*.png', 'matches no image'),
                          ('none', 'does not exist')):
       with pytest.raises(ValueError, match=words):
-        image_files.find_images(tmp_path / where)
+        image_finding.find_images(tmp_path / where)
 
 
 class TestLinks:
@@ -138,7 +138,7 @@ class TestLinks:
     (root / 'parts/0latest.png').symlink_to('7.png')
     (root / 'parts/gone.png').symlink_to('nowhere.png')  # an error of its own, by name
     assert _found(root, 'parts') == [f'parts/{i}.png' for i in range(8)] + ['parts/gone.png']
-    assert image_files.passed_by(root / 'parts') == [
+    assert passed_by.passed_by(root / 'parts') == [
         'not read, links to what is taken anyway: 1 (0latest.png)']
 
 
@@ -154,9 +154,9 @@ class TestPatterns:
   def test_relative_ones(self, tmp_path, monkeypatch):
     _touch(tmp_path, 'a/1.png', '2.png', '.hidden/3.png')
     monkeypatch.chdir(tmp_path)
-    assert image_files.find_images('**/*.png') == ['2.png', 'a/1.png']
-    assert image_files.find_images('*') == ['2.png', 'a/1.png']
-    assert image_files.find_images('a/*') == ['a/1.png']
+    assert image_finding.find_images('**/*.png') == ['2.png', 'a/1.png']
+    assert image_finding.find_images('*') == ['2.png', 'a/1.png']
+    assert image_finding.find_images('a/*') == ['a/1.png']
     assert image_files.root_of('**/*.png') == Path() and image_files.root_of('a/*.png') == Path('a')
 
   def test_what_is_really_called_so_wins(self, tmp_path):
@@ -179,21 +179,21 @@ class TestPages:
     _touch(tmp_path, 'a.png', 'c.png')
     assert _found(tmp_path) == ['a.png', *(f'b.{suffix}#{i}' for i in (1, 2, 3)), 'c.png']
     assert _found(tmp_path, f'b.{suffix}') == [f'b.{suffix}#{i}' for i in (1, 2, 3)]
-    assert image_files.origins(tmp_path, image_files.find_images(tmp_path)) == [
+    assert passed_by.origins(tmp_path, image_finding.find_images(tmp_path)) == [
         f'each page is an image of its own: b.{suffix} has 3']
 
   def test_one_of_them(self, tmp_path):
     _stack(tmp_path / 'b.tif')
     assert _found(tmp_path, 'b.tif#2') == ['b.tif#2']
     with pytest.raises(ValueError, match='none.tif#2 does not exist'):
-      image_files.find_images(tmp_path / 'none.tif#2')
+      image_finding.find_images(tmp_path / 'none.tif#2')
 
   def test_a_file_that_is_called_like_a_page_is_told(self, tmp_path):
     _touch(tmp_path, 'a.tif#2')
     assert _found(tmp_path, 'a.tif#2') == ['a.tif#2']
     _stack(tmp_path / 'a.tif')
     with pytest.raises(ValueError, match='a.tif#2 is a file of its own, and page 2 of .*a.tif too'):
-      image_files.find_images(tmp_path)
+      image_finding.find_images(tmp_path)
 
 
 class TestTrainingFolder:
@@ -210,7 +210,7 @@ class TestTrainingFolder:
   def test_what_lies_beside_is_told(self, tmp_path):
     _touch(tmp_path, 'train/OK/1.png', 'train/NG/2.png', 'test/NG/3.png', 'test/NG/4.png', '5.png', '6.avi')
     taken = image_files.training_folder(tmp_path)
-    first, second = image_files.left_out(tmp_path, image_files.find_images(taken))
+    first, second = passed_by.left_out(tmp_path, image_finding.find_images(taken))
     assert first == (f'taken: {tmp_path}/train/OK. Not read, beside it: the folder itself (1), test/NG (2), '
                      'train/NG (1)')
     assert '1 .avi video (6.avi)' in second

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from patchcore_jax import inspection
-from patchcore_jax.data import decoding, image_files, placement, preprocess, value_range
+from patchcore_jax.data import decoding, image_finding, placement, preprocess, value_range
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import Scores
@@ -135,7 +135,7 @@ def test_a_changed_block_changes_the_input_or_is_declared(number, inspector, tmp
       warnings.simplefilter('ignore')  # Pillow's, where it turns CMYK
       for file, content in zip(files, (pages, others), strict=True):
         drawn_files.write(file, kind, content, orientation)
-    names = [image_files.find_images(file) for file in files]
+    names = [image_finding.find_images(file) for file in files]
     expected = len(pages)
     if kind.suffix == '.gif' and not differs.any():
       expected = len(names[0])

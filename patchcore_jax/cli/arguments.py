@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from patchcore_jax.cli import options
-from patchcore_jax.data import image_files
+from patchcore_jax.data import image_files, image_finding
 from patchcore_jax.settings import DataSpec
 
 backbone_weights = options.option(
@@ -43,6 +43,6 @@ def check_images(where: str, *, arriving: bool = False) -> None:
   if arriving:
     found = 'it is a file' if Path(where).exists() else 'it does not exist'
     raise ValueError(f'{where}: expected a folder in which images arrive, or a pattern, and {found}.')
-  image_files.find_images(where)
+  image_finding.find_images(where)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from patchcore_jax.cli import arguments, options, terminal
-from patchcore_jax.data import image_files
+from patchcore_jax.data import image_finding, passed_by
 
 _HELP = {
     'info': 'Tell what there is to know about a model.',
@@ -173,8 +173,8 @@ def _change_inspector(bank, out, pictures, weights, compilation_cache, images, c
   Where images are asked about, a page shows them.
   """
   _check(bank, out)
-  paths = image_files.find_images(images)
-  for line in (*image_files.origins(images, paths), *image_files.left_out(images, paths)):
+  paths = image_finding.find_images(images)
+  for line in (*passed_by.origins(images, paths), *passed_by.left_out(images, paths)):
     terminal.say(line)
   from patchcore_jax.banks import store
 

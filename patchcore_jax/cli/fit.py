@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from patchcore_jax.cli import arguments, interrupts, methods, options, terminal
-from patchcore_jax.data import image_files
+from patchcore_jax.data import image_files, image_finding, passed_by
 from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec, check_number
 
 _SHOWN = 5  # names in a message
@@ -73,7 +73,7 @@ def run(
   fit_spec = options.record(FitSpec, 'fit', values)
   calibrate = options.record(CalibrationSpec, 'calibration', values)
   taken = image_files.training_folder(good)
-  paths = image_files.find_images(taken)  # before JAX, which takes a second to import
+  paths = image_finding.find_images(taken)  # before JAX, which takes a second to import
   check_number(len(paths), calibrate.folds)
   with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
     terminal.keep_compiled(compilation_cache)
@@ -86,7 +86,7 @@ def run(
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
     found = survey.survey(paths)
-    for line in (*image_files.origins(taken, paths), *image_files.left_out(good, paths), *report(found),
+    for line in (*passed_by.origins(taken, paths), *passed_by.left_out(good, paths), *report(found),
                  *found.reading(preprocessing)):
       terminal.say(line)
     found.check_bands(preprocessing)

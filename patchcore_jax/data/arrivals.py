@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from patchcore_jax.data import image_files
+from patchcore_jax.data import image_files, passed_by
 
 _POLL = 0.2  # seconds between two looks
 _SHARE = 0.2  # of the time at most, for looks at folders of many files
@@ -25,7 +25,7 @@ def arriving(
   paused for long, or because another image has its name, it is taken again.
 
   Args:
-    where: a folder, below which all images count, or a pattern, as in `image_files.find_images`.
+    where: a folder, below which all images count, or a pattern, as in `image_finding.find_images`.
     stop: ends the iterator when it is set, by another thread or a signal.
     seconds: how long the iterator waits for images before it ends.
     settle: seconds for which a file must not have changed.
@@ -98,10 +98,10 @@ class _Look:
     if found is None:
       return None
     # What is there at two looks is no name that a writer uses for a moment.
-    others = frozenset((*image_files.looking_like_images(found.others), *found.denied))
+    others = frozenset((*passed_by.looking_like_images(found.others), *found.denied))
     self._told &= others
     if new := (others & self._others) - self._told:
-      for line in image_files.passed_by_among(self._where, found, new):
+      for line in passed_by.passed_by_among(self._where, found, new):
         self._notify(f'{line}.')
       self._told |= new
     self._others = others

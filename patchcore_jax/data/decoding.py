@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from patchcore_jax.data import image_values
-from patchcore_jax.data.image_contents import Contents, Read, Source, contents_of, opened, split_page
+from patchcore_jax.data.image_contents import Contents, Source, contents_of, opened
 from patchcore_jax.data.image_errors import ImageError
+from patchcore_jax.data.image_files import Read, split_page
 from patchcore_jax.data.image_values import Values
 from patchcore_jax.settings import Preprocessing
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from patchcore_jax.data import image_files
-from patchcore_jax.data.image_files import folders_in, in_any_case, listing, pages_of
+from patchcore_jax.data import image_files, passed_by
+from patchcore_jax.data.image_files import folders_in, in_any_case, listing
+from patchcore_jax.data.image_finding import pages_of
 from patchcore_jax.data.mask_files import MaskFiles
 
 
@@ -212,7 +213,7 @@ class FolderLayout:
           f'no good image in {tests}: all of {kinds} count as defective, and image AUROC is not defined. If '
           'one holds good parts, name it: --good NAME, or data.good')
     taken = [e.image_path for e in (*train, *test)]
-    return notes + image_files.unread_of(folder, taken, aside=masks)
+    return notes + passed_by.unread_of(folder, taken, aside=masks)
 
 
 class _Kind:

@@ -9,15 +9,15 @@ import io
 import itertools
 import logging
 import os
-import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from patchcore_jax.data import decoding_memory, gif_files, png_files, tiff_files
 from patchcore_jax.data.image_errors import ImageError, TooManyPixelsError, UnknownFormatError
+from patchcore_jax.data.image_files import Read, split_page
 from patchcore_jax.settings import DataSpec
 
 # What Pillow may try. Its other readers are many, less used, and one starts a program (EPS, Ghostscript).
@@ -28,13 +28,10 @@ DECODING_ERRORS = (
     AttributeError, struct.error, Image.DecompressionBombError)
 # It logs an error for TIFFs of more bands than it knows, which are read here all the same.
 logging.getLogger('PIL.TiffImagePlugin').setLevel(logging.CRITICAL)
-_PAGE = re.compile(r'(.+)#([1-9][0-9]{0,8})', re.DOTALL)
 _ADVICE = 'Make it smaller, cut it into pieces, or raise the limit (--max-megapixels, max_megapixels).'
 _BYTES_A_PIXEL = 8  # what strips of a TIFF may unpack to, for each pixel that is allowed
 # The pictures of a multi-picture JPEG that are the same one smaller, or no picture (depth, gain).
 _NO_PICTURES = ('Large Thumbnail', 'Undefined')
-
-Read = Callable[[str], bytes] | None
 
 
 class Contents(NamedTuple):
@@ -110,21 +107,6 @@ def num_pages(path: str | os.PathLike, read: Read = None) -> int:
     return contents(path, read).pages
   except ImageError:  # what is wrong with the file is said by whoever decodes it
     return 1
-
-
-def split_page(path: str | os.PathLike, read: Read = None) -> tuple[str, int]:
-  """Splits the name of a page into that of its file, and the number of the page from 0.
-
-  A file that really has that name wins.
-
-  >>> split_page('stack.tif#2'), split_page('part.png'), split_page('part #0.png')
-  (('stack.tif', 1), ('part.png', 0), ('part #0.png', 0))
-  """
-  path = os.fspath(path)
-  found = _PAGE.fullmatch(path)
-  if found is None or read is None and os.path.exists(path):
-    return path, 0
-  return found[1], int(found[2]) - 1
 
 
 @contextlib.contextmanager

@@ -1,31 +1,21 @@
-"""Finds image files - those below a folder, those of a pattern, one file - and tells what is passed by.
+"""Lists image files by their names: those below a folder, those of a pattern, pages of a file.
 
 A folder means all images below it. Hidden files and folders, what file browsers leave, and the pictures that
-an earlier prediction wrote are no images to look at; they are counted, as everything that is not taken.
+an earlier prediction wrote are no images to look at; they are listed apart, as everything that is not taken.
 """
 
-import collections
 import fnmatch
 import glob
 import os
+import re
 import unicodedata
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 IMAGE_SUFFIXES = (
     '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.bmp', '.dib', '.tif', '.tiff', '.webp', '.gif', '.ppm',
     '.pgm', '.pbm', '.pnm')
-# Files that hold images or videos, as their names tell, but of kinds that are not read.
-_VIDEOS = (
-    '.avi', '.mp4', '.m4v', '.mov', '.mkv', '.mpg', '.mpeg', '.wmv', '.webm', '.mjpg', '.mjpeg', '.flv',
-    '.3gp', '.mts', '.m2ts', '.h264', '.y4m', '.yuv')
-_OTHER_IMAGES = (
-    '.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpx', '.jxl', '.jxr', '.jls', '.raw', '.dng', '.cr2', '.cr3',
-    '.nef', '.arw', '.orf', '.rw2', '.psd', '.svg', '.eps', '.exr', '.hdr', '.tga', '.pcx', '.ico', '.pfm',
-    '.pam', '.npy', '.npz', '.mat', '.dcm', '.fits', '.sgi', '.xcf', '.dds', '.qoi', '.mpo', '.apng', '.pdf')
-# How the files begin that are read, so that one without a suffix is not taken for a text.
-_BEGINNINGS = (b'\x89PNG\r\n', b'\xff\xd8\xff', b'GIF8', b'II*\0', b'MM\0*', b'BM')
 # What file browsers, archives and network storage leave beside images; all in small letters.
 _LEFT_BEHIND = (
     '__macosx', 'thumbs.db', 'ehthumbs.db', 'desktop.ini', '@eadir', '#recycle', '$recycle.bin',
@@ -38,9 +28,9 @@ RUN_FOLDERS = ('overlays', 'maps', 'why', 'masks', RUN_UNFINISHED)
 _GOOD = (
     'good', 'ok', 'okay', 'io', 'normal', 'nominal', 'pass', 'passed', 'gut', 'defectfree', 'nodefect',
     'nodefects', 'nondefective', 'faultfree', 'anomalyfree')
-_SHOWN = 3  # names in a line
-_MOST_FOLDERS = 12
-_MOST_OPENED = 1000  # files without a known suffix whose beginning is looked at
+_PAGE = re.compile(r'(.+)#([1-9][0-9]{0,8})', re.DOTALL)
+
+Read = Callable[[str], bytes] | None
 
 
 class Listing(NamedTuple):
@@ -86,32 +76,6 @@ def listed(where: str | os.PathLike) -> Listing:
   return walk.listing(where)
 
 
-def find_images(where: str | os.PathLike) -> list[str]:
-  """Lists images without labels, sorted; each page of a file with several is one, NAME#1, NAME#2 and so on.
-
-  Args:
-    where: a folder, below which all images count; a file, or a page of one, as NAME#2; or a pattern with *, ?
-      or [, in which ** stands for any folders, such as 'parts/*/good'.
-
-  Raises:
-    ValueError: nothing there, or no images in it.
-    OSError: the folder cannot be read.
-  """
-  where = os.fspath(where)
-  if is_file(where):
-    return pages_of(where)
-  if not os.path.isdir(where) and not is_pattern(where):
-    raise ValueError(f'{where} does not exist: expected a folder of images, a file, or a pattern such as '
-                     "'parts/*.png'.")
-  found = listed(where)
-  if found.images:
-    return with_pages(found.images)
-  what = f'No images in {where} or below it' if os.path.isdir(where) else (
-      f'The pattern {where!r} matches no image')
-  there = '; '.join(_passed_by(where, found)) or (listing(Path(where)) if os.path.isdir(where) else 'nothing')
-  raise ValueError(f'{what}: expected files named {suffixes()}; found {there}.')
-
-
 def training_folder(where: str | os.PathLike) -> str:
   """Finds the folder of good parts to fit on: `where` itself, or its train/good, good or train.
 
@@ -150,110 +114,6 @@ def training_folder(where: str | os.PathLike) -> str:
   return where
 
 
-def origins(where: str | os.PathLike, paths: Sequence[str]) -> list[str]:
-  """Tells in lines which folders images come from, where there are several, and which files have pages.
-
-  Args:
-    where: what `find_images` was given.
-    paths: what it found.
-  """
-  root = root_of(os.fspath(where))
-  folders = _counted(list(dict.fromkeys(map(file_of, paths))), root)
-  pages = collections.Counter(file for p in paths if (file := file_of(p)) != p)
-  lines = [f'images of {len(folders)} folders: {_counts(folders)}'] if len(folders) > 1 else []
-  if pages:
-    lines.append('each page is an image of its own: ' + _some([
-        f'{_relative(path, root)} has {n}' for path, n in pages.items()]))
-  return lines
-
-
-def left_out(where: str | os.PathLike, paths: Sequence[str]) -> list[str]:
-  """Tells in lines what was passed by: images beside a folder that was taken, and files that are none.
-
-  Args:
-    where: a folder, or a pattern.
-    paths: the images that were taken of it.
-  """
-  where = os.fspath(where)
-  if is_file(where) or not paths:
-    return []
-  root, taken = root_of(where), {file_of(path) for path in paths}
-  unread, lines = [p for p in listed(where).images if p not in taken], []
-  if unread:
-    names = sorted({os.path.dirname(path) for path in taken})
-    lines.append(f'taken: {_some(names)}. Not read, beside it: {_counts(_counted(unread, root))}')
-  return lines + passed_by(where)
-
-
-def unread_of(
-    where: str | os.PathLike, paths: Iterable[str], aside: str | os.PathLike = '') -> list[str]:
-  """Tells in lines which images below a folder are not among some, and what looks like images and is none.
-
-  Args:
-    where: the folder.
-    paths: images that were taken of it.
-    aside: a folder that is not told of.
-  """
-  where = os.fspath(where)
-  found, taken = listed(where), {file_of(path) for path in paths}
-  if aside:
-    found = Listing(*([p for p in files if not p.startswith(os.path.join(aside, ''))] for files in found))
-  unread = [p for p in found.images if p not in taken]
-  lines = [f'not read: {_counts(_counted(unread, Path(where)))}'] if unread else []
-  return lines + _passed_by(where, found._replace(others=[p for p in found.others if not _kind(p, True)[0]]))
-
-
-def pages_of(path: str) -> list[str]:
-  """Lists the images of a file: itself, or where it has several pages NAME#1, NAME#2 and so on.
-
-  Raises:
-    ValueError: another file has the name of a page.
-  """
-  from patchcore_jax.data import image_contents  # NumPy, which a slip of the user need not wait for
-
-  number = 1 if file_of(path) != path else image_contents.num_pages(path)
-  if number == 1:
-    return [path]
-  pages = [f'{path}#{i + 1}' for i in range(number)]
-  if twice := next(filter(os.path.lexists, pages), None):
-    raise ValueError(
-        f'{twice} is a file of its own, and page {twice.rpartition("#")[2]} of {path} too: expected one '
-        'thing of a name. Rename the file.')
-  return pages
-
-
-def passed_by(where: str | os.PathLike, out: str | os.PathLike = '') -> list[str]:
-  """Tells in lines what `find_images` does not take: hidden images, files that are none, and so on.
-
-  Args:
-    where: what it is given.
-    out: a folder that is written to, which is not told of.
-  """
-  where, found = os.fspath(where), listed(where)
-  if out:
-    inside = os.path.join(os.path.abspath(out), '')
-    found = Listing(*([p for p in files if not os.path.abspath(p).startswith(inside)] for files in found))
-  lines = _passed_by(where, found)
-  if found.others:
-    lines[-1] += f'. Images are named {suffixes()}'
-  return lines
-
-
-def passed_by_among(where: str | os.PathLike, found: Listing, paths: Container[str]) -> list[str]:
-  """Tells in lines what was passed by, of some paths only."""
-  return _passed_by(os.fspath(where), Listing(*([p for p in files if p in paths] for files in found)))
-
-
-def looking_like_images(paths: Iterable[str]) -> list[str]:
-  """Lists those of other files that look like images or videos by their names."""
-  return [p for p in paths if os.path.splitext(p)[1].lower() in (*_VIDEOS, *_OTHER_IMAGES)]
-
-
-def with_pages(paths: Iterable[str]) -> list[str]:
-  """Lists the images of several files (`pages_of`)."""
-  return [page for path in paths for page in pages_of(path)]
-
-
 def shown(text: str) -> str:
   """Makes a text with names of files such that a terminal shows it in one line.
 
@@ -266,17 +126,28 @@ def shown(text: str) -> str:
       repr(c)[1:-1] if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') else c for c in text)
 
 
+def split_page(path: str | os.PathLike, read: Read = None) -> tuple[str, int]:
+  """Splits the name of a page into that of its file, and the number of the page from 0.
+
+  A file that really has that name wins.
+
+  >>> split_page('stack.tif#2'), split_page('part.png'), split_page('part #0.png')
+  (('stack.tif', 1), ('part.png', 0), ('part #0.png', 0))
+  """
+  path = os.fspath(path)
+  found = _PAGE.fullmatch(path)
+  if found is None or read is None and os.path.exists(path):
+    return path, 0
+  return found[1], int(found[2]) - 1
+
+
 def file_of(path: str) -> str:
   """Names the file of an image, which may be one of its pages.
 
   >>> file_of('stack.tif#2'), file_of('part.png')
   ('stack.tif', 'part.png')
   """
-  if '#' not in path:
-    return path
-  from patchcore_jax.data import image_contents
-
-  return image_contents.split_page(path)[0]
+  return split_page(path)[0]
 
 
 def is_file(path: str) -> bool:
@@ -339,7 +210,7 @@ def is_pattern(where: str) -> bool:
 
 
 def root_of(where: str) -> Path:
-  """Finds the folder relative to which images of `find_images(where)` are named.
+  """Finds the folder relative to which images of `image_finding.find_images(where)` are named.
 
   >>> root_of('parts/*/2026/*.png').as_posix()
   'parts'
@@ -503,61 +374,3 @@ def _good_above(path: str, where: str) -> str | None:
       return str(folder)
     folder = folder.parent
   return None
-
-
-def _passed_by(where: str, found: Listing) -> list[str]:
-  """Tells in lines what was listed and is no image to look at."""
-  root, lines = root_of(where), []
-  for paths, what in (
-      (found.hidden, 'hidden'), (found.written, 'pictures of an earlier prediction'),
-      (found.linked, 'links to what is taken anyway'), (found.denied, 'folders that cannot be read')):
-    if paths:
-      lines.append(f'not read, {what}: {len(paths)} ({_some([_relative(p, root) for p in paths])})')
-  if found.others:
-    kinds = collections.defaultdict(list)
-    for i, path in enumerate(found.others):
-      kinds[_kind(path, i < _MOST_OPENED)].append(_relative(path, root))
-    parts = [f'{len(names)} {kind} ({_some(names)})' for (_, kind), names in sorted(kinds.items())]
-    lines.append(f'not read, because of their names: {", ".join(parts)}')
-  return lines
-
-
-def _kind(path: str, looked_at: bool) -> tuple[int, str]:
-  """Names the kind of a file that is not named as an image; what looks like one comes first."""
-  suffix = os.path.splitext(path)[1].lower()
-  if suffix in _VIDEOS or suffix in _OTHER_IMAGES:
-    return 0, f'{suffix}{" video" if suffix in _VIDEOS else ""}'
-  if not os.path.isfile(path):
-    return 0, f'{suffix or "without suffix"}, not a file'
-  if looked_at and suffix not in ('.txt', '.csv', '.json', '.xml', '.html'):
-    try:
-      with open(path, 'rb') as f:
-        beginning = f.read(12)
-    except OSError:
-      beginning = b''
-    if beginning.startswith(_BEGINNINGS) or beginning[8:] == b'WEBP':
-      return 0, f'{suffix or "without suffix"}, images by their content'
-  return 1, suffix or 'without suffix'
-
-
-def _counted(paths: Sequence[str], root: Path) -> dict[str, int]:
-  """Counts images by the folder that they lie in."""
-  names = (_relative(os.path.dirname(p) or os.curdir, root) for p in paths)
-  return dict(collections.Counter('the folder itself' if name == os.curdir else name for name in names))
-
-
-def _counts(folders: dict[str, int]) -> str:
-  """Lists folders with the number of their images."""
-  names = [f'{name} ({number})' for name, number in folders.items()]
-  more = len(names) - _MOST_FOLDERS
-  return ', '.join(names[:_MOST_FOLDERS]) + (f' and {more} more folders' if more > 0 else '')
-
-
-def _relative(path: str, root: Path) -> str:
-  """Names a path from a folder, for messages."""
-  return shown(Path(os.path.relpath(path, root)).as_posix())
-
-
-def _some(names: Sequence[str]) -> str:
-  """Lists the first of some names."""
-  return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')

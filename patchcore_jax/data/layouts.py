@@ -19,7 +19,8 @@ from patchcore_jax.data.folder import (
     existing_root,
     paired_pages,
 )
-from patchcore_jax.data.image_files import images_in, is_file, listing, unread_of
+from patchcore_jax.data.image_files import images_in, is_file, listing
+from patchcore_jax.data.passed_by import unread_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from patchcore_jax.data import image_contents
+from patchcore_jax.data import image_contents, image_files
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 
@@ -85,7 +85,7 @@ def survey(paths: Sequence[str]) -> Survey:
   found = {path: known for path, known in looked_at if not isinstance(known, str)}
   contents = collections.defaultdict(list)
   for path, (_, digest) in found.items():
-    contents[digest, image_contents.split_page(path)[1]].append(path)
+    contents[digest, image_files.split_page(path)[1]].append(path)
   headers = {path: header for path, (header, _) in found.items()}
   sizes, modes = (
       dict(collections.Counter(values).most_common())
@@ -103,7 +103,7 @@ def survey(paths: Sequence[str]) -> Survey:
       sizes, modes, odd, [g for g in contents.values() if len(g) > 1], unreadable,
       deep=sum(h.deep for h in headers.values()), transparent=sum(h.alpha for h in headers.values()),
       banded=sum(h.bands not in (1, 3) for h in headers.values()),
-      pages={image_contents.split_page(path)[0]: h.pages for path, h in headers.items() if h.pages > 1})
+      pages={image_files.file_of(path): h.pages for path, h in headers.items() if h.pages > 1})
 
 
 def range_line(preprocessing: Preprocessing, outside: float, deep: int) -> str:
@@ -129,7 +129,7 @@ def _look(path: str):
   """Reads a file's header and the digest of its contents, or returns why that cannot be done."""
   try:
     header = image_contents.contents(path)
-    file, _ = image_contents.split_page(path)
+    file = image_files.file_of(path)
     return header, hashlib.sha256(Path(file).read_bytes()).digest()
   except (ImageError, OSError) as e:
     return str(e)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from patchcore_jax import parallel
-from patchcore_jax.data import decoding, decoding_memory, image_files, preprocess
+from patchcore_jax.data import decoding, decoding_memory, image_files, image_finding, passed_by, preprocess
 from patchcore_jax.data.dataset import ArrayData, FileData
 from patchcore_jax.data.decoding import Decoded
 from patchcore_jax.data.folder import Example
@@ -85,9 +85,9 @@ def find_paths(images: Any) -> list[str]:
     ValueError: none, or something else than paths.
   """
   if isinstance(images, (str, os.PathLike)):
-    return image_files.find_images(images)
+    return image_finding.find_images(images)
   if isinstance(images, Sequence) and images and all(isinstance(p, (str, os.PathLike)) for p in images):
-    return image_files.with_pages(map(os.fspath, images))
+    return image_finding.with_pages(map(os.fspath, images))
   raise ValueError(f'{_WHAT}, got {_described(images)}.')
 
 
@@ -104,7 +104,7 @@ def warn_of_left_out(images: Any, taken: Any = None) -> None:
     taken: the folder in it that was taken, if not all.
   """
   if isinstance(images, (str, os.PathLike)) and not is_one(images):
-    for line in image_files.left_out(images, image_files.listed(taken or images).images):
+    for line in passed_by.left_out(images, image_files.listed(taken or images).images):
       warnings.warn(line, stacklevel=3)
 
 
@@ -150,7 +150,8 @@ def is_one(images: Any) -> bool:
   """
   if isinstance(images, (str, os.PathLike)):
     path = os.fspath(images)
-    return not (os.path.isdir(path) or image_files.is_pattern(path)) and image_files.pages_of(path) == [path]
+    several = os.path.isdir(path) or image_files.is_pattern(path)
+    return not several and image_finding.pages_of(path) == [path]
   if isinstance(images, np.ndarray):
     return images.ndim == 2 or images.ndim == 3 and images.shape[-1] == 3
   return isinstance(images, Image.Image)
@@ -178,7 +179,7 @@ def opened(
   elif isinstance(images, np.ndarray):
     images = as_colour(images[None] if is_one(images) else images)
   elif isinstance(images, (str, os.PathLike)):
-    images = [images] if is_one(images) else image_files.find_images(images)
+    images = [images] if is_one(images) else image_finding.find_images(images)
   elif not isinstance(images, Iterable):
     raise ValueError(f'{_WHAT}, got {_described(images)}.')
   with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
@@ -210,7 +211,7 @@ def _each_page(images: Iterable[Any]) -> Iterator[Any]:
   """Yields images, and for a file of several pages each of them."""
   for image in images:
     if isinstance(image, (str, os.PathLike)):
-      yield from image_files.pages_of(os.fspath(image))
+      yield from image_finding.pages_of(os.fspath(image))
     else:
       yield image
 

@@ -24,7 +24,15 @@ from PIL import Image
 
 from patchcore_jax import inspection
 from patchcore_jax.banks import provenance
-from patchcore_jax.data import arrivals, decoding, decoding_memory, image_files, preprocess
+from patchcore_jax.data import (
+  arrivals,
+  decoding,
+  decoding_memory,
+  image_files,
+  image_finding,
+  passed_by,
+  preprocess,
+)
 from patchcore_jax.data.image_files import shown
 from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.inspection.inspector import Scorer
@@ -164,7 +172,7 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
     arrivals.arriving(options.images, stop=threading.Event())  # says what is wrong with the folder
   else:
     paths, denied = _listed(options)
-    for line in (*image_files.origins(options.images, paths), *_passed_by(options)):
+    for line in (*passed_by.origins(options.images, paths), *_passed_by(options)):
       say(line)
   # It is tried now rather than after the long work.
   with answers.writing_to(options.out), predictions.claimed(options.out):
@@ -298,7 +306,7 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _listed(options):
   """Lists the images, and the folders that cannot be looked into."""
-  paths = list(_outside(options.out, image_files.find_images(options.images)))
+  paths = list(_outside(options.out, image_finding.find_images(options.images)))
   if not paths:
     raise ValueError(f'{options.images}: there are only pictures that an earlier run wrote to {options.out}.')
   return paths, image_files.listed(options.images).denied
@@ -309,7 +317,7 @@ def _arriving(options, stop, writer, say):
   for path in _outside(options.out, arrivals.arriving(
       options.images, stop=stop, seconds=options.watch_seconds or math.inf, notify=say)):
     try:
-      yield from [None] if path is None else image_files.pages_of(path)
+      yield from [None] if path is None else image_finding.pages_of(path)
     except ValueError as e:
       writer.add(Answer(path, error=str(e)))
 
@@ -317,7 +325,7 @@ def _arriving(options, stop, writer, say):
 def _passed_by(options):
   """Tells in lines what is no image to score."""
   try:
-    return image_files.passed_by(options.images, options.out)
+    return passed_by.passed_by(options.images, options.out)
   except OSError:
     return []  # a share that went away after its images were scored
 
