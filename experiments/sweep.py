@@ -26,7 +26,7 @@ from patchcore_jax import backbones
 from patchcore_jax.cli import terminal
 from patchcore_jax.data.folder import Category
 from patchcore_jax.evaluation import Settings
-from patchcore_jax.evaluation.data import load_categories
+from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.experiment import Experiment
 from patchcore_jax.evaluation.images import Features, Images
 from patchcore_jax.evaluation.networks import create, resolved
@@ -69,11 +69,15 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
   terminal.say(
       f'{len(names)} points, {len(groups)} of other images or networks; {len(categories)} categories; '
       f'results in {workdir}')
+  if line := passed_by(data):
+    terminal.notice(f'{line}.')
   for group in groups.values():  # whose points share images: these are looked at once
-    first, *others = (experiments[name] for name in group)
-    first.check(categories)
-    for other in others:
-      other.notes = first.notes
+    for category in categories:
+      todo = [experiments[name] for name in group if not experiments[name].has(category.name)]
+      for first in todo[:1]:
+        first.check([category])
+      for other in todo[1:]:
+        other.notes[category.name] = todo[0].notes[category.name]
   for category in categories:
     for group in groups.values():
       todo = [name for name in group if not experiments[name].has(category.name)]

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from experiments import mvtec, sweep, wiring
 from patchcore_jax.banks import store
 from patchcore_jax.data.folder import Example
-from patchcore_jax.evaluation import images
+from patchcore_jax.evaluation import checks, images
 from patchcore_jax.report import figures, per_image, runs
 from tests import conftest, plates
 
@@ -135,17 +135,19 @@ class TestSweep:
 
   def test_goes_on_after_what_is_finished(self, pristine, tmp_path, capsys, monkeypatch):
     config = plates.config(pristine, sweep=('seed=0', 'embedding.patch_size=1'))
-    read, calls = images.Features.__init__, []
+    read, calls, looked_at = images.Features.__init__, [], []
+    monkeypatch.setattr(checks, 'notes', lambda category, settings: looked_at.append(category.name) or [])
     monkeypatch.setattr(images.Features, '__init__', lambda *a, **k: (calls.append(1), read(*a, **k))[1])
     sweep.run(config, tmp_path / 'run')
     before = plates.results(tmp_path / 'run/embedding.patch_size=1')
     assert len(calls) == 2  # once for each category
     capsys.readouterr()
     sweep.run(config, tmp_path / 'run')
-    assert len(calls) == 2
+    assert len(calls) == len(looked_at) == 2
     shutil.rmtree(tmp_path / 'run/embedding.patch_size=1')
     sweep.run(config, tmp_path / 'run')
     assert plates.results(tmp_path / 'run/embedding.patch_size=1') == before
+    assert len(looked_at) == 4  # though one of the points had both categories
 
   def test_only(self, pristine, tmp_path):
     config = plates.config(
