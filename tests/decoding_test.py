@@ -39,6 +39,12 @@ def _decode(data, preprocessing=RANGE):
 
 class TestValueRange:
 
+  @pytest.mark.parametrize('dtype, settings, full_range', [
+      (np.uint16, RANGE, False), (np.uint16, Preprocessing(), True), (np.uint8, Preprocessing(), False)])
+  def test_values_without_a_range_are_marked(self, dtype, settings, full_range):
+    for shape in ((4, 5), (4, 5, 3)):
+      assert _decode(tiff.tiff([np.full(shape, 7, dtype)]), settings).full_range == full_range
+
   @pytest.mark.parametrize('form', ['png', 'tif', 'float', 'pgm'])
   def test_gray(self, form):
     values = RNG.integers(900, 3650, (11, 14))
@@ -48,7 +54,7 @@ class TestValueRange:
       Image.fromarray(values.astype(np.float32)).save(file, 'TIFF')
     else:
       Image.fromarray(values.astype(np.uint16)).save(file, {'pgm': 'PPM', 'tif': 'TIFF'}.get(form, 'PNG'))
-    image, outside = _decode(file.getvalue())
+    image, outside, _ = _decode(file.getvalue())
     np.testing.assert_array_equal(np.asarray(image), np.repeat(_scaled(values)[..., None], 3, axis=2))
     assert outside == pytest.approx(((values < 1000) | (values > 3550)).mean()) and outside > 0
 
@@ -60,7 +66,7 @@ class TestValueRange:
         'png': lambda: _png(values, 2), 'tif': lambda: tiff.tiff([values], deflate=True, rows=4),
         'ppm': lambda: b'P6 14 11 65535\n' + values.astype('>u2').tobytes(),
         'plain': lambda: b'P3 # a comment\n14 11 65535\n' + b' '.join(b'%d' % v for v in values.flat)}[form]()
-    image, outside = _decode(data)
+    image, outside, _ = _decode(data)
     np.testing.assert_array_equal(np.asarray(image), _scaled(values))
     assert outside == pytest.approx(((values < 1000) | (values > 3550)).any(axis=-1).mean())
 
@@ -72,14 +78,14 @@ class TestValueRange:
   def test_files_of_8_bits_have_none(self):
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, 'PNG')
-    image, outside = _decode(file.getvalue())
+    image, outside, _ = _decode(file.getvalue())
     np.testing.assert_array_equal(np.asarray(image), RGB)
     assert outside == 0
 
   def test_what_is_no_number_lies_outside(self):
     values = np.full((4, 5), 2000, np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
-    image, outside = _decode(tiff.tiff([values]))
+    image, outside, _ = _decode(tiff.tiff([values]))
     assert outside == pytest.approx(3 / 20)
     assert np.asarray(image)[0, :4, 0].tolist() == [0, 255, 0, 100]
 
@@ -93,7 +99,7 @@ class TestValueRange:
 
   def test_large_images_are_scaled_in_parts(self):
     values = RNG.integers(900, 3650, (1100, 1000)).astype(np.uint16)  # more than a block
-    image, _ = decoding.convert(Image.fromarray(values), RANGE)
+    image = decoding.convert(Image.fromarray(values), RANGE).image
     np.testing.assert_array_equal(np.asarray(image)[..., 0], _scaled(values))
 
   @pytest.mark.parametrize('orientation', range(1, 9))
@@ -186,7 +192,7 @@ class TestBands:
   def test_three_are_chosen(self, dtype, planar):
     values = RNG.integers(0, 256, (5, 6, 6)).astype(dtype)
     settings = Preprocessing(bands=(6, 2, 2), value_range=(0.0, 255.0))
-    image, _ = _decode(tiff.tiff([values], planar=planar), settings)
+    image, *_ = _decode(tiff.tiff([values], planar=planar), settings)
     np.testing.assert_array_equal(np.asarray(image), values[..., [5, 1, 1]])
 
   def test_of_files_with_fewer(self):
@@ -200,7 +206,7 @@ class TestBands:
 
   def test_gray_with_three_samples_is_a_colour_image(self):
     values = RNG.integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    image, _ = _decode(tiff.tiff([values], photometric=1, extra=[0, 0]))
+    image, *_ = _decode(tiff.tiff([values], photometric=1, extra=[0, 0]))
     np.testing.assert_array_equal(np.asarray(image), values)
 
 

@@ -434,7 +434,7 @@ class Checker:
     before, began = _status('VmRSS'), time.process_time()  # others may be at work on the machine
     outcome, error = 'read', None
     try:
-      image, outside = decoding.decode(name, preprocessing, lambda _: data, max_pixels=MAX_PIXELS)
+      image, outside, _ = decoding.decode(name, preprocessing, lambda _: data, max_pixels=MAX_PIXELS)
       if not 0 <= outside <= 1:
         error = f'{outside} of the pixels lie outside of the range'
       if image_contents.contents(name, lambda _: data).size != image.size:

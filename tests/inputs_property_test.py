@@ -94,7 +94,7 @@ def _preprocessing(rng, kind, sizes):
 def _input(path, preprocessing):
   """What the network sees: the same when fitting and when inspecting."""
   pixels, _ = preprocess.load(Example(path, (), 0, '', 'good'), preprocessing)
-  ((_, (image, outside)),) = inputs.opened([path], preprocessing)
+  ((_, (image, outside, _)),) = inputs.opened([path], preprocessing)
   np.testing.assert_array_equal(np.asarray(preprocess.transform(image, preprocessing)), pixels)
   return pixels, image.size[::-1], outside
 
@@ -175,5 +175,5 @@ def test_values_outside_of_the_range_are_told(dtype, tmp_path):
   pixels[:3, :5] = 120
   drawn_files.write(tmp_path / 'a.tif', drawn_files.Kind('.tif', dtype, 1), [pixels])
   for span, share in (((100.0, 120.0), 0), ((100.0, 119.0), 0.15), ((110.0, 119.0), 1.0)):
-    *_, outside = _input(str(tmp_path / 'a.tif'), Preprocessing((), crop=(), value_range=span))
+    _, _, outside = _input(str(tmp_path / 'a.tif'), Preprocessing((), crop=(), value_range=span))
     assert outside == pytest.approx(share)

@@ -1,6 +1,7 @@
 """The range of values: measured over training images, kept with the model, and what lies outside of it."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from patchcore_jax.data import decoding, survey, value_range
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
 from patchcore_jax.data.image_errors import ImageError
+from patchcore_jax.inspection import image_sizes
 from patchcore_jax.inspection.acceptance import NotAccepted
 from patchcore_jax.settings import Preprocessing
-from tests import small, tiff
+from tests import command, serve_test, small, tiff
 
 RNG = np.random.default_rng(0)
 
@@ -178,6 +180,21 @@ class TestModel:
     (found,) = again.inspect(root / 'hot')
     assert found.anomalous and found.outside_range == pytest.approx(100 / 64**2)
     assert 'outside of the value range' in found.reason
+
+  def test_deep_files_are_told_of_where_the_model_knows_no_range(self, root, tmp_path):
+    eight = np.random.default_rng(0).integers(0, 256, (6, 64, 64), np.uint8)
+    _files(tmp_path / 'eight', eight)
+    command.done('fit', tmp_path / 'eight', '--out', tmp_path / 'bank', *command.flags())
+    said = command.done('predict', tmp_path / 'bank', root / 'good', '--out', tmp_path / 'out')
+    assert said.count(image_sizes.FULL_RANGE) == 1  # of two
+    rows = (tmp_path / 'out/predictions.jsonl').read_text().splitlines()
+    assert [image_sizes.FULL_RANGE in json.loads(row)['note'] for row in rows] == [True, True]
+    inspector = pc.load(tmp_path / 'bank')
+    assert all(image_sizes.FULL_RANGE in found.note for found in inspector.inspect(root / 'good'))
+    assert not any(found.note for found in inspector.inspect(tmp_path / 'eight'))
+    with serve_test.running(inspector) as address:
+      _, _, answer = serve_test.ask(address, body=sorted((root / 'good').iterdir())[0].read_bytes())
+    assert image_sizes.FULL_RANGE in answer['note']
 
   def test_values_beyond_it_are_asked_about(self, root, inspector):
     """Also where the score says nothing."""

@@ -30,10 +30,12 @@ class Decoded(NamedTuple):
   Attributes:
     image: mode 'RGB', upright.
     outside: the share of its pixels whose value lies outside of the value range, 0 to 1; 0.0 for 8-bit files.
+    full_range: whether values of more than 8 bits were read without such a range, from 0 to 65535.
   """
 
   image: Image.Image
-  outside: float
+  outside: float = 0.0
+  full_range: bool = False
 
 
 def decode(
@@ -61,7 +63,7 @@ def decode(
     image = source.image
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # otherwise a copy even of what stands upright
-    return Decoded(_flat_colours(image, preprocessing), 0.0)
+    return Decoded(_flat_colours(image, preprocessing), full_range=source.contents.deep)
 
 
 def read_image(
@@ -82,7 +84,7 @@ def convert(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
   _check_bands('The image', source.contents, preprocessing)
   if image_values.are_needed(source, preprocessing):
     return _scaled('The image', source, preprocessing)
-  return Decoded(_flat_colours(image, preprocessing), 0.0)
+  return Decoded(_flat_colours(image, preprocessing), full_range=source.contents.deep)
 
 
 def blocks(
@@ -215,7 +217,9 @@ def _scaled(path, source: Source, preprocessing: Preprocessing) -> Decoded:
   if row != stored[1]:
     raise ValueError('rows are missing')
   image = Image.fromarray(result if coloured else result[..., 0]).convert('RGB')
-  return Decoded(turned(image, image_values.still_to_turn(source)), outside / (stored[0] * stored[1]))
+  return Decoded(
+      turned(image, image_values.still_to_turn(source)), outside / (stored[0] * stored[1]),
+      contents.deep and not preprocessing.value_range)
 
 
 def _in_range(values: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:

@@ -112,7 +112,8 @@ def _plain(value: Any) -> Any:
 
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
-    threshold: float | None = None, path: str = '', outside: float = 0.0, min_area: float = 0) -> Finding:
+    threshold: float | None = None, path: str = '', outside: float = 0.0, full_range: bool = False,
+    min_area: float = 0) -> Finding:
   """Makes the `Finding` of image i of a batch.
 
   Args:
@@ -121,6 +122,7 @@ def find(
     threshold: threshold of scores, in place of the model's.
     outside: share of the image's pixels that lie outside of the value range (`decoding.Decoded`). More than
       in any training image is anomalous, whatever the score.
+    full_range: see `decoding.Decoded`; it becomes part of the note.
     min_area: regions of fewer pixels of the original are ignored. An image whose regions all are is good,
       whatever the score.
   """
@@ -137,7 +139,9 @@ def find(
       calibration.p_value(found, score) if found else None,
       None if threshold is None else score >= threshold,
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
-      note=image_sizes.remark(original_size[::-1], description), path=path)
+      note='; '.join(filter(None, (
+          image_sizes.remark(original_size[::-1], description), full_range and image_sizes.FULL_RANGE))),
+      path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
   usual = description.outside_range
@@ -216,14 +220,14 @@ def findings(
   def prepared(decoded):
     """Keeps of an image what the network sees of it; the original may be large."""
     pixels = np.asarray(preprocess.transform(decoded.image, inspector.preprocessing))
-    return pixels, decoded.image.size[::-1], decoded.outside
+    return pixels, decoded.image.size[::-1], decoded._replace(image=None)
 
   def batches():
     waiting = []
-    for number, (path, (pixels, original, outside)) in enumerate(inputs.opened(
+    for number, (path, (pixels, original, decoded)) in enumerate(inputs.opened(
         images, inspector.preprocessing, max_pixels=max_pixels, then=prepared)):
       check_size(inspector, pixels.shape[:2])
-      known[number] = path, original, outside
+      known[number] = path, original, decoded
       waiting.append((number, pixels))
       if len(waiting) == size:
         yield _batch(waiting, size)
@@ -233,8 +237,10 @@ def findings(
 
   for index, scores in predict(inspector, batches()):
     for i, number in enumerate(index):
-      path, original, outside = known.pop(int(number))
-      yield find(inspector, scores, i, original, path=path, outside=outside, min_area=min_area)
+      path, original, decoded = known.pop(int(number))
+      yield find(
+          inspector, scores, i, original, path=path, outside=decoded.outside, full_range=decoded.full_range,
+          min_area=min_area)
 
 
 def _batch(images, size) -> Batch:

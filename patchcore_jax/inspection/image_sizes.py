@@ -26,6 +26,7 @@ _ODD_ASPECT, _ODD_AREA = 1.5, 4.0
 _OTHER_ASPECT = 1.1
 _MULTIPLE = 32  # what a ResNet's deepest layer divides an image by
 _SHOWN = 5  # names, and shares, in a message
+FULL_RANGE = 'values of more than 8 bits are read from 0 to 65535, because the model knows no range of them'
 _LEAST = 0.005  # a share that is worth a line: less would be written as 0 %
 
 
@@ -190,12 +191,22 @@ class Remarks:
 
   def __init__(self, description: Description, say: Callable[[str], None]):
     self._description, self._say = description, say
-    self._shares, self._others, self._lock = set(), False, threading.Lock()
+    self._shares, self._others, self._deep, self._lock = set(), False, False, threading.Lock()
 
-  def see(self, size: Size, not_inspected: float, name: str) -> None:
-    """Takes notice of an image: its size, the share of it that is not inspected, and its name."""
+  def see(self, size: Size, not_inspected: float, name: str, *, full_range: bool = False) -> None:
+    """Takes notice of an image.
+
+    Args:
+      size: (width, height) of the original.
+      not_inspected: the share of it that is not inspected, 0 to 1.
+      name: what it is called.
+      full_range: see `decoding.Decoded`.
+    """
     with self._lock:
       self._see(size, not_inspected, name)
+      if full_range and not self._deep:
+        self._deep = True
+        self._say(f'{name}: {FULL_RANGE}. Its scores may mean less; this is said once')
 
   def _see(self, size, not_inspected, name):
     share = _percent(not_inspected)

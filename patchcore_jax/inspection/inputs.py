@@ -224,7 +224,7 @@ def _open(image, preprocessing, max_pixels, then) -> tuple[str, Any]:
   if isinstance(image, Image.Image):
     return '', then(decoding.convert(image, preprocessing))
   if isinstance(image, np.ndarray):
-    return '', then(Decoded(Image.fromarray(as_colour(image[None])[0]), 0.0))
+    return '', then(Decoded(Image.fromarray(as_colour(image[None])[0])))
   raise ValueError(f'An image: expected a path or a uint8 array, got {_described(image)}.')
 
 

@@ -128,7 +128,9 @@ class Answers:
         self._pictures = page.keep(self._pictures, self.threshold, _GALLERY)
     self._say(place + line_of(answer), loud=bool(answer.error or anomalous))
     if answer.finding is not None:
-      self._remarks.see(answer.finding.image_size, answer.finding.not_inspected, shown(answer.path))
+      self._remarks.see(
+          answer.finding.image_size, answer.finding.not_inspected, shown(answer.path),
+          full_range=image_sizes.FULL_RANGE in answer.finding.note)
 
   def report(self, facts: tuple[tuple[str, str], ...], notes: Sequence[str] = ()) -> Path:
     """Writes report.html, with `facts` at the top, and `notes` beside its own."""

@@ -135,7 +135,7 @@ class Summary(NamedTuple):
 
 
 class Loaded(NamedTuple):
-  """An image file, its (height, width), upright, and the share of it outside of the value range.
+  """An image file, its (height, width), upright, and how its values were read (`decoding.Decoded`).
 
   `image` is None where it is so large that it is decoded again when it is drawn; `error` says why there is
   nothing else.
@@ -146,6 +146,7 @@ class Loaded(NamedTuple):
   image: Image.Image | None = None
   pixels: np.ndarray | None = None
   outside: float = 0.0
+  full_range: bool = False
   error: str | None = None
 
 
@@ -257,7 +258,7 @@ def read(path: str, inspector: Inspector, max_pixels: int | None = None) -> Load
   """Decodes and preprocesses an image. What is wrong with the file is part of the answer."""
   try:
     with decoding_memory.one_at_a_time():
-      image, outside = decoding.decode(path, inspector.preprocessing, max_pixels=max_pixels)
+      image, outside, full_range = decoding.decode(path, inspector.preprocessing, max_pixels=max_pixels)
       pixels, size = np.asarray(preprocess.transform(image, inspector.preprocessing)), image.size[::-1]
       if size[0] * size[1] > _KEPT_PIXELS:
         image = None  # before the next large one has its turn
@@ -265,7 +266,7 @@ def read(path: str, inspector: Inspector, max_pixels: int | None = None) -> Load
   except (ValueError, MemoryError) as e:
     message = str(e) or 'it does not fit into memory.'
     return Loaded(path, error=message if path in message else f'{path}: {message}')
-  return Loaded(path, size, image, pixels, outside)
+  return Loaded(path, size, image, pixels, outside, full_range)
 
 
 def read_ahead(
@@ -384,7 +385,7 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
     with decoding_memory.one_at_a_time(math.prod(loaded.size)):
       finding = inspection.find(
           inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
-          min_area=options.min_area)
+          full_range=loaded.full_range, min_area=options.min_area)
       image = loaded.image
       if image is None:
         try:

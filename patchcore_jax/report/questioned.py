@@ -32,9 +32,10 @@ def page_of_files(
   score, thumbnails = scorer(inspector, 1), provenance.thumbnails(inspector.model)
   pictures = []
   for asked in questioned[:_MOST]:
-    image, outside = decoding.decode(asked.name, inspector.preprocessing)
+    image, outside, full_range = decoding.decode(asked.name, inspector.preprocessing)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
-    finding = find(inspector, score(pixels[None]), 0, image.size[::-1], outside=outside)
+    finding = find(
+        inspector, score(pixels[None]), 0, image.size[::-1], outside=outside, full_range=full_range)
     place = placement.placement(image.height, image.width, inspector.preprocessing)
     whole = None if finding.map is None else placement.to_original(finding.map, place)
     limits = colours.limits(inspector, None) or (

@@ -140,6 +140,7 @@ class _Decoded(NamedTuple):
   size: tuple[int, int]  # (height, width) as it came, upright
   pixels: np.ndarray  # [h, w, 3] uint8, as the network sees it
   outside: float  # share of it outside of the value range
+  full_range: bool  # see `decoding.Decoded`
   shown: Image.Image | None  # made smaller, to draw the map on
 
 
@@ -319,7 +320,7 @@ class _Service:
           422, 'several_pages', f'The image has {pages} pages, and one is inspected at a time: send a '
           f'request for each, with ?page=1 to ?page={pages}.', pages=pages)
     try:
-      image, outside = decoding.decode(
+      image, outside, full_range = decoding.decode(
           name, self._inspector.preprocessing, lambda _: body, max_pixels=self._options.max_pixels)
     except TooManyPixelsError as e:
       raise RequestError(413, 'too_many_pixels', _sentence(e)) from e
@@ -335,16 +336,18 @@ class _Service:
     except ValueError as e:
       raise RequestError(422, 'wrong_size', _sentence(e)) from e
     shown = pictures.made_smaller(image) if wanted['map'] == 'png' else None
-    return _Decoded((image.height, image.width), pixels, outside, shown)
+    return _Decoded((image.height, image.width), pixels, outside, full_range, shown)
 
   def _answer(self, decoded: _Decoded, scores, i: int, wanted: dict[str, str]) -> bytes:
     """Writes the answer to one image: its finding and the pictures that are wanted, as JSON."""
     inspector = self._inspector
     min_area = self._options.min_area
     found = inspection.find(
-        inspector, scores, i, decoded.size, outside=decoded.outside, min_area=min_area)
+        inspector, scores, i, decoded.size, outside=decoded.outside, full_range=decoded.full_range,
+        min_area=min_area)
     self.meters.decisions.labels(found.decision or 'none').inc()
-    self._remarks.see(found.image_size, found.not_inspected, 'a request')
+    self._remarks.see(
+        found.image_size, found.not_inspected, 'a request', full_range=decoded.full_range)
     answer = found.to_json()
     if found.nearest is not None:
       # The name is enough: where the training images lay does not concern those who send images.
