@@ -3,9 +3,10 @@
     python -m experiments.benchmark --subject=coreset
     python -m experiments.benchmark --subject=neighbors --config=configs/wrn50.py \\
         --config.data.root=PATH --config.data.categories=screw
+    python -m experiments.benchmark --subject=own_images --root=PATH --category=transistor
 
-Subjects: coreset, neighbors, backbone, predict, fit, memory. Prints a Markdown table: medians, the
-range, how many times our median each takes, and the share of what the machine can do at all (the time
+Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images. Prints a Markdown table: medians,
+the range, how many times our median each takes, and the share of what the machine can do at all (the time
 in which it could do the products, and read and write what must be, by the time taken). With --config,
 features of real images (of the config's first category) are measured too. Everything runs on the device
 that JAX runs on: on a GPU torch's side does so too. Alternatives that are not installed are named and
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import alternatives, cli, entries, timing, wiring
+from experiments import alternatives, cli, entries, own_images, timing, wiring
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
@@ -34,15 +35,18 @@ from patchcore_jax.evaluation.data import load_categories
 from patchcore_jax.evaluation.images import data_of
 from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.search import coreset
-from patchcore_jax.settings import EmbeddingSpec
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec
 
 cli.key_flags('config')
 
 _SUBJECT = flags.DEFINE_enum(
-    'subject', None, ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory'], 'What to measure.')
+    'subject', None, ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images'],
+    'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
 _SIZES = flags.DEFINE_list('sizes', ['10000', '30000', '100000', '300000', '1000000'], 'Points of coresets.')
-_RATIO = flags.DEFINE_float('ratio', 0.01, 'Of made coresets, and of `memory`.')
+_RATIO = flags.DEFINE_float(
+    'ratio', 0.01, 'Of made coresets, and of `memory`, where 0 is for a bank of 10,000 patches.')
+_CORESET_METHOD = flags.DEFINE_enum('coreset_method', 'greedy', ['greedy', 'merge_reduce'], 'Of `memory`.')
 _WHOLE = flags.DEFINE_bool(
     'whole', False, 'coreset: run alternatives to the end. Else their first steps are measured, and '
     'scaled up: every step costs the same.')
@@ -51,13 +55,17 @@ _BATCH = flags.DEFINE_integer('batch', 8, 'Images at a time.')
 _TORCH_COMPILE = flags.DEFINE_bool('torch_compile', False, 'backbone, on a GPU: torch.compile too.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
+_ROOT = flags.DEFINE_string('root', '', 'own_images: a folder in MVTec layout; the built-in data without it.')
+_CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images`.')
+_NETWORKS = flags.DEFINE_list(
+    'networks', [checkpoints.BUILT_IN, 'efficientnet_lite0.imagenet'], 'Backbones of `own_images`.')
+_SEEDS = flags.DEFINE_integer('seeds', 10, 'Fits of `own_images` with each backbone.', lower_bound=1)
 
 _FIRST_STEPS = 200  # of alternatives on a CPU; a GPU does more in the same time
 
 
 def main(_) -> None:
-  needs_memory = _SUBJECT.value == 'memory'
-  limits = None if needs_memory else timing.limits()
+  limits = None if _SUBJECT.value in ('memory', 'own_images') else timing.limits()  # which take memory
   for line in globals()['measure_' + _SUBJECT.value](limits):
     print(line, flush=True)
   print(machine(limits))
@@ -248,7 +256,7 @@ def _torch_fit(network, data):
 def measure_memory(_) -> Iterator[str]:
   """Measures what a fit of many images takes; their features are made, so that all of it is the fit's."""
   plans, stages, began = [], {}, time.perf_counter()
-  detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1))
+  detector = PatchCore(_RATIO.value, EmbeddingSpec('mean', 1), CoresetSpec(_CORESET_METHOD.value))
 
   def progress(stage, done, total):
     if done == total:
@@ -259,12 +267,13 @@ def measure_memory(_) -> Iterator[str]:
     model = detector.fit(
         ArrayData(_Pictures(), _BATCH.value), (_made_backbone(),), Run(
             progress=progress, notify=plans.append, memory_gb=_MEMORY_GB.value, scratch=scratch))
-  (plan,), dim = plans, model.arrays['embeddings'].shape[1]
+  (plan, *told), dim = plans, model.arrays['embeddings'].shape[1]
   print(file=sys.stderr)
   yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
-         f'fit.memory_gb={_MEMORY_GB.value:g}\n')
+         f'coreset.method={_CORESET_METHOD.value}, fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
   yield f'| said before | {plan} |'
+  yield from (f'| said later | {line} |' for line in told)
   yield f'| peak of the process | {disk_arrays.peak_bytes() / 1e9:.2f} GB |'
   yield f'| embeddings alone | {4 * model.description.num_patches * dim / 1e9:.1f} GB |'
   for stage, until in stages.items():
@@ -290,16 +299,30 @@ def _made_backbone():
 
 
 class _Pictures:
-  """Stands for an array of many images, which are drawn when they are read."""
+  """Stands for an array of many images, or some of them, which are drawn when they are read."""
 
-  def __init__(self):
-    self.shape = (_NUM_IMAGES.value, _SIZE.value, _SIZE.value, 3)
+  def __init__(self, positions=None):
+    self._positions = np.arange(_NUM_IMAGES.value) if positions is None else positions
+    self.shape = (len(self._positions), _SIZE.value, _SIZE.value, 3)
 
   def __len__(self):
     return self.shape[0]
 
   def __getitem__(self, positions):
-    return entries.pictures(len(positions), self.shape[1], seed=int(positions[0]))
+    return _Pictures(self._positions[positions])
+
+  def __array__(self, dtype=None, copy=None):
+    return entries.pictures(len(self), _SIZE.value, seed=int(self._positions[0])).astype(dtype or np.uint8)
+
+
+# Own images.
+
+
+def measure_own_images(_) -> Iterator[str]:
+  """Measures fits of a part by the defaults of `patchcore fit`, and what the models find."""
+  yield from own_images.measure(
+      _ROOT.value, _CATEGORY.value, _NETWORKS.value, _SEEDS.value,
+      cache=flags.FLAGS.compilation_cache)
 
 
 # Inputs.

@@ -8,10 +8,18 @@ Shafer, "Algorithmic Learning in a Random World", 2005; for anomaly detection: L
 calibration together.
 
 With images held out of the bank that is exact. With cross-fitted scores of the training images themselves
-(`Detector.fit_and_cross_score`), each is scored against a bank of the others: somewhat smaller
-than the one in use, and a smaller bank gives larger scores, which errs towards fewer alarms. Without that,
-what is proven of the like scheme for regression is about twice the rate (Barber, Candes, Ramdas and
-Tibshirani, "Predictive inference with the jackknife+", 2021).
+(`Detector.fit_and_cross_score`), each is scored against a bank of the others, and a new image against the
+bank of all. What is proven of such a scheme is CV+ (Barber, Candes, Ramdas and Tibshirani, "Predictive
+inference with the jackknife+", 2021, theorem 4): where a is the rate above, K the number of folds, and a new
+image is compared with each score by that score's own bank, it alarms with a probability of at most 2 a, and
+min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)) more. Where the bank in use holds all patches of the folds'
+banks (a ratio of 1), no score against it is larger than against theirs, so that the same holds. A selected
+bank does not hold theirs; it is larger, and as a rule nearer to a new image, which nothing proves. What
+`experiments.thresholds` measured is close to a, not to 2 a (docs/own_images.md).
+
+One partition into folds is used. The mean of an image's scores over several partitions is no score that a
+new image could have: it has lost the part of the spread that comes from the bank, which the score of a new
+image still has, so that thresholds come out too low.
 
 Neither holds if images to come differ from these: another lamp, another batch of material, or, for
 cross-fitting, bursts of nearly equal images, which vouch for each other.
