@@ -122,7 +122,7 @@ def run(
     with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(
           detector, data, networks, Run(
-              progress=_with_estimate(progress, data.batch_size, calibrate.folds),
+              progress=progress if detector.has_coreset else _with_estimate(progress, calibrate.folds),
               notify=lambda plan: terminal.say(f'bank: {plan}'), seed=seed, memory_gb=fit_spec.memory_gb,
               scratch=scratch, keep_images=fit_spec.keep_images,
               several_processes=jax.process_count() > 1),
@@ -216,32 +216,27 @@ def _some(paths):
   return ', '.join(paths[:_SHOWN]) + more
 
 
-def _with_estimate(progress, batch_size, folds):
-  """Makes `progress` tell how long it takes: the network, by its second batch, because the first compiles.
+def _with_estimate(progress, folds):
+  """Makes `progress` tell, by the second batch, how long a method takes that has no estimate of its own.
 
-  Then the thresholds, for which as many banks are selected again, each from most of the images.
+  The first batch compiles. For thresholds all images pass through the network once more for each fold: some
+  are learnt from, and the others scored.
   """
-  batches, selecting = [], time.monotonic()
+  batches = []
 
   def update(stage, done, total):
-    nonlocal selecting
     progress(stage, done, total)
-    now = time.monotonic()
-    if stage == 'embed' and len(batches) < 2:
-      batches.append(now)
-      if len(batches) == 2 and done < total:
-        _say_time((total - done) * (batches[1] - batches[0]) / batch_size, 'for the network; selection and '
-                  'thresholds come after')
-    if stage in ('embed', 'project'):
-      selecting = now
-    if stage == 'coreset' and done == total and folds:
-      # Of n points it takes about n^1.5 as long.
-      _say_time(folds * (1 - 1 / folds) ** 1.5 * (now - selecting), 'or more for the thresholds')
+    if stage != 'embed' or len(batches) > 1:
+      return
+    batches.append((time.monotonic(), done))
+    if len(batches) == 2:
+      (first, before), (second, after) = batches
+      image = (second - first) / max(1, after - before)
+      seconds = (total - done) * image + folds * total * image
+      if seconds >= _LONG:
+        terminal.say(
+            f'about {datetime.timedelta(seconds=round(seconds))} from here, or more: '
+            f'network {(total - done) * image:.0f} s' + (
+                f', thresholds {folds * total * image:.0f} s' if folds else ''))
 
   return update
-
-
-def _say_time(seconds, what):
-  """Says how long something takes, if that is long."""
-  if seconds >= _LONG:
-    terminal.say(f'about {datetime.timedelta(seconds=round(seconds))} {what}')

@@ -25,7 +25,8 @@ def fit(
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
     preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
     accept: str | Sequence[str] = (), max_megapixels: float | None = None,
-    progress: Callable[[str, int, int], None] | None = None) -> Inspector:
+    progress: Callable[[str, int, int], None] | None = None,
+    notify: Callable[[str], None] | None = None) -> Inspector:
   """Learns what good parts look like, and where the threshold to the others lies.
 
   Args:
@@ -46,6 +47,7 @@ def fit(
     max_megapixels: files of more pixels are refused before they are decoded; None for the default of
       `settings.DataSpec`.
     progress: called with (stage, done, total).
+    notify: called with lines such as the plan of the memory, and how long the fit will take.
 
   Raises:
     NotAccepted: files whose size is far from that of the rest.
@@ -81,7 +83,8 @@ def fit(
       images, preprocessing, batch_size, **({} if not of_files else {
           'paths': given, 'original_size': image_sizes.usual(sizes.values()),
           'max_pixels': settings.max_pixels(max_megapixels)}))
-  run = Run(seed=seed, keep_images=True, **({'progress': progress} if progress else {}))
+  told = {'progress': progress, 'notify': notify}
+  run = Run(seed=seed, keep_images=True, **{name: call for name, call in told.items() if call})
   where = f' of {images}' if isinstance(images, (str, Path)) else ''
   return fit_data(detector or PatchCore(ratio=0), data, networks, run, calibrate=rate, source=where)
 

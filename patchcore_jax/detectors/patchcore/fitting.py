@@ -18,8 +18,9 @@ from patchcore_jax.banks.model import Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Data, Run
-from patchcore_jax.detectors.patchcore import fit_plan
+from patchcore_jax.detectors.patchcore import fit_plan, fit_rates
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
+from patchcore_jax.detectors.patchcore.fit_time import Work
 from patchcore_jax.detectors.patchcore.scores import embed_fn_of
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.search import coreset, k_center, neighbors
@@ -57,7 +58,7 @@ def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run
   embeddings stay where they are made, and the selection runs over all devices. Arrays for which
   `run.memory_gb` is not enough lie in files without a name in `run.scratch`, which vanish with the process.
   The stages of the progress are 'embed', 'project' and 'coreset'; `run.notify` is told the plan of the memory
-  before the long work.
+  before the long work, and after a few batches how long all of it takes.
 
   Returns:
     A model of the arrays
@@ -119,14 +120,17 @@ def fit_and_use(
   plan = _plan(
       backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
   run.notify(str(plan))
+  tell = fit_rates.Teller(
+      run, _work(detector, plan, counts(num_images, joint), patches, dim, folds, len(first.image)),
+      sample=lambda: _embedded(backbone, first, embedding), num_neighbors=detector.scoring.num_neighbors)
   allocate = functools.partial(disk_arrays.allocate, folder=run.scratch or tempfile.gettempdir())
   if plan.embeddings_on_device:
     embeddings, num_images = _embed_on_device(
-        (num_images, *grid, dim), backbone, batches, embedding, run.progress)
+        (num_images, *grid, dim), backbone, batches, embedding, tell)
     points = embeddings.points
   else:
     embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
-    num_images = _embed_into(embeddings, backbone, batches, embedding, run.progress)
+    num_images = _embed_into(embeddings, backbone, batches, embedding, tell)
     points = disk_arrays.view(embeddings, (num_images * patches, dim))
   images = counts(num_images, joint)
   points_dim = _projection_dim(detector.coreset, patches * images)
@@ -251,6 +255,21 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
       base_bytes=disk_arrays.resident_bytes(), batch_bytes=batch_bytes,
       device_bytes=memory.get('bytes_limit') if memory else None, num_devices=jax.local_device_count(),
       folds=folds, may_stream=len(num_patches) == 1)
+
+
+def _work(detector, plan, images, patches, dim, folds, batch_size):
+  """Says what a fit of `images` [p] of each process has to do, for an estimate of its time."""
+  return Work(
+      int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
+      folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
+      num_devices=len(images) * jax.local_device_count())
+
+
+def _embedded(backbone, batch, embedding):
+  """Embeds the images of one batch: [b, rows, columns, d]."""
+  (_, values), = streaming.stream(
+      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), [batch])
+  return values[batch.valid]
 
 
 def _projection_dim(spec, counts):

@@ -1,0 +1,92 @@
+"""Tests of what a fit says of its time before the long work begins."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from patchcore_jax.detectors import Run
+from patchcore_jax.detectors.patchcore import fit_rates, fit_time
+from patchcore_jax.detectors.patchcore.fit_time import FitTime, Rates, Work
+
+WORK = Work(213, 784, 1024, 128, 10_000, folds=5)
+
+
+class TestEstimate:
+
+  @pytest.mark.parametrize('more', [
+      {'num_images': 400}, {'patches': 3136}, {'num_selected': 20_000}, {'folds': 10}, {'stream': True}])
+  def test_more_work_takes_longer(self, more):
+    more = fit_time.estimate(dataclasses.replace(WORK, **more), Rates())
+    assert more.total > 1.1 * fit_time.estimate(WORK, Rates()).total
+
+  @pytest.mark.parametrize('name', [field.name for field in dataclasses.fields(Rates)])
+  def test_a_slower_machine_takes_longer(self, name):
+    slower = dataclasses.replace(Rates(), **{name: 2 * getattr(Rates(), name)})
+    assert fit_time.estimate(WORK, slower).total > fit_time.estimate(WORK, Rates()).total
+
+  def test_stages_are_what_is_done(self):
+    found = fit_time.estimate(WORK, Rates(image=0.1), images_left=13)
+    assert found.embedding == pytest.approx(1.3)
+    assert found.total == found.embedding + found.selection + found.thresholds
+    assert fit_time.estimate(dataclasses.replace(WORK, folds=0), Rates()).thresholds == 0
+    assert fit_time.estimate(dataclasses.replace(WORK, greedy=False), Rates()).selection == 0
+
+  def test_folds_take_about_as_many_selections(self):
+    """Each is of four fifths of the points, for four fifths of the bank."""
+    rates = Rates(pair=0, row=0, compile_selection=0, compile_search=0)
+    found = fit_time.estimate(WORK, rates)
+    assert 0.6 * 5 < found.thresholds / found.selection < 5
+
+  def test_folds_of_one_size_are_compiled_once(self):
+    compiling = Rates(0, 0, 0, 0, 0, 0, compile_selection=1, compile_search=0)
+    steps = fit_time.estimate(dataclasses.replace(WORK, num_images=210), compiling)
+    assert steps.thresholds == pytest.approx(1)
+    assert fit_time.estimate(WORK, compiling).thresholds == pytest.approx(2)  # 43 and 42 images
+
+  def test_several_devices_are_faster(self):
+    work = dataclasses.replace(WORK, num_images=10_000)
+    assert fit_time.estimate(dataclasses.replace(work, num_devices=4), Rates()).total < fit_time.estimate(
+        work, Rates()).total
+
+  def test_is_written_in_a_fitting_unit(self):
+    assert str(FitTime(0.2, 3, 0)) == 'about 3 s from here: embedding under 1, selection 3'
+    assert str(FitTime(0, 60, 6000)) == 'about 101 min from here: selection 1, thresholds 100'
+    assert str(FitTime(3600, 7200, 18_000)) == 'about 8 h from here: embedding 1, selection 2, thresholds 5'
+
+
+class TestTeller:
+
+  def _told(self, batches, work=WORK, notify=True):
+    calls = []
+    run = Run(progress=lambda stage, *_: calls.append(stage),
+              **({'notify': lambda line: calls.append(line)} if notify else {}))
+    sample = np.random.default_rng(0).normal(size=(4, 8, 8, 16)).astype(np.float32)
+    tell = fit_rates.Teller(run, work, sample=lambda: calls.append('sample') or sample)
+    for done in batches:
+      tell('embed', done, batches[-1])
+    return calls
+
+  def test_is_told_once_after_three_batches(self):
+    calls = self._told([32, 64, 96, 128, 160])
+    assert [call[:5] for call in calls] == ['embed'] * 3 + ['sampl', 'about'] + ['embed'] * 2
+
+  def test_few_images_are_told_when_all_are_embedded(self):
+    assert [call[:5] for call in self._told([32, 40])] == ['embed', 'embed', 'sampl', 'about']
+
+  def test_nothing_is_measured_where_it_takes_a_moment_or_nobody_listens(self):
+    short = Work(4, 64, 16, 16, 25, folds=2)
+    assert self._told([2, 4], short) == ['embed', 'embed']
+    assert self._told([32, 64, 96], notify=False) == ['embed'] * 3
+
+
+def test_measured_rates_are_those_of_this_machine():
+  """They are positive, and within what machines differ by."""
+  patches = np.random.default_rng(0).normal(size=(4096, 32)).astype(np.float32)
+  work = Work(100, 784, 32, 16, 2000, folds=2)
+  usual, found = Rates(), fit_rates.measure(patches, work, Rates())
+  assert found.image == usual.image
+  for name in ('product', 'other', 'structure', 'pair', 'row'):
+    assert 0 < getattr(found, name) < 1000 * getattr(usual, name), name
+  assert 0 <= found.compile_selection < 60
+  assert 0 <= found.compile_search < 60
