@@ -130,8 +130,10 @@ class CoresetSpec:
   Attributes:
     method: 'greedy', the paper's k-center selection; 'random', that many at random; 'identity', all of
       them, in order, with ratio 1; 'kmeans', the centres of as many clusters (scikit-learn's mini-batch
-      k-means), which unlike the others are no patches, and whose prefixes are no banks. Only 'greedy'
-      reads the fields below.
+      k-means), which unlike the others are no patches, and whose prefixes are no banks; 'merge_reduce',
+      greedy selection in one pass, block by block, in memory that does not grow with the number of images:
+      they are read once more for thresholds, in at most 10 folds. Only 'greedy' and 'merge_reduce' read the
+      fields below.
     projection: the selection runs in a random projection, 'dense' (the paper's released code) or
       'sparse' (anomalib); the bank holds the full embeddings.
     projection_dim: dimensions of the projection; 0 for as many as the Johnson-Lindenstrauss bound asks for.
@@ -150,9 +152,10 @@ class CoresetSpec:
   num_start_points: int = 10
 
   def __post_init__(self):
-    if self.method not in ('greedy', 'random', 'identity', 'kmeans'):
+    if self.method not in ('greedy', 'random', 'identity', 'kmeans', 'merge_reduce'):
       raise ValueError(
-          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity' or 'kmeans'.")
+          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity', 'kmeans' or "
+          "'merge_reduce'.")
     if self.projection not in ('dense', 'sparse'):
       raise ValueError(f"coreset.projection={self.projection!r}: expected 'dense' or 'sparse'.")
     if self.start not in ('mean', 'point'):

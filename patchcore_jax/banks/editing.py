@@ -223,7 +223,7 @@ def shrink(bank: Model, ratio: float) -> Model:
     raise ValueError(
         f'Ratio {ratio} keeps {size} of {description.num_patches} patches, and the bank holds '
         f'{len(rows)}: expected a smaller one.')
-  if description.ordered and description.settings['coreset']['method'] == 'greedy':
+  if description.ordered and description.settings['coreset']['method'] in ('greedy', 'merge_reduce'):
     chosen = np.arange(size)
   else:
     chosen = coreset.greedy_k_center(rows, size, start=np.arange(min(10, len(rows))))

@@ -13,7 +13,7 @@ from patchcore_jax.banks.model import Model
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Run, Statistics
-from patchcore_jax.detectors.patchcore import fitting, scores
+from patchcore_jax.detectors.patchcore import fitting, one_pass, scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import ScoringSpec, SearchSpec, check_number
@@ -37,6 +37,8 @@ def fit_and_cross_score(
     raise ValueError(
         f'folds={folds}, coreset.method={detector.coreset.method!r}: thresholds need a method that selects '
         "patches of images ('greedy', 'random' or 'identity').")
+  if detector.coreset.method == 'merge_reduce':
+    return one_pass.fit_and_cross_score(detector, data, backbones, run, folds=folds, search=search)
   return fitting.fit_and_use(
       detector, data, backbones, run, folds=folds,
       use=functools.partial(_cross_score, run, folds=folds, search=search))

@@ -2,6 +2,9 @@
 
 import dataclasses
 import itertools
+import math
+
+from patchcore_jax.search import merge_reduce
 
 # What the selection keeps for each patch: its distance, age and place in the order, and passes over them.
 _STATE_BYTES = 40
@@ -129,3 +132,71 @@ def plan(
       f'that the process has already, and {host_batch_bytes / 1e9:.1f} for a batch of images, or '
       f'{2 * bank / 1e9:.1f} for the bank of {num_selected} patches, twice when it is saved. Raise it, or '
       f'{advice}.')
+
+
+def images_in_block(num_images: int, patches: int, num_selected: int, parts: int) -> int:
+  """Computes how many images make a block of a fit in one pass; it depends on no machine.
+
+  A reduction of a large block costs less for each patch, and merges are fewer: from about 131,072 patches on,
+  or eight times the bank where that is more. The blocks of a part are of like size.
+
+  Args:
+    num_images: images of the whole fit.
+    patches: patches of an image.
+    num_selected: patches of the bank.
+    parts: parts of the images.
+
+  >>> images_in_block(50_000, 784, 10_000, 10)
+  167
+  """
+  images = -(-num_images // parts)
+  blocks = -(-images * patches // max(131_072, 8 * num_selected))
+  return -(-images // blocks)
+
+
+def one_pass(
+    num_images: int,
+    patches: int,
+    num_selected: int,
+    dim: int,
+    projection_dim: int,
+    *,
+    parts: int,
+    memory_gb: float,
+    folds: bool = False,
+    base_bytes: int = 0,
+    batch_bytes: int = 0,
+    picture_bytes: int = 0,
+) -> FitPlan:
+  """Plans a fit in one pass: a block of images and some banks lie in memory, and nothing on disk.
+
+  Args:
+    num_images, patches, num_selected, parts: see `images_in_block`.
+    picture_bytes: of the picture that is kept of each image; 0 if none is.
+    dim, projection_dim, memory_gb, folds, base_bytes, batch_bytes: see `plan`.
+
+  Raises:
+    ValueError: the memory is not enough.
+
+  >>> print(one_pass(50_000, 784, 10_000, 1024, 128, parts=10, memory_gb=4))
+  10000 of 39200000 patches; about 1.9 GB of memory, none of disk for a time
+  """
+  per_block = images_in_block(num_images, patches, num_selected, parts)
+  block, of_part = per_block * patches, -(-num_images // parts) * patches
+  row, bank = 4 * (dim + projection_dim) + 8, 4 * num_selected * (dim + projection_dim)
+  roots = min(num_selected, of_part) * parts * row
+  levels = 1 + math.ceil(math.log(max(1, of_part / block), merge_reduce.MERGED))
+  tree = min(((merge_reduce.MERGED - 1) * levels + 1) * bank, of_part * row)
+  reduced = block * (row + 3 * 4 * projection_dim + _STATE_BYTES)
+  last = parts * min(num_selected, of_part) * (4 * 4 * projection_dim + _STATE_BYTES)
+  pictures = picture_bytes * num_images
+  memory = base_bytes + pictures + roots + max(
+      batch_bytes + block * row + tree, reduced + tree, last + bank,
+      (4 * bank + _FOLDS_BYTES) if folds else 2 * bank)
+  if memory > memory_gb * 1e9:
+    raise ValueError(
+        f'fit.memory_gb={memory_gb:g}: the fit in one pass takes about {memory / 1e9:.1f} GB: '
+        f'{base_bytes / 1e9:.1f} that the process has already, {pictures / 1e9:.1f} for pictures of the '
+        f'images, and the rest for a block of {per_block} images and some banks of {num_selected} patches. '
+        'Raise it, lower coreset.ratios, or do without pictures (fit.keep_images).')
+  return FitPlan(num_images * patches, num_selected, False, False, False, memory, 0)

@@ -18,7 +18,7 @@ from patchcore_jax.banks.model import Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Data, Run
-from patchcore_jax.detectors.patchcore import fit_plan, fit_rates
+from patchcore_jax.detectors.patchcore import fit_plan, fit_rates, one_pass
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore.fit_time import Work
 from patchcore_jax.detectors.patchcore.scores import embed_fn_of
@@ -71,6 +71,8 @@ def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run
       'kmeans' for several processes.
     OSError: too little disk.
   """
+  if detector.coreset.method == 'merge_reduce':
+    return one_pass.fit(detector, data, backbones, run)
   return fit_and_use(detector, data, backbones, run)[0]
 
 
