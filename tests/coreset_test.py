@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.search import coreset, k_center, k_center_gpu
+from patchcore_jax.search import coreset, k_center, k_center_gpu, slots
 from tests import precision
 
 pytestmark = pytest.mark.accelerator
@@ -112,8 +112,10 @@ def small_sizes(monkeypatch):
     k_center.lazy_round.cache_clear()
     jax.clear_caches()
 
-  for name, value in (('_WINDOW', 32), ('_ROWS', 64), ('_COLUMNS', 16), ('PADDING', 16)):
-    monkeypatch.setattr(k_center, name, value)
+  for module, name, value in (
+      (k_center, '_WINDOW', 32), (k_center, 'PADDING', 16),
+      (slots, 'ROWS', 64), (slots, 'WIDTH', 16), (slots, 'SLOTS', 4)):
+    monkeypatch.setattr(module, name, value)
   compile_anew()
   yield
   compile_anew()
@@ -143,12 +145,12 @@ def lazy(monkeypatch):
 class TestLazyEqualsDense:
 
   @pytest.mark.parametrize('stream', [False, True], ids=['', 'stream'])
+  @pytest.mark.parametrize('steps', [k_center.PLAIN, k_center.BFLOAT16], ids=['float32', 'bfloat16'])
   @pytest.mark.parametrize('cloud', _CLOUDS)
-  def test_in_many_rounds(self, small_sizes, cloud, stream):
+  def test_in_many_rounds(self, small_sizes, cloud, steps, stream):
     points = _CLOUDS[cloud]
     np.testing.assert_array_equal(
-        coreset.greedy_k_center(
-            points, len(points), start=[0, 5, 77], stream=stream, steps=k_center.PLAIN),
+        coreset.greedy_k_center(points, len(points), start=[0, 5, 77], stream=stream, steps=steps),
         _dense(cloud, select_start=False))
 
   @pytest.mark.parametrize('cloud', ['clusters', 'grid'])
@@ -209,8 +211,12 @@ class TestLazyEqualsDense:
     np.testing.assert_array_equal(streamed, expected)
 
   def test_products_ask_for_the_highest_precision(self):
+    def refresh(rows, values, first, centers, count, mean):
+      columns = k_center.columns_of(centers, mean, count, 'float32')
+      return k_center.refresh(rows, values, first, centers, columns, count, mean)
+
     precision.assert_highest(
-        lambda *args: k_center.refresh(*args), np.zeros((64, 8), np.float32), np.zeros(64, np.float32),
+        refresh, np.zeros((64, 8), np.float32), np.zeros(64, np.float32),
         0, np.zeros((5 + k_center.PADDING, 8), np.float32), 5, np.zeros(8, np.float32))
 
 

@@ -63,6 +63,18 @@ def product_error(dim: int, a: jax.Array, b: jax.Array) -> jax.Array:
   return 2 * UNIT * (2 * dim * a * b + (dim + 32) * (jnp.square(a) + jnp.square(b)))
 
 
+def may_be_nearer(nearest_sq: jax.Array, outside_sq: jax.Array, slack: jax.Array) -> jax.Array:
+  """Tells whether something that was not compared may be as near as what was found.
+
+  Args:
+    nearest_sq: exact squared distances of what was found.
+    outside_sq: the least squared distance, of vectors that are not exact, that anything else can have.
+    slack: how far those vectors are from the exact ones, both of a pair together.
+  """
+  bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
+  return bound <= nearest_sq
+
+
 def grouped(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Reshapes scores [r, c] to groups [r, 16, c / 16] and finds their minima over the 16, [r, c / 16].
 

@@ -28,20 +28,21 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.parallel import has_kernels
-from patchcore_jax.search import k_center_gpu
-from patchcore_jax.search.distances import distances_sq, product_error, smallest
+from patchcore_jax.search import k_center_gpu, slots
+from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, may_be_nearer, product_error
+from patchcore_jax.search.search_bank import reduce
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
 _WINDOW = 2048
 # The same where `k_center_gpu` selects, of all devices together: one kernel holds them.
 _KERNEL_WINDOW = 2048
-# The sides of a tile of distances: 2 MB, within the caches of a CPU core.
-_ROWS, _COLUMNS = 1024, 512
+# Rows in doubt that are compared at once with what is on their lists, and in float32; and the lists' length.
+_BY_LIST, _BY_FLOAT32, _LISTED = 128, 32, 7
 # What the floor is lowered to, as a share of the largest (squared) distance left.
 _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
-PADDING = _COLUMNS
+PADDING = slots.WIDTH
 _NONE = np.int32(np.iinfo(np.int32).max)
 
 
@@ -119,15 +120,19 @@ class Steps(NamedTuple):
     refresh: a function with the arguments and results of `refresh_stale`.
     select: a function with the arguments and results of `select`.
     window: how many points the windows of all devices hold together; None for `_WINDOW` on each.
+    dtype: of the vectors in products, where points stay on the host.
   """
 
   refresh: Callable
   select: Callable
   window: int | None = None
+  dtype: str = 'float32'
 
 
 def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
   """Chooses the fastest steps for a device that holds points [num_points, dim]."""
+  if device.platform == 'cpu' and jax.process_count() == 1:  # several processes run one program
+    return BFLOAT16 if slots.fastest_dtype() == 'bfloat16' else PLAIN
   if not has_kernels(device):
     return PLAIN
   refresh = k_center_gpu.refresh if k_center_gpu.refresh_suits(num_points, dim) else refresh_stale
@@ -168,14 +173,19 @@ def _round(steps, points, centers, mean, state):
   return centers, _after(state, values, floor, at, mine, indices, end, num_covered)
 
 
-def refresh_stale(points, order, num_stale, centers, mean, state):
-  """Brings the distances of the first `num_stale` points in `order` up to date; returns those of all."""
+def refresh_stale(points, order, num_stale, centers, mean, state, *, dtype: str = 'float32'):
+  """Brings the distances of the first `num_stale` points in `order` up to date; returns those of all.
+
+  Args:
+    dtype: of the vectors in products. It has no influence on the result.
+  """
+  columns = columns_of(centers, mean, state.count, dtype)
 
   def chunk(i, values):
-    at = lax.dynamic_slice_in_dim(order, i * _ROWS, _ROWS)
-    return _refresh_at(points[at], at, i * _ROWS, num_stale, values, centers, mean, state)
+    at = lax.dynamic_slice_in_dim(order, i * slots.ROWS, slots.ROWS)
+    return _refresh_at(points[at], at, i * slots.ROWS, num_stale, values, centers, columns, mean, state)
 
-  return lax.fori_loop(0, -(-num_stale // _ROWS), chunk, state.distances_sq)
+  return lax.fori_loop(0, -(-num_stale // slots.ROWS), chunk, state.distances_sq)
 
 
 def streamed_round(points: np.ndarray, centers, mean, state, *, steps: Steps):
@@ -183,24 +193,25 @@ def streamed_round(points: np.ndarray, centers, mean, state, *, steps: Steps):
 
   They are an array or a memory map; only those that are compared are sent to the device.
   """
-  floor, order, num_stale = _plan_streamed(state)
+  floor, order, num_stale, columns = _plan_streamed(state, centers, mean, steps.dtype)
   values, order, num_stale = jnp.copy(state.distances_sq), np.asarray(order), int(num_stale)
-  for begin in range(0, num_stale, _ROWS):
-    at = order[begin:begin + _ROWS]
-    values = _refresh_streamed(points[at], at, begin, num_stale, values, centers, mean, state)
+  for begin in range(0, num_stale, slots.ROWS):
+    at = order[begin:begin + slots.ROWS]
+    values = _refresh_streamed(points[at], at, begin, num_stale, values, centers, columns, mean, state)
   threshold, cutoff, at = _window_streamed(values, floor)
   rows = points[np.minimum(at, len(points) - 1)]
   return _select_streamed(steps, rows, threshold, cutoff, at, values, floor, centers, state)
 
 
-@jax.jit
-def _plan_streamed(state):
-  return _stale(state, state.distances_sq.max())
+@functools.partial(jax.jit, static_argnums=3)
+def _plan_streamed(state, centers, mean, dtype):
+  columns = columns_of(centers, mean, state.count, dtype)
+  return *_stale(state, state.distances_sq.max()), columns
 
 
 @functools.partial(jax.jit, donate_argnums=4)
-def _refresh_streamed(rows, at, begin, num_stale, values, centers, mean, state):
-  return _refresh_at(rows, at, begin, num_stale, values, centers, mean, state)
+def _refresh_streamed(rows, at, begin, num_stale, values, centers, columns, mean, state):
+  return _refresh_at(rows, at, begin, num_stale, values, centers, columns, mean, state)
 
 
 @jax.jit
@@ -218,12 +229,12 @@ def _select_streamed(steps, rows, threshold, cutoff, at, values, floor, centers,
 def _stale(state, top):
   """Finds the points to refresh in this round: (floor, order, num_stale).
 
-  `order` [n + _ROWS] begins with the indices of the `num_stale` points, most outdated first, so that those of
-  a chunk have missed about the same selected points.
+  `order` [n + slots.ROWS] begins with the indices of the `num_stale` points, most outdated first, so that
+  those of a chunk have missed about the same selected points.
   """
   floor = jnp.where(top < state.floor, jnp.maximum(_FALL * top, 0), state.floor)
   stale = (state.distances_sq >= floor) & (state.ages < state.count)
-  return floor, jnp.pad(_by_age(stale, state.ages, state.count), (0, _ROWS)), stale.sum()
+  return floor, jnp.pad(_by_age(stale, state.ages, state.count), (0, slots.ROWS)), stale.sum()
 
 
 def _by_age(stale, ages, count):
@@ -239,12 +250,12 @@ def _by_age(stale, ages, count):
   return (lax.sort(key) & (2**index_bits - 1)).astype(jnp.int32)
 
 
-def _refresh_at(rows, at, begin, num_stale, values, centers, mean, state):
+def _refresh_at(rows, at, begin, num_stale, values, centers, columns, mean, state):
   """Refreshes the `values` of the points `at`, as far as they are among the first `num_stale` in order."""
   inside = begin + jnp.arange(len(at)) < num_stale
   first = jnp.where(inside, state.ages[at], _NONE).min()
   fresh = refresh(
-      rows, jnp.where(inside, values[at], -jnp.inf), first, centers, state.count, mean)
+      rows, jnp.where(inside, values[at], -jnp.inf), first, centers, columns, state.count, mean)
   return values.at[jnp.where(inside, at, len(values))].set(fresh, mode='drop')
 
 
@@ -263,61 +274,114 @@ def _after(state, values, floor, at, window, indices, end, num_covered):
   return State(values.at[at].set(window, mode='drop'), ages, indices, end, floor, num_covered)
 
 
-def refresh(rows, values, first, centers, count, mean):
+class Columns(NamedTuple):
+  """The selected points as `slots` takes them, and how far they are at most from what they stand for."""
+
+  vectors: jax.Array  # [d, m + PADDING]
+  squares: jax.Array  # [m + PADDING], infinite for those that are not selected yet
+  slack: jax.Array
+  largest: jax.Array  # the largest norm
+
+
+def columns_of(centers, mean, count, dtype):
+  """Makes the columns of the first `count` of the selected points [m + PADDING, d]."""
+  inside = jnp.arange(len(centers)) < count
+  vectors, squares, slack = reduce(centers, mean, None, dtype)
+  return Columns(
+      vectors.T, jnp.where(inside, squares, jnp.inf), jnp.where(inside, slack, 0).max(),
+      jnp.sqrt(jnp.where(inside, squares, 0).max()))
+
+
+def refresh(rows, values, first, centers, columns, count, mean):
   """Lowers `values` to the distances to centers[first:count], as `distances_sq` gives them.
 
   Args:
     rows: [r, d] points.
     values: [r] distances so far.
     centers: [m + PADDING, d], the selected points.
+    columns: what `columns_of` made of them.
     mean: [d]; it is subtracted before products, whose errors are smaller for vectors nearer to zero.
 
   Returns:
     [r] float32.
   """
-  centered = rows - mean
-  rows_sq = jnp.sum(jnp.square(centered), axis=1)
-  num_tiles = jnp.maximum(0, -(-(count - first) // _COLUMNS))
+  num_tiles = jnp.maximum(0, -(-(count - first) // slots.WIDTH))
 
-  def tile(k, best):
-    begin = first + k * _COLUMNS
-    columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS) - mean
-    inside = begin + jnp.arange(_COLUMNS) < count
-    columns_sq = jnp.sum(jnp.square(columns), axis=1)
-    products = jnp.dot(centered, columns.T, precision=lax.Precision.HIGHEST)
-    (value, second), (column, _) = (
-        x.T for x in smallest(jnp.where(inside, columns_sq, jnp.inf) - 2 * products, 2))
-    better = value < best[0]
-    return (jnp.where(better, value, best[0]),
-            jnp.where(better, column + begin, best[1]),
-            jnp.minimum(jnp.where(better, best[0], value), jnp.minimum(second, best[2])),
-            jnp.maximum(best[3], jnp.where(inside, columns_sq, 0).max()))
+  def ready(k):
+    begin = first + k * slots.WIDTH
+    return (lax.dynamic_slice_in_dim(columns.vectors, begin, slots.WIDTH, 1),
+            lax.dynamic_slice_in_dim(columns.squares, begin, slots.WIDTH))
 
-  far = jnp.full(len(rows), jnp.inf)
-  nearest, column, second, largest_sq = lax.fori_loop(
-      0, num_tiles, tile, (far, jnp.zeros(len(rows), jnp.int32), far, jnp.float32(0)))
-  limit = product_error(rows.shape[1], jnp.sqrt(rows_sq), jnp.sqrt(largest_sq)) - rows_sq
-  closer = nearest <= values + limit
-  exact = distances_sq(rows.T, centers[column].T)
-  fresh = jnp.where(closer, jnp.minimum(values, exact), values)
-  doubtful = closer & (second <= fresh + limit)
+  def unrounded(k):
+    begin = first + k * slots.WIDTH
+    vectors, squares, _ = reduce(lax.dynamic_slice_in_dim(centers, begin, slots.WIDTH), mean, None, 'float32')
+    return vectors.T, jnp.where(begin + jnp.arange(slots.WIDTH) < count, squares, jnp.inf)
 
-  def settle(carry):
-    """Computes all distances of one row in doubt."""
-    doubtful, fresh = carry
-    i = jnp.argmax(doubtful)
+  def compare(rows, values, tile, dtype, slack):
+    """Compares rows with the few that products show to be nearest: (values, whether each is in doubt)."""
+    mask = slots.mask_for(len(centers))
+    vectors, squares, own_slack = reduce(rows, mean, None, dtype)
+    keys = slots.see(vectors, squares, tile, num_tiles, mask)
+    error = product_error(rows.shape[1], jnp.sqrt(squares), columns.largest)
+    error *= 1 if dtype == 'float32' else TENSOR_CORE_ERROR
+    slack += own_slack
+
+    def in_doubt(fresh, outside, at=slice(None)):
+      return (fresh > 0) & may_be_nearer(fresh, outside - error[at], slack[at])
+
+    def exact(rows, column):
+      at = jnp.minimum(first + column, len(centers) - 1)
+      return jnp.where(at < count, distances_sq(rows[:, None], centers[at], axis=-1), jnp.inf).min(axis=1)
+
+    def by_lists(at, fresh):
+      _, column, outside = slots.best(jax.tree.map(lambda x: x[at], keys), _LISTED, mask)
+      fresh = jnp.minimum(fresh, exact(rows[at], column))
+      return fresh, in_doubt(fresh, outside, at)
+
+    _, column, outside = slots.best(keys, 1, mask)
+    fresh = jnp.minimum(values, exact(rows, column))
+    return _settle(by_lists, min(_BY_LIST, len(rows)), fresh, in_doubt(fresh, outside))
+
+  def by_all(at, fresh):
+    """Computes all distances of one row."""
 
     def tile(k, smallest):
-      begin = first + k * _COLUMNS
-      columns = lax.dynamic_slice_in_dim(centers, begin, _COLUMNS).T
-      inside = begin + jnp.arange(_COLUMNS) < count
-      return jnp.minimum(
-          smallest, jnp.where(inside, distances_sq(columns, rows[i][:, None]), jnp.inf).min())
+      begin = first + k * slots.WIDTH
+      columns = lax.dynamic_slice_in_dim(centers, begin, slots.WIDTH).T
+      inside = begin + jnp.arange(slots.WIDTH) < count
+      exact = distances_sq(columns, rows[at[0]][:, None])
+      return jnp.minimum(smallest, jnp.where(inside, exact, jnp.inf).min())
 
-    smallest = lax.fori_loop(0, num_tiles, tile, fresh[i])
-    return doubtful.at[i].set(False), fresh.at[i].set(smallest)
+    return lax.fori_loop(0, num_tiles, tile, fresh[0])[None], jnp.zeros(1, bool)
 
-  return lax.while_loop(lambda carry: carry[0].any(), settle, (doubtful, fresh))[1]
+  dtype = columns.vectors.dtype.name
+  fresh, doubtful = compare(rows, values, ready, dtype, columns.slack)
+  if dtype != 'float32':
+    slack = 1.01 * 2 * UNIT * (columns.largest + columns.slack)  # as `reduce` has it
+    fresh, doubtful = _settle(
+        lambda at, fresh: compare(rows[at], fresh, unrounded, 'float32', slack), _BY_FLOAT32, fresh, doubtful)
+  return _settle(by_all, 1, fresh, doubtful)[0]
+
+
+def _settle(search, size, values, doubtful):
+  """Compares the rows in doubt again, `size` at a time: (values, whether each still is in doubt).
+
+  Args:
+    search: (indices of rows, their values) -> (values, whether they still are in doubt).
+  """
+  n = len(values)
+
+  def step(carry):
+    values, doubtful, still = carry
+    at = jnp.nonzero(doubtful, size=size, fill_value=n)[0]
+    own = jnp.minimum(at, n - 1)
+    fresh, unsure = search(own, values[own])
+    return (values.at[at].set(fresh, mode='drop'), doubtful.at[at].set(False, mode='drop'),
+            still.at[at].set(unsure, mode='drop'))
+
+  values, _, still = lax.while_loop(
+      lambda carry: carry[1].any(), step, (values, doubtful, jnp.zeros_like(doubtful)))
+  return values, still
 
 
 def _window(values, floor, size):
@@ -390,6 +454,8 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
 
 
 PLAIN = Steps(refresh_stale, select)
+# The same where a CPU multiplies bfloat16 faster.
+BFLOAT16 = Steps(functools.partial(refresh_stale, dtype='bfloat16'), select, dtype='bfloat16')
 
 
 def put(points, mesh: Mesh) -> jax.Array:

@@ -27,8 +27,15 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from patchcore_jax import parallel
-from patchcore_jax.search import neighbors_gpu
-from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, product_error, smallest
+from patchcore_jax.search import neighbors_gpu, slots
+from patchcore_jax.search.distances import (
+    TENSOR_CORE_ERROR,
+    UNIT,
+    distances_sq,
+    may_be_nearer,
+    product_error,
+    smallest,
+)
 from patchcore_jax.search.search_bank import SearchBank, reduce, unreduced
 
 _QUERY_BLOCK = 512
@@ -201,34 +208,39 @@ def _search(queries, bank, sizes, k, blocks, kernels):
     return _by_shortlist(queries, unreduced(bank.rows), sizes, k, k + _MANY_SPARE, blocks)[0]
   plain = functools.partial(_in_stages, sizes=sizes, k=k, blocks=blocks)
   # Elsewhere the kernel's stages would be traced for nothing, which takes as long as all the others do.
-  if not kernels or not parallel.has_kernels(jax.local_devices()[0]) or k + _SPARE > neighbors_gpu.LONGEST:
-    return plain(queries, bank)
-  return lax.platform_dependent(
-      queries, bank, cuda=functools.partial(plain, kernel=neighbors_gpu.shortlist), default=plain)
+  device = jax.local_devices()[0]
+  if kernels and parallel.has_kernels(device) and k + _SPARE <= neighbors_gpu.LONGEST:
+    return lax.platform_dependent(
+        queries, bank, cuda=functools.partial(plain, kernel=neighbors_gpu.shortlist), default=plain)
+  if kernels and device.platform == 'cpu' and k + _SPARE <= slots.SLOTS:
+    return plain(queries, bank, kernel=slots.shortlist)
+  return plain(queries, bank)
 
 
 def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
   """Searches as `_search` does, again and with more and more care for the queries in doubt.
 
   Args:
-    kernel: `neighbors_gpu.shortlist`, for the first two stages, or None.
+    kernel: `neighbors_gpu.shortlist`, for the first two stages; `slots.shortlist`, for the first; or None.
   """
+  longer = functools.partial(
+      _by_shortlist, bank=bank, sizes=sizes, k=k, length=k + _MANY_SPARE, blocks=blocks)
   at_once = _DOUBTFUL_BLOCK
   if kernel is None:
-    by_columns = functools.partial(_by_shortlist, bank=bank, sizes=sizes, k=k, blocks=blocks)
-    lengths = k + _SPARE, k + _MANY_SPARE
+    found, doubtful = _by_shortlist(queries, bank, sizes, k, k + _SPARE, blocks)
   else:
-    by_columns = functools.partial(_by_kernel, bank=bank, sizes=sizes, k=k, kernel=kernel)
-    lengths, at_once = (k + _SPARE, neighbors_gpu.LONGEST), _DOUBTFUL_KERNEL_BLOCK
-  found, doubtful = by_columns(queries, length=lengths[0])
+    found, doubtful = _by_kernel(queries, bank, sizes, k, k + _SPARE, kernel)
+    if kernel is neighbors_gpu.shortlist:
+      longer = functools.partial(
+          _by_kernel, bank=bank, sizes=sizes, k=k, length=neighbors_gpu.LONGEST, kernel=kernel)
+      at_once = _DOUBTFUL_KERNEL_BLOCK
 
   def as_they_are(queries):  # whose columns would be as large as the bank: they are made block by block
     whole = bank._replace(columns=None, basis=None)
     return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
 
   def again(found, doubtful):
-    found, doubtful = _repeat(
-        lambda q: by_columns(q, length=lengths[1]), at_once, queries, found, doubtful)
+    found, doubtful = _repeat(longer, at_once, queries, found, doubtful)
     if bank.basis is not None or bank.columns.dtype != jnp.float32:
       found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
     return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
@@ -238,7 +250,7 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
 
 
 def _by_kernel(queries, bank, sizes, k, length, kernel):
-  """Searches as `_by_shortlist` does, with lists that `neighbors_gpu.shortlist` makes."""
+  """Searches as `_by_shortlist` does, with lists that a kernel makes as `neighbors_gpu.shortlist` does."""
   reduced, queries_sq, slack = reduce(queries, bank.center, bank.basis, bank.columns.dtype.name)
   squares = jnp.where(jnp.arange(len(bank.rows)) < bank.count, bank.squares, jnp.inf)
   largest = jnp.sqrt(jnp.where(squares < jnp.inf, squares, 0).max())
@@ -276,8 +288,7 @@ def _in_doubt(nearest, outside_sq, slack, outside):
     slack: [q], the slacks of the query and of the bank together.
     outside: [q], infinite where there is no such row.
   """
-  bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
-  return (bound <= nearest[:, -1]) & (outside < jnp.inf)
+  return may_be_nearer(nearest[:, -1], outside_sq, slack) & (outside < jnp.inf)
 
 
 def _by_shortlist(queries, bank, sizes, k, length, blocks):

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from threadpoolctl import threadpool_limits
 
+from patchcore_jax.search import slots
 from patchcore_jax.search.distances import UNIT
 from patchcore_jax.settings import SearchSpec
 
@@ -76,7 +77,7 @@ def prepare(bank, shortlist: str = 'auto', *, num_shards: int | None = None) -> 
   if bank.ndim != 2:
     raise ValueError(f'Expected a bank [m, d], got {bank.shape}.')
   if shortlist == 'auto':
-    shortlist = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    shortlist = slots.fastest_dtype() if jax.default_backend() == 'cpu' else 'bfloat16'
   bank = np.asarray(bank, np.float32)
   center, basis = _principal_axes(bank[::max(1, len(bank) // _SAMPLE)])
   width = bank.shape[1] if basis is None else basis.shape[1] + 1
