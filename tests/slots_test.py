@@ -22,7 +22,7 @@ def _points(n, dim, seed):
 
 class TestShortlist:
 
-  # Fewer columns than a tile, whole tiles, and a last one that reaches back; fewer rows than a block, and more.
+  # Fewer columns than a tile, a whole one, and a last that reaches back; fewer rows than a block, and more.
   @pytest.mark.parametrize('m', [20, slots.WIDTH, 2 * slots.WIDTH + 7])
   @pytest.mark.parametrize('q', [3, slots.ROWS + 5])
   def test_lists_the_nearest_and_bounds_the_rest(self, q, m):

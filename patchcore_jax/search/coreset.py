@@ -17,12 +17,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.search import k_center
-from patchcore_jax.settings import check_ratio
+from patchcore_jax.settings import CoresetSpec, check_ratio
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
 # Values compared in a selection that the dense loop finishes before the lazy one is compiled.
-_DENSE_BELOW = 1e10
+_DENSE_BELOW = 3e9
 
 
 def coreset_size(num_points: int, ratio: float) -> int:
@@ -76,6 +76,16 @@ def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.9) -> int:
   return int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3))
 
 
+def projected_dim(spec: CoresetSpec, dim: int, num_points: int) -> int:
+  """Computes the dimensions in which the selection of points [num_points, dim] runs.
+
+  >>> projected_dim(CoresetSpec(), 1024, 5000), projected_dim(CoresetSpec(), 104, 5000)
+  (128, 104)
+  """
+  wanted = spec.projection_dim or johnson_lindenstrauss_dim(num_points)
+  return min(dim, wanted) if spec.projection == 'dense' else wanted
+
+
 def random_projection(
     points, dim: int, *, key: jax.Array, kind: str = 'dense', out: Any = None,
     progress: Callable[[int, int], None] | None = None,
@@ -86,19 +96,20 @@ def random_projection(
 
   Args:
     points: [n, d] float32, on the host or the device; moved in blocks.
-    dim: size of the result. With 'dense', points of just that size are returned as they are.
+    dim: size of the result. With 'dense', points of that size are returned as they are, and so are smaller
+      ones, which more dimensions would make no more alike.
     key: PRNG key.
     kind: see `projection_matrix`.
     out: [n, dim] on the host, to be filled, where the result is not to lie on the device.
     progress: called with (done, n) after every block.
 
   Returns:
-    [n, dim] float32 on the device, or `out`.
+    [n, dim] float32 on the device, or `out`; [n, d] where the points are returned.
 
   >>> random_projection(jnp.ones((5, 64)), 16, key=jax.random.key(0)).shape
   (5, 16)
   """
-  if points.shape[1] == dim and kind == 'dense':
+  if points.shape[1] <= dim and kind == 'dense':
     return jnp.asarray(points) if out is None else points
   return project(
       points, projection_matrix(key, points.shape[1], dim, kind), out=out, progress=progress)
@@ -142,6 +153,7 @@ def greedy_k_center(
     mesh: Mesh | None = None,
     valid: np.ndarray | None = None,
     stream: bool = False,
+    capacity: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Callable[[k_center.State], None] | None = None,
     resume: k_center.State | None = None,
@@ -167,6 +179,8 @@ def greedy_k_center(
       which then all call this with the same arguments. None for the first local device.
     valid: [n] bool, on the host; a row that is not valid is no point and is never selected. None for all.
     stream: leave the points on the host; one device then holds 12 bytes for each, and the selected.
+    capacity: at least num_selected; selections of the same points with the same capacity run one program,
+      which is compiled once. None for num_selected. No influence on the result.
     progress: called with (selected so far, num_selected) after every round, some tens to hundreds
       of times.
     checkpoint: called with the state after every round; copy it (or have Orbax save it) before
@@ -189,14 +203,16 @@ def greedy_k_center(
   n, dim = points.shape
   if valid is not None and num_selected > valid.sum():
     raise ValueError(f'num_selected={num_selected}: only {valid.sum()} of {n} points are valid.')
+  capacity = max(capacity or 0, num_selected)
   if resume is not None and (
-      resume.indices.shape != (num_selected,) or len(resume.distances_sq) < n):
+      resume.indices.shape != (capacity,) or len(resume.distances_sq) < n):
     raise ValueError(
         f'resume: the state is of {len(resume.distances_sq)} points and {len(resume.indices)} '
-        f'selected, expected {n} and {num_selected}.')
-  plain = mesh is None and valid is None and not stream and checkpoint is None and resume is None
+        f'selected, expected {n} and {capacity}.')
+  plain = mesh is None and not stream and checkpoint is None and resume is None
   if plain and n * num_selected * dim < _DENSE_BELOW:
-    indices = dense_greedy_k_center(points, num_selected, start=start, select_start=select_start)
+    indices = dense_greedy_k_center(
+        points, num_selected, start=start, select_start=select_start, valid=valid, capacity=capacity)
     if progress:
       progress(num_selected, num_selected)
     return indices
@@ -207,11 +223,11 @@ def greedy_k_center(
   rows = points if stream or _in_pieces(points) else k_center.put(_float32(points), mesh)
   # Any place near the middle does: it only keeps the error of products small.
   mean = _rows_of(points, np.arange(0, n, max(1, n // 4096))).mean(axis=0)
-  centers = np.zeros((num_selected + k_center.PADDING, dim), np.float32)
+  centers = np.zeros((capacity + k_center.PADDING, dim), np.float32)
   if resume is None:
     state = k_center.initial_state(
         _start_distances_sq(rows, np.ones(n, bool) if valid is None else valid, _rows_of(points, start)),
-        num_selected)
+        capacity)
     if select_start:  # farther than any other, so that it is picked first
       state = state._replace(distances_sq=state.distances_sq.at[start[0]].set(jnp.inf))
   else:
@@ -230,15 +246,16 @@ def greedy_k_center(
   while (count := int(state.count)) < num_selected:
     centers, state = step(rows, centers, mean, state)
     if progress and int(state.count) > count:
-      progress(int(state.count), num_selected)
+      progress(min(int(state.count), num_selected), num_selected)
     if checkpoint:
       checkpoint(state)
   _warn_if_covered(state)
-  return np.asarray(state.indices)
+  return np.asarray(state.indices)[:num_selected]
 
 
 def dense_greedy_k_center(
-    points, num_selected: int, *, start, select_start: bool = False) -> np.ndarray:
+    points, num_selected: int, *, start, select_start: bool = False, valid: np.ndarray | None = None,
+    capacity: int | None = None) -> np.ndarray:
   """Selects as `greedy_k_center` does, by the loop that defines it: each step reads all points.
 
   >>> dense_greedy_k_center(jnp.array([[0.], [1.], [5.], [9.]]), 3, start=[0]).tolist()
@@ -246,13 +263,14 @@ def dense_greedy_k_center(
   """
   start = _checked(points, num_selected, start, select_start)
   points = jnp.asarray(points, jnp.float32)
-  distances_sq = _start_distances_sq(points, np.ones(len(points), bool), points[start])
+  distances_sq = _start_distances_sq(
+      points, np.ones(len(points), bool) if valid is None else valid, points[start])
   if select_start:
     distances_sq = distances_sq.at[start[0]].set(jnp.inf)
-  state = k_center.initial_state(distances_sq, num_selected)
+  state = k_center.initial_state(distances_sq, max(capacity or 0, num_selected))
   state = k_center.dense_steps(jnp.array(points.T), state, num_selected)
   _warn_if_covered(state)
-  return np.asarray(state.indices)
+  return np.asarray(state.indices)[:num_selected]
 
 
 def _checked(points, num_selected, start, select_start):
@@ -302,7 +320,7 @@ def _warn_if_covered(state):
   if covered := int(state.num_covered):
     logging.warning(
         '%d of %d selected points coincide with others: there are no more distinct ones. A smaller '
-        'coreset ratio gives the same memory bank without repeats.', covered, len(state.indices))
+        'coreset ratio gives the same memory bank without repeats.', covered, int(state.count))
 
 
 def _float32(points):

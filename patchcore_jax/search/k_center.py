@@ -34,7 +34,7 @@ from patchcore_jax.search.search_bank import reduce
 
 AXIS = 'points'
 # Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
-_WINDOW = 2048
+_WINDOW = 1024
 # The same where `k_center_gpu` selects, of all devices together: one kernel holds them.
 _KERNEL_WINDOW = 2048
 # Rows in doubt that are compared at once with what is on their lists, and in float32; and the lists' length.
@@ -317,8 +317,11 @@ def refresh(rows, values, first, centers, columns, count, mean):
     vectors, squares, _ = reduce(lax.dynamic_slice_in_dim(centers, begin, slots.WIDTH), mean, None, 'float32')
     return vectors.T, jnp.where(begin + jnp.arange(slots.WIDTH) < count, squares, jnp.inf)
 
-  def compare(rows, values, tile, dtype, slack):
-    """Compares rows with the few that products show to be nearest: (values, whether each is in doubt)."""
+  def compare(rows, values, tile, dtype, slack, listed=1):
+    """Compares rows with the few that products show to be nearest: (values, whether each is in doubt).
+
+    With the nearest alone at first, since that is most often all there is to compare.
+    """
     mask = slots.mask_for(len(centers))
     vectors, squares, own_slack = reduce(rows, mean, None, dtype)
     keys = slots.see(vectors, squares, tile, num_tiles, mask)
@@ -338,8 +341,10 @@ def refresh(rows, values, first, centers, columns, count, mean):
       fresh = jnp.minimum(fresh, exact(rows[at], column))
       return fresh, in_doubt(fresh, outside, at)
 
-    _, column, outside = slots.best(keys, 1, mask)
+    _, column, outside = slots.best(keys, listed, mask)
     fresh = jnp.minimum(values, exact(rows, column))
+    if listed > 1:
+      return fresh, in_doubt(fresh, outside)
     return _settle(by_lists, min(_BY_LIST, len(rows)), fresh, in_doubt(fresh, outside))
 
   def by_all(at, fresh):
@@ -359,7 +364,8 @@ def refresh(rows, values, first, centers, columns, count, mean):
   if dtype != 'float32':
     slack = 1.01 * 2 * UNIT * (columns.largest + columns.slack)  # as `reduce` has it
     fresh, doubtful = _settle(
-        lambda at, fresh: compare(rows[at], fresh, unrounded, 'float32', slack), _BY_FLOAT32, fresh, doubtful)
+        lambda at, fresh: compare(rows[at], fresh, unrounded, 'float32', slack, _LISTED), _BY_FLOAT32,
+        fresh, doubtful)
   return _settle(by_all, 1, fresh, doubtful)[0]
 
 

@@ -15,7 +15,7 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Run, Statistics
 from patchcore_jax.detectors.patchcore import fitting, one_pass, scores
 from patchcore_jax.detectors.settings import PatchCore
-from patchcore_jax.search import neighbors, search_bank
+from patchcore_jax.search import coreset, neighbors, search_bank
 from patchcore_jax.settings import ScoringSpec, SearchSpec, check_number
 
 _EMBEDDINGS = 'embeddings'
@@ -51,28 +51,13 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
   folds = min(folds, num_images)
   own = processes.own(fit.images)
   patches = len(fit.points) // (own.stop - own.start)
-  greedy = fit.detector.coreset.method == 'greedy'
-  if greedy:
-    projected = fit.project()
-    if not (fit.plan.stream or fit.plan.embeddings_on_device):
-      projected = np.asarray(projected)
   fold_of_all = np.random.default_rng(run.seed).permutation(np.arange(num_images) % folds)
   fold_of = fold_of_all[own]
   found = CrossScores(*np.zeros((2, len(fold_of)), np.float32))
+  select = _select_jointly if joint else _select
+  smallest = num_images - -(-num_images // folds)  # images in the smallest complement of a fold
   for fold in range(folds):
-    # Rows of the other images; the selection sees them as if there were no more.
-    others = np.flatnonzero(np.repeat(fold_of != fold, patches))
-    part = None
-    if greedy:  # what is streamed may be larger than the memory
-      if fit.plan.stream:
-        part = fitting.Rows(projected, others)
-      else:
-        on_device = fit.plan.embeddings_on_device
-        part = projected[others] if on_device else disk_arrays.read_rows(projected, others)
-    selection = dataclasses.replace(
-        fit, points=fitting.Rows(fit.points, others), counts=fitting.counts(len(others), joint),
-        project=functools.partial(fitting.given, part))
-    rows, _ = fitting.select(selection, run.seed, None)
+    rows = select(fit, np.repeat(fold_of != fold, patches), smallest * patches, run.seed)
     scored = np.flatnonzero(fold_of == fold)
     if len(scored):  # of several processes, one may have none
       new = score_embeddings(
@@ -82,6 +67,29 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
         kept[scored] = values
     run.progress('calibrate', int((fold_of_all <= fold).sum()), num_images)
   return CrossScores(*map(processes.joined, found)) if joint else found
+
+
+def _select(fit, others, num_points, seed):
+  """Selects a bank from some of the patches, of the size that `num_points` of them give.
+
+  All folds so have one size, and one program; that of the whole bank serves them too.
+  """
+  if fit.detector.coreset.method != 'greedy':
+    return _select_jointly(fit, others, num_points, seed)
+  size = coreset.coreset_size(num_points, fit.detector.ratio)
+  return fitting.rows_at(fit, fitting.greedy(fit, seed, size=size, valid=others))
+
+
+def _select_jointly(fit, others, num_points, seed):
+  """Selects a bank from some of the patches of each process, as if there were no more."""
+  rows = np.flatnonzero(others)
+  project = None
+  if fit.detector.coreset.method == 'greedy':
+    project = functools.partial(disk_arrays.read_rows, np.asarray(fit.project()), rows)
+  part = dataclasses.replace(
+      fit, points=fitting.Rows(fit.points, rows), counts=fitting.counts(len(rows), len(fit.images) > 1),
+      project=project)
+  return fitting.select(part, seed, None)[0]
 
 
 def score_embeddings(

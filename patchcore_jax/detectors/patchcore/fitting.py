@@ -135,7 +135,7 @@ def fit_and_use(
     num_images = _embed_into(embeddings, backbone, batches, embedding, tell)
     points = disk_arrays.view(embeddings, (num_images * patches, dim))
   images = counts(num_images, joint)
-  points_dim = _projection_dim(detector.coreset, patches * images)
+  points_dim = coreset.projected_dim(detector.coreset, dim, int(patches * images.sum()))
   project = functools.partial(
       _project, points, points_dim, detector.coreset, plan, allocate, run.seed, run.progress)
   if use and detector.coreset.method == 'greedy':
@@ -253,7 +253,7 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
       embed_fn_of(backbone, detector.embedding), parallel.replicate(backbone.variables), batch.image)
   return fit_plan.plan(
       int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), detector.ratio), dim,
-      _projection_dim(detector.coreset, num_patches), memory_gb=memory_gb,
+      coreset.projected_dim(detector.coreset, dim, int(num_patches.sum())), memory_gb=memory_gb,
       base_bytes=disk_arrays.resident_bytes(), batch_bytes=batch_bytes,
       device_bytes=memory.get('bytes_limit') if memory else None, num_devices=jax.local_device_count(),
       folds=folds, may_stream=len(num_patches) == 1)
@@ -262,7 +262,8 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
 def _work(detector, plan, images, patches, dim, folds, batch_size):
   """Says what a fit of `images` [p] of each process has to do, for an estimate of its time."""
   return Work(
-      int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
+      int(images.sum()), patches, dim,
+      coreset.projected_dim(detector.coreset, dim, int(patches * images.sum())), plan.num_selected,
       folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
       num_devices=len(images) * jax.local_device_count())
 
@@ -272,11 +273,6 @@ def _embedded(backbone, batch, embedding):
   (_, values), = streaming.stream(
       embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), [batch])
   return values[batch.valid]
-
-
-def _projection_dim(spec, counts):
-  """Computes the dimensions in which the selection of all points runs."""
-  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(int(counts.sum()))
 
 
 def given(value: Any) -> Any:
@@ -302,13 +298,18 @@ def select(
       raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
     return _cluster_centers(fit.points, size, seed)
   if method == 'greedy':
-    indices = _greedy(fit.project(), fit.counts, size, spec, fit.plan, seed, progress)
+    indices = greedy(fit, seed, size=size, progress=progress)
   elif method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(seed), n)[:size])
   else:
     indices = np.arange(n)
   indices = indices.astype(np.int32)
-  return processes.gather_rows(fit.points, fit.counts, indices), indices
+  return rows_at(fit, indices), indices
+
+
+def rows_at(fit: Fit, indices: np.ndarray) -> np.ndarray:
+  """Gathers the embeddings [m, d] of patches of all processes by their indices."""
+  return processes.gather_rows(fit.points, fit.counts, indices)
 
 
 def _cluster_centers(points, size, seed):
@@ -336,14 +337,22 @@ def _project(points, dim, spec, plan, allocate, seed, progress):
       out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.stream else None)
 
 
-def _greedy(projected, counts, size, spec, plan, seed, progress):
-  """Selects greedily from the projected points of all processes, on all devices unless it streams."""
-  n = int(counts.sum())
+def greedy(
+    fit: Fit, seed: int, *, size: int, valid: np.ndarray | None = None,
+    progress: Callable[[str, int, int], None] | None = None) -> np.ndarray:
+  """Selects greedily from the projected points of all processes, on all devices unless it streams.
+
+  Args:
+    size: how many.
+    valid: [n] bool, those that may be selected; None for all. Only where one process fits alone.
+  """
+  projected, counts, spec = fit.project(), fit.counts, fit.detector.coreset
+  n = int(counts.sum() if valid is None else valid.sum())
   _, key = jax.random.split(jax.random.key(seed))
   num_start = 1 if spec.start == 'point' else min(spec.num_start_points, n)
   start = np.asarray(jax.random.choice(key, n, (num_start,), replace=False))
   select = functools.partial(
-      coreset.greedy_k_center, select_start=spec.start == 'point', stream=plan.stream,
+      coreset.greedy_k_center, select_start=spec.start == 'point', stream=fit.plan.stream,
       progress=functools.partial(progress, 'coreset') if progress else None)
   if len(counts) > 1:
     mesh = processes.mesh(k_center.AXIS)
@@ -351,6 +360,8 @@ def _greedy(projected, counts, size, spec, plan, seed, progress):
     picks = select(pieces, size, start=np.flatnonzero(valid)[start], mesh=mesh, valid=valid)
     return np.cumsum(valid)[picks] - 1  # as if there were no padding
   devices = jax.local_devices()
-  split = len(devices) > 1 and not plan.stream
+  split = len(devices) > 1 and not fit.plan.stream
   return select(
-      projected, size, start=start, mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None)
+      projected, size, start=start if valid is None else np.flatnonzero(valid)[start], valid=valid,
+      capacity=coreset.coreset_size(len(projected), fit.detector.ratio),
+      mesh=Mesh(np.array(devices), (k_center.AXIS,)) if split else None)
