@@ -124,7 +124,7 @@ class TestFit:
 
   def test_other_methods_tell_the_time_of_the_network(self, good, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, '_LONG', 0)
-    _, told = _fit(good, tmp_path / 'a', folds=2, method='padim', padim_num_dims=10, batch_size=4)
+    _, told = _fit(good, tmp_path / 'a', folds=2, detector='padim', padim_num_dims=10, batch_size=4)
     assert 'from here, or more: network 0 s, thresholds' in told
 
   def test_unreadable_and_odd_files_are_told(self, good, tmp_path):

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.search import k_center
-from patchcore_jax.settings import CoresetSpec, check_ratio
+from patchcore_jax.settings import check_ratio
 
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
@@ -76,16 +76,6 @@ def johnson_lindenstrauss_dim(num_points: int, eps: float = 0.9) -> int:
   return int(4 * math.log(num_points) / (eps**2 / 2 - eps**3 / 3))
 
 
-def projected_dim(spec: CoresetSpec, dim: int, num_points: int) -> int:
-  """Computes the dimensions in which the selection of points [num_points, dim] runs.
-
-  >>> projected_dim(CoresetSpec(), 1024, 5000), projected_dim(CoresetSpec(), 104, 5000)
-  (128, 104)
-  """
-  wanted = spec.projection_dim or johnson_lindenstrauss_dim(num_points)
-  return min(dim, wanted) if spec.projection == 'dense' else wanted
-
-
 def random_projection(
     points, dim: int, *, key: jax.Array, kind: str = 'dense', out: Any = None,
     progress: Callable[[int, int], None] | None = None,
@@ -96,20 +86,19 @@ def random_projection(
 
   Args:
     points: [n, d] float32, on the host or the device; moved in blocks.
-    dim: size of the result. With 'dense', points of that size are returned as they are, and so are smaller
-      ones, which more dimensions would make no more alike.
+    dim: size of the result. With 'dense', points of just that size are returned as they are.
     key: PRNG key.
     kind: see `projection_matrix`.
     out: [n, dim] on the host, to be filled, where the result is not to lie on the device.
     progress: called with (done, n) after every block.
 
   Returns:
-    [n, dim] float32 on the device, or `out`; [n, d] where the points are returned.
+    [n, dim] float32 on the device, or `out`.
 
   >>> random_projection(jnp.ones((5, 64)), 16, key=jax.random.key(0)).shape
   (5, 16)
   """
-  if points.shape[1] <= dim and kind == 'dense':
+  if points.shape[1] == dim and kind == 'dense':
     return jnp.asarray(points) if out is None else points
   return project(
       points, projection_matrix(key, points.shape[1], dim, kind), out=out, progress=progress)

@@ -135,7 +135,7 @@ def fit_and_use(
     num_images = _embed_into(embeddings, backbone, batches, embedding, tell)
     points = disk_arrays.view(embeddings, (num_images * patches, dim))
   images = counts(num_images, joint)
-  points_dim = coreset.projected_dim(detector.coreset, dim, int(patches * images.sum()))
+  points_dim = _projection_dim(detector.coreset, patches * images)
   project = functools.partial(
       _project, points, points_dim, detector.coreset, plan, allocate, run.seed, run.progress)
   if use and detector.coreset.method == 'greedy':
@@ -253,7 +253,7 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
       embed_fn_of(backbone, detector.embedding), parallel.replicate(backbone.variables), batch.image)
   return fit_plan.plan(
       int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), detector.ratio), dim,
-      coreset.projected_dim(detector.coreset, dim, int(num_patches.sum())), memory_gb=memory_gb,
+      _projection_dim(detector.coreset, num_patches), memory_gb=memory_gb,
       base_bytes=disk_arrays.resident_bytes(), batch_bytes=batch_bytes,
       device_bytes=memory.get('bytes_limit') if memory else None, num_devices=jax.local_device_count(),
       folds=folds, may_stream=len(num_patches) == 1)
@@ -262,8 +262,7 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
 def _work(detector, plan, images, patches, dim, folds, batch_size):
   """Says what a fit of `images` [p] of each process has to do, for an estimate of its time."""
   return Work(
-      int(images.sum()), patches, dim,
-      coreset.projected_dim(detector.coreset, dim, int(patches * images.sum())), plan.num_selected,
+      int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
       folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
       num_devices=len(images) * jax.local_device_count())
 
@@ -273,6 +272,11 @@ def _embedded(backbone, batch, embedding):
   (_, values), = streaming.stream(
       embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), [batch])
   return values[batch.valid]
+
+
+def _projection_dim(spec, counts):
+  """Computes the dimensions in which the selection of all points runs."""
+  return spec.projection_dim or coreset.johnson_lindenstrauss_dim(int(counts.sum()))
 
 
 def given(value: Any) -> Any:

@@ -96,7 +96,7 @@ def _pass(detector, data, backbones, run, *, folds=0):
   patches = math.prod(grid)
   detector = detector.of_size(patches * num_images)
   size = coreset.coreset_size(patches * num_images, detector.ratio)
-  points_dim = coreset.projected_dim(spec, dim, patches * num_images)
+  points_dim = spec.projection_dim or coreset.johnson_lindenstrauss_dim(patches * num_images)
   per_block = fit_plan.images_in_block(num_images, patches, size, PARTS)
   device = jax.local_devices()[0]
   run.notify(str(fit_plan.one_pass(
