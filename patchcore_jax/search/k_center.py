@@ -275,12 +275,19 @@ def _after(state, values, floor, at, window, indices, end, num_covered):
 
 
 class Columns(NamedTuple):
-  """The selected points as `slots` takes them, and how far they are at most from what they stand for."""
+  """The selected points as `slots` takes them.
 
-  vectors: jax.Array  # [d, m + PADDING]
-  squares: jax.Array  # [m + PADDING], infinite for those that are not selected yet
+  Attributes:
+    vectors: [d, m + PADDING].
+    squares: [m + PADDING] float32, their squared norms; infinite for those that are not selected yet.
+    slack: [m + PADDING] float32, how far each is at most from the point that it stands for.
+    largest: [] float32, the largest norm.
+  """
+
+  vectors: jax.Array
+  squares: jax.Array
   slack: jax.Array
-  largest: jax.Array  # the largest norm
+  largest: jax.Array
 
 
 def columns_of(centers, mean, count, dtype):
@@ -288,7 +295,7 @@ def columns_of(centers, mean, count, dtype):
   inside = jnp.arange(len(centers)) < count
   vectors, squares, slack = reduce(centers, mean, None, dtype)
   return Columns(
-      vectors.T, jnp.where(inside, squares, jnp.inf), jnp.where(inside, slack, 0).max(),
+      vectors.T, jnp.where(inside, squares, jnp.inf), jnp.where(inside, slack, 0),
       jnp.sqrt(jnp.where(inside, squares, 0).max()))
 
 
@@ -306,28 +313,34 @@ def refresh(rows, values, first, centers, columns, count, mean):
     [r] float32.
   """
   num_tiles = jnp.maximum(0, -(-(count - first) // slots.WIDTH))
+  vectors, squares, own_slack = reduce(rows, mean, None, columns.vectors.dtype.name)
+  # The distance to a column of slack s is at least x - s, where x is the computed one, and the square of that
+  # at least x^2 - 2sx. No x beyond `far` can matter: 2s times that is taken off of all.
+  far = jnp.minimum(jnp.sqrt(jnp.maximum(values, 0).max()), jnp.sqrt(squares.max()) + columns.largest)
+  far = 1.001 * (far + own_slack.max() + columns.slack.max())
 
   def ready(k):
     begin = first + k * slots.WIDTH
-    return (lax.dynamic_slice_in_dim(columns.vectors, begin, slots.WIDTH, 1),
-            lax.dynamic_slice_in_dim(columns.squares, begin, slots.WIDTH))
+    vectors = lax.dynamic_slice_in_dim(columns.vectors, begin, slots.WIDTH, 1)
+    squares, slack = (
+        lax.dynamic_slice_in_dim(x, begin, slots.WIDTH) for x in (columns.squares, columns.slack))
+    return vectors, squares - 2 * far * slack
 
   def unrounded(k):
     begin = first + k * slots.WIDTH
     vectors, squares, _ = reduce(lax.dynamic_slice_in_dim(centers, begin, slots.WIDTH), mean, None, 'float32')
     return vectors.T, jnp.where(begin + jnp.arange(slots.WIDTH) < count, squares, jnp.inf)
 
-  def compare(rows, values, tile, dtype, slack, listed=1):
+  def compare(rows, values, reduced, tile, listed=1):
     """Compares rows with the few that products show to be nearest: (values, whether each is in doubt).
 
     With the nearest alone at first, since that is most often all there is to compare.
     """
     mask = slots.mask_for(len(centers))
-    vectors, squares, own_slack = reduce(rows, mean, None, dtype)
+    vectors, squares, slack = reduced
     keys = slots.see(vectors, squares, tile, num_tiles, mask)
     error = product_error(rows.shape[1], jnp.sqrt(squares), columns.largest)
-    error *= 1 if dtype == 'float32' else TENSOR_CORE_ERROR
-    slack += own_slack
+    error *= 1 if vectors.dtype == jnp.float32 else TENSOR_CORE_ERROR
 
     def in_doubt(fresh, outside, at=slice(None)):
       return (fresh > 0) & may_be_nearer(fresh, outside - error[at], slack[at])
@@ -359,13 +372,15 @@ def refresh(rows, values, first, centers, columns, count, mean):
 
     return lax.fori_loop(0, num_tiles, tile, fresh[0])[None], jnp.zeros(1, bool)
 
-  dtype = columns.vectors.dtype.name
-  fresh, doubtful = compare(rows, values, ready, dtype, columns.slack)
-  if dtype != 'float32':
-    slack = 1.01 * 2 * UNIT * (columns.largest + columns.slack)  # as `reduce` has it
-    fresh, doubtful = _settle(
-        lambda at, fresh: compare(rows[at], fresh, unrounded, 'float32', slack, _LISTED), _BY_FLOAT32,
-        fresh, doubtful)
+  def by_float32(at, fresh):
+    """Compares some of the rows with all, in float32."""
+    vectors, squares, slack = reduce(rows[at], mean, None, 'float32')
+    slack += 1.01 * 2 * UNIT * (columns.largest + columns.slack.max())  # as `reduce` has it
+    return compare(rows[at], fresh, (vectors, squares, slack), unrounded, _LISTED)
+
+  fresh, doubtful = compare(rows, values, (vectors, squares, own_slack), ready)
+  if vectors.dtype != jnp.float32:
+    fresh, doubtful = _settle(by_float32, _BY_FLOAT32, fresh, doubtful)
   return _settle(by_all, 1, fresh, doubtful)[0]
 
 
