@@ -19,7 +19,7 @@ from patchcore_jax.data import folder, image_finding, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.detectors import streaming
-from patchcore_jax.detectors.patchcore import fit_rates
+from patchcore_jax.detectors.patchcore import fit_time
 from patchcore_jax.inspection import differences
 from patchcore_jax.serving.app import Options
 from tests import command, plates, small
@@ -114,7 +114,7 @@ class TestFit:
   def test_times_are_told_beforehand(self, good, tmp_path, monkeypatch):
     _, told = _fit(good, tmp_path / 'short', folds=2)
     assert 'from here' not in told
-    monkeypatch.setattr(fit_rates, '_LONG', 0)
+    monkeypatch.setattr(fit_time, '_LONG', 0)
     _, told = _fit(good, tmp_path / 'a', folds=2)
     line = next(line for line in told.splitlines() if 'from here' in line)
     assert line.startswith('bank: about ') and 'selection' in line and 'thresholds' in line
@@ -124,7 +124,9 @@ class TestFit:
 
   def test_other_methods_tell_the_time_of_the_network(self, good, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, '_LONG', 0)
-    _, told = _fit(good, tmp_path / 'a', folds=2, detector='padim', padim_num_dims=10, batch_size=4)
+    told = command.done(
+        'fit', good, '--out', tmp_path / 'a', '--backbone=tests.small:backbone', '--detector=padim',
+        '--padim-num-dims=10', '--folds=2', '--batch-size=4')
     assert 'from here, or more: network 0 s, thresholds' in told
 
   def test_unreadable_and_odd_files_are_told(self, good, tmp_path):

@@ -62,6 +62,7 @@ def test_the_fastest_type_is_measured_where_the_cpu_may_have_another(monkeypatch
   monkeypatch.setattr(slots, '_may_be_fast', lambda: False)
   assert slots.fastest_dtype.__wrapped__() == 'float32'
   monkeypatch.setattr(slots, '_may_be_fast', lambda: True)
+  assert 0 < slots.product_seconds() < 1e-6
   monkeypatch.setattr(slots, '_WORTHWHILE', 0)
   assert slots.fastest_dtype.__wrapped__() == 'bfloat16'
   monkeypatch.setattr(slots, '_WORTHWHILE', np.inf)

@@ -155,21 +155,29 @@ def shortlist(
 @functools.cache
 def fastest_dtype() -> str:
   """Finds out whether this CPU multiplies bfloat16 much faster than float32: the name of the better one."""
-  if not _may_be_fast():
-    return 'float32'
-  seconds = {}
-  for dtype in ('float32', 'bfloat16'):
-    a, b = jnp.ones((ROWS, 128), dtype), jnp.ones((128, WIDTH), dtype)
-    product = jax.jit(functools.partial(
-        jnp.dot, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32))
+  fast = _may_be_fast() and _product_seconds('bfloat16') * _WORTHWHILE < _product_seconds('float32')
+  return 'bfloat16' if fast else 'float32'
+
+
+def product_seconds() -> float:
+  """Measures how long this CPU takes to multiply two values and add the result, among many, of that type."""
+  return _product_seconds(fastest_dtype())
+
+
+@functools.cache
+def _product_seconds(dtype):
+  """Measures a value of a product of a tile's size."""
+  dim = 128
+  a, b = jnp.ones((ROWS, dim), dtype), jnp.ones((dim, WIDTH), dtype)
+  product = jax.jit(functools.partial(
+      jnp.dot, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32))
+  product(a, b).block_until_ready()
+  times = []
+  for _ in range(5):
+    began = time.perf_counter()
     product(a, b).block_until_ready()
-    times = []
-    for _ in range(5):
-      began = time.perf_counter()
-      product(a, b).block_until_ready()
-      times.append(time.perf_counter() - began)
-    seconds[dtype] = min(times)
-  return 'bfloat16' if seconds['bfloat16'] * _WORTHWHILE < seconds['float32'] else 'float32'
+    times.append(time.perf_counter() - began)
+  return min(times) / (ROWS * WIDTH * dim)
 
 
 def _may_be_fast() -> bool:

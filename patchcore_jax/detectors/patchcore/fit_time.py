@@ -1,7 +1,17 @@
-"""Estimates how long a fit takes, by stage, before the long work begins. `fit_rates` measures the rates."""
+"""Estimates how long a fit takes, by stage, before the long work begins.
+
+The constants are of selections from embeddings of two built-in and two real parts by two networks. They are
+for CPUs; on accelerators nothing is told.
+"""
 
 import dataclasses
 import math
+import time
+
+import jax
+
+from patchcore_jax.detectors.base import Run
+from patchcore_jax.search import slots
 
 # The share of all pairs of points and selected ones that the lazy selection compares, fitted to embeddings of
 # two built-in parts by two networks (16,384 to 188,160 points: 0.42 to 0.65). Real parts have 0.40 to 0.68.
@@ -10,9 +20,10 @@ _SHARE, _SHARE_BY_RATIO = 0.47, 0.33
 _ROUNDS, _PICKS_OF_ROUND = 28, 2500
 # How much longer a selection takes whose points travel from the host to the device.
 _STREAMED = 1.4
-_DENSE_BELOW = 1e10  # as in `coreset`
-# Programs of a thresholds' batch beside that of the search: the maps.
-_COMPILE_SCORES = 1.5
+_DENSE_BELOW = 3e9  # as in `coreset`
+_LONG = 4.0  # seconds that are worth a line
+# How many times longer a product takes with all that a selection does to its result than by itself.
+_AND_COMPARED = 2.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +60,21 @@ class Rates:
 
   Attributes:
     image: an image, through decoding and the network.
-    product: one value of a point and one of a selected point, multiplied and added, where many are.
-    other: what else a selection does, as a multiple of what it took where the constants below were measured.
-    structure: the share of all pairs that a selection compares, as a multiple of the usual one.
-    pair: a query and a row of the bank, compared in a search.
-    row: a row of the bank, made ready for a search.
-    compile_selection, compile_search: compiling their programs, for one shape.
+    product: one value of a point and one of a selected point, multiplied, added and compared.
+    compile_selection, compile_search: compiling their programs, and those of a batch's maps.
   """
 
   image: float = 0.015
-  product: float = 2.8e-11
-  other: float = 1.0
-  structure: float = 1.0
-  pair: float = 4e-9
-  row: float = 4e-5
-  compile_selection: float = 1.7
-  compile_search: float = 1.0
+  product: float = 1.25e-11
+  compile_selection: float = 3.4
+  compile_search: float = 2.5
 
 
-# Of `Rates.other`: a pick, a point in a round, a round, a point at the start, and a value of all compared by
-# the dense loop, or copied.
-_STEP, _VISIT, _ROUND, _START, _DENSE, _COPY = 125e-6, 2e-7, 1e-3, 1.1e-6, 2e-10, 1.3e-8
+# Of a selection: a pick, a point in a round, a round, a point in all rounds (it is looked at three or four
+# times), and a value that the dense loop compares, or that is copied.
+_STEP, _VISIT, _ROUND, _POINT, _DENSE, _COPY = 90e-6, 7e-8, 1e-3, 3.2e-6, 2e-10, 1.3e-8
+# Of a search: a query and a row compared, for all their values and for each; and a row made ready.
+_PAIR, _PAIR_VALUE, _ROW = 1.5e-9, 0.6, 4e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +120,7 @@ def estimate(work: Work, rates: Rates, *, images_left: int | None = None) -> Fit
   selection = thresholds = 0.0
   if work.greedy:
     selection = (
-        work.points_dim * num_points * (rates.product * work.dim + _COPY * rates.other) / work.num_devices
+        work.points_dim * num_points * (rates.product * work.dim + _COPY) / work.num_devices
         + selection_seconds(num_points, work.num_selected, work, rates))
   if work.folds and work.num_images > 1:
     thresholds = _threshold_seconds(work, rates)
@@ -123,21 +128,17 @@ def estimate(work: Work, rates: Rates, *, images_left: int | None = None) -> Fit
 
 
 def _threshold_seconds(work, rates):
-  """Estimates the selections and searches of all folds. Folds of one size share their programs."""
+  """Estimates the selections and searches of all folds, which share their programs."""
   folds = min(work.folds, work.num_images)
-  seconds, sizes = 0.0, set()
+  seconds = rates.compile_search
+  pair = _PAIR + _PAIR_VALUE * rates.product * work.dim
   for fold in range(folds):
     scored = len(range(fold, work.num_images, folds))
-    num_points = (work.num_images - scored) * work.patches
-    selected = max(1, num_points * work.num_selected // (work.num_images * work.patches))
+    selected = max(1, (work.num_images - scored) * work.num_selected // work.num_images)
     queries = math.ceil(scored / work.batch_size) * work.batch_size * work.patches
-    seconds += queries * selected * rates.pair / work.num_devices + selected * rates.row
-    seconds += num_points * work.points_dim * _COPY * rates.other
+    seconds += queries * selected * pair / work.num_devices + selected * _ROW
     if work.greedy:
-      seconds += selection_seconds(num_points, selected, work, rates, compiled=scored in sizes)
-    if scored not in sizes:
-      seconds += _COMPILE_SCORES * rates.compile_search
-    sizes.add(scored)
+      seconds += selection_seconds(work.num_images * work.patches, selected, work, rates, compiled=True)
   return seconds
 
 
@@ -154,15 +155,38 @@ def selection_seconds(
   """
   values = num_points * num_selected * work.points_dim
   if values < _DENSE_BELOW and not work.stream and work.num_devices == 1:
-    return values * _DENSE * rates.other + (0 if compiled else 0.3 * rates.compile_selection)
-  share = min(1.0, rates.structure * (_SHARE + _SHARE_BY_RATIO * num_selected / num_points))
+    return values * _DENSE + (0 if compiled else 0.2 * rates.compile_selection)
+  share = min(1.0, _SHARE + _SHARE_BY_RATIO * num_selected / num_points)
   rounds = _ROUNDS + num_selected / _PICKS_OF_ROUND
-  products = share * num_points * num_selected * work.points_dim * rates.product / work.num_devices
-  others = _START * num_points / work.num_devices + others_seconds(num_points, num_selected, rounds, work)
-  return ((products + others * rates.other) * (_STREAMED if work.stream else 1)
-          + (0 if compiled else rates.compile_selection))
+  seconds = num_selected * _STEP + rounds * _ROUND
+  seconds += (share * values * rates.product + num_points * (_POINT + rounds * _VISIT)) / work.num_devices
+  return seconds * (_STREAMED if work.stream else 1) + (0 if compiled else rates.compile_selection)
 
 
-def others_seconds(num_points: int, num_selected: int, rounds: float, work: Work) -> float:
-  """Computes what a lazy selection took besides products, where the defaults of `Rates` were measured."""
-  return num_selected * _STEP + rounds * (_ROUND + _VISIT * num_points / work.num_devices)
+class Teller:
+  """Passes progress on, and tells once, after a few batches, how long the fit will take.
+
+  Args:
+    run: whom to tell.
+    work: what the fit has to do.
+  """
+
+  def __init__(self, run: Run, work: Work):
+    self._run, self._work = run, work
+    self._times, self._told = [], run.notify is Run.notify or jax.default_backend() != 'cpu'
+
+  def __call__(self, stage: str, done: int, total: int) -> None:
+    """Is called as `Run.progress` is, by the embedding."""
+    self._run.progress(stage, done, total)
+    if self._told or stage != 'embed':
+      return
+    self._times.append((time.monotonic(), done))
+    if len(self._times) == 3 or done >= total:
+      self._told = True
+      (first, before), (last, after) = self._times[0], self._times[-1]
+      # The first batch compiles. Where there is no other, nothing is left either.
+      rates = Rates(
+          image=(last - first) / max(1, after - before), product=_AND_COMPARED * slots.product_seconds())
+      left = estimate(self._work, rates, images_left=total - done)
+      if left.total >= _LONG:
+        self._run.notify(str(left))

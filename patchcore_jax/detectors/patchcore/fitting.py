@@ -18,7 +18,7 @@ from patchcore_jax.banks.model import Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Data, Run
-from patchcore_jax.detectors.patchcore import fit_plan, fit_rates, one_pass
+from patchcore_jax.detectors.patchcore import fit_plan, fit_time, one_pass
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore.fit_time import Work
 from patchcore_jax.detectors.patchcore.scores import embed_fn_of
@@ -122,9 +122,8 @@ def fit_and_use(
   plan = _plan(
       backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
   run.notify(str(plan))
-  tell = fit_rates.Teller(
-      run, _work(detector, plan, counts(num_images, joint), patches, dim, folds, len(first.image)),
-      sample=lambda: _embedded(backbone, first, embedding), num_neighbors=detector.scoring.num_neighbors)
+  tell = fit_time.Teller(
+      run, _work(detector, plan, counts(num_images, joint), patches, dim, folds, len(first.image)))
   allocate = functools.partial(disk_arrays.allocate, folder=run.scratch or tempfile.gettempdir())
   if plan.embeddings_on_device:
     embeddings, num_images = _embed_on_device(
@@ -265,13 +264,6 @@ def _work(detector, plan, images, patches, dim, folds, batch_size):
       int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
       folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
       num_devices=len(images) * jax.local_device_count())
-
-
-def _embedded(backbone, batch, embedding):
-  """Embeds the images of one batch: [b, rows, columns, d]."""
-  (_, values), = streaming.stream(
-      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), [batch])
-  return values[batch.valid]
 
 
 def _projection_dim(spec, counts):
