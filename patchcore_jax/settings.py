@@ -247,7 +247,7 @@ class DataSpec:
       normal.
     shots: training images to fit on, drawn at random; 0 for all.
     draw: the number of the draw.
-    batch_size: images that pass through the network at once.
+    batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
     max_megapixels: images of more pixels, in millions, are refused before they are decoded. Decoding takes 4
@@ -263,7 +263,7 @@ class DataSpec:
   good: tuple[str, ...] = ()
   shots: int = 0
   draw: int = 0
-  batch_size: int = 32
+  batch_size: int = 0
   num_workers: int = 0
   on_error: str = 'raise'
   max_megapixels: float = 250.0
@@ -280,10 +280,10 @@ class DataSpec:
       raise ValueError(f'data.shots={self.shots}, data.draw={self.draw}: expected at least 0.')
     if self.on_error not in ('raise', 'skip'):
       raise ValueError(f"data.on_error={self.on_error!r}: expected 'raise' or 'skip'.")
-    if self.batch_size < 1 or self.num_workers < 0:
+    if self.batch_size < 0 or self.num_workers < 0:
       raise ValueError(
-          f'data.batch_size={self.batch_size}, data.num_workers={self.num_workers}: expected at least 1 '
-          'and 0.')
+          f'data.batch_size={self.batch_size}, data.num_workers={self.num_workers}: expected at least 0 '
+          'of each.')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,7 +219,7 @@ class TestBadInput:
       ({'data__source': 'cloud'}, 'data.source'),
       ({'data__categories': ('bolt', 'screw')}, "No category 'screw' .*There are: bolt, nut"),
       ({'data__on_error': 'ignore'}, 'data.on_error'),
-      ({'data__batch_size': 0}, 'data.batch_size'),
+      ({'data__batch_size': -1}, 'data.batch_size'),
       ({'coreset__ratios': (0.1, 1.5)}, 'coreset ratio 1.5: expected 0 < ratio <= 1'),
       ({'coreset__ratios': (0,)}, 'coreset ratio 0'),
       ({'coreset__ratios': ()}, 'coreset.ratios is empty'),

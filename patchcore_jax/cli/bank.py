@@ -38,8 +38,8 @@ _out = options.option(
     '--out', metavar='NEW', group='Common', show_default=False,
     help='A new folder for the changed model; by default it replaces BANK in one step.')
 _batch_size = options.option(
-    '--batch-size', default=32, type=click.IntRange(min=1), group='Common',
-    help='Images that pass through the network at once.')
+    '--batch-size', default=0, type=click.IntRange(min=0), group='Common',
+    help='Images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.')
 _pictures = options.option(
     '--pictures', default='', metavar='FILE', group='Common', show_default='BANK.questioned.html',
     help='A page for pictures of the images that are asked about, if there are such.')

@@ -23,7 +23,7 @@ def evaluate(
     root: str | os.PathLike, *, detector: Detector | None = None, backbone: Any = 'auto',
     layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
     ratios: Sequence[float] = (),
-    out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 32,
+    out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 0,
     seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
 
@@ -38,7 +38,7 @@ def evaluate(
     out: a folder for results.csv, config.json, scores/, banks/ and report.html, in which a run that was
       stopped goes on; None to write nothing.
     preprocessing: what is done to images; by default they are resized to 256 pixels and cropped to 224.
-    batch_size: images that pass through the network at once.
+    batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     seed: the seed of everything that is random.
     progress: called with (stage, done, total); the stage begins with the category's name.
 

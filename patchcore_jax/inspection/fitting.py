@@ -23,7 +23,7 @@ from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, 
 def fit(
     images: Any, *, detector: Detector | str | None = None,
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
-    preprocessing: Preprocessing | None = None, batch_size: int = 32, seed: int = 0,
+    preprocessing: Preprocessing | None = None, batch_size: int = 0, seed: int = 0,
     accept: str | Sequence[str] = (), max_megapixels: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     notify: Callable[[str], None] | None = None) -> Inspector:
@@ -40,7 +40,7 @@ def fit(
     preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
       short side 224 pixels (`data.preprocess.whole_image`), and arrays are taken as they are. What a crop
       leaves out is warned of, and stands in every finding.
-    batch_size: images that pass through the network at once.
+    batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     seed: the seed of everything that is random.
     accept: files whose size is far from that of the rest, and which are good all the same: their names, or
       'all'.

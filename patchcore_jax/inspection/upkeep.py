@@ -28,7 +28,7 @@ _FOLDS = 5  # parts of accepted images, each scored against a bank with the othe
 
 
 def append(
-    inspector: Inspector, images: Any, *, accept: str | Sequence[str] = (), batch_size: int = 32,
+    inspector: Inspector, images: Any, *, accept: str | Sequence[str] = (), batch_size: int = 0,
     max_megapixels: float | None = None, on_error: OnError = None,
     progress: Callable[[str, int, int], None] | None = None) -> Inspector:
   """Adds patches of further good images to a bank, as far as it does not cover them yet.
@@ -40,7 +40,7 @@ def append(
     images: as of `inputs.training_data`.
     accept: names of images that are good although they score above the threshold, or have another size;
       'all' for every one. Images of an array are called 'images[0]' and so on.
-    batch_size: images that pass through the network at once.
+    batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     max_megapixels: as of `Inspector.inspect`.
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
@@ -76,14 +76,14 @@ def append(
 
 def calibrate(
     inspector: Inspector, images: Any, *, false_alarm_rate: float = 0.01, accept: str | Sequence[str] = (),
-    batch_size: int = 32, max_megapixels: float | None = None, on_error: OnError = None) -> Inspector:
+    batch_size: int = 0, max_megapixels: float | None = None, on_error: OnError = None) -> Inspector:
   """Makes thresholds of good images that the model was not fitted on; their guarantee is exact.
 
   Args:
     images: as of `inputs.training_data`.
     false_alarm_rate: the share of good images that may be called anomalous, in (0, 1).
     accept: as of `append`.
-    batch_size: images that pass through the network at once.
+    batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     max_megapixels, on_error: as of `append`.
 
   Raises:

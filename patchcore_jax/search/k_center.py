@@ -7,8 +7,8 @@ to the selected set only shrink, so one that is out of date is an upper bound. I
 
   1. Refresh. Points whose bound is at least the `floor` are compared with what was selected since they
      were last. A matrix product gives all distances in a tile of points and selected ones, to within
-     an error bound. Only the nearest is then computed by `distances_sq`; and where a second one lies
-     within the error of it, all of them are.
+     an error bound. Only the nearest is then computed by `distances_sq`, and where others lie within
+     the error of it, theirs too: those on a list of a few (`slots`), or all where that does not do.
   2. Window. The largest distances are taken out: a threshold separates them from all others.
   3. Select. The dense loop, in the window alone, as long as its farthest point is not below the
      threshold: until then no point outside can be the farthest.
@@ -131,7 +131,7 @@ class Steps(NamedTuple):
 
 def steps_for(device: jax.Device, num_points: int, dim: int) -> Steps:
   """Chooses the fastest steps for a device that holds points [num_points, dim]."""
-  if device.platform == 'cpu' and jax.process_count() == 1:  # several processes run one program
+  if device.platform == 'cpu':
     return BFLOAT16 if slots.fastest_dtype() == 'bfloat16' else PLAIN
   if not has_kernels(device):
     return PLAIN

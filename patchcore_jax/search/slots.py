@@ -154,8 +154,12 @@ def shortlist(
 
 @functools.cache
 def fastest_dtype() -> str:
-  """Finds out whether this CPU multiplies bfloat16 much faster than float32: the name of the better one."""
-  fast = _may_be_fast() and _product_seconds('bfloat16') * _WORTHWHILE < _product_seconds('float32')
+  """Finds out whether this CPU multiplies bfloat16 much faster than float32: the name of the better one.
+
+  Several processes take float32: what they measure may differ, and they share programs.
+  """
+  alone = jax.process_count() == 1
+  fast = alone and _may_be_fast() and _product_seconds('bfloat16') * _WORTHWHILE < _product_seconds('float32')
   return 'bfloat16' if fast else 'float32'
 
 
