@@ -42,6 +42,14 @@ def forgetful():
     jax.clear_caches()
 
 
+@pytest.fixture(scope='session', autouse=True)
+def float32_products():
+  """Has products in float32 where a test does not ask for bfloat16: a second type is compiled once more."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('patchcore_jax.search.slots._may_be_fast', lambda: False)
+    yield
+
+
 @pytest.fixture(scope='session')
 def golden():
   """Folder of reference arrays made by running the PyTorch originals."""

@@ -144,8 +144,9 @@ def lazy(monkeypatch):
 @pytest.mark.usefixtures('lazy')
 class TestLazyEqualsDense:
 
-  @pytest.mark.parametrize('stream', [False, True], ids=['', 'stream'])
-  @pytest.mark.parametrize('steps', [k_center.PLAIN, k_center.BFLOAT16], ids=['float32', 'bfloat16'])
+  @pytest.mark.parametrize('steps, stream', [
+      (k_center.PLAIN, False), (k_center.PLAIN, True), (k_center.BFLOAT16, False)],
+      ids=['float32', 'stream', 'bfloat16'])
   @pytest.mark.parametrize('cloud', _CLOUDS)
   def test_in_many_rounds(self, small_sizes, cloud, steps, stream):
     points = _CLOUDS[cloud]

@@ -11,6 +11,7 @@ import patchcore_jax as pc
 from patchcore_jax.banks import editing, provenance, store
 from patchcore_jax.inspection import acceptance, upkeep
 from patchcore_jax.inspection.acceptance import NotAccepted, Questioned
+from patchcore_jax.report import questioned
 from tests import command, small
 
 _SIDE = 64
@@ -335,3 +336,13 @@ class TestSettle:
       acceptance.settle([Questioned(f'new/{i}.png', 'odd') for i in range(50)])
     assert 'and 40 more are' in str(refused.value) and len(refused.value.lines) == 50
     assert str(refused.value).count('\n') == 0 and '--accept all' in str(refused.value)
+
+
+def test_the_page_shows_images_as_large_as_were_allowed(tmp_path):
+  path = _write(tmp_path / 'new', {'a.png': _part(0)}) / 'a.png'
+  asked, shown = [Questioned(str(path), 'is an example', 1.0)], tmp_path / 'page.html'
+  inspector = pc.fit(np.stack([_part(i) for i in range(4)]), backbone=small.backbone(), false_alarm_rate=None)
+  with pytest.raises(ValueError, match='pixels'):
+    questioned.page_of_files(shown, 'Asked about', inspector, asked, max_pixels=_SIDE**2 - 1)
+  questioned.page_of_files(shown, 'Asked about', inspector, asked, max_pixels=_SIDE**2)
+  assert 'is an example' in shown.read_text()

@@ -11,6 +11,7 @@ import click
 
 from patchcore_jax.cli import arguments, options, terminal
 from patchcore_jax.data import image_finding, passed_by
+from patchcore_jax.settings import max_pixels
 
 _HELP = {
     'info': 'Tell what there is to know about a model.',
@@ -80,7 +81,8 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
           on_error=skipped.append, progress=progress)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
+    _change_inspector(
+        bank, out, pictures, backbone_weights, compilation_cache, images, max_megapixels, change)
 
 
 @_action
@@ -109,7 +111,8 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept
         max_megapixels=max_megapixels, on_error=skipped.append)
 
   with terminal.readable_errors(debug):
-    _change_inspector(bank, out, pictures, backbone_weights, compilation_cache, images, change)
+    _change_inspector(
+        bank, out, pictures, backbone_weights, compilation_cache, images, max_megapixels, change)
 
 
 @_action
@@ -167,7 +170,8 @@ def _shrink(bank: str, ratio: float, out: str, debug: bool, compilation_cache: s
     _change_model(bank, out, change)
 
 
-def _change_inspector(bank, out, pictures, weights, compilation_cache, images, change) -> None:
+def _change_inspector(
+    bank, out, pictures, weights, compilation_cache, images, max_megapixels, change) -> None:
   """Changes a model whose network is needed, and tells which images could not be read.
 
   Where images are asked about, a page shows them.
@@ -189,7 +193,7 @@ def _change_inspector(bank, out, pictures, weights, compilation_cache, images, c
   except inspection.NotAccepted as e:
     from patchcore_jax.report import questioned
 
-    _show(e, bank, out, pictures, questioned.page_of_files, inspector, e.images)
+    _show(e, bank, out, pictures, questioned.page_of_files, inspector, e.images, max_pixels(max_megapixels))
     raise
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):

@@ -18,13 +18,15 @@ _MOST = 100  # pictures, of 10 kB each
 
 
 def page_of_files(
-    path: str | os.PathLike, title: str, inspector: Inspector, questioned: Sequence[Questioned]) -> None:
+    path: str | os.PathLike, title: str, inspector: Inspector, questioned: Sequence[Questioned],
+    max_pixels: int | None = None) -> None:
   """Writes a page that shows image files that are asked about, with what is unusual in them.
 
   Args:
     path, title: the page.
     inspector: the model as it is.
     questioned: images whose names are their files.
+    max_pixels: see `decoding.decode`.
 
   Raises:
     OSError: the page cannot be written.
@@ -32,7 +34,8 @@ def page_of_files(
   score, thumbnails = scorer(inspector, 1), provenance.thumbnails(inspector.model)
   pictures = []
   for asked in questioned[:_MOST]:
-    image, outside, full_range = decoding.decode(asked.name, inspector.preprocessing)
+    image, outside, full_range = decoding.decode(
+        asked.name, inspector.preprocessing, max_pixels=max_pixels)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
     finding = find(
         inspector, score(pixels[None]), 0, image.size[::-1], outside=outside, full_range=full_range)
