@@ -82,14 +82,14 @@ def _select(fit, others, num_points, seed):
 
 def _select_jointly(fit, others, num_points, seed):
   """Selects a bank from some of the patches of each process, as if there were no more."""
-  rows = np.flatnonzero(others)
-  project = None
+  rows, project, size = np.flatnonzero(others), None, None
   if fit.detector.coreset.method == 'greedy':
+    size = coreset.coreset_size(num_points, fit.detector.ratio)
     project = functools.partial(disk_arrays.read_rows, np.asarray(fit.project()), rows)
   part = dataclasses.replace(
       fit, points=fitting.Rows(fit.points, rows), counts=fitting.counts(len(rows), len(fit.images) > 1),
       project=project)
-  return fitting.select(part, seed, None)[0]
+  return fitting.select(part, seed, None, size=size)[0]
 
 
 def score_embeddings(

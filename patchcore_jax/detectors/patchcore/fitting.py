@@ -277,18 +277,21 @@ def given(value: Any) -> Any:
 
 
 def select(
-    fit: Fit, seed: int, progress: Callable[[str, int, int], None] | None,
+    fit: Fit, seed: int, progress: Callable[[str, int, int], None] | None, *, size: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Selects the bank from the points of all processes.
 
   `fit.project` is called for 'greedy' only: unless its caller keeps the points that it makes, they are gone
   before the embeddings are read.
 
+  Args:
+    size: how many; None for what the detector's ratio gives.
+
   Returns:
     (embeddings [m, d], indices [m] int32) of the bank.
   """
   n, spec = int(fit.counts.sum()), fit.detector.coreset
-  size, method = coreset.coreset_size(n, fit.detector.ratio), spec.method
+  size, method = size or coreset.coreset_size(n, fit.detector.ratio), spec.method
   if method == 'kmeans':
     if len(fit.counts) > 1:
       raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
