@@ -67,7 +67,6 @@ RATES = (0.01, 0.02, 0.05)
 _FIRST = 256  # rows of a bank that give every patch an upper bound of its distance
 _FAR = 4  # patches of each image that are searched for in all of the bank, before others are ruled out
 _CHUNK = 2048
-_DENSE_BELOW = 3e8  # values compared in a selection
 
 
 class Key(NamedTuple):
@@ -284,10 +283,7 @@ def _least_distances(queries, bank):
 def select(points: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
   """Selects greedily from projected points [n, d]: positions, in order."""
   start = rng.choice(len(points), min(10, len(points)), replace=False)
-  # With `valid` the lazy selection runs for smaller ones too: compiled once, it is several times faster.
-  lazy = len(points) * size * points.shape[1] > _DENSE_BELOW
-  valid = np.ones(len(points), bool) if lazy else None
-  return coreset.greedy_k_center(points, size, start=start, valid=valid)
+  return coreset.greedy_k_center(points, size, start=start)
 
 
 def measure(key: Key, good: np.ndarray, defective: np.ndarray, projected: np.ndarray, partitions: int) -> Row:

@@ -57,7 +57,7 @@ class TestGreedyKCenter:
 
   @pytest.mark.parametrize('dense_below', [0, 1e10])
   def test_progress(self, monkeypatch, dense_below):
-    monkeypatch.setattr(coreset, '_DENSE_BELOW', dense_below)
+    monkeypatch.setattr(coreset, 'DENSE_BELOW', dense_below)
     calls = []
     coreset.greedy_k_center(
         _points(), 150, start=[0], progress=lambda done, total: calls.append((done, total)))
@@ -138,7 +138,7 @@ def _dense(cloud, select_start):
 @pytest.fixture
 def lazy(monkeypatch):
   """Without the dense loop, which small selections get."""
-  monkeypatch.setattr(coreset, '_DENSE_BELOW', 0)
+  monkeypatch.setattr(coreset, 'DENSE_BELOW', 0)
 
 
 @pytest.mark.usefixtures('lazy')

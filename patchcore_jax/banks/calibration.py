@@ -14,8 +14,8 @@ inference with the jackknife+", 2021, theorem 4): where a is the rate above, K t
 image is compared with each score by that score's own bank, it alarms with a probability of at most 2 a, and
 min(2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)) more. Where the bank in use holds all patches of the folds'
 banks (a ratio of 1), no score against it is larger than against theirs, so that the same holds. A selected
-bank does not hold theirs; it is larger, and as a rule nearer to a new image, which nothing proves. What
-`experiments.thresholds` measured is close to a, not to 2 a (docs/own_images.md).
+bank does not hold theirs; it is larger, and as a rule nearer to a new image, which nothing proves. A first
+look by `experiments.thresholds`, at one draw of two built-in parts, gave about a (docs/own_images.md).
 
 One partition into folds is used. The mean of an image's scores over several partitions is no score that a
 new image could have: it has lost the part of the spread that comes from the bank, which the score of a new

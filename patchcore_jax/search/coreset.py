@@ -22,7 +22,7 @@ from patchcore_jax.settings import check_ratio
 # Rows that are moved to the device at once: 256 MB of 1024-dim embeddings.
 _BLOCK = 65536
 # Values compared in a selection that the dense loop finishes before the lazy one is compiled.
-_DENSE_BELOW = 3e9
+DENSE_BELOW = 3e9
 
 
 def coreset_size(num_points: int, ratio: float) -> int:
@@ -199,7 +199,7 @@ def greedy_k_center(
         f'resume: the state is of {len(resume.distances_sq)} points and {len(resume.indices)} '
         f'selected, expected {n} and {capacity}.')
   plain = mesh is None and not stream and checkpoint is None and resume is None
-  if plain and n * num_selected * dim < _DENSE_BELOW:
+  if plain and n * num_selected * dim < DENSE_BELOW:
     indices = dense_greedy_k_center(
         points, num_selected, start=start, select_start=select_start, valid=valid, capacity=capacity)
     if progress:

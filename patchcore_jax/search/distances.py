@@ -6,6 +6,9 @@ times faster, but to within an error only. Searches here take products to find t
 matter, by the bounds of this module, and decide between those by the definition.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +76,39 @@ def may_be_nearer(nearest_sq: jax.Array, outside_sq: jax.Array, slack: jax.Array
   """
   bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
   return bound <= nearest_sq
+
+
+def settle(search: Callable, size: int, found: Any, doubtful: jax.Array) -> tuple[Any, jax.Array]:
+  """Searches again for the rows in doubt, some at a time.
+
+  Args:
+    search: (indices [size] of rows, what is found for them) -> (what is better, whether each still is in
+      doubt).
+    size: how many at a time.
+    found: a pytree of arrays [r, ...].
+    doubtful: [r] bool.
+
+  Returns:
+    What is found now, and [r] bool, which rows still are in doubt.
+
+  >>> doubtful = jnp.array([True, False, True, True])
+  >>> values, still = settle(lambda at, x: (x + 1, at > 2), 2, jnp.zeros(4), doubtful)
+  >>> values.tolist(), still.tolist()
+  ([1.0, 0.0, 1.0, 1.0], [False, False, False, True])
+  """
+  n = len(doubtful)
+
+  def step(carry):
+    found, doubtful, still = carry
+    at = jnp.nonzero(doubtful, size=size, fill_value=n)[0]
+    own = jnp.minimum(at, n - 1)
+    better, unsure = search(own, jax.tree.map(lambda x: x[own], found))
+    found = jax.tree.map(lambda old, new: old.at[at].set(new, mode='drop'), found, better)
+    return found, doubtful.at[at].set(False, mode='drop'), still.at[at].set(unsure, mode='drop')
+
+  found, _, still = lax.while_loop(
+      lambda carry: carry[1].any(), step, (found, doubtful, jnp.zeros_like(doubtful)))
+  return found, still
 
 
 def grouped(scores: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -29,7 +29,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax.parallel import has_kernels
 from patchcore_jax.search import k_center_gpu, slots
-from patchcore_jax.search.distances import TENSOR_CORE_ERROR, UNIT, distances_sq, may_be_nearer, product_error
+from patchcore_jax.search.distances import (
+    TENSOR_CORE_ERROR,
+    UNIT,
+    distances_sq,
+    may_be_nearer,
+    product_error,
+    settle,
+)
 from patchcore_jax.search.search_bank import reduce
 
 AXIS = 'points'
@@ -291,7 +298,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(centers, mean, count, dtype):
-  """Makes the columns of the first `count` of the selected points [m + PADDING, d]."""
+  """Makes the columns of the first `count` of the selected points [m + PADDING, d], less the mean [d]."""
   inside = jnp.arange(len(centers)) < count
   vectors, squares, slack = reduce(centers, mean, None, dtype)
   return Columns(
@@ -303,14 +310,15 @@ def refresh(rows, values, first, centers, columns, count, mean):
   """Lowers `values` to the distances to centers[first:count], as `distances_sq` gives them.
 
   Args:
-    rows: [r, d] points.
-    values: [r] distances so far.
-    centers: [m + PADDING, d], the selected points.
+    rows: [r, d] float32 points.
+    values: [r] float32, squared distances so far.
+    first, count: [] int32, which of the selected points they are compared with.
+    centers: [m + PADDING, d] float32, the selected points.
     columns: what `columns_of` made of them.
     mean: [d]; it is subtracted before products, whose errors are smaller for vectors nearer to zero.
 
   Returns:
-    [r] float32.
+    [r] float32, squared distances.
   """
   num_tiles = jnp.maximum(0, -(-(count - first) // slots.WIDTH))
   vectors, squares, own_slack = reduce(rows, mean, None, columns.vectors.dtype.name)
@@ -358,7 +366,7 @@ def refresh(rows, values, first, centers, columns, count, mean):
     fresh = jnp.minimum(values, exact(rows, column))
     if listed > 1:
       return fresh, in_doubt(fresh, outside)
-    return _settle(by_lists, min(_BY_LIST, len(rows)), fresh, in_doubt(fresh, outside))
+    return settle(by_lists, min(_BY_LIST, len(rows)), fresh, in_doubt(fresh, outside))
 
   def by_all(at, fresh):
     """Computes all distances of one row."""
@@ -380,29 +388,8 @@ def refresh(rows, values, first, centers, columns, count, mean):
 
   fresh, doubtful = compare(rows, values, (vectors, squares, own_slack), ready)
   if vectors.dtype != jnp.float32:
-    fresh, doubtful = _settle(by_float32, _BY_FLOAT32, fresh, doubtful)
-  return _settle(by_all, 1, fresh, doubtful)[0]
-
-
-def _settle(search, size, values, doubtful):
-  """Compares the rows in doubt again, `size` at a time: (values, whether each still is in doubt).
-
-  Args:
-    search: (indices of rows, their values) -> (values, whether they still are in doubt).
-  """
-  n = len(values)
-
-  def step(carry):
-    values, doubtful, still = carry
-    at = jnp.nonzero(doubtful, size=size, fill_value=n)[0]
-    own = jnp.minimum(at, n - 1)
-    fresh, unsure = search(own, values[own])
-    return (values.at[at].set(fresh, mode='drop'), doubtful.at[at].set(False, mode='drop'),
-            still.at[at].set(unsure, mode='drop'))
-
-  values, _, still = lax.while_loop(
-      lambda carry: carry[1].any(), step, (values, doubtful, jnp.zeros_like(doubtful)))
-  return values, still
+    fresh, doubtful = settle(by_float32, _BY_FLOAT32, fresh, doubtful)
+  return settle(by_all, 1, fresh, doubtful)[0]
 
 
 def _window(values, floor, size):

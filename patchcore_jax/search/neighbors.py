@@ -34,6 +34,7 @@ from patchcore_jax.search.distances import (
     distances_sq,
     may_be_nearer,
     product_error,
+    settle,
     smallest,
 )
 from patchcore_jax.search.search_bank import SearchBank, reduce, unreduced
@@ -239,11 +240,14 @@ def _in_stages(queries, bank, *, sizes, k, blocks, kernel=None):
     whole = bank._replace(columns=None, basis=None)
     return _by_shortlist(queries, whole, sizes, k, k + _MANY_SPARE, blocks)
 
+  def repeat(search, size, found, doubtful):
+    return settle(lambda at, _: search(queries[at]), size, found, doubtful)
+
   def again(found, doubtful):
-    found, doubtful = _repeat(longer, at_once, queries, found, doubtful)
+    found, doubtful = repeat(longer, at_once, found, doubtful)
     if bank.basis is not None or bank.columns.dtype != jnp.float32:
-      found, doubtful = _repeat(as_they_are, _DOUBTFUL_BLOCK, queries, found, doubtful)
-    return _repeat(lambda q: _by_all(q, bank, sizes, k), 1, queries, found, doubtful)[0]
+      found, doubtful = repeat(as_they_are, _DOUBTFUL_BLOCK, found, doubtful)
+    return repeat(lambda q: _by_all(q, bank, sizes, k), 1, found, doubtful)[0]
 
   # Asked once, since a host that is asked by its GPU keeps it waiting; most often the answer is no.
   return lax.cond(doubtful.any(), again, lambda found, doubtful: found, found, doubtful)
@@ -355,22 +359,6 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     doubtful |= _in_doubt(found[-1][0], outside + queries_sq - error, slack + bank_slack, outside)
     begin = end
   return found, doubtful
-
-
-def _repeat(search, size, queries, found, doubtful):
-  """Searches the queries in doubt again, `size` at a time: (found, whether each still is in doubt)."""
-  n = len(queries)
-
-  def step(carry):
-    found, doubtful, still = carry
-    at = jnp.nonzero(doubtful, size=size, fill_value=n)[0]
-    better, unsure = search(queries[jnp.minimum(at, n - 1)])
-    found = jax.tree.map(lambda old, new: old.at[at].set(new, mode='drop'), found, better)
-    return (found, doubtful.at[at].set(False, mode='drop'), still.at[at].set(unsure, mode='drop'))
-
-  found, _, still = lax.while_loop(
-      lambda carry: carry[1].any(), step, (found, doubtful, jnp.zeros_like(doubtful)))
-  return found, still
 
 
 def _by_all(queries, bank, sizes, k):

@@ -55,6 +55,8 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
   fold_of = fold_of_all[own]
   found = CrossScores(*np.zeros((2, len(fold_of)), np.float32))
   select = _select_jointly if joint else _select
+  if joint and fit.detector.coreset.method == 'greedy':  # to the host once, not for every fold
+    fit = dataclasses.replace(fit, project=functools.partial(fitting.given, np.asarray(fit.project())))
   smallest = num_images - -(-num_images // folds)  # images in the smallest complement of a fold
   for fold in range(folds):
     rows = select(fit, np.repeat(fold_of != fold, patches), smallest * patches, run.seed)
@@ -85,7 +87,7 @@ def _select_jointly(fit, others, num_points, seed):
   rows, project, size = np.flatnonzero(others), None, None
   if fit.detector.coreset.method == 'greedy':
     size = coreset.coreset_size(num_points, fit.detector.ratio)
-    project = functools.partial(disk_arrays.read_rows, np.asarray(fit.project()), rows)
+    project = functools.partial(disk_arrays.read_rows, fit.project(), rows)
   part = dataclasses.replace(
       fit, points=fitting.Rows(fit.points, rows), counts=fitting.counts(len(rows), len(fit.images) > 1),
       project=project)

@@ -11,7 +11,7 @@ import time
 import jax
 
 from patchcore_jax.detectors.base import Run
-from patchcore_jax.search import slots
+from patchcore_jax.search import coreset, slots
 
 # The share of all pairs of points and selected ones that the lazy selection compares, fitted to embeddings of
 # two built-in parts by two networks (16,384 to 188,160 points: 0.42 to 0.65). Real parts have 0.40 to 0.68.
@@ -20,7 +20,6 @@ _SHARE, _SHARE_BY_RATIO = 0.47, 0.33
 _ROUNDS, _PICKS_OF_ROUND = 28, 2500
 # How much longer a selection takes whose points travel from the host to the device.
 _STREAMED = 1.4
-_DENSE_BELOW = 3e9  # as in `coreset`
 _LONG = 4.0  # seconds that are worth a line
 # How many times longer a product takes with all that a selection does to its result than by itself.
 _AND_COMPARED = 2.2
@@ -154,7 +153,7 @@ def selection_seconds(
   True
   """
   values = num_points * num_selected * work.points_dim
-  if values < _DENSE_BELOW and not work.stream and work.num_devices == 1:
+  if values < coreset.DENSE_BELOW and not work.stream and work.num_devices == 1:
     return values * _DENSE + (0 if compiled else 0.2 * rates.compile_selection)
   share = min(1.0, _SHARE + _SHARE_BY_RATIO * num_selected / num_points)
   rounds = _ROUNDS + num_selected / _PICKS_OF_ROUND
