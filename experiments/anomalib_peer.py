@@ -16,10 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ['HF_HUB_OFFLINE'] = '1'
-
 
 def main() -> None:
+  os.environ['HF_HUB_OFFLINE'] = '1'
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('folder', type=Path)
   parser.add_argument('--ratio', type=float, required=True, help='of the coreset')

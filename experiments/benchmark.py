@@ -37,7 +37,7 @@ from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.search import coreset
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec
 
-cli.key_flags('config')
+cli.key_flags('config', 'root', 'networks')
 
 _SUBJECT = flags.DEFINE_enum(
     'subject', None, ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images'],
@@ -55,10 +55,7 @@ _BATCH = flags.DEFINE_integer('batch', 8, 'Images at a time.')
 _TORCH_COMPILE = flags.DEFINE_bool('torch_compile', False, 'backbone, on a GPU: torch.compile too.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
-_ROOT = flags.DEFINE_string('root', '', 'own_images: a folder in MVTec layout; the built-in data without it.')
-_CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images`.')
-_NETWORKS = flags.DEFINE_list(
-    'networks', [checkpoints.BUILT_IN, 'efficientnet_lite0.imagenet'], 'Backbones of `own_images`.')
+_CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images`, of --root.')
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'Fits of `own_images` with each backbone.', lower_bound=1)
 
 _FIRST_STEPS = 200  # of alternatives on a CPU; a GPU does more in the same time
@@ -321,7 +318,7 @@ class _Pictures:
 def measure_own_images(_) -> Iterator[str]:
   """Measures fits of a part by the defaults of `patchcore fit`, and what the models find."""
   yield from own_images.measure(
-      _ROOT.value, _CATEGORY.value, _NETWORKS.value, _SEEDS.value,
+      cli.ROOT.value, _CATEGORY.value, cli.NETWORKS.value, _SEEDS.value,
       cache=flags.FLAGS.compilation_cache)
 
 

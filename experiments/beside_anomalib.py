@@ -35,7 +35,7 @@ cli.key_flags('workdir', 'images')
 _PYTHON = flags.DEFINE_string(
     'anomalib_python', None, 'Interpreter of an environment with anomalib and torch.')
 _RATIOS = flags.DEFINE_list('ratios', ['0.01', '0.1'], 'Of the coreset.')
-_REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs of each, in turn.', lower_bound=1)
+_RUNS = flags.DEFINE_integer('runs', 3, 'Runs of each, in turn.', lower_bound=1)
 _NUM_TRAIN = flags.DEFINE_integer('num_train', 90, 'Training images.', lower_bound=2)
 _NUM_TEST = flags.DEFINE_integer('num_test', 38, 'Test images.', lower_bound=2)
 
@@ -59,7 +59,7 @@ def run(python: str, images: str | os.PathLike, workdir: str | os.PathLike) -> N
     raise ValueError(f'No interpreter {python}: expected that of an environment with anomalib and torch.')
   workdir, ratios = Path(workdir), [float(ratio) for ratio in _RATIOS.value]
   folder = chosen_images(Path(images), workdir / 'images/part', _NUM_TRAIN.value, _NUM_TEST.value)
-  for repeat in range(_REPEATS.value):
+  for repeat in range(_RUNS.value):
     for ratio in ratios:
       compiled = workdir / f'compiled/{ratio:g}-{repeat}'
       for side, command in commands(python, folder, ratio, compiled).items():

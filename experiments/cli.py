@@ -5,6 +5,7 @@ import os
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.cli import terminal
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -14,6 +15,10 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for results, banks and th
 BANK = flags.DEFINE_string('bank', None, 'A bank, the folder that `patchcore fit` makes.')
 IMAGES = flags.DEFINE_string(
     'images', None, "A folder of images, a file, or a pattern such as 'parts/**/*.png'.")
+ROOT = flags.DEFINE_string(
+    'root', '', "Folder of categories in MVTec's layout; the built-in data without it.")
+NETWORKS = flags.DEFINE_list(
+    'networks', [checkpoints.BUILT_IN, checkpoints.OFFLINE], 'Names of pretrained weights.')
 flags.DEFINE_bool('debug', False, 'Show the whole trace of an error.')
 flags.DEFINE_bool(
     'distributed', False, 'This is one of several processes, on several machines: Slurm, Open MPI or the TPU '

@@ -45,18 +45,15 @@ from patchcore_jax.inspection import inputs
 from patchcore_jax.search import coreset
 from patchcore_jax.settings import DataSpec, Preprocessing
 
-cli.key_flags('workdir')
+cli.key_flags('workdir', 'root', 'networks')
 
-_ROOT = flags.DEFINE_string('root', '', 'Folder of categories in MVTec layout; the built-in data without it.')
 _PARTS = flags.DEFINE_list('parts', [], 'Names of categories; all without it.')
-_NETWORKS = flags.DEFINE_list(
-    'networks', ['resnet18_slim.procedural', 'efficientnet_lite0.imagenet'], 'Names of networks.')
 _NUMBERS = flags.DEFINE_list('numbers', ['20', '50', '100', '200'], 'Training images.')
 _BANKS = flags.DEFINE_list('banks', ['800'], 'Patches of banks; at most a quarter of all is kept.')
 _SPLITS = flags.DEFINE_integer('splits', 8, 'Random splits of the good images.', lower_bound=2)
 _PARTITIONS = flags.DEFINE_integer('partitions', 3, 'Partitions into folds, of each split.', lower_bound=1)
 _FOLDS = flags.DEFINE_integer('folds', 5, 'Folds of each partition.', lower_bound=2)
-_SIZE = flags.DEFINE_integer('size', 128, 'Pixels: height and width of images.')
+_SIZE = flags.DEFINE_integer('image_size', 128, 'Pixels: height and width of images.')
 _GRID = flags.DEFINE_integer('grid', 8, 'Rows and columns of patches that are kept, at most.')
 _NUM_GOOD = flags.DEFINE_integer('num_good', 400, 'Good images of each built-in part.')
 _NUM_DEFECTIVE = flags.DEFINE_integer('num_defective', 60, 'Defective images of each built-in part.')
@@ -360,7 +357,7 @@ def embedded(network: str, datas: Sequence, grid: int) -> list[np.ndarray]:
 
 def _patches(workdir, name, network):
   """Reads or makes the patches of a data set's good and defective images."""
-  numbers = '' if _ROOT.value else f'.{_NUM_GOOD.value}.{_NUM_DEFECTIVE.value}'
+  numbers = '' if cli.ROOT.value else f'.{_NUM_GOOD.value}.{_NUM_DEFECTIVE.value}'
   path = workdir / f'{name}.{network.replace(":", ".")}.{_SIZE.value}.{_GRID.value}{numbers}.npz'
   if not path.exists():
     good, defective = embedded(network, _images(workdir, name, numbers), _GRID.value)
@@ -373,8 +370,8 @@ def _patches(workdir, name, network):
 
 def _images(workdir, name, numbers):
   """Makes the data of the good and of the defective images."""
-  if _ROOT.value:
-    (category,) = load_categories(DataSpec(root=_ROOT.value, categories=(name,)))
+  if cli.ROOT.value:
+    (category,) = load_categories(DataSpec(root=cli.ROOT.value, categories=(name,)))
     preprocessing = Preprocessing(resize=(_SIZE.value, _SIZE.value), crop=())
     examples = [*category.train, *category.test]
     paths = [[e.image_path for e in examples if e.label == label] for label in (0, 1)]
@@ -487,12 +484,13 @@ def main(_) -> None:
 
 def _keys():
   """Yields the pieces of work, split by split, so that what is there after some is whole."""
-  if _ROOT.value:
-    names = _PARTS.value or [c.name for c in load_categories(DataSpec(root=_ROOT.value))]
+  if cli.ROOT.value:
+    names = _PARTS.value or [c.name for c in load_categories(DataSpec(root=cli.ROOT.value))]
   else:
     names = _PARTS.value or synthetic.CATEGORIES
   for split in range(_SPLITS.value):
-    for name, network, num, bank in itertools.product(names, _NETWORKS.value, _NUMBERS.value, _BANKS.value):
+    for name, network, num, bank in itertools.product(
+        names, cli.NETWORKS.value, _NUMBERS.value, _BANKS.value):
       yield Key(name, network, _SIZE.value, _GRID.value, int(bank), int(num), _FOLDS.value, split)
 
 

@@ -31,7 +31,7 @@ class TestRun:
         path.with_suffix('.py'), f'open({str(path)!r}, "a").write("x"); print({json.dumps(_FOUND)!r})')]
         for side, path in counts.items()}
     monkeypatch.setattr(beside_anomalib, 'commands', lambda *_: made)
-    for name, value in {'_RATIOS': ['0.01', '0.1'], '_REPEATS': 2, '_NUM_TRAIN': 5, '_NUM_TEST': 4}.items():
+    for name, value in {'_RATIOS': ['0.01', '0.1'], '_RUNS': 2, '_NUM_TRAIN': 5, '_NUM_TEST': 4}.items():
       monkeypatch.setattr(beside_anomalib, name, type('Flag', (), {'value': value}))
     monkeypatch.setattr(beside_anomalib.timing, 'machine', lambda: 'the machine')
     return counts

@@ -72,6 +72,20 @@ atexit.register(lambda: print(sorted({set(without.split())} & set(sys.modules)))
   assert found.stdout.splitlines()[-1] == '[]'
 
 
+def test_binaries_can_be_imported_together_and_change_nothing():
+  names = sorted(path.stem for path in (ROOT / 'experiments').glob('*.py'))
+  script = f"""
+import importlib, os
+before = dict(os.environ)
+for name in {names}:
+  importlib.import_module('experiments.' + name)  # two binaries with a flag of one name end this
+print(sorted(set(os.environ.items()) ^ set(before.items())))
+"""
+  found = subprocess.run(
+      [sys.executable, '-c', script], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+  assert found.splitlines()[-1] == '[]'
+
+
 def test_the_base_install_is_light():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
   todo, asked, found = [(text, '') for text in project['dependencies']], set(), {}

@@ -93,7 +93,7 @@ class TestRun:
       flags.FLAGS(['test'])
     with flagsaver.flagsaver(
         workdir=str(tmp_path), parts=['gear'], networks=['made'], numbers=['6'], banks=['20'], splits=2,
-        partitions=2, folds=3, size=32, num_good=10, num_defective=4):
+        partitions=2, folds=3, image_size=32, num_good=10, num_defective=4):
       thresholds.main(None)
       first, rows = capsys.readouterr().out, thresholds.read(tmp_path / 'scores.csv')
       assert [row.key.split for row in rows] == [0, 1] and rows[0].cross.shape == (2, 6)
