@@ -53,6 +53,9 @@ _WHOLE = flags.DEFINE_bool(
 _SIZE = flags.DEFINE_integer('size', 224, 'Pixels: height and width of images.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Images at a time.')
 _TORCH_COMPILE = flags.DEFINE_bool('torch_compile', False, 'backbone, on a GPU: torch.compile too.')
+_PICTURES = flags.DEFINE_enum(
+    'pictures', 'clustered', ['clustered', 'waves'], 'Of `memory`: whose patches are of some kinds, as those '
+    'of like parts are, or have little structure.')
 _NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
 _CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images`, of --root.')
@@ -266,7 +269,7 @@ def measure_memory(_) -> Iterator[str]:
             progress=progress, notify=plans.append, memory_gb=_MEMORY_GB.value, scratch=scratch))
   (plan, *told), dim = plans, model.arrays['embeddings'].shape[1]
   print(file=sys.stderr)
-  yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px, '
+  yield (f'### Memory: a fit of {_NUM_IMAGES.value} images at {_SIZE.value} px ({_PICTURES.value}), '
          f'coreset.method={_CORESET_METHOD.value}, fit.memory_gb={_MEMORY_GB.value:g}\n')
   yield '| what | |\n|---|---|'
   yield f'| said before | {plan} |'
@@ -309,7 +312,8 @@ class _Pictures:
     return _Pictures(self._positions[positions])
 
   def __array__(self, dtype=None, copy=None):
-    return entries.pictures(len(self), _SIZE.value, seed=int(self._positions[0])).astype(dtype or np.uint8)
+    draw = entries.clustered_pictures if _PICTURES.value == 'clustered' else entries.pictures
+    return draw(len(self), _SIZE.value, seed=int(self._positions[0])).astype(dtype or np.uint8)
 
 
 # Own images.

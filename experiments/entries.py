@@ -76,6 +76,22 @@ def pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
   return np.clip(128 + 25 * pattern + noise - 12, 0, 255).astype(np.uint8)
 
 
+def clustered_pictures(n: int, size: int, seed: int = 0) -> np.ndarray:
+  """Draws [n, size, size, 3] uint8 whose cells of 8 x 8 pixels are of 300 kinds, some more alike than others.
+
+  The kinds are the same for every seed: their cells have the structure of patches of like parts.
+  """
+  rng, cells = np.random.default_rng(0), size // 8
+  kinds = rng.normal(128, 40, (300, 8, 8, 3)).astype(np.float32)
+  width = 8 * np.exp(rng.standard_normal(300)).astype(np.float32) / 2
+  rng = np.random.default_rng((1, seed))
+  which = rng.integers(300, size=(n, cells, cells))
+  values = rng.standard_normal((n, cells, cells, 8, 8, 3), np.float32)
+  values *= width[which][..., None, None, None]
+  values += kinds[which]
+  return np.clip(values, 0, 255).astype(np.uint8).swapaxes(2, 3).reshape(n, 8 * cells, 8 * cells, 3)
+
+
 @functools.cache
 def network(precision: str = 'float32', architecture: str = WIDE_RESNET, layers: tuple[str, ...] = ()):
   """Makes a backbone with random weights."""

@@ -12,6 +12,8 @@ import numpy as np
 
 # Rows that are read at once: 16 MB of 1024-dim embeddings.
 _ROWS = 4096
+# Bytes; JAX on a CPU copies arrays that begin elsewhere.
+_ALIGNED = 64
 
 
 class DiskArray:
@@ -72,8 +74,16 @@ class DiskArray:
 
 def allocate(
     shape: tuple[int, ...], *, on_disk: bool, folder: str | os.PathLike) -> np.ndarray | DiskArray:
-  """Allocates an array to be filled, in memory or on the disk of `folder`."""
-  return DiskArray(folder, shape) if on_disk else np.empty(shape, np.float32)
+  """Allocates an array to be filled, in memory or on the disk of `folder`.
+
+  In memory it begins where JAX on a CPU can use it without a copy of its own.
+  """
+  if on_disk:
+    return DiskArray(folder, shape)
+  size = 4 * math.prod(shape)
+  whole = np.empty(size + _ALIGNED, np.uint8)
+  begin = -whole.ctypes.data % _ALIGNED
+  return whole[begin:begin + size].view(np.float32).reshape(shape)
 
 
 def view(array: np.ndarray | DiskArray, shape: tuple[int, ...]) -> np.ndarray | DiskArray:

@@ -215,8 +215,9 @@ def greedy_k_center(
   centers = np.zeros((capacity + k_center.PADDING, dim), np.float32)
   if resume is None:
     state = k_center.initial_state(
-        _start_distances_sq(rows, np.ones(n, bool) if valid is None else valid, _rows_of(points, start)),
-        capacity)
+        _start_distances_sq(
+            points if isinstance(points, np.ndarray) and mesh.size == 1 else rows,
+            np.ones(n, bool) if valid is None else valid, _rows_of(points, start)), capacity)
     if select_start:  # farther than any other, so that it is picked first
       state = state._replace(distances_sq=state.distances_sq.at[start[0]].set(jnp.inf))
   else:

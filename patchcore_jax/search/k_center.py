@@ -469,10 +469,13 @@ BFLOAT16 = Steps(functools.partial(refresh_stale, dtype='bfloat16'), select, dty
 def put(points, mesh: Mesh) -> jax.Array:
   """Splits points [n, d] over the mesh, padded with zeros.
 
-  They lie on a device, or on the host of every process.
+  They lie on a device, or on the host of every process. On one CPU those of `disk_arrays.allocate` are used
+  where they lie.
   """
   n, padded = len(points), -(-len(points) // mesh.size) * mesh.size
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+  if mesh.size == 1:
+    return jax.device_put(points if isinstance(points, jax.Array) else points[:], sharding)
   if isinstance(points, jax.Array):
     return jax.device_put(jnp.pad(points, ((0, padded - n), (0, 0))), sharding)
 

@@ -40,6 +40,11 @@ class FitPlan:
   embeddings_on_device: bool = False
   device_bytes: int = 0
 
+  @property
+  def points_on_host(self) -> bool:
+    """Whether the projected points lie in an array of the host: streamed, or used by a CPU where they are."""
+    return self.stream or not self.device_bytes
+
   def __str__(self) -> str:
     """Writes the plan as one line for the user.
 
@@ -64,7 +69,7 @@ def plan(
     device_bytes: int | None = None,
     num_devices: int = 1,
     folds: bool = False,
-    may_stream: bool = True,
+    alone: bool = True,
 ) -> FitPlan:
   """Chooses the fastest of all ways to fit that keep within the memory.
 
@@ -78,7 +83,7 @@ def plan(
     num_devices: devices over which points are split unless they are streamed. Embeddings stay on a device
       only where there is one.
     folds: whether parts of the points are selected from too, while the whole is kept.
-    may_stream: whether the points may stay on the host.
+    alone: whether no other processes fit with this one; then points may stay on the host.
 
   Raises:
     ValueError: no way keeps within the memory; the message says how much is needed, and for what.
@@ -94,11 +99,12 @@ def plan(
   host_batch_bytes = batch_bytes if on_host else 0
   tried = []
   for on_device, on_disk, points_on_disk, stream in itertools.product((False, True), repeat=4):
-    if points_on_disk and not (stream and on_disk) or stream and not may_stream:
+    if points_on_disk and not (stream and on_disk) or stream and not alone:
       continue
     if on_device and (on_host or num_devices > 1 or on_disk or stream):
       continue
-    device = (0 if stream else 2 * points) + state  # twice: while they are put in place
+    copies = 1 if on_host and num_devices == 1 else 2  # while they are put in place
+    device = (0 if stream else copies * points) + state
     host_points = points if stream and not points_on_disk else 0
     if on_host:
       host_points += device + 2 * centers
@@ -109,9 +115,9 @@ def plan(
       if device > _DEVICE_SHARE * device_bytes:
         continue
     kept = 0 if on_disk or on_device else embeddings
-    if folds:  # the whole bank, that of a fold and its copy for the search; and points, twice if not streamed
+    if folds:  # the whole bank, that of a fold and its copy for the search
       kept += bank + _FOLDS_BYTES
-      host_points += 0 if stream or on_device else 2 * points
+      host_points += 0 if alone else 2 * points  # those of several processes are copied for each fold
       device += on_device * 2 * points
     fit = kept + max(
         host_batch_bytes, host_points + min(block, 3 * embeddings), 2 * bank if folds else bank)

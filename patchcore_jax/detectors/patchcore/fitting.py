@@ -255,7 +255,7 @@ def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
       _projection_dim(detector.coreset, num_patches), memory_gb=memory_gb,
       base_bytes=disk_arrays.resident_bytes(), batch_bytes=batch_bytes,
       device_bytes=memory.get('bytes_limit') if memory else None, num_devices=jax.local_device_count(),
-      folds=folds, may_stream=len(num_patches) == 1)
+      folds=folds, alone=len(num_patches) == 1)
 
 
 def _work(detector, plan, images, patches, dim, folds, batch_size):
@@ -333,7 +333,7 @@ def _project(points, dim, spec, plan, allocate, seed, progress):
   return coreset.random_projection(
       points, dim, key=key, kind=spec.projection,
       progress=functools.partial(progress, 'project'),
-      out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.stream else None)
+      out=allocate((len(points), dim), on_disk=plan.points_on_disk) if plan.points_on_host else None)
 
 
 def greedy(
