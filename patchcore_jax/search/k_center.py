@@ -50,7 +50,11 @@ _BY_LIST, _BY_FLOAT32, _LISTED = 128, 32, 7
 _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
 PADDING = slots.WIDTH
-_NONE = np.int32(np.iinfo(np.int32).max)
+_NONE, _LOWEST = np.int32(np.iinfo(np.int32).max), np.int32(np.iinfo(np.int32).min)
+# Points of which those that are stale, if they are few, are gathered before they are sorted.
+_MANY = 2**20
+# Values of which one look at the largest tells whether any is in the window.
+_GROUP = 64
 
 
 class State(NamedTuple):
@@ -245,10 +249,21 @@ def _stale(state, top):
 
 
 def _by_age(stale, ages, count):
-  """Sorts the indices of points [n] int32: those that are stale first, by classes of their ages.
+  """Orders the indices of points [n] int32: those that are stale first, by classes of their ages."""
+  n, few = len(ages), len(ages) // 8
+  if n < _MANY:
+    return _sorted(stale, ages, count)
 
-  On a CPU one number that holds both class and index is sorted ten times faster than a pair.
-  """
+  def gathered(stale, ages, count):
+    at = jnp.nonzero(stale, size=few, fill_value=n)[0].astype(jnp.int32)
+    kept = jnp.minimum(at, n - 1)
+    return jnp.pad(kept[_sorted(at < n, ages[kept], count)], (0, n - few))
+
+  return lax.cond(stale.sum() <= few, gathered, _sorted, stale, ages, count)
+
+
+def _sorted(stale, ages, count):
+  """Sorts for `_by_age`; on a CPU one number for both class and index is ten times faster than a pair."""
   index_bits = max(1, (len(ages) - 1).bit_length())
   last = 2 ** min(32 - index_bits, 20) - 1  # the class of those that are not stale
   share = ages.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
@@ -398,9 +413,30 @@ def _window(values, floor, size):
   All other values are below the threshold, or equal to it with an index of at least `cutoff`. Indices
   ascend; where there are fewer, len(values) fills up.
   """
-  # Floats of one sign are ordered as their bits are; the threshold is found by halving.
+  # Floats of one sign are ordered as their bits are.
   bits = lax.bitcast_convert_type(values, jnp.int32)
-  top = bits.max()
+  groups = jnp.pad(bits, (0, -len(bits) % _GROUP), constant_values=_LOWEST).reshape(-1, _GROUP)
+  top, low = bits.max(), lax.bitcast_convert_type(floor, jnp.int32)
+  # No fewer values than groups reach a threshold: it is not below that of the groups, and those that the window
+  # holds are in the groups that reach this; so is the first that it does not hold of more ties than fit.
+  maxima = groups.max(axis=1)
+  least = jnp.minimum(_least(maxima, low, top, size), jnp.maximum(low, top))
+  kept = jnp.nonzero(maxima >= least, size=size + 1, fill_value=len(groups))[0]
+  index = kept[:, None] * _GROUP + jnp.arange(_GROUP)
+  found = jnp.where(kept[:, None] < len(groups), groups[jnp.minimum(kept, len(groups) - 1)], _LOWEST)
+  index, found = index.ravel().astype(jnp.int32), found.ravel()
+  threshold = _least(found, least, top, size)
+  threshold = jnp.where(threshold > top, jnp.maximum(low, top), threshold)  # more ties than fit
+  chosen = found >= threshold
+  place = jnp.cumsum(chosen) - 1
+  at = jnp.full(size, len(values), jnp.int32).at[jnp.where(chosen, place, size)].set(index, mode='drop')
+  omitted = index[jnp.argmax(chosen & (place == size))]
+  cutoff = jnp.where(chosen.sum() > size, omitted, _NONE)
+  return lax.bitcast_convert_type(threshold, jnp.float32), cutoff, at
+
+
+def _least(bits, low, top, size):
+  """Finds the least threshold, from `low` on, that at most `size` reach; top + 1 where too many are equal."""
 
   def halve(_, bounds):
     low, high = bounds
@@ -408,16 +444,7 @@ def _window(values, floor, size):
     fits = (bits >= middle).sum() <= size
     return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
 
-  low = lax.bitcast_convert_type(floor, jnp.int32)
-  threshold = lax.fori_loop(0, 32, halve, (low, jnp.maximum(low, top + 1)))[1]
-  threshold = jnp.where(threshold > top, jnp.maximum(low, top), threshold)  # more ties than fit
-  chosen = bits >= threshold
-  place = jnp.cumsum(chosen) - 1
-  at = jnp.full(size, len(values), jnp.int32).at[jnp.where(chosen, place, size)].set(
-      jnp.arange(len(values), dtype=jnp.int32), mode='drop')
-  omitted = jnp.argmax(chosen & (place == size)).astype(jnp.int32)
-  cutoff = jnp.where(chosen.sum() > size, omitted, _NONE)
-  return lax.bitcast_convert_type(threshold, jnp.float32), cutoff, at
+  return lax.fori_loop(0, 32, halve, (low, jnp.maximum(low, top + 1)))[1]
 
 
 def _strictest(threshold, cutoff):
