@@ -417,8 +417,8 @@ def _window(values, floor, size):
   bits = lax.bitcast_convert_type(values, jnp.int32)
   groups = jnp.pad(bits, (0, -len(bits) % _GROUP), constant_values=_LOWEST).reshape(-1, _GROUP)
   top, low = bits.max(), lax.bitcast_convert_type(floor, jnp.int32)
-  # No fewer values than groups reach a threshold: it is not below that of the groups, and what the window holds
-  # is in the groups that reach this; so is the first that it does not hold of more ties than fit.
+  # No fewer values than groups reach a threshold, so it is not below that of the groups, and what the window
+  # holds is in the groups that reach this; so is the first that it does not hold of more ties than fit.
   maxima = groups.max(axis=1)
   least = jnp.minimum(_least(maxima, low, top, size), jnp.maximum(low, top))
   kept = jnp.nonzero(maxima >= least, size=size + 1, fill_value=len(groups))[0]
