@@ -3,8 +3,10 @@
 On one device this is `jax.jit`, on several `jax.pmap`.
 """
 
+import concurrent.futures
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -74,6 +76,34 @@ def data_parallel(fn: Callable[[Any, jax.Array], Any]) -> Callable[[Any, np.ndar
   """
   mapped = _mapped(fn)
   return lambda parameters, batch: mapped(parameters, _by_device(batch))
+
+
+def in_threads(
+    function: Callable[[Callable[[], None], Any], Any], items: Sequence[Any], at_once: int) -> Iterator[Any]:
+  """Yields `function(stopped, item)` of all items in their order, several at a time.
+
+  JAX lets other threads run while it computes. Where the caller goes no further - an error, Ctrl-C - what has
+  not begun does not begin, and `stopped`, which long functions call now and then, ends what has: it raises
+  `CancelledError`.
+
+  >>> list(in_threads(lambda stopped, x: 2 * x, [1, 2, 3], 2))
+  [2, 4, 6]
+  """
+  ended = threading.Event()
+
+  def stopped():
+    if ended.is_set():
+      raise concurrent.futures.CancelledError
+
+  with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    futures = [pool.submit(function, stopped, item) for item in items]
+    try:
+      for future in futures:
+        yield future.result()
+    finally:
+      ended.set()
+      for future in futures:
+        future.cancel()
 
 
 def send(batch: Any) -> Any:

@@ -29,6 +29,13 @@ class TestPlan:
     assert folds - plain >= 4 * LARGE[1] * LARGE[2]  # another bank
     assert fit_plan.plan(*LARGE, memory_gb=8, folds=True).memory_bytes <= 8e9
 
+  def test_several_folds_at_once_as_far_as_memory_allows(self, monkeypatch):
+    monkeypatch.setattr(fit_plan.os, 'cpu_count', lambda: 4)
+    one, few, all_ = (fit_plan.plan(*LARGE, memory_gb=gb, folds=5) for gb in (5.2, 6, 64))
+    assert one.folds_at_once == 1 and 1 < few.folds_at_once < 4 and few.memory_bytes <= 6e9
+    assert all_.folds_at_once == 4 and fit_plan.plan(*LARGE, memory_gb=64).folds_at_once == 1
+    assert fit_plan.plan(*LARGE, memory_gb=64, folds=5, device_bytes=80 * 10**9).folds_at_once == 1
+
   def test_points_that_devices_cannot_hold_are_streamed(self):
     large, small = 80 * 10**9, 4 * 10**9
     assert not fit_plan.plan(*LARGE, memory_gb=64, device_bytes=large).stream

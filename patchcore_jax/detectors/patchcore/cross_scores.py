@@ -58,8 +58,9 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
   if joint and fit.detector.coreset.method == 'greedy':  # to the host once, not for every fold
     fit = dataclasses.replace(fit, project=functools.partial(fitting.given, np.asarray(fit.project())))
   smallest = num_images - -(-num_images // folds)  # images in the smallest complement of a fold
-  for fold in range(folds):
-    rows = select(fit, np.repeat(fold_of != fold, patches), smallest * patches, run.seed)
+
+  def score(stopped, fold):
+    rows = select(fit, np.repeat(fold_of != fold, patches), smallest * patches, run.seed, stopped)
     scored = np.flatnonzero(fold_of == fold)
     if len(scored):  # of several processes, one may have none
       new = score_embeddings(
@@ -67,22 +68,25 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
           scoring_spec=fit.detector.scoring, search=search)
       for kept, values in zip(found, new, strict=True):
         kept[scored] = values
+
+  for fold, _ in enumerate(parallel.in_threads(score, range(folds), fit.plan.folds_at_once)):
     run.progress('calibrate', int((fold_of_all <= fold).sum()), num_images)
   return CrossScores(*map(processes.joined, found)) if joint else found
 
 
-def _select(fit, others, num_points, seed):
+def _select(fit, others, num_points, seed, stopped):
   """Selects a bank from some of the patches, of the size that `num_points` of them give.
 
   All folds so have one size, and one program; that of the whole bank serves them too.
   """
   if fit.detector.coreset.method != 'greedy':
-    return _select_jointly(fit, others, num_points, seed)
+    return _select_jointly(fit, others, num_points, seed, stopped)
   size = coreset.coreset_size(num_points, fit.detector.ratio)
-  return fitting.rows_at(fit, fitting.greedy(fit, seed, size=size, valid=others))
+  return fitting.rows_at(fit, fitting.greedy(
+      fit, seed, size=size, valid=others, progress=lambda *_: stopped()))
 
 
-def _select_jointly(fit, others, num_points, seed):
+def _select_jointly(fit, others, num_points, seed, stopped):
   """Selects a bank from some of the patches of each process, as if there were no more."""
   rows, project, size = np.flatnonzero(others), None, None
   if fit.detector.coreset.method == 'greedy':
@@ -91,7 +95,7 @@ def _select_jointly(fit, others, num_points, seed):
   part = dataclasses.replace(
       fit, points=fitting.Rows(fit.points, rows), counts=fitting.counts(len(rows), len(fit.images) > 1),
       project=project)
-  return fitting.select(part, seed, None, size=size)[0]
+  return fitting.select(part, seed, lambda *_: stopped(), size=size)[0]
 
 
 def score_embeddings(

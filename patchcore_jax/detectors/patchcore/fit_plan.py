@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import os
 
 from patchcore_jax.search import merge_reduce
 
@@ -28,6 +29,7 @@ class FitPlan:
     disk_bytes: what lies in the scratch folder, until the bank is made.
     embeddings_on_device: whether the embeddings stay where the network made them; else they go to the host.
     device_bytes: what each device takes, about, where devices have a memory of their own.
+    folds_at_once: of how many folds banks are selected at the same time.
   """
 
   num_patches: int
@@ -39,6 +41,7 @@ class FitPlan:
   disk_bytes: int
   embeddings_on_device: bool = False
   device_bytes: int = 0
+  folds_at_once: int = 1
 
   @property
   def points_on_host(self) -> bool:
@@ -68,7 +71,7 @@ def plan(
     batch_bytes: int = 0,
     device_bytes: int | None = None,
     num_devices: int = 1,
-    folds: bool = False,
+    folds: int = 0,
     alone: bool = True,
 ) -> FitPlan:
   """Chooses the fastest of all ways to fit that keep within the memory.
@@ -82,7 +85,8 @@ def plan(
     device_bytes: memory of each device; None where it is the host's.
     num_devices: devices over which points are split unless they are streamed. Embeddings stay on a device
       only where there is one.
-    folds: whether parts of the points are selected from too, while the whole is kept.
+    folds: banks that are selected from parts of the points too, while the whole is kept. One uses a
+      CPU's cores partly one after another, so there several are selected at once, as far as memory allows.
     alone: whether no other processes fit with this one; then points may stay on the host.
 
   Raises:
@@ -127,7 +131,12 @@ def plan(
         num_patches, num_selected, on_disk, points_on_disk, stream, memory, disk, on_device, device))
   for way in sorted(tried, key=lambda p: (p.disk_bytes, p.stream, not p.embeddings_on_device)):
     if way.memory_bytes <= memory_gb * 1e9:
-      return way
+      if not folds or not on_host or not alone or num_devices > 1 or way.stream:
+        return way
+      another = 2 * bank + state + 2 * centers
+      more = int(min(min(folds, os.cpu_count() or 1) - 1, (memory_gb * 1e9 - way.memory_bytes) / another))
+      return dataclasses.replace(
+          way, memory_bytes=way.memory_bytes + more * another, folds_at_once=1 + more)
   least = min((way.memory_bytes for way in tried), default=0)
   if host_batch_bytes > max(2 * bank, block):
     advice = 'lower data.batch_size'

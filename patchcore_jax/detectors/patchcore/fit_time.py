@@ -20,6 +20,8 @@ _SHARE, _SHARE_BY_RATIO = 0.47, 0.33
 _ROUNDS, _PICKS_OF_ROUND = 28, 2500
 # How much longer a selection takes whose points travel from the host to the device.
 _STREAMED = 1.4
+# How much longer two selections take at the same time than one after another, on two cores.
+_AT_ONCE = 0.72
 _LONG = 4.0  # seconds that are worth a line
 # How many times longer a product takes with all that a selection does to its result than by itself.
 _AND_COMPARED = 2.2
@@ -39,6 +41,7 @@ class Work:
     greedy: whether the bank is selected greedily; else choosing it takes no time.
     stream: whether the points stay on the host while they are compared.
     num_devices: devices over which the points are split.
+    folds_at_once: of how many folds banks are selected at the same time.
   """
 
   num_images: int
@@ -51,6 +54,7 @@ class Work:
   greedy: bool = True
   stream: bool = False
   num_devices: int = 1
+  folds_at_once: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +142,7 @@ def _threshold_seconds(work, rates):
     seconds += queries * selected * pair / work.num_devices + selected * _ROW
     if work.greedy:
       seconds += selection_seconds(work.num_images * work.patches, selected, work, rates, compiled=True)
-  return seconds
+  return seconds * (_AT_ONCE if work.folds_at_once > 1 else 1)
 
 
 def selection_seconds(

@@ -120,7 +120,7 @@ def fit_and_use(
   patches, num_images = math.prod(grid), len(own.examples)
   detector = detector.of_size(patches * len(data.examples))
   plan = _plan(
-      backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds > 0)
+      backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds)
   run.notify(str(plan))
   tell = fit_time.Teller(
       run, _work(detector, plan, counts(num_images, joint), patches, dim, folds, len(first.image)))
@@ -263,6 +263,7 @@ def _work(detector, plan, images, patches, dim, folds, batch_size):
   return Work(
       int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
       folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
+      folds_at_once=plan.folds_at_once,
       num_devices=len(images) * jax.local_device_count())
 
 
