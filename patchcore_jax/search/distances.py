@@ -74,8 +74,16 @@ def may_be_nearer(nearest_sq: jax.Array, outside_sq: jax.Array, slack: jax.Array
     outside_sq: the least squared distance, of vectors that are not exact, that anything else can have.
     slack: how far those vectors are from the exact ones, both of a pair together.
   """
-  bound = jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(outside_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
-  return bound <= nearest_sq
+  return least_sq(outside_sq, slack) <= nearest_sq
+
+
+def least_sq(distances_sq: jax.Array, slack: jax.Array) -> jax.Array:
+  """Bounds exact squared distances from below by those of vectors that are off by `slack`, both together.
+
+  >>> float(least_sq(jnp.array(4.0), jnp.array(1.0)))
+  0.9999961853027344
+  """
+  return jnp.square(jnp.maximum(jnp.sqrt(jnp.maximum(distances_sq, 0)) - slack, 0)) * (1 - 2.0**-18)
 
 
 def settle(search: Callable, size: int, found: Any, doubtful: jax.Array) -> tuple[Any, jax.Array]:

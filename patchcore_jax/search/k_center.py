@@ -11,7 +11,8 @@ to the selected set only shrink, so one that is out of date is an upper bound. I
      the error of it, theirs too: those on a list of a few (`slots`), or all where that does not do.
   2. Window. The largest distances are taken out: a threshold separates them from all others.
   3. Select. The dense loop, in the window alone, as long as its farthest point is not below the
-     threshold: until then no point outside can be the farthest.
+     threshold: until then no point outside can be the farthest. One product bounds the distances in the
+     window from below, so each step looks closely at one or two points only.
 
 When no bound reaches the floor any more, the floor is lowered. Points below it are not touched: most
 points are left alone most of the time, and what is done for the others is matrix products.
@@ -33,6 +34,7 @@ from patchcore_jax.search.distances import (
     TENSOR_CORE_ERROR,
     UNIT,
     distances_sq,
+    least_sq,
     may_be_nearer,
     product_error,
     settle,
@@ -40,9 +42,10 @@ from patchcore_jax.search.distances import (
 from patchcore_jax.search.search_bank import reduce
 
 AXIS = 'points'
-# Points in a window (of each device). Many serve more selections by one refresh, few make each faster.
+# Points in the windows of all devices together. Many serve more selections by one refresh, few make each
+# faster, and a round compares all with all.
 _WINDOW = 1024
-# The same where `k_center_gpu` selects, of all devices together: one kernel holds them.
+# The same where `k_center_gpu` selects: one kernel holds them.
 _KERNEL_WINDOW = 2048
 # Rows in doubt that are compared at once with what is on their lists, and in float32; and the lists' length.
 _BY_LIST, _BY_FLOAT32, _LISTED = 128, 32, 7
@@ -51,6 +54,8 @@ _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
 PADDING = slots.WIDTH
 _NONE, _LOWEST = np.int32(np.iinfo(np.int32).max), np.int32(np.iinfo(np.int32).min)
+# Points of a window that are compared with a pick at once.
+_TOGETHER = 8
 # Points of which those that are stale, if they are few, are gathered before they are sorted.
 _MANY = 2**20
 # Values of which one look at the largest tells whether any is in the window.
@@ -130,7 +135,7 @@ class Steps(NamedTuple):
   Attributes:
     refresh: a function with the arguments and results of `refresh_stale`.
     select: a function with the arguments and results of `select`.
-    window: how many points the windows of all devices hold together; None for `_WINDOW` on each.
+    window: how many points the windows of all devices hold together; None for `_WINDOW`.
     dtype: of the vectors in products, where points stay on the host.
   """
 
@@ -172,7 +177,7 @@ def _round(steps, points, centers, mean, state):
   top = lax.pmax(state.distances_sq.max(), AXIS)
   floor, order, num_stale = _stale(state, top)
   values = steps.refresh(points, order, num_stale, centers, mean, state)
-  window = _WINDOW if steps.window is None else max(1, steps.window // lax.axis_size(AXIS))
+  window = max(1, (steps.window or _WINDOW) // lax.axis_size(AXIS))
   threshold, cutoff, at = _window(values, floor, window)
   offset = lax.axis_index(AXIS) * n
   threshold, cutoff = _strictest(threshold, jnp.where(cutoff == _NONE, _NONE, cutoff + offset))
@@ -466,7 +471,7 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
   Returns:
     (values, centers, indices, count, num_covered), as they are after the selection.
   """
-  columns = rows.T
+  least = _least_distances_sq(rows)
 
   def farthest(values):
     pick = jnp.argmax(values)
@@ -477,15 +482,40 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
     inside = (value > threshold) | ((value == threshold) & (ids[pick] < cutoff))
     return inside & (value >= 0) & (count < len(indices))
 
+  def lower(center, carry):
+    """Compares the center with some of the points that are left to compare."""
+    values, left = carry
+    at = jnp.argmax(left.reshape(-1, _TOGETHER), axis=0) * _TOGETHER + jnp.arange(_TOGETHER)
+    exact = jnp.where(left[at], distances_sq(rows[at], center[None], axis=1), jnp.inf)
+    return values.at[at].min(exact), left.at[at].set(False)
+
   def step(carry):
     (pick, value), values, centers, indices, count, num_covered = carry
-    center = columns[:, pick]
-    values = jnp.minimum(values, distances_sq(columns, center[:, None])).at[pick].set(-1.0)
+    center = rows[pick]
+    values = values.at[pick].set(-1.0)
+    lowered = functools.partial(lower, center)
+    values, _ = lax.while_loop(
+        lambda carry: carry[1].any(), lowered, lowered((values, least[pick] <= values)))
     return (farthest(values), values, lax.dynamic_update_slice(centers, center[None], (count, 0)),
             indices.at[count].set(ids[pick]), count + 1, num_covered + (value <= 0))
 
-  carry = (farthest(values), values, centers, state.indices, state.count, state.num_covered)
-  return lax.while_loop(certain, step, carry)[1:]
+  # Padded, so that the points part in equal groups.
+  missing = -len(rows) % _TOGETHER
+  rows, least = (jnp.pad(x, ((0, missing), (0, 0))) for x in (rows, least))
+  least = jnp.pad(least, ((0, 0), (0, missing)), constant_values=jnp.inf)
+  padded = jnp.pad(values, (0, missing), constant_values=-jnp.inf)
+  carry = (farthest(padded), padded, centers, state.indices, state.count, state.num_covered)
+  _, padded, *rest = lax.while_loop(certain, step, carry)
+  return padded[:len(values)], *rest
+
+
+def _least_distances_sq(rows):
+  """Bounds the squared distances of rows [w, d] from below: [w, w]. Few pairs need a closer look."""
+  vectors, squares, slack = reduce(rows, rows.mean(axis=0), None, 'float32')
+  products = jnp.dot(vectors, vectors.T, precision=lax.Precision.HIGHEST)
+  norms = jnp.sqrt(squares)
+  error = product_error(rows.shape[1], norms[:, None], norms) * TENSOR_CORE_ERROR
+  return least_sq(squares[:, None] + squares - 2 * products - error, slack[:, None] + slack)
 
 
 PLAIN = Steps(refresh_stale, select)
