@@ -247,13 +247,16 @@ class Ensemble(Detector):
 def embedding_for(backbone: str) -> str:
   """Names the kind of embedding for a network: the paper's is made for the channels of usual ResNets.
 
+  Others keep all channels of all layers, which finds more in the built-in data (docs/pretrained.md).
+
   Args:
     backbone: its name; with a colon, one of the user's own.
 
   >>> embedding_for('resnet50.tv_in1k'), embedding_for('module:factory')
   ('adaptive', 'mean')
   """
-  return 'mean' if ':' in backbone or backbone.startswith('resnet18_slim') else 'adaptive'
+  own = ':' in backbone or backbone.startswith(('resnet18_slim', 'efficientnet_lite'))
+  return 'mean' if own else 'adaptive'
 
 
 # A method is one line here: its record, or 'module:Record' of one elsewhere.
