@@ -54,7 +54,7 @@ _FALL = 0.85
 # Rows behind the last of the selected points, so that a tile never ends outside.
 PADDING = slots.WIDTH
 _NONE, _LOWEST = np.int32(np.iinfo(np.int32).max), np.int32(np.iinfo(np.int32).min)
-# Points of a window that are compared with a pick at once.
+# Groups of a window's points, of each of which one is compared with a pick at once.
 _TOGETHER = 8
 # Points of which those that are stale, if they are few, are gathered before they are sorted.
 _MANY = 2**20
@@ -471,6 +471,9 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
   Returns:
     (values, centers, indices, count, num_covered), as they are after the selection.
   """
+  w, missing = len(rows), -len(rows) % _TOGETHER  # so that they part in equal groups
+  rows = jnp.pad(rows, ((0, missing), (0, 0)))
+  values = jnp.pad(values, (0, missing), constant_values=-jnp.inf)
   least = _least_distances_sq(rows)
 
   def farthest(values):
@@ -483,7 +486,7 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
     return inside & (value >= 0) & (count < len(indices))
 
   def lower(center, carry):
-    """Compares the center with some of the points that are left to compare."""
+    """Compares the center with one point of each group, of those that are left to compare."""
     values, left = carry
     at = jnp.argmax(left.reshape(-1, _TOGETHER), axis=0) * _TOGETHER + jnp.arange(_TOGETHER)
     exact = jnp.where(left[at], distances_sq(rows[at], center[None], axis=1), jnp.inf)
@@ -499,14 +502,9 @@ def select(rows, values, ids, threshold, cutoff, centers, state):
     return (farthest(values), values, lax.dynamic_update_slice(centers, center[None], (count, 0)),
             indices.at[count].set(ids[pick]), count + 1, num_covered + (value <= 0))
 
-  # Padded, so that the points part in equal groups.
-  missing = -len(rows) % _TOGETHER
-  rows, least = (jnp.pad(x, ((0, missing), (0, 0))) for x in (rows, least))
-  least = jnp.pad(least, ((0, 0), (0, missing)), constant_values=jnp.inf)
-  padded = jnp.pad(values, (0, missing), constant_values=-jnp.inf)
-  carry = (farthest(padded), padded, centers, state.indices, state.count, state.num_covered)
-  _, padded, *rest = lax.while_loop(certain, step, carry)
-  return padded[:len(values)], *rest
+  carry = (farthest(values), values, centers, state.indices, state.count, state.num_covered)
+  _, values, *rest = lax.while_loop(certain, step, carry)
+  return values[:w], *rest
 
 
 def _least_distances_sq(rows):
