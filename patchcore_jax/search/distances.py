@@ -119,6 +119,25 @@ def settle(search: Callable, size: int, found: Any, doubtful: jax.Array) -> tupl
   return found, still
 
 
+def in_blocks(function: Callable, size: int, *arrays: jax.Array) -> Any:
+  """Applies a function to blocks of at most `size` rows of arrays [n, ...], and joins what it returns.
+
+  What it needs besides is held for a block at a time. Blocks have one size, so that there is one program: a
+  rest would have a second.
+
+  >>> in_blocks(lambda x: x + 1, 2, jnp.arange(3)).tolist()
+  [1, 2, 3]
+  """
+  n = len(arrays[0])
+  num_blocks = -(-n // size)
+  if num_blocks <= 1:
+    return function(*arrays)
+  size = -(-n // num_blocks)
+  padded = [jnp.pad(x, ((0, num_blocks * size - n), *[(0, 0)] * (x.ndim - 1))) for x in arrays]
+  found = lax.map(lambda x: function(*x), [x.reshape(num_blocks, size, *x.shape[1:]) for x in padded])
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
+
+
 def grouped(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Reshapes scores [r, c] to groups [r, 16, c / 16] and finds their minima over the 16, [r, c / 16].
 

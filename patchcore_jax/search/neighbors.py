@@ -32,6 +32,7 @@ from patchcore_jax.search.distances import (
     TENSOR_CORE_ERROR,
     UNIT,
     distances_sq,
+    in_blocks,
     may_be_nearer,
     product_error,
     settle,
@@ -271,13 +272,17 @@ def _by_kernel(queries, bank, sizes, k, length, kernel):
       scores, indices = merge_nearest(scores, indices, 2 * length)
       outside = jnp.minimum(outside, scores[:, length])
       scores, indices = scores[:, :length], indices[:, :length]
-    found.append(_nearest_of(queries, bank.rows, scores, indices, k, pause=_WARP))
+    if kernel is slots.shortlist:  # the lists' rows would take more memory than all else
+      exact = functools.partial(_nearest_of, rows=bank.rows, k=k)
+      found.append(in_blocks(exact, slots.ROWS, queries, scores, indices))
+    else:
+      found.append(_nearest_of(queries, scores, indices, rows=bank.rows, k=k, pause=_WARP))
     doubtful |= _in_doubt(found[-1][0], outside - error, slack + bank.slack, outside)
     begin = end
   return found, doubtful
 
 
-def _nearest_of(queries, rows, scores, indices, k, *, pause=0):
+def _nearest_of(queries, scores, indices, *, rows, k, pause=0):
   """Finds the k nearest of each query's shortlist, by exact distances; a score of infinity means no row."""
   exact = distances_sq(rows[jnp.minimum(indices, len(rows) - 1)], queries[:, None], axis=-1, pause=pause)
   return merge_nearest(jnp.where(scores < jnp.inf, exact, jnp.inf), indices, k)
@@ -335,10 +340,10 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
           jnp.concatenate([scores, lowest], 1), jnp.concatenate([indices, column + first], 1), length + 1)
       return scores[:, :length], indices[:, :length], jnp.minimum(outside, scores[:, length])
 
-    return _in_blocks(block, query_block, reduced, *shortlist)
+    return in_blocks(block, query_block, reduced, *shortlist)
 
   def decide(queries, scores, indices):
-    return _nearest_of(queries, bank.rows, scores, indices, k)
+    return _nearest_of(queries, scores, indices, rows=bank.rows, k=k)
 
   error = product_error(reduced.shape[1], jnp.sqrt(queries_sq), largest)
   error *= 1 if reduced.dtype == jnp.float32 else TENSOR_CORE_ERROR
@@ -355,7 +360,7 @@ def _by_shortlist(queries, bank, sizes, k, length, blocks):
     if rest := (end - begin) % bank_block:
       shortlist = shorten(end - rest, rest, *shortlist)
     *listed, outside = shortlist
-    found.append(_in_blocks(decide, query_block, queries, *listed))
+    found.append(in_blocks(decide, query_block, queries, *listed))
     doubtful |= _in_doubt(found[-1][0], outside + queries_sq - error, slack + bank_slack, outside)
     begin = end
   return found, doubtful
@@ -378,18 +383,3 @@ def _by_all(queries, bank, sizes, k):
     values, indices = lax.top_k(-exact[:, :size], k)  # the lower index first, where they tie
     found.append((-values, indices.astype(jnp.int32)))
   return found, jnp.zeros(len(queries), bool)
-
-
-def _in_blocks(fn, size, *queries):
-  """Runs `fn` on `size` rows of every array at a time and joins the results."""
-  n = len(queries[0])
-  if n <= size:
-    return fn(*queries)
-  whole = n // size * size
-  blocks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), queries)
-  results = lax.map(lambda block: fn(*block), blocks)
-  results = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), results)
-  if whole == n:
-    return results
-  rest = fn(*jax.tree.map(lambda x: x[whole:], queries))
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), results, rest)

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from patchcore_jax.search.distances import in_blocks
+
 SLOTS = 32
 WIDTH = 512  # columns of a tile; with the rows of `ROWS` it takes 2 MB
 ROWS = 1024
@@ -141,15 +143,7 @@ def shortlist(
     found, column, outside = best(see(queries, queries_sq, tile, num_tiles, mask), length, mask)
     return found, jnp.where(column >= last, column - (last - (m - WIDTH)), column), outside
 
-  # Blocks of one size, so that there is one program: a rest would have a second.
-  n = len(queries)
-  num_blocks = -(-n // ROWS)
-  size = -(-n // num_blocks)
-  padded = [jnp.pad(x, ((0, num_blocks * size - n), *[(0, 0)] * (x.ndim - 1))) for x in (queries, queries_sq)]
-  if num_blocks == 1:
-    return block(*padded)
-  found = lax.map(lambda x: block(*x), [x.reshape(num_blocks, size, *x.shape[1:]) for x in padded])
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], found)
+  return in_blocks(block, ROWS, queries, queries_sq)
 
 
 @functools.cache
