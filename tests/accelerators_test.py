@@ -96,15 +96,14 @@ class TestNvidiaGpu:
         platforms=('cuda',))(jax.ShapeDtypeStruct((200, 256), jnp.float32), bank)
     assert 'triton' not in program.mlir_module()
 
-  def test_a_round_of_the_selection_is_three_kernels_and_no_loop_that_depends_on_data(self):
+  def test_a_round_of_the_selection_is_three_kernels_and_no_loop(self):
     device = type('Device', (), {
         'platform': 'gpu', 'compute_capability': '9.0',
         'client': type('Client', (), {'platform_version': 'cuda 13000'})})
     text = _round(k_center.steps_for(device, 5000, 16), 'cuda')
     for name in ('refresh', 'pairwise', 'select'):
       assert text.count(f'name = "k_center_{name}"') == 1
-    # The halving of the window's threshold has a fixed number of steps; the host waits for no other loop.
-    assert text.count('stablehlo.while') == 1
+    assert 'stablehlo.while' not in text  # the host would wait for it
 
   @pytest.mark.parametrize('change', [
       {'platform': 'cpu'}, {'compute_capability': '7.5'},

@@ -425,12 +425,12 @@ def _window(values, floor, size):
   # No fewer values than groups reach a threshold, so it is not below that of the groups, and what the window
   # holds is in the groups that reach this; so is the first that it does not hold of more ties than fit.
   maxima = groups.max(axis=1)
-  least = jnp.minimum(_least(maxima, low, top, size), jnp.maximum(low, top))
+  least = jnp.minimum(_least(maxima, low, size), jnp.maximum(low, top))
   kept = jnp.nonzero(maxima >= least, size=size + 1, fill_value=len(groups))[0]
   index = kept[:, None] * _GROUP + jnp.arange(_GROUP)
   found = jnp.where(kept[:, None] < len(groups), groups[jnp.minimum(kept, len(groups) - 1)], _LOWEST)
   index, found = index.ravel().astype(jnp.int32), found.ravel()
-  threshold = _least(found, least, top, size)
+  threshold = _least(found, least, size)
   threshold = jnp.where(threshold > top, jnp.maximum(low, top), threshold)  # more ties than fit
   chosen = found >= threshold
   place = jnp.cumsum(chosen) - 1
@@ -440,16 +440,9 @@ def _window(values, floor, size):
   return lax.bitcast_convert_type(threshold, jnp.float32), cutoff, at
 
 
-def _least(bits, low, top, size):
-  """Finds the least threshold, from `low` on, that at most `size` reach; top + 1 where too many are equal."""
-
-  def halve(_, bounds):
-    low, high = bounds
-    middle = low + (high - low) // 2
-    fits = (bits >= middle).sum() <= size
-    return jnp.where(fits, low, middle + 1), jnp.where(fits, middle, high)
-
-  return lax.fori_loop(0, 32, halve, (low, jnp.maximum(low, top + 1)))[1]
+def _least(bits, low, size):
+  """Finds the least threshold, from `low` on, that at most `size` reach."""
+  return low if len(bits) <= size else jnp.maximum(low, jnp.sort(bits)[-size - 1] + 1)
 
 
 def _strictest(threshold, cutoff):
