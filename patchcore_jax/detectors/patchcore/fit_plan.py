@@ -12,7 +12,7 @@ _STATE_BYTES = 40
 # Embeddings and points that a projection handles at once.
 _BLOCK = 65536
 # Programs that select and score parts of the images, and batches of embeddings under way: 0.3 GB were seen.
-_FOLDS_BYTES = 400_000_000
+_PROGRAM_BYTES = 400_000_000
 _DEVICE_SHARE = 0.85  # of a device's memory; the rest is for programs, and for what falls between arrays
 
 
@@ -120,7 +120,7 @@ def plan(
         continue
     kept = 0 if on_disk or on_device else embeddings
     if folds:  # the whole bank, that of a fold and its copy for the search
-      kept += bank + _FOLDS_BYTES
+      kept += bank + _PROGRAM_BYTES
       host_points += 0 if alone else 2 * points  # those of several processes are copied for each fold
       device += on_device * 2 * points
     fit = kept + max(
@@ -194,7 +194,7 @@ def one_pass(
     ValueError: the memory is not enough.
 
   >>> print(one_pass(50_000, 784, 10_000, 1024, 128, parts=10, memory_gb=4))
-  10000 of 39200000 patches; about 1.9 GB of memory, none of disk for a time
+  10000 of 39200000 patches; about 2.3 GB of memory, none of disk for a time
   """
   per_block = images_in_block(num_images, patches, num_selected, parts)
   block, of_part = per_block * patches, -(-num_images // parts) * patches
@@ -205,9 +205,8 @@ def one_pass(
   reduced = block * (row + 3 * 4 * projection_dim + _STATE_BYTES)
   last = parts * min(num_selected, of_part) * (4 * 4 * projection_dim + _STATE_BYTES)
   pictures = picture_bytes * num_images
-  memory = base_bytes + pictures + roots + max(
-      batch_bytes + block * row + tree, reduced + tree, last + bank,
-      (4 * bank + _FOLDS_BYTES) if folds else 2 * bank)
+  memory = base_bytes + pictures + roots + _PROGRAM_BYTES + max(
+      batch_bytes + block * row + tree, reduced + tree, last + bank, (4 if folds else 2) * bank)
   if memory > memory_gb * 1e9:
     raise ValueError(
         f'fit.memory_gb={memory_gb:g}: the fit in one pass takes about {memory / 1e9:.1f} GB: '

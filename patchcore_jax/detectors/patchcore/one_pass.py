@@ -173,7 +173,8 @@ def _blocks(embedded, part_of, per_block, progress):
         positions = []
       if not positions:
         block = None  # given up before there is another
-        part, block = int(part_of[position]), np.empty((per_block, *value.shape), np.float32)
+        part = int(part_of[position])
+        block = disk_arrays.allocate((per_block, *value.shape), on_disk=False, folder='')
       block[len(positions)] = value
       positions.append(int(position))
     done += int(batch.valid.sum())
