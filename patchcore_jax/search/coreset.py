@@ -214,9 +214,11 @@ def greedy_k_center(
   mean = _rows_of(points, np.arange(0, n, max(1, n // 4096))).mean(axis=0)
   centers = np.zeros((capacity + k_center.PADDING, dim), np.float32)
   if resume is None:
+    # On a CPU they lie where they were: turned all at once, they would be there twice.
+    by_blocks = isinstance(points, np.ndarray) and mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
     state = k_center.initial_state(
         _start_distances_sq(
-            points if isinstance(points, np.ndarray) and mesh.size == 1 else rows,
+            points if by_blocks else rows,
             np.ones(n, bool) if valid is None else valid, _rows_of(points, start)), capacity)
     if select_start:  # farther than any other, so that it is picked first
       state = state._replace(distances_sq=state.distances_sq.at[start[0]].set(jnp.inf))
