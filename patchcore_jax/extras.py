@@ -15,6 +15,7 @@ EXTRAS = {
     'python_multipart': 'serve',
     'starlette': 'serve',
     'tensorflow_datasets': 'tfds',
+    'tifffile': 'tiff',
     'uvicorn': 'serve',
 }
 
