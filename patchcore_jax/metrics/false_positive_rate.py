@@ -46,8 +46,10 @@ class HighestScores:
   def scores(self) -> tuple[np.ndarray, np.ndarray]:
     """Lists the distinct scores that were kept, ascending, and the rate at each."""
     self._cut()
-    rates = np.cumsum(self._weights[::-1])[::-1] / (self._unit * self.images)
-    return self._scores, np.minimum(rates, 1.0)  # rounding may lift the sum above 1
+    rates = np.minimum(np.cumsum(self._weights[::-1])[::-1] / (self._unit * self.images), 1.0)
+    if self.lowest == -np.inf:
+      rates[0] = 1.0  # all pixels, whatever rounding made of the sum
+    return self._scores, rates
 
   def rates(self, thresholds: np.ndarray) -> np.ndarray:
     """Computes the rate at thresholds, none of them below `lowest`."""
