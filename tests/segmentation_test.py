@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, f1_score
 
-from patchcore_jax.metrics.segmentation import Counts, segmentation
+from patchcore_jax.metrics.segmentation import Counts, count_marked
 
 RULES = {'greater': np.greater, 'greater_equal': np.greater_equal}
 
@@ -24,7 +24,7 @@ def test_equals_scikit_learn(rule, threshold):
     maps, masks = _made(seed)
     labels, marked = (np.concatenate([a.ravel() for a in arrays]) for arrays in (
         masks, [RULES[rule](m, threshold) for m in maps]))
-    found = segmentation(maps, masks, threshold=threshold, rule=rule)
+    found = count_marked(maps, masks, threshold=threshold, rule=rule)
     _, false, missed, true = confusion_matrix(labels, marked).ravel()
     assert found.pixels == (true, false, missed)
     assert found.seg_f1 == pytest.approx(f1_score(labels, marked), abs=1e-15)
@@ -35,8 +35,8 @@ def test_equals_scikit_learn(rule, threshold):
 
 def test_rules_differ_at_the_threshold_only():
   maps, masks = [np.array([[1.0, 2.0, 3.0]])], [np.array([[0, 1, 1]])]
-  assert segmentation(maps, masks, threshold=2, rule='greater').pixels == Counts(1, 0, 1)
-  assert segmentation(maps, masks, threshold=2).pixels == Counts(2, 0, 0)
+  assert count_marked(maps, masks, threshold=2, rule='greater').pixels == Counts(1, 0, 1)
+  assert count_marked(maps, masks, threshold=2).pixels == Counts(2, 0, 0)
 
 
 def test_the_threshold_is_not_rounded_to_the_type_of_the_maps():
@@ -44,18 +44,18 @@ def test_the_threshold_is_not_rounded_to_the_type_of_the_maps():
     value = dtype(0.1)
     maps, masks = [np.array([[value, 0]], dtype)], [np.array([[1, 0]])]
     for threshold in (float(value), np.nextafter(float(value), 1)):
-      found = segmentation(maps, masks, threshold=threshold)
+      found = count_marked(maps, masks, threshold=threshold)
       assert found.pixels.true_positives == (threshold == float(value))
 
 
 def test_labels_of_folders():
   maps, masks = [np.array([[1.0]]), np.array([[1.0]]), np.array([[0.0]])], [np.zeros((1, 1), bool)] * 3
-  assert segmentation(maps, masks, threshold=0.5).images == Counts(0, 2, 0)
-  assert segmentation(maps, masks, threshold=0.5, labels=[1, 0, 1]).images == Counts(1, 1, 1)
+  assert count_marked(maps, masks, threshold=0.5).images == Counts(0, 2, 0)
+  assert count_marked(maps, masks, threshold=0.5, labels=[1, 0, 1]).images == Counts(1, 1, 1)
 
 
 def test_not_defined():
-  found = segmentation([np.zeros((2, 2))], [np.zeros((2, 2), bool)], threshold=1)
+  found = count_marked([np.zeros((2, 2))], [np.zeros((2, 2), bool)], threshold=1)
   assert found.seg_f1 is None and found.class_f1 is None
 
 
@@ -68,7 +68,7 @@ def test_not_defined():
 def test_errors(change, words):
   maps, masks = _made()
   with pytest.raises(ValueError, match=words):
-    segmentation(**{'maps': maps, 'masks': masks, 'threshold': 0.5} | change)
+    count_marked(**{'maps': maps, 'masks': masks, 'threshold': 0.5} | change)
 
 
 @pytest.mark.parametrize('name', ['can', 'vial'])
@@ -79,9 +79,9 @@ def test_stored_values(golden, name, dtype, rule):
   maps = arrays[f'{name}_test'].astype(dtype)
   masks = np.unpackbits(arrays[f'{name}_masks']).reshape(maps.shape)
   threshold, stored = float(arrays[f'{name}_threshold']), f'{name}_{dtype}_{rule}'
-  found = segmentation(maps, masks, threshold=threshold, rule=rule)
+  found = count_marked(maps, masks, threshold=threshold, rule=rule)
   assert list(found.pixels) == arrays[f'{stored}_counts'].tolist()
   assert found.seg_f1 == pytest.approx(float(arrays[f'{stored}_seg_f1']), rel=0, abs=1e-12)
   assert found.class_f1 == pytest.approx(float(arrays[f'{stored}_class_f1']), rel=0, abs=1e-12)
-  bad = segmentation(maps[4:], masks[4:], threshold=threshold, rule=rule)
+  bad = count_marked(maps[4:], masks[4:], threshold=threshold, rule=rule)
   assert bad.seg_f1 == pytest.approx(float(arrays[f'{stored}_seg_f1_bad_only']), rel=0, abs=1e-12)

@@ -57,7 +57,7 @@ class Segmentation(NamedTuple):
     return self.images.f1
 
 
-def segmentation(
+def count_marked(
     maps: Sequence, masks: Sequence, *, threshold: float,
     rule: Literal['greater_equal', 'greater'] = 'greater_equal', labels: Sequence | None = None,
 ) -> Segmentation:
@@ -76,7 +76,7 @@ def segmentation(
     ValueError: as `checks.images`; a threshold that is not finite, an unknown rule, or not n labels.
 
   >>> maps, masks = np.array([[[1.0, 3.0]], [[2.0, 0.0]]]), np.array([[[1, 1]], [[0, 0]]])
-  >>> found = segmentation(maps, masks, threshold=2)
+  >>> found = count_marked(maps, masks, threshold=2)
   >>> found.pixels, found.seg_f1, found.class_f1
   (Counts(true_positives=1, false_positives=1, false_negatives=1), 0.5, 0.6666666666666666)
   """

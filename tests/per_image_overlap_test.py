@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from patchcore_jax.metrics import checks
-from patchcore_jax.metrics.aupimo import aupimo, aupimo_interpolated
 from patchcore_jax.metrics.false_positive_rate import HighestScores
+from patchcore_jax.metrics.per_image_overlap import aupimo, aupimo_interpolated
 
 BOUNDS = (0.02, 0.3)
 
