@@ -12,7 +12,7 @@ from configs import demo
 from experiments import wiring
 from patchcore_jax import metrics
 from patchcore_jax.evaluation import page as run_page
-from patchcore_jax.metrics import checks
+from patchcore_jax.metrics import checks, curve
 from patchcore_jax.report import results, runs
 
 MAX_FPR, CONNECTIVITY = 0.2, 4  # not the defaults: they must arrive
@@ -58,8 +58,11 @@ def evaluate(arrays):
 
 
 def call(metric, arrays):
-  settings = {'max_fpr': MAX_FPR, 'connectivity': CONNECTIVITY}
-  return metric.function(*(arrays[n] for n in metric.needs), **{n: settings[n] for n in metric.parameters})
+  inputs = dict(arrays)
+  if 'pixels' in metric.needs:
+    inputs['pixels'] = curve.of_regions(arrays['maps'], arrays['masks'], connectivity=CONNECTIVITY)
+  return metric.function(
+      *(inputs[n] for n in metric.needs), **dict.fromkeys(metric.parameters, MAX_FPR))
 
 
 def rescored(arrays, function):
@@ -86,7 +89,7 @@ class TestRecords:
     assert metric.name.isidentifier() and metrics.METRICS[metric.name] is metric
     assert metric.title and metric.source and metric.function.__doc__
     assert metric.kind in ('percent', 'count', 'number')
-    assert set(metric.needs) <= made().keys()
+    assert set(metric.needs) <= {*made(), 'pixels'}
     with pytest.raises(dataclasses.FrozenInstanceError):
       metric.name = 'other'
 
@@ -161,7 +164,7 @@ class TestWithoutAValue:
 
   def test_without_masks(self, metric):
     value = evaluate(made() | {'masks': None})[metric.name]
-    assert (value is None) == ('masks' in metric.needs)
+    assert (value is None) == bool({'masks', 'pixels'} & set(metric.needs))
 
   @pytest.mark.parametrize('damage, words', [
       (lambda name, a: a if a.dtype == bool else np.full_like(a, np.nan), 'expected finite values'),

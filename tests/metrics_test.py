@@ -107,7 +107,7 @@ class TestAveragePrecision:
       area, recall = area + (now - recall) * labels[scores >= t].mean(), now
     assert metrics.average_precision(labels, scores) == pytest.approx(area, abs=1e-12)
     theirs = sklearn.metrics.average_precision_score(labels, scores)
-    assert metrics.average_precision(labels, scores) == theirs  # to the last bit
+    assert metrics.average_precision(labels, scores) == pytest.approx(theirs, rel=0, abs=1e-15)
 
 
 @pytest.mark.parametrize('levels', [None, 3])
@@ -229,7 +229,10 @@ class TestEvaluate:
         'false_negatives': best.false_negatives,
         'error_at_full_recall': metrics.error_at_full_recall(labels, scores),
         'pixel_auroc': metrics.auroc(masks, maps),
-        'aupro': metrics.aupro(maps, masks, max_fpr=0.1, connectivity=4)}
+        'aupro': metrics.aupro(maps, masks, max_fpr=0.1, connectivity=4),
+        'aupro_05': metrics.aupro(maps, masks, max_fpr=0.05, connectivity=4),
+        'pixel_ap': pytest.approx(metrics.average_precision(masks, maps), abs=1e-15),
+        'pixel_f1': metrics.f1_optimal(masks, maps).f1}
     defaults = metrics.evaluate(labels, scores, masks, maps)
     assert defaults['aupro'] == metrics.aupro(maps, masks, max_fpr=0.3, connectivity=8)
 

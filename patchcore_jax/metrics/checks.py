@@ -1,6 +1,12 @@
 """Checks of the labels and scores that every metric makes before it computes."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+
+
+class NotDefined(ValueError):
+  """A metric has no value for data that are right: there is one class only, or there is too little of one."""
 
 
 def flat(
@@ -48,15 +54,44 @@ def flat(
 def of_both_classes(
     labels, scores, labels_name: str = 'labels', scores_name: str = 'scores',
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Flattens labels and scores as `flat` does, and refuses (ValueError) labels of one class only."""
+  """Flattens labels and scores as `flat` does, and refuses (NotDefined) labels of one class only."""
   positive, scores = flat(labels, scores, labels_name, scores_name)
-  if not has_both_classes(positive):
-    raise ValueError(
-        f'Only one class among {positive.size} {labels_name}: expected good (0) and anomalous (1) '
-        f'ones, all are {int(positive[0])}. The metric is not defined; evaluate() gives None.')
+  if positive.all() or not positive.any():
+    raise one_class(positive.size, labels_name, int(positive[0]))
   return positive, scores
 
 
-def has_both_classes(positive: np.ndarray) -> bool:
-  """Tells whether flat labels hold an anomalous one and a good one."""
-  return bool(positive.any() and not positive.all())
+def one_class(number: int, what: str, only: int) -> NotDefined:
+  """Makes the error of labels of one class only."""
+  return NotDefined(
+      f'Only one class among {number} {what}: expected good (0) and anomalous (1) ones, all are {only}. '
+      'The metric is not defined; evaluate() gives None.')
+
+
+def images(
+    maps: Sequence, masks: Sequence, *, checked: bool = False,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """Yields the maps and masks of images one by one, as (position, scores of a floating type, bool mask).
+
+  Args:
+    maps, masks: n arrays each, of the same sizes, read one at a time.
+    checked: whether their values were looked at before.
+
+  Raises:
+    ValueError: none, or other numbers of maps than of masks; what `flat` raises, with the image's position.
+  """
+  if len(maps) != len(masks):
+    raise ValueError(
+        f'{len(masks)} masks and {len(maps)} maps differ in shape: expected a map for each mask.')
+  if not len(maps):
+    raise ValueError('Expected at least one score, got no maps: nothing to rate.')
+  for i in range(len(maps)):
+    values, mask = np.asarray(maps[i]), np.asarray(masks[i])
+    if values.ndim != 2:
+      raise ValueError(f'Expected maps [n, h, w], got {np.shape(maps[i])} for one of them.')
+    if not checked or mask.dtype != bool or values.dtype.kind != 'f':
+      shape = values.shape
+      mask, values = flat(mask, values, f'image {i}, masks', f'image {i}, maps')
+      mask, values = mask.reshape(shape), values.reshape(shape)
+    # Exact, and quicker to sort.
+    yield i, values.astype(np.float32) if values.dtype == np.float16 else values, mask

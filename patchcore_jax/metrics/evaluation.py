@@ -2,7 +2,7 @@
 
 import functools
 
-from patchcore_jax.metrics import checks
+from patchcore_jax.metrics import checks, curve
 from patchcore_jax.metrics.table import METRICS
 
 
@@ -14,8 +14,9 @@ def evaluate(
   Args:
     labels: [n] image labels, bool or 0/1; 1 is anomalous.
     scores: [n] image scores; higher is more anomalous.
-    masks: [n, h, w] bool or 0/1, or None for a category without masks.
-    maps: [n, h, w] float; not looked at without masks.
+    masks: [n, h, w] bool or 0/1, or n masks [h, w]; None for a category without masks.
+    maps: [n, h, w] float, or n maps of the sizes of the masks; not looked at without masks. Both are read one
+      image at a time, and may be sequences that read it from a file.
     max_fpr, connectivity: see `aupro`.
 
   Returns:
@@ -31,11 +32,9 @@ def evaluate(
   >>> print(evaluate([0, 0], [0.1, 0.4])['image_auroc'])
   None
   """
-  # Checked whether or not the metrics are defined: bad input must not pass for an absent metric.
+  # Checked whether or not a metric is defined: bad input must not pass for an absent metric.
   labels, scores = checks.flat(labels, scores)
-  found = {'scores': scores}  # what metrics are computed from: labels and masks of both classes only
-  if checks.has_both_classes(labels):
-    found['labels'] = labels
+  found = {'labels': labels, 'scores': scores}
   if masks is not None:
     if maps is None:
       raise ValueError('Expected maps beside masks, got None: pass maps, or masks=None.')
@@ -43,21 +42,21 @@ def evaluate(
       raise ValueError(
           f'Expected a mask per image, got {len(masks)} masks and {labels.size} labels: '
           'drop the same images from both.')
-    found['maps'] = maps
-    if checks.has_both_classes(checks.flat(masks, maps, 'masks', 'maps')[0]):
-      found['masks'] = masks
-  settings = {'max_fpr': max_fpr, 'connectivity': connectivity}
+    pixels = curve.of_regions(maps, masks, connectivity=connectivity)
+    found |= {'maps': maps, 'masks': masks, 'pixels': pixels}
+  settings = {'max_fpr': max_fpr}
 
   @functools.cache
   def computed(function, needs, parameters):
-    return function(*(found[n] for n in needs), **{n: settings[n] for n in parameters})
+    try:
+      return function(*(found[n] for n in needs), **{n: settings[n] for n in parameters})
+    except checks.NotDefined:
+      return None
 
   values = {}
   for metric in METRICS.values():
     value = None
     if found.keys() >= set(metric.needs):
       value = computed(metric.function, metric.needs, metric.parameters)
-      if metric.field:
-        value = getattr(value, metric.field)
-    values[metric.name] = value
+    values[metric.name] = getattr(value, metric.field) if metric.field and value is not None else value
   return values

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from patchcore_jax.metrics import ranking, regions, working_points
 
 _IMAGES = ('labels', 'scores')
-_PIXELS = ('masks', 'maps')
+_PIXELS = ('pixels',)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Metric:
   Attributes:
     name: column of results.csv, and key in the result of `evaluate`.
     title: name for people, as it reads within a sentence.
-    function: computes it from the arrays that it needs; raises ValueError where it is not defined.
-    needs: names of arguments of `evaluate`, in the order in which the function takes them. Where one is
-      absent, or labels or masks are of one class only, the metric is not defined.
+    function: computes it from what it needs; raises `checks.NotDefined` where it is not defined.
+    needs: names of arguments of `evaluate`, in the order in which the function takes them, or 'pixels' for
+      the curve of all pixels (`curve.of_regions`), which metrics share. Where one is absent the metric is not
+      defined.
     source: paper and section, or what else defines it.
     kind: 'percent' is a share in [0, 1], printed in percent; 'count' an integer from 0 on; 'number' any
       finite value in the unit of the scores, which is the only kind that changes with that unit: shares and
@@ -91,9 +92,16 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric('error_at_full_recall', 'error at full recall', working_points.error_at_full_recall, _IMAGES,
            'Roth et al., CVPR 2022, supplement, section B and figure S3', higher_is_better=False,
            in_report=False),
-    Metric('pixel_auroc', 'pixel AUROC', ranking.auroc, _PIXELS,
+    Metric('pixel_auroc', 'pixel AUROC', ranking.auroc_of, _PIXELS,
            'Roth et al., CVPR 2022, section 4.1 and table S2', in_terminal=True),
-    Metric('aupro', 'AUPRO', regions.aupro, ('maps', 'masks'),
+    Metric('aupro', 'AUPRO', regions.aupro_of, _PIXELS,
            'Bergmann et al., IJCV 2021, section on PRO; Roth et al., CVPR 2022, table S3',
-           parameters=('max_fpr', 'connectivity'), in_terminal=True),
+           parameters=('max_fpr',), in_terminal=True),
+    Metric('aupro_05', 'AUPRO 0.05', regions.aupro_05_of, _PIXELS,
+           'Heckler-Kram et al., "The MVTec AD 2 Dataset", 2025: AU-PRO up to a rate of 0.05'),
+    Metric('pixel_ap', 'pixel AP', ranking.average_precision_of, _PIXELS,
+           'scikit-learn, average_precision_score: steps in recall, not trapezoids', in_report=False),
+    Metric('pixel_f1', 'best pixel F1', working_points.f1_optimal_of, _PIXELS,
+           'Zou et al., "SPot-the-Difference", ECCV 2022: chosen on test labels, an upper bound', field='f1',
+           in_report=False),
 )}

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patchcore_jax.metrics import checks
+from patchcore_jax.metrics import curve as curves
 
 
 class F1Optimum(NamedTuple):
@@ -24,14 +25,24 @@ def f1_optimal(labels, scores) -> F1Optimum:
   >>> f1_optimal([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
   F1Optimum(threshold=0.35, f1=0.8, false_positives=1, false_negatives=0)
   """
-  positive, scores = checks.of_both_classes(labels, scores)
-  thresholds, found, alarms = _working_points(positive, scores)
-  # F1 = 2 TP / (TP + FP + TP + FN); thresholds descend, so the last maximum is the lowest.
-  f1 = 2 * found / (alarms + positive.sum())
-  best = f1.size - 1 - int(np.argmax(f1[::-1]))
-  return F1Optimum(
-      float(thresholds[best]), float(f1[best]), int(alarms[best] - found[best]),
-      int(positive.sum() - found[best]))
+  return f1_optimal_of(curves.of_scores(labels, scores))
+
+
+def f1_optimal_of(curve: curves.Curve) -> F1Optimum:
+  """Finds the threshold of the best F1 of a curve, which is an anomalous score: good ones only add alarms.
+
+  Raises:
+    NotDefined: only one class.
+  """
+  curve.check()
+  best = None
+  for part in curve.parts:
+    f1 = 2 * part.found / (part.found + part.alarms + curve.anomalous)  # 2 TP / (TP + FP + TP + FN)
+    i = f1.size - 1 - int(np.argmax(f1[::-1]))  # thresholds descend, so the last maximum is the lowest
+    if best is None or f1[i] >= best.f1:
+      best = F1Optimum(
+          float(part.thresholds[i]), float(f1[i]), int(part.alarms[i]), int(curve.anomalous - part.found[i]))
+  return best
 
 
 def error_at_full_recall(labels, scores) -> float:
