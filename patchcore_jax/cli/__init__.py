@@ -16,6 +16,7 @@ COMMANDS = {
     'bank': 'Look into a model, and change it.',
     'export': 'Write a program that scores images with JAX alone.',
     'evaluate': 'Fit and measure on labelled data.',
+    'submission': "Write, check and pack what MVTec AD 2's server scores.",
     'backbones': 'List networks, and fetch their weights.',
     'demo': 'Try everything on drawn parts.',
 }

@@ -254,7 +254,7 @@ class OriginalMaps(Sequence):
       if not np.isfinite(values).all():
         raise ValueError(f'Map {i} has NaN or infinite values: expected finite ones.')
       self.smallest = min(self.smallest, float(values.min()))
-    unseen = {size: np.count_nonzero(np.isnan(placements.to_original(np.zeros(placement.size), placement)))
+    unseen = {size: int(np.isnan(placements.to_original(np.zeros(placement.size), placement)).sum())
               for size, placement in placed.items()}
     self.unseen = sum(unseen[size] for size in sizes)
     self.pixels = sum(height * width for height, width in sizes)
