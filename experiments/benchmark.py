@@ -5,7 +5,8 @@
         --config.data.root=PATH --config.data.categories=screw
     python -m experiments.benchmark --subject=own_images --root=PATH --category=transistor
 
-Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images, one_pass. Prints a table: medians,
+Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images, one_pass, and intervals, which
+counts how often intervals hold the truth (experiments.coverage). The others print a table: medians,
 the range, how many times our median each takes, and the share of what the machine can do at all (the time
 in which it could do the products, and read and write what must be, by the time taken). With --config,
 features of real images (of the config's first category) are measured too. Everything runs on the device
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import alternatives, cli, entries, one_pass, own_images, timing, wiring
+from experiments import alternatives, cli, coverage, entries, one_pass, own_images, timing, wiring
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
@@ -41,7 +42,8 @@ cli.key_flags('config', 'root', 'networks')
 
 _SUBJECT = flags.DEFINE_enum(
     'subject', None,
-    ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images', 'one_pass'],
+    ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images', 'one_pass',
+     'intervals'],
     'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
 _SIZES = flags.DEFINE_list('sizes', ['10000', '30000', '100000', '300000', '1000000'], 'Points of coresets.')
@@ -61,13 +63,14 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
 _CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images` and `one_pass`, of --root.')
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'Fits of `own_images` and `one_pass` with each.', lower_bound=1)
+_SETS = flags.DEFINE_integer('sets', 5000, 'Simulated test sets of `intervals`.', lower_bound=1)
 
 _FIRST_STEPS = 200  # of alternatives on a CPU; a GPU does more in the same time
 
 
 def main(_) -> None:
   # They take memory.
-  limits = None if _SUBJECT.value in ('memory', 'own_images', 'one_pass') else timing.limits()
+  limits = None if _SUBJECT.value in ('memory', 'own_images', 'one_pass', 'intervals') else timing.limits()
   for line in globals()['measure_' + _SUBJECT.value](limits):
     print(line, flush=True)
   print(machine(limits))
@@ -332,6 +335,14 @@ def measure_one_pass(_) -> Iterator[str]:
   """Measures how far banks of one pass are from those selected from all patches."""
   yield from one_pass.measure(
       cli.ROOT.value, _CATEGORY.value, cli.NETWORKS.value, (10_000, 2_000), _SEEDS.value)
+
+
+# Intervals.
+
+
+def measure_intervals(_) -> Iterator[str]:
+  """Measures how often intervals of AUROC hold the truth."""
+  yield from coverage.table(_SETS.value)
 
 
 # Inputs.

@@ -6,7 +6,7 @@ They are exact, ties included, and computed by NumPy on the host.
 """
 
 from patchcore_jax.metrics import saturation, thresholds
-from patchcore_jax.metrics.evaluation import evaluate
+from patchcore_jax.metrics.evaluation import Measured, evaluate, measure
 from patchcore_jax.metrics.per_image_overlap import Aupimo, aupimo, aupimo_interpolated
 from patchcore_jax.metrics.intervals import Interval, auroc_interval, image_interval, mean_interval
 from patchcore_jax.metrics.paired import auroc_permutation, compare_ranks, holm, wilcoxon
@@ -28,5 +28,5 @@ from patchcore_jax.metrics.working_points import (
 __all__ = [
     'METRICS', 'Aupimo', 'F1Optimum', 'Metric', 'area_quartiles', 'aupimo', 'aupimo_interpolated',
     'aupro', 'auroc', 'average_precision', 'by_area', 'count_marked', 'error_at_full_recall',
-    'evaluate', 'f1_optimal', 'precision_recall_curve', 'region_table', 'roc_curve', 'saturation',
+    'evaluate', 'f1_optimal', 'measure', 'precision_recall_curve', 'region_table', 'roc_curve', 'saturation',
     'spro', 'thresholds']
