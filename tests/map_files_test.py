@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from patchcore_jax import metrics
 from patchcore_jax.data import map_files, placement
 from patchcore_jax.data.folder import MVTEC, Example
 from patchcore_jax.data.image_errors import ImageError
@@ -240,6 +241,16 @@ class TestFolder:
     assert map_files.read_map(tmp_path / 'a.tiff') == 65504
     with pytest.raises(ValueError, match=r'b\.tiff has NaN or infinite'):
       map_files.write_maps(tmp_path, ['b'], [np.float32([[70000]])], dtype=np.float16)
+
+  @pytest.mark.parametrize('dtype', ['float32', 'float16'])
+  def test_metrics_of_the_reference_maps_survive(self, dtype, golden, tmp_path):
+    arrays = np.load(golden / 'evaluation' / 'mvtec.npz')
+    maps, masks = arrays['basic_maps'], arrays['basic_masks']
+    names = [f'nut/test/cut/{i}' for i in range(len(maps))]
+    map_files.write_maps(tmp_path, names, maps, dtype=dtype)
+    found = map_files.MapFiles(tmp_path, names, [maps.shape[1:]] * len(maps))
+    expected = arrays[f'{"basic" if dtype == "float32" else dtype}_exact_au_pro'][3]
+    assert metrics.aupro(np.stack(found), masks > 0, max_fpr=0.3) == pytest.approx(expected, abs=1e-12)
 
   def test_no_map_is_held(self, tmp_path):
     side, n = 500, 12

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 import tarfile
 
 import numpy as np
@@ -31,12 +32,17 @@ def data(tmp_path_factory):
     paths = [root / name / 'validation' / 'good' / f'{i:03}_regular.png' for i in range(4)]
     paths += [root / name / split / f'{stem}.png' for split in submission_check.SPLITS
               for stem in submission_check.stems(split, count)]
+    paths += [root / name / f'{place}_regular.png' for place in (
+        'train/good/000', 'train/good/001', 'test_public/good/000', 'test_public/bad/000')]
     for path in paths:
       path.parent.mkdir(parents=True, exist_ok=True)
       pixels = rng.normal(128, 30, (HEIGHT, WIDTH, 3)).clip(0, 255).astype(np.uint8)
       if 'private' in path.parent.name:
         pixels[20:30, 15:25] = 255 * (path.stem[2] != '0')
       Image.fromarray(pixels).save(path)
+    masks = root / name / 'test_public' / 'ground_truth' / 'bad'
+    masks.mkdir(parents=True)
+    Image.new('L', (WIDTH, HEIGHT), 255).save(masks / '000_regular_mask.png')
   return root
 
 
@@ -104,7 +110,7 @@ class TestWrite:
   def test_files(self, made, run, data):
     folder, about = made[0], made[1]['objects']['can']
     halfs = HalfScores(**about['scores'])
-    unseen = marked = 0
+    unseen = marked = images = 0
     for i, laid in enumerate(_maps(run, data, 'can', 'test_private_mixed')):
       place = f'can/test_private_mixed/{i:03}_mixed'
       values = tifffile.imread(folder / f'anomaly_images/{place}.tiff')
@@ -115,11 +121,10 @@ class TestWrite:
         marks = np.asarray(image)
       np.testing.assert_array_equal(marks, 255 * (laid >= about['threshold']))
       assert (values[np.isnan(laid)] == 0).all() and (values[~np.isnan(laid)] > 0).all()
-      unseen, marked = unseen + np.isnan(laid).sum(), marked + (marks > 0).sum()
-    counts = about['test_private_mixed']
-    assert counts == {'images': 3, 'images_with_marks': counts['images_with_marks'], 'marked_pixels': marked,
-                      'unseen_pixels': unseen, 'pixels': 3 * HEIGHT * WIDTH}
-    assert unseen and marked and 0 < counts['images_with_marks']
+      unseen, marked, images = unseen + np.isnan(laid).sum(), marked + (marks > 0).sum(), images + marks.any()
+    assert unseen and marked and about['test_private_mixed'] == {
+        'images': 3, 'images_with_marks': images, 'marked_pixels': marked, 'unseen_pixels': unseen,
+        'pixels': 3 * HEIGHT * WIDTH}
 
   def test_what_was_stopped_goes_on(self, made, run, data, tmp_path, monkeypatch):
     out, write_object = tmp_path / 'patchcore', submission._write_object
@@ -370,6 +375,17 @@ class TestCommand:
     assert 'vial: test_private_mixed' in said and 'nothing is wrong' in said
     assert _content(tmp_path / 'patchcore') == _content(made[0])
     assert {p.name for p in tmp_path.iterdir()} == {'patchcore', 'patchcore.json', 'patchcore.tar.gz'}
+
+  def test_takes_the_banks_of_evaluate(self, data, tmp_path):
+    command.done('evaluate', data, '--layout=mvtec_ad_2', '--out', tmp_path / 'run', *command.flags(
+        ratio=None, ratios=0.5, resize=40, crop=32))
+    command.done('submission', 'write', tmp_path / 'run', data, '--out', tmp_path / 'out')
+    assert check(tmp_path / 'out', data=data, counts=COUNTS) == []
+
+  def test_without_tifffile_nothing_is_begun(self, run, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tifffile', None)
+    said = command.refused('submission', 'write', run, data, '--out', tmp_path / 'out')
+    assert 'patchcore_jax[tiff]' in said and not list(tmp_path.iterdir())
 
   def test_options(self, run, data, tmp_path):
     can = shutil.copytree(run / 'banks/can', tmp_path / 'can')

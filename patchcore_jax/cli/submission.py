@@ -16,13 +16,14 @@ def command() -> None:
   """Write, check and pack what the server of MVTec AD 2 scores: anomaly maps of its private test images."""
 
 
-def _action(name: str) -> Callable:
-  """Makes an action of a function."""
+def _action(name: str, short_help: str) -> Callable:
+  """Makes an action of a function; the short help stands in the list of actions."""
+  return command.command(name, cls=options.Command, short_help=short_help)
 
-  def decorate(function):
-    return command.command(name, cls=options.Command)(options.common(function))
 
-  return decorate
+_data = options.option(
+    '--data', default='', metavar='DATA', show_default='sizes are not compared',
+    help='Folder of the data set, with whose images the sizes of the maps are compared.')
 
 
 def _banks(ctx, parameter, texts):
@@ -34,7 +35,7 @@ def _banks(ctx, parameter, texts):
   return found
 
 
-@_action('write')
+@_action('write', 'Score the private images, and check and pack what is to be uploaded.')
 @click.argument('run')
 @click.argument('data')
 @options.option('--out', required=True, metavar='NAME', show_default=False,
@@ -52,6 +53,7 @@ def _banks(ctx, parameter, texts):
                 help='Images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.')
 @arguments.max_megapixels
 @arguments.backbone_weights
+@options.common
 def _write(run: str, data: str, out: str, banks: dict[str, str], rule: str, scores: str, batch_size: int,
            max_megapixels: float, backbone_weights: str, debug: bool, compilation_cache: str) -> None:
   """Score the private images of all objects of DATA with the banks of RUN, check the files, and pack them.
@@ -79,10 +81,10 @@ def _write(run: str, data: str, out: str, banks: dict[str, str], rule: str, scor
     _check_and_pack(out, data, packed=True)
 
 
-@_action('check')
+@_action('check', 'Look for what is wrong with a submission, made here or elsewhere.')
 @click.argument('folder')
-@options.option('--data', default='', metavar='DATA', show_default='sizes are not compared',
-                help='Folder of the data set, with whose images the sizes of the maps are compared.')
+@_data
+@options.common
 def _check(folder: str, data: str, debug: bool, compilation_cache: str) -> None:
   """Look for what is wrong with the submission FOLDER, made here or elsewhere.
 
@@ -92,10 +94,10 @@ def _check(folder: str, data: str, debug: bool, compilation_cache: str) -> None:
     _check_and_pack(folder, data, packed=False)
 
 
-@_action('pack')
+@_action('pack', 'Check a submission, and pack it.')
 @click.argument('folder')
-@options.option('--data', default='', metavar='DATA', show_default='sizes are not compared',
-                help='Folder of the data set, with whose images the sizes of the maps are compared.')
+@_data
+@options.common
 def _pack(folder: str, data: str, debug: bool, compilation_cache: str) -> None:
   """Check the submission FOLDER, and pack it as FOLDER.tar.gz unless something is wrong."""
   with terminal.readable_errors(debug):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from patchcore_jax import atomic_files
+from patchcore_jax import atomic_files, extras
 from patchcore_jax.data import image_contents, image_files, map_files, placement
 from patchcore_jax.data.folder import Example
 from patchcore_jax.evaluation.half_scores import HalfScores
@@ -180,13 +180,15 @@ def write(
 
   Raises:
     ValueError: banks or images that are missing, all of them named; a method without maps; an `out` that
-      holds something else, or a submission with other settings.
+      holds something else, or a submission with other settings; no package tifffile (extra [tiff]).
     ImageError: a file that cannot be read.
     OSError: a file cannot be written.
   """
   counts = COUNTS if counts is None else counts
   out = Path(os.path.abspath(options.out))
   check_complete(options, counts)
+  with extras.needed_for('A submission'):  # said before anything long
+    import tifffile  # noqa: F401
   record = _begun(options, out, counts)
   work = out.with_name(f'{out.name}.unfinished')
   for name, count in counts.items():
