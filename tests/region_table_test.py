@@ -6,7 +6,7 @@ import sklearn.metrics
 from scipy import ndimage
 
 from patchcore_jax.metrics import checks, curve
-from patchcore_jax.metrics.region_table import area_quartiles, by_area, region_table
+from patchcore_jax.metrics.region_table import area_quartiles, by_area, tabulate_regions
 
 STRUCTURES = {8: np.ones((3, 3)), 4: None}
 
@@ -24,7 +24,7 @@ def _made(seed=0, levels=None):
 @pytest.mark.parametrize('connectivity', [8, 4])
 def test_every_column(levels, connectivity):
   maps, masks = _made(1, levels)
-  table = region_table(maps, masks, threshold=0.8, connectivity=connectivity)
+  table = tabulate_regions(maps, masks, threshold=0.8, connectivity=connectivity)
   normal = np.concatenate([m[~mask] for m, mask in zip(maps, masks)])
   rows = iter(table.regions)
   for i, (values, mask) in enumerate(zip(maps, masks)):
@@ -47,7 +47,7 @@ def test_every_column(levels, connectivity):
 @pytest.mark.parametrize('connectivity', [8, 4])
 def test_false_regions(connectivity):
   maps, masks = _made(2)
-  table = region_table(maps, masks, threshold=0.9, connectivity=connectivity)
+  table = tabulate_regions(maps, masks, threshold=0.9, connectivity=connectivity)
   false = {True: 0, False: 0}
   for values, mask in zip(maps, masks):
     labels, count = ndimage.label(values >= 0.9, STRUCTURES[connectivity])
@@ -65,25 +65,25 @@ def test_the_mean_of_all_aurocs_is_the_area_of_the_whole_curve():
   """AU-PRO up to a rate of 1."""
   maps, masks = _made(3, levels=20)
   curve_of_regions = curve.of_regions(maps, masks)
-  table = region_table(maps, masks, threshold=0.5, curve=curve_of_regions)
-  assert table == region_table(maps, masks, threshold=0.5)
+  table = tabulate_regions(maps, masks, threshold=0.5, curve=curve_of_regions)
+  assert table == tabulate_regions(maps, masks, threshold=0.5)
   aurocs = [region.auroc for region in table.regions]
   assert np.mean(aurocs) == pytest.approx(curve_of_regions.area(1), abs=1e-12)
 
 
 def test_what_lies_on_disk_gives_the_same(monkeypatch):
   maps, masks = _made(4)
-  expected = region_table(maps, masks, threshold=0.5)
+  expected = tabulate_regions(maps, masks, threshold=0.5)
   monkeypatch.setattr(curve, '_MOST', 16)
   monkeypatch.setattr(curve, '_TOGETHER', 100)
-  assert region_table(maps, masks, threshold=0.5) == expected
+  assert tabulate_regions(maps, masks, threshold=0.5) == expected
 
 
 def test_not_defined():
-  whole = region_table([np.eye(3)], [np.ones((3, 3), bool)], threshold=0.5)
+  whole = tabulate_regions([np.eye(3)], [np.ones((3, 3), bool)], threshold=0.5)
   assert whole.regions[0].auroc is None
   assert whole.false.per_good_image is None and whole.false.marked_share is None
-  none = region_table([np.eye(3)], [np.zeros((3, 3), bool)], threshold=0.5)
+  none = tabulate_regions([np.eye(3)], [np.zeros((3, 3), bool)], threshold=0.5)
   assert none.regions == () and none.false.per_good_image == 1
   assert [c.overlap for c in by_area(none.regions)] == [None] * 4
   with pytest.raises(checks.NotDefined, match='at least one region'):
@@ -92,7 +92,7 @@ def test_not_defined():
 
 def test_classes_of_size():
   maps, masks = _made(5)
-  regions = region_table(maps, masks, threshold=0.8).regions
+  regions = tabulate_regions(maps, masks, threshold=0.8).regions
   for areas in ((2, 5, 9), area_quartiles(regions)):
     classes = by_area(regions, areas)
     assert sum(c.regions for c in classes) == len(regions)
@@ -113,7 +113,7 @@ def test_classes_of_size():
 def test_errors(change, words):
   maps, masks = _made()
   with pytest.raises(ValueError, match=words):
-    region_table(**{'maps': maps, 'masks': masks, 'threshold': 0.5} | change)
+    tabulate_regions(**{'maps': maps, 'masks': masks, 'threshold': 0.5} | change)
 
 
 def test_stored_rows(golden):
@@ -121,10 +121,10 @@ def test_stored_rows(golden):
   maps, masks = mvtec['basic_maps'], mvtec['basic_masks'] > 0
   names = ('image', 'number', 'area', 'left', 'top', 'right', 'bottom', 'centroid_x', 'centroid_y',
            'touches_border', 'maximum', 'mean', 'overlap')
-  rows = region_table(maps, masks, threshold=0.8).regions
+  rows = tabulate_regions(maps, masks, threshold=0.8).regions
   found = [[getattr(row, name) for name in names] for row in rows]
   np.testing.assert_allclose(found, arrays['regions'][:, :13], rtol=0, atol=1e-12)
   for connectivity in (4, 8):
-    rows = region_table(maps, masks, threshold=0.8, connectivity=connectivity).regions
+    rows = tabulate_regions(maps, masks, threshold=0.8, connectivity=connectivity).regions
     counts = np.bincount([row.image for row in rows], minlength=len(maps))
     np.testing.assert_array_equal(counts, arrays[f'count_{connectivity}'])

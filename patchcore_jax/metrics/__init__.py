@@ -12,7 +12,7 @@ from patchcore_jax.metrics.paired import auroc_permutation, compare_ranks, holm,
 from patchcore_jax.metrics.per_image_overlap import Aupimo, aupimo, aupimo_interpolated
 from patchcore_jax.metrics.pixel_resamples import pixel_intervals
 from patchcore_jax.metrics.ranking import auroc, average_precision
-from patchcore_jax.metrics.region_table import area_quartiles, by_area, region_table
+from patchcore_jax.metrics.region_table import area_quartiles, by_area, tabulate_regions
 from patchcore_jax.metrics.regions import aupro
 from patchcore_jax.metrics.saturation import spro
 from patchcore_jax.metrics.segmentation import count_marked
@@ -30,4 +30,4 @@ __all__ = [
     'aupimo_interpolated', 'aupro', 'auroc', 'auroc_interval', 'auroc_permutation', 'average_precision',
     'by_area', 'compare_ranks', 'count_marked', 'error_at_full_recall', 'evaluate', 'f1_optimal', 'holm',
     'image_interval', 'mean_interval', 'measure', 'pixel_intervals', 'precision_recall_curve',
-    'region_table', 'roc_curve', 'saturation', 'spro', 'thresholds', 'wilcoxon']
+    'roc_curve', 'saturation', 'spro', 'tabulate_regions', 'thresholds', 'wilcoxon']

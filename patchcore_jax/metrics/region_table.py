@@ -105,7 +105,7 @@ class SizeClass(NamedTuple):
   overlap: float | None
 
 
-def region_table(
+def tabulate_regions(
     maps: Sequence, masks: Sequence, *, threshold: float, connectivity: int = 8,
     curve: curves.Curve | None = None) -> RegionTable:
   """Describes each region of a category's masks, and counts the regions that are marked in vain.
@@ -124,7 +124,7 @@ def region_table(
       images.
 
   >>> maps = np.array([[[5.0, 4.0, 0.0, 1.0]], [[0.0, 3.0, 0.0, 0.0]]])
-  >>> found = region_table(maps, np.array([[[1, 1, 0, 1]], [[0, 0, 0, 0]]]), threshold=3)
+  >>> found = tabulate_regions(maps, np.array([[[1, 1, 0, 1]], [[0, 0, 0, 0]]]), threshold=3)
   >>> [(region.area, region.overlap, region.auroc) for region in found.regions]
   [(2, 1.0, 1.0), (1, 0.0, 0.8)]
   >>> found.false.per_good_image
@@ -172,13 +172,13 @@ def by_area(regions: Sequence[Region], areas: Sequence[float] = AREAS) -> tuple[
   """Summarises regions by classes of size.
 
   Args:
-    regions: as of `region_table`.
+    regions: as of `tabulate_regions`.
     areas: where classes begin but for the first, ascending, in pixels.
 
   Returns:
     A record for each class, also for those without regions.
 
-  >>> table = region_table(np.array([[[5.0, 4.0, 0.0, 1.0]]]), np.array([[[1, 1, 0, 1]]]), threshold=3)
+  >>> table = tabulate_regions(np.array([[[5.0, 4.0, 0.0, 1.0]]]), np.array([[[1, 1, 0, 1]]]), threshold=3)
   >>> [(c.least, c.below, c.regions, c.half_found) for c in by_area(table.regions, (2, 10))]
   [(0, 2, 1, 0), (2, 10, 1, 1), (10, None, 0, 0)]
   """
