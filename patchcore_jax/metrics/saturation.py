@@ -76,6 +76,21 @@ class Spro(NamedTuple):
   mean: tuple[float | None, ...]
 
 
+class ByKind(NamedTuple):
+  """A metric of structural and of logical anomalies, each beside all good images; None where not defined.
+
+  Attributes:
+    structural, logical: its values.
+    mean: of both, which is not the value of all images at once.
+    notes: what a reader must know, in sentences without a full stop.
+  """
+
+  structural: float | None
+  logical: float | None
+  mean: float | None
+  notes: tuple[str, ...] = ()
+
+
 def read_config(path: str | Path) -> dict[int, Defect]:
   """Reads a data set's `defects_config.json`.
 
@@ -138,6 +153,9 @@ def spro(
   >>> spro(maps, [(), (channel,), (channel,)], [GOOD, STRUCTURAL, LOGICAL], config, limits=(1,)).mean
   (0.9166666666666666,)
   """
+  kinds = list(map(str, kinds))
+  if not kinds:
+    raise ValueError('Expected at least one map, got none: nothing to rate.')
   if len(kinds) != len(maps) or not set(kinds) <= {GOOD, STRUCTURAL, LOGICAL}:
     raise ValueError(
         f'Expected {GOOD}, {STRUCTURAL} or {LOGICAL} for each of {len(maps)} maps, got {len(kinds)}, among '
@@ -147,6 +165,13 @@ def spro(
     positions = [i for i, own in enumerate(kinds) if own in (GOOD, kind)]
     found.append(_areas(_Images(maps, channels, config, positions, kinds), limits))
   return Spro(*found, tuple(map(_mean, *(areas.areas for areas in found))))
+
+
+def spro_05(maps: Sequence, channels: Sequence, kinds: Sequence[str], config: Mapping[int, Defect]) -> ByKind:
+  """Computes sPRO up to a false positive rate of 0.05, as papers on LOCO give it; arguments as for `spro`."""
+  found = spro(maps, channels, kinds, config, limits=(0.05,))
+  notes = tuple(dict.fromkeys((*found.structural.notes, *found.logical.notes)))
+  return ByKind(found.structural.areas[0], found.logical.areas[0], found.mean[0], notes)
 
 
 def spro_areas(
@@ -191,17 +216,19 @@ def image_auroc(
   Raises:
     ValueError: as `auroc`.
 
-  >>> image_auroc([GOOD, GOOD, STRUCTURAL, LOGICAL], [1, 3, 2, 4])
+  >>> image_auroc([GOOD, GOOD, STRUCTURAL, LOGICAL], [1, 3, 2, 4])[:3]
   (0.5, 1.0, 0.75)
   """
   kinds, scores, found = np.asarray(kinds), np.asarray(scores), []
+  if kinds.shape != scores.shape or not len(kinds):
+    raise ValueError(f'Expected a score for each of {len(kinds)} images, and at least one, got {len(scores)}.')
   for kind in (STRUCTURAL, LOGICAL):
     inside = (kinds == GOOD) | (kinds == kind)
     try:
-      found.append(ranking.auroc(kinds[inside] == kind, scores[inside]))
+      found.append(ranking.auroc(kinds[inside] == kind, scores[inside]) if inside.any() else None)
     except checks.NotDefined:
       found.append(None)
-  return *found, _mean(*found)
+  return ByKind(*found, _mean(*found))
 
 
 class _Images:
@@ -265,6 +292,8 @@ def _areas(images: _Images, limits: Iterable[float]) -> SproAreas:
   limits = tuple(limits)
   for limit in limits:
     curves.check_limit(limit)
+  if not len(images):
+    return SproAreas((None,) * len(limits), limits, 0, ())
   count, notes = 0, []
 
   def gains(i, values, mask):

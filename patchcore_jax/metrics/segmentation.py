@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from patchcore_jax.metrics import checks
+from patchcore_jax.metrics import checks, thresholds
 
 
 class Counts(NamedTuple):
@@ -97,3 +97,20 @@ def count_marked(
     label = anomalous > 0 if labels is None else labels[i]
     images += label and alarms > 0, not label and alarms > 0, label and not alarms
   return Segmentation(float(threshold), rule, *(Counts(*map(int, counts)) for counts in (pixels, images)))
+
+
+def beyond_validation(maps: Sequence, masks: Sequence, validation: Sequence, labels: Sequence) -> Segmentation:
+  """Counts what is marked at the mean + 3 standard deviations of all pixels of good validation images.
+
+  Args:
+    maps, masks, labels: as for `count_marked`.
+    validation: maps of good images that the model has not seen, read one at a time.
+
+  Raises:
+    ValueError: as `count_marked` and `thresholds.k_sigma`.
+    NotDefined: no anomalous pixel.
+  """
+  found = count_marked(maps, masks, threshold=thresholds.k_sigma(validation), labels=labels)
+  if not found.pixels.true_positives + found.pixels.false_negatives:
+    raise checks.NotDefined('Only one class: expected an anomalous pixel, got none. SegF1 is not defined.')
+  return found
