@@ -192,7 +192,7 @@ class TestTwoRuns:
     rng, both = np.random.default_rng(0), []
     first = rng.random(30)
     for values in (first, np.clip(first - 0.1 * rng.random(30), 0, 1)):
-      both.append([Rated(*s, None if i < 12 or i == 20 else float(values[i - 12])) for i, s in enumerate(
+      both.append([Rated(*s[:5], None if i < 12 or i == 20 else float(values[i - 12])) for i, s in enumerate(
           scores_of('nut', 1, 12, 30))])
     assert comparison.has_aupimo({'nut': both})
     assert not comparison.has_aupimo({'nut': [both[0], scores_of('nut', 1, 12, 30)]})
@@ -246,7 +246,7 @@ class TestSeveralRuns:
     values = {f'{i}': [0.9 + i / 1000, 0.8, 0.7, 0.71] for i in range(12)}
     figure = comparison.critical_difference_figure('image AUROC', values, list('ABCD'))
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts[0] == f'critical difference {4.690 / np.sqrt(12):.2f}' and 'A (1.00)' in texts[1:]
+    assert texts[0] == f'critical difference {4.690 / np.sqrt(12):.2f}' and ' A (1.00) ' in texts[1:]
     # A and B, B and C's two neighbours: bars join ranks that are within the critical difference of 1.35.
     bars = [line.get_xdata() for line in figure.axes[0].lines if line.get_linewidth() == 3]
     np.testing.assert_allclose(bars, [[0.98, 2.02], [1.98, 3.02], [2.98, 4.02]], atol=1e-9)

@@ -386,26 +386,28 @@ def critical_difference_figure(
     from matplotlib.figure import Figure
   order, k = np.argsort(ranks.average, kind='stable'), len(names)
   groups = cliques(ranks.average[order], ranks.critical_difference)
-  figure = Figure(figsize=(7, 1.6 + 0.25 * (k + len(groups))), layout='constrained')
+  lowest = -0.6 - 0.4 * len(groups) - 0.6 * ((k + 1) // 2)
+  figure = Figure(figsize=(7, 0.6 + 0.35 * (2 - lowest)), layout='constrained')
   axis = figure.subplots()
-  axis.set(xlim=(0.8, k + 0.2), ylim=(-1 - 0.5 * len(groups) - 0.6 * ((k + 1) // 2), 1.6), yticks=[],
-           xticks=range(1, k + 1))
-  axis.xaxis.tick_top()
-  axis.spines[['left', 'right', 'bottom']].set_visible(False)
+  axis.set(xlim=(1 - 0.4 * (k - 1), k + 0.4 * (k - 1)), ylim=(lowest, 2))
+  axis.set_axis_off()
   axis.set_title(
       f'Mean rank by {metric}, n = {len(values)} categories; 1 is best. Bars join what cannot be told apart '
       '(Nemenyi, 5 %)', fontsize=8)
-  axis.plot([1, min(k, 1 + ranks.critical_difference)], [1.1, 1.1], '|-', color='black')
-  axis.text(1, 1.25, f'critical difference {ranks.critical_difference:.2f}', fontsize=8)
+  axis.plot([1, 1 + ranks.critical_difference], [1.2, 1.2], '|-', color='black')
+  axis.text(1, 1.4, f'critical difference {ranks.critical_difference:.2f}', fontsize=8)
+  axis.plot(range(1, k + 1), [0] * k, '|-', color='black', linewidth=1)
+  for rank in range(1, k + 1):
+    axis.text(rank, 0.3, f'{rank}', ha='center', fontsize=8)
   for place, i in enumerate(order):
     left = place < (k + 1) // 2  # names of the better half stand on the left
     rank, row = ranks.average[i], place if left else k - 1 - place
-    y, x = -1 - 0.5 * len(groups) - 0.6 * row, 0.85 if left else k + 0.15
-    axis.plot([rank, rank, x], [1.6, y, y], color='black', linewidth=0.8)
-    axis.text(x, y, f'{names[i]} ({rank:.2f})', ha='left' if left else 'right', va='bottom', fontsize=8)
+    y, x = -0.6 - 0.4 * len(groups) - 0.6 * row, 0.95 if left else k + 0.05
+    axis.plot([rank, rank, x], [0, y, y], color='black', linewidth=0.8)
+    axis.text(x, y, f' {names[i]} ({rank:.2f}) ', ha='right' if left else 'left', va='center', fontsize=8)
   for row, (first, last) in enumerate(groups):
     ends = ranks.average[order][[first, last]] + [-0.02, 0.02]
-    axis.plot(ends, [0.3 - 0.5 * row] * 2, color='tab:red', linewidth=3, solid_capstyle='butt')
+    axis.plot(ends, [-0.4 - 0.4 * row] * 2, color='tab:red', linewidth=3, solid_capstyle='butt')
   return figure
 
 
