@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import tarfile
 
@@ -12,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from patchcore_jax import inspection, metrics
+from patchcore_jax.banks.model import BankError
 from patchcore_jax.data import placement
 from patchcore_jax.evaluation import submission, submission_check
 from patchcore_jax.evaluation.half_scores import HalfScores
@@ -19,6 +22,7 @@ from patchcore_jax.evaluation.submission import Options, Rule
 from patchcore_jax.evaluation.submission_check import check
 from patchcore_jax.metrics import thresholds
 from tests import command, small
+from tests.conftest import ROOT
 
 COUNTS = {'can': 3, 'vial': 2}
 HEIGHT, WIDTH = 50, 44  # of the images, of which the bank's crop leaves a part unseen
@@ -158,8 +162,19 @@ class TestWrite:
 
   def test_what_lies_there_is_kept(self, run, data, tmp_path):
     (tmp_path / 'own').mkdir()
-    with pytest.raises(ValueError, match='own exists, and was not begun here'):
-      submission.write(_options(data, run, tmp_path / 'own'), counts=COUNTS)
+    (tmp_path / 'results.json').write_text('{}')
+    for name, words in (('own', 'own exists, and was not begun here'), ('results', 'json is not of a subm')):
+      with pytest.raises(ValueError, match=words):
+        submission.write(_options(data, run, tmp_path / name), counts=COUNTS)
+    assert {p.name for p in tmp_path.iterdir()} == {'own', 'results.json'}
+
+  def test_what_is_no_bank_is_told_before_anything_is_done(self, run, data, tmp_path):
+    (tmp_path / 'vial').mkdir()
+    options = _options(data, run, tmp_path / 'out')
+    with pytest.raises(BankError, match='vial is a folder, and no model'):
+      submission.write(Options(options.data, options.out, options.banks | {'vial': str(tmp_path / 'vial')}),
+                       counts=COUNTS)
+    assert [p.name for p in tmp_path.iterdir()] == ['vial']
 
   def test_all_that_is_missing_is_told_at_once(self, run, data, tmp_path):
     root = shutil.copytree(data, tmp_path / 'data')
@@ -178,8 +193,9 @@ class TestWrite:
   def test_a_method_without_maps(self, run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(inspection, 'predict', lambda inspector, batches: (
         (b.index[b.valid], inspection.inspector.Scores(np.zeros(len(b.index)))) for b in batches))
-    with pytest.raises(ValueError, match='makes no anomaly maps'):
-      submission.write(_options(data, run, tmp_path / 'out'), counts=COUNTS)
+    for rule in ('k_sigma', 'maximum'):  # nothing is finished that would keep one from another
+      with pytest.raises(ValueError, match='makes no anomaly maps'):
+        submission.write(_options(data, run, tmp_path / 'out', rule=Rule(rule)), counts=COUNTS)
     assert not (tmp_path / 'out').exists()
 
 
@@ -406,13 +422,29 @@ class TestCommand:
         'submission', 'write', run, data, '--out', tmp_path / 'out', '--bank=can')
     assert not (tmp_path / 'out').exists() and not (tmp_path / 'out.json').exists()
 
-  def test_interrupted(self, run, data, tmp_path, monkeypatch):
-    def interrupted(*_):
-      raise KeyboardInterrupt
+  def test_interrupted(self, tmp_path):
+    script = f'''
+import time
+from patchcore_jax import cli
+from patchcore_jax.evaluation import submission
 
-    monkeypatch.setattr(submission, '_write_object', interrupted)
-    result = command.run('submission', 'write', run, data, '--out', tmp_path / 'out')
-    assert result.code == 130 and result.err.count('\n') == 1 and 'same command again' in result.err
+def write(*_, **__):  # as readers of banks, which swallow exceptions
+  print('here', flush=True)
+  while True:
+    try:
+      time.sleep(60)
+    except BaseException:
+      pass
+
+submission.check_complete, submission.write = lambda _: None, write
+cli.main(['submission', 'write', {str(tmp_path)!r}, {str(tmp_path)!r}, '--out', 'name'])
+'''
+    with subprocess.Popen([sys.executable, '-c', script], cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+      assert process.stdout.readline() == 'here\n'
+      process.send_signal(signal.SIGINT)
+      _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said.count('\n') == 1 and 'same command again' in said
 
   def test_checks_what_was_made_elsewhere(self, copy, data):
     assert 'nothing is wrong' in command.done('submission', 'check', copy, '--data', data)

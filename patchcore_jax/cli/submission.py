@@ -8,6 +8,7 @@ import click
 from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _MOST_SHOWN = 20  # findings
+_SHOW_CURSOR = '\x1b[?25h'  # progress bars hide it
 _GOES_ON = 'Finished objects are kept; start the same command again to go on.'
 
 
@@ -69,15 +70,12 @@ def _write(run: str, data: str, out: str, banks: dict[str, str], rule: str, scor
         data, out, submission.banks_of(run) | banks, submission.Rule.parse(rule), scores, batch_size,
         backbone_weights, max_megapixels)
     submission.check_complete(wanted)
-    with interrupts.ends_at_once(f'error: interrupted. {_GOES_ON}'):
+    # An object is whole or not there, whenever the process ends; readers of banks swallow exceptions.
+    cursor = _SHOW_CURSOR if terminal.console.is_terminal else ''
+    with interrupts.ends_at_once(f'{cursor}error: interrupted. {_GOES_ON}'):
       terminal.keep_compiled(compilation_cache)
-      from patchcore_jax import inspection  # noqa: F401
-
-    try:
-      with interrupts.never_lost(), terminal.progress_bar(Path(out).name) as progress:
+      with terminal.progress_bar(Path(out).name) as progress:
         submission.write(wanted, say=terminal.say, progress=progress)
-    except KeyboardInterrupt as e:
-      raise terminal.Interrupted(_GOES_ON) from e
     _check_and_pack(out, data, packed=True)
 
 

@@ -179,6 +179,7 @@ def write(
     counts of images and pixels.
 
   Raises:
+    BankError: a folder that is no bank, or a damaged one.
     ValueError: banks or images that are missing, all of them named; a method without maps; an `out` that
       holds something else, or a submission with other settings; no package tifffile (extra [tiff]).
     ImageError: a file that cannot be read.
@@ -187,9 +188,14 @@ def write(
   counts = COUNTS if counts is None else counts
   out = Path(os.path.abspath(options.out))
   check_complete(options, counts)
-  with extras.needed_for('A submission'):  # said before anything long
+  with extras.needed_for('A submission'):  # this, and a folder that is no bank, is said before anything long
     import tifffile  # noqa: F401
+  from patchcore_jax.banks import store
+
   record = _begun(options, out, counts)
+  for name in counts.keys() - record['objects'].keys():
+    store.restore(options.banks[name])
+  _keep(record, out)
   work = out.with_name(f'{out.name}.unfinished')
   for name, count in counts.items():
     if name in record['objects']:
@@ -237,16 +243,18 @@ def _begun(options: Options, out: Path, counts: Mapping[str, int]) -> dict[str, 
                 for name in counts}}
   if path.exists():
     record = json.loads(path.read_text())
-    if differ := [k for k, value in settings.items() if record.get('settings', {}).get(k) != value]:
+    if 'objects' not in record:
+      raise ValueError(f'{path} is not of a submission: choose another name.')
+    if not record['objects']:  # nothing is finished that could be mixed
+      return {'settings': settings, 'objects': {}}
+    if differ := [k for k, value in settings.items() if record['settings'].get(k) != value]:
       raise ValueError(
           f'{out} was begun with other settings ({", ".join(differ)}): remove it and {path}, or choose '
           'another name.')
     return record
   if out.exists():
     raise ValueError(f'{out} exists, and was not begun here: choose another name.')
-  record = {'settings': settings, 'objects': {}}
-  _keep(record, out)
-  return record
+  return {'settings': settings, 'objects': {}}
 
 
 def _keep(record: Mapping[str, Any], out: Path) -> None:
