@@ -1,9 +1,10 @@
-"""Compares this package, piece by piece, with what the two PyTorch originals computed.
+"""Compares this package, piece by piece, with what the originals computed.
 
     python -m experiments.parity --reference=tests/testdata
 
 The reference is a folder of arrays made by running the paper's released code ("PI") and anomalib
-("AL"), in float32 and in float64; `tests/testdata/README.md` says how. Prints a table and exits with
+("AL"), in float32 and in float64, and evaluation code of data sets (`parity_evaluation`);
+`tests/testdata/README.md` says how. Prints a table and exits with
 1 if anything is out of tolerance. What the folder does not hold is listed as not compared.
 """
 
@@ -12,7 +13,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, entries, reference
+from experiments import cli, entries, parity_evaluation, reference
+from experiments.comparisons import Arrays, Row, compare, load
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
 from patchcore_jax.cli import terminal
@@ -35,32 +36,6 @@ cli.key_flags()
 _REFERENCE = flags.DEFINE_string(
     'reference', 'tests/testdata', 'Folder with the reference arrays.')
 
-Arrays = dict[str, np.ndarray]
-
-
-class Row(NamedTuple):
-  """One comparison.
-
-  Attributes:
-    quantity, origin: what is compared, and whose it is.
-    absolute, relative: largest differences; what `relative` is relative to is said in `reason`.
-    tolerance: limit on the relative difference, or on the absolute one where `limits` says so.
-    reason: why the tolerance is what it is.
-    limits: 'relative' or 'absolute'.
-  """
-
-  quantity: str
-  origin: str
-  absolute: float
-  relative: float
-  tolerance: float
-  reason: str
-  limits: str = 'relative'
-
-  @property
-  def passed(self) -> bool:
-    return bool(getattr(self, self.limits) <= self.tolerance)  # False for NaN
-
 
 def main(_) -> None:
   folder = Path(_REFERENCE.value)
@@ -74,7 +49,8 @@ def main(_) -> None:
   print_rows(rows)
   failed = [row.quantity for row in rows if not row.passed]
   terminal.console.print(f'{len(rows) - len(failed)} passed, {len(failed)} failed')
-  if absent := [name for name in _FILES if not (folder / name).exists()]:
+  if absent := [name for name in (*_FILES, *parity_evaluation.FILES)
+                if not parity_evaluation.path_of(folder, name).exists()]:
     terminal.console.print(f'not compared, because {folder} has no {", ".join(absent)}')
   if failed or not rows:
     sys.exit(1)
@@ -93,8 +69,8 @@ def print_rows(rows: list[Row]) -> None:
 
 def preprocessing(folder: Path) -> Iterator[Row]:
   """Compares resize, crop and masks of made images of five sizes, and scaling of real crops."""
-  arrays = _load(folder, 'preprocessing.npz')
-  real = _load(folder, 'images_preprocessing.npz')
+  arrays = load(folder, 'preprocessing.npz')
+  real = load(folder, 'images_preprocessing.npz')
   for case in _prefixes(arrays):
     if case.startswith('synthetic'):
       width, height = map(int, case.partition('_')[2].split('x'))
@@ -127,8 +103,8 @@ def preprocessing(folder: Path) -> Iterator[Row]:
 
 def networks(folder: Path) -> Iterator[Row]:
   """Compares the maps of every layer of the ResNets."""
-  arrays = _load(folder, 'backbones.npz')
-  real = _load(folder, 'images_backbones.npz')
+  arrays = load(folder, 'backbones.npz')
+  real = load(folder, 'images_backbones.npz')
   names = sorted(
       {tuple(k.split('/')[:2]) for k in arrays if k.partition('/')[0] in resnet.ARCHITECTURES})
   for architecture, size in names:
@@ -148,7 +124,7 @@ def networks(folder: Path) -> Iterator[Row]:
 
 def embeddings(folder: Path) -> Iterator[Row]:
   """Compares the paper's embedding for each patch size, layer set and target size."""
-  arrays = _load(folder, 'embedding.npz')
+  arrays = load(folder, 'embedding.npz')
   for case in _prefixes(arrays):
     if f'{case}/layers' not in arrays:
       continue
@@ -165,7 +141,7 @@ def embeddings(folder: Path) -> Iterator[Row]:
 
 def selections(folder: Path) -> Iterator[Row]:
   """Replays greedy selections on clouds, with the originals' projections and starting points."""
-  arrays = _load(folder, 'coreset.npz')
+  arrays = load(folder, 'coreset.npz')
   for cloud in _prefixes(arrays):
     for method, origin in (('pi_approx', 'PI'), ('anomalib', 'AL')):
       name = f'{cloud}/{method}'
@@ -189,7 +165,7 @@ def selections(folder: Path) -> Iterator[Row]:
 def end_to_end_paper(folder: Path) -> Iterator[Row]:
   """Compares scores and maps, from pixels on, with the paper's code: 6 training and 4 test images."""
   for category, train, test in _categories(folder):
-    arrays = _load(folder, f'scoring_{category}_pi.npz')
+    arrays = load(folder, f'scoring_{category}_pi.npz')
     spec = EmbeddingSpec('adaptive')
     label = f'{category} end to end'
     fitted, queries = (_embed(images, spec) for images in (train, test))
@@ -215,7 +191,7 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
   With its own coreset it is compared where its pixels are at hand.
   """
   for category, train, test in _categories(folder):
-    arrays = _load(folder, f'scoring_{category}_anomalib.npz')
+    arrays = load(folder, f'scoring_{category}_anomalib.npz')
     spec = EmbeddingSpec('mean')
     runs = {'given': train}
     if category == 'synthetic':  # its resize leaves 256 px as they are; elsewhere it sees other pixels
@@ -243,7 +219,7 @@ def end_to_end_anomalib(folder: Path) -> Iterator[Row]:
 
 def measures(folder: Path) -> Iterator[Row]:
   """Compares AUROC, AP, F1 and AUPRO on made maps."""
-  arrays = _load(folder, 'metrics.npz')
+  arrays = load(folder, 'metrics.npz')
   for case in _prefixes(arrays):
     if f'{case}/maps' not in arrays:
       continue
@@ -259,35 +235,27 @@ def measures(folder: Path) -> Iterator[Row]:
         'image_f1': best.f1, 'image_f1_threshold': best.threshold,
         'pixel_f1': best_pixel.f1, 'pixel_f1_threshold': best_pixel.threshold}
     for name, value in values.items():
-      yield _number_row(f'metric {case} {name}', 'scikit-learn', value, get[name], 1e-9,
-                        'the same sums in float64')
+      yield compare(f'metric {case} {name}', 'scikit-learn', value, get[name], 1e-9,
+                    'the same sums in float64')
     for limit in ('0.01', '0.05', '0.3', '1.0'):
       for connectivity in (8, 4):
         value = metrics.aupro(maps, masks, max_fpr=float(limit), connectivity=connectivity)
-        yield _number_row(
+        yield compare(
             f'metric {case} AUPRO {limit}, {connectivity}-connected', 'definition', value,
             get[f'aupro{connectivity}_{limit}'], 1e-9, 'interpolated at the limit, float64')
         if connectivity == 8:
-          yield _number_row(f'metric {case} AUPRO {limit}', 'AL', value,
-                            get[f'anomalib_aupro_{limit}'], 1e-4, 'theirs is float32')
+          yield compare(f'metric {case} AUPRO {limit}', 'AL', value,
+                        get[f'anomalib_aupro_{limit}'], 1e-4, 'theirs is float32')
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (
-    preprocessing, networks, embeddings, selections, end_to_end_paper, end_to_end_anomalib, measures)
+    preprocessing, networks, embeddings, selections, end_to_end_paper, end_to_end_anomalib, measures,
+    *parity_evaluation.CHECKS)
 _FILES = (
     'preprocessing.npz', 'images_preprocessing.npz', 'backbones.npz', 'images_backbones.npz',
     'embedding.npz', 'coreset.npz', 'metrics.npz', 'scoring_synthetic_pi.npz',
     'scoring_synthetic_anomalib.npz', 'scoring_transistor_pi.npz', 'scoring_transistor_anomalib.npz',
     'images_scoring_transistor.npz')
-
-
-def _load(folder: Path, name: str) -> Arrays:
-  """Loads the arrays of a file; {} if it does not exist."""
-  path = folder / name
-  if not path.exists():
-    return {}
-  with np.load(path) as arrays:
-    return dict(arrays)
 
 
 def _prefixes(arrays: Arrays) -> list[str]:
@@ -297,7 +265,7 @@ def _prefixes(arrays: Arrays) -> list[str]:
 
 def _categories(folder):
   """Yields (name, training images, test images) of the end-to-end runs at hand, uint8 [n, 224, 224, 3]."""
-  if arrays := _load(folder, 'scoring_synthetic_pi.npz'):
+  if arrays := load(folder, 'scoring_synthetic_pi.npz'):
     crop = Preprocessing()
 
     def made(paths):
@@ -307,7 +275,7 @@ def _categories(folder):
 
     yield 'synthetic', made(arrays['train_paths']), made(arrays['test_paths'])
   if (folder / 'scoring_transistor_pi.npz').exists() and (
-      images := _load(folder, 'images_scoring_transistor.npz')):
+      images := load(folder, 'images_scoring_transistor.npz')):
     yield 'transistor', images['train_u8'], images['test_u8']
 
 
@@ -403,13 +371,6 @@ def _score_rows(label, origin, images, bank, detector, arrays, name, maps_name):
     difference = float(np.abs(sampled - truth).max())
     yield Row(f'{label}, maps {name}', origin, difference, difference / float(np.ptp(truth)), 1e-3,
               "of the map's range")
-
-
-def _number_row(quantity, origin, value, truth, tolerance, reason):
-  """Compares a number, by its absolute difference."""
-  difference = abs(value - float(truth))
-  return Row(quantity, origin, difference, difference / max(abs(float(truth)), 1e-12), tolerance,
-             reason, 'absolute')
 
 
 if __name__ == '__main__':

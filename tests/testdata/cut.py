@@ -27,6 +27,18 @@ _KEEP = {
     'scoring_synthetic_anomalib.npz': (
         r'train_paths|own/order_of_train_paths|own/projection|(own|given)/coreset_indices'
         r'|(own|given)/nn\d/(image_scores_f64|patch_scores_.*|maps/(idx|f64))'),
+    'evaluation/mvtec.npz': (
+        r'limits|basic_(maps|masks)|\w+_(au_pro|exact_\w+|image_auroc|image_[ft]pr|points)'
+        r'|(ties|constant|perfect|inverted)_(curve_index|fpr|pro)'),
+    'evaluation/pixel.npz': r'(?!.*partial).*',
+    'evaluation/aupimo.npz': r'small_(bounds|maps|masks|limit_\w+|\w+_(aupimo|points)|authors_\w+_at_[\d.]+)',
+    'evaluation/loco.npz': (
+        r'maps|kinds|config_json|channel_\w+|\w+_areas|all_(auc_spro|auc_spro_all|thresholds|mean_spros|fp_rates)'
+        r'|image_auroc|saturation_table\w*'),
+    'evaluation/visa.npz': r'.*',
+    'evaluation/regions.npz': r'.*',
+    'evaluation/stats.npz': r'.*',
+    'evaluation/peers.npz': r'\w+_exact',
 }
 _SAMPLES = 512
 
@@ -40,6 +52,7 @@ def main(source: Path, target: Path) -> None:
         kept[key] = value[::len(value) // _SAMPLES]  # positions and values alike
       if key.endswith('idx'):
         kept[key] = kept[key].astype(np.int32)
+    (target / name).parent.mkdir(exist_ok=True)
     np.savez_compressed(target / name, **kept)
     print(f'{name}: {len(kept)} arrays, {(target / name).stat().st_size / 1e3:.0f} kB')
 
