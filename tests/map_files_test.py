@@ -323,6 +323,18 @@ class TestLaidOver:
     assert maps.notes[0].startswith(
         f'the network did not see {unseen} of 1024 pixels ({unseen / 10.24:.1f} %)')
 
+  def test_what_was_seen_alone(self):
+    preprocessing, sizes = Preprocessing(resize=(8,), crop=(6, 5)), [(16, 24), (16, 16)]
+    run = np.random.default_rng(0).random((2, 6, 5)).astype(np.float32)
+    seen = map_files.SeenMaps(run, sizes, preprocessing)
+    assert len(seen) == 2
+    for i, size in enumerate(sizes):
+      laid = placement.to_original(run[i], placement.placement(*size, preprocessing))
+      np.testing.assert_array_equal(seen[i].ravel(), laid[~np.isnan(laid)])
+      assert seen[i].ndim == 2
+    with pytest.raises(ValueError, match='2 maps for 1 images'):
+      map_files.SeenMaps(run, sizes[:1], preprocessing)
+
   def test_whole_images_have_no_note(self):
     maps = map_files.OriginalMaps([_map(height=6, width=6)], [(12, 12)], Preprocessing(resize=(6,), crop=()))
     assert maps.unseen == 0 and maps.notes == () and np.isfinite(maps[0]).all()

@@ -222,7 +222,8 @@ class TestRule:
 
   @pytest.mark.parametrize('text, words', [
       ('median', "no rule 'median'.*k_sigma"), ('k_sigma,share=1', 'takes k.*got share'),
-      ('largest_area', 'needs area')])
+      ('largest_area', 'needs area'), ('k_sigma,k=three', "take k='three': expected a number"),
+      ('quantile,method=2', 'take method=2: expected a word')])
   def test_errors(self, text, words):
     with pytest.raises(ValueError, match=words):
       Rule.parse(text)
@@ -420,6 +421,8 @@ class TestCommand:
     assert 'k_sigma' in said
     assert 'OBJECT=FOLDER' in command.refused(
         'submission', 'write', run, data, '--out', tmp_path / 'out', '--bank=can')
+    assert 'banks of nut, which are no objects' in command.refused(
+        'submission', 'write', run, data, '--out', tmp_path / 'out', f'--bank=nut={tmp_path}')
     assert not (tmp_path / 'out').exists() and not (tmp_path / 'out.json').exists()
 
   def test_interrupted(self, tmp_path):

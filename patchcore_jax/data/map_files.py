@@ -276,6 +276,40 @@ class OriginalMaps(Sequence):
     return result
 
 
+class SeenMaps(Sequence):
+  """A run's maps, laid over their original images without the pixels that the network did not see.
+
+  Item i is [h, w] float32, made when it is asked for: what a crop left of image i. It is for thresholds from
+  good images, whose mean and deviation would change by pixels without a score of their own.
+
+  Args:
+    maps, sizes, preprocessing: as for `OriginalMaps`.
+
+  Raises:
+    ValueError: more or fewer maps than sizes, or an image that the preprocessing refuses.
+
+  >>> from patchcore_jax.settings import Preprocessing
+  >>> SeenMaps(np.float32([[[3, 1], [2, 4]]]), [(2, 4)], Preprocessing(resize=(), crop=(2,)))[0]
+  array([[3., 1.],
+         [2., 4.]], dtype=float32)
+  """
+
+  def __init__(
+      self, maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], preprocessing: Preprocessing):
+    if len(maps) != len(sizes):
+      raise ValueError(f'{len(maps)} maps for {len(sizes)} images: expected one each.')
+    self._maps = maps
+    self._placements = [placements.placement(*size, preprocessing) for size in sizes]
+
+  def __len__(self) -> int:
+    return len(self._maps)
+
+  def __getitem__(self, index: int) -> np.ndarray:
+    laid = placements.to_original(self._maps[index], self._placements[index])
+    seen = ~np.isnan(laid)  # a rectangle
+    return laid[np.ix_(seen.any(axis=1), seen.any(axis=0))]
+
+
 def _below(path: str, root: str | os.PathLike, example: Example) -> str:
   """Names an image's file relative to the root."""
   file = PurePath(path)

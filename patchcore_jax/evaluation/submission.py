@@ -50,7 +50,7 @@ class Rule:
     arguments: the rule's own keywords; others have their defaults.
 
   Raises:
-    ValueError: an unknown rule or keyword, or one that is needed and missing.
+    ValueError: an unknown rule or keyword, one that is needed and missing, or a word in place of a number.
 
   >>> Rule.parse('quantile,share=0.99')
   Rule(name='quantile', arguments={'share': 0.99})
@@ -69,6 +69,10 @@ class Rule:
       raise ValueError(
           f'The rule {self.name} takes {", ".join(known) or "nothing"}, needs {", ".join(needed) or "none"}, '
           f'and got {", ".join(self.arguments) or "nothing"}: expected a form such as quantile,share=0.99.')
+    for name, value in self.arguments.items():
+      if not isinstance(value, str if isinstance(known[name].default, str) else int | float):
+        what = 'a word' if isinstance(value, int | float) else 'a number'
+        raise ValueError(f'The rule {self.name} does not take {name}={value!r}: expected {what}.')
 
   @classmethod
   def parse(cls, text: str) -> 'Rule':
@@ -142,6 +146,8 @@ def check_complete(options: Options, counts: Mapping[str, int] | None = None) ->
   banks = {name for name, path in options.banks.items() if os.path.isdir(path)}
   if without := [name for name in counts if name not in banks]:
     problems.append(f'no bank of {", ".join(without)}')
+  if unknown := sorted(options.banks.keys() - counts.keys()):
+    problems.append(f'banks of {", ".join(unknown)}, which are no objects')
   for name, count in counts.items():
     if not _images(data / name / 'validation' / 'good'):
       problems.append(f'no image in {data / name}/validation/good')
@@ -274,7 +280,8 @@ def _write_object(
   inspector = inspection.load(options.banks[name], weights=options.weights)
   good = [str(folder / 'validation' / 'good' / image) for image in _images(folder / 'validation' / 'good')]
   maps = [found for _, found in _scored(inspector, good, options, f'{name}: validation', progress)]
-  threshold = rule.threshold(_Seen(maps, [_placed(path, inspector) for path in good]))
+  sizes = [image_contents.contents(path).size[::-1] for path in good]
+  threshold = rule.threshold(map_files.SeenMaps(maps, sizes, inspector.preprocessing))
   halfs = HalfScores(min(float(m.min()) for m in maps), max(float(m.max()) for m in maps), options.scores)
   about = {
       'bank': options.banks[name], 'validation_images': len(good), 'threshold': threshold,
@@ -331,18 +338,3 @@ def _placed(path: str, inspector: Any) -> placement.Placement:
   """Finds where the network's input lies in an image, whose header is read."""
   width, height = image_contents.contents(path).size
   return placement.placement(height, width, inspector.preprocessing)
-
-
-class _Seen(Sequence):
-  """Maps laid over their originals when they are asked for, without the pixels that were cropped away."""
-
-  def __init__(self, maps: Sequence[np.ndarray], placed: Sequence[placement.Placement]):
-    self._maps, self._placed = maps, placed
-
-  def __len__(self) -> int:
-    return len(self._maps)
-
-  def __getitem__(self, index: int) -> np.ndarray:
-    laid = placement.to_original(self._maps[index], self._placed[index])
-    seen = ~np.isnan(laid)
-    return laid[np.ix_(seen.any(axis=1), seen.any(axis=0))]
