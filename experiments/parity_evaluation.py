@@ -191,6 +191,7 @@ def aupimo(folder: Path) -> Iterator[Row]:
       for origin, title in (('authors', 'AUPIMO'), ('anomalib', 'AL')):
         yield _exact(label, title, found.values, get[f'{origin}_{number}_aupimo'])
       yield _counts(f'{label}, points', 'AUPIMO', found.points, get[key])
+      yield _counts(f'{label}, points', 'AL', found.points, get[f'anomalib_{number}_points'])
       at = [get[f'authors_{number}_at_{bound}'][1:] for bound in bounds]
       yield compare(f'{label}, thresholds', 'AUPIMO', found.thresholds, [a for a, _ in at], 0,
                     'the same float32')
@@ -345,6 +346,9 @@ def validation_thresholds(folder: Path) -> Iterator[Row]:
   for k in (1, 2, 3):
     yield _exact(f'threshold, mean + {k} deviations', 'NumPy', thresholds.k_sigma(maps, k=k),
                  arrays[f'val_mean_plus_{k}_std'])
+  mean = thresholds.k_sigma(maps, k=0)
+  yield _exact('mean and deviation of good pixels', 'NumPy', [mean, thresholds.k_sigma(maps, k=1) - mean],
+               arrays['val_mean_std_population'])
   yield compare('threshold, maximum', 'NumPy', thresholds.maximum(maps), arrays['val_maximum'], 0, 'no sum')
   yield _exact('threshold, mean + 3 deviations of maxima', 'NumPy',
                thresholds.k_sigma(maps.max((1, 2))[:, None, None]),
@@ -365,6 +369,11 @@ def uncertainty(folder: Path) -> Iterator[Row]:
   labels, scores = np.repeat([0, 1], [good.size, bad.size]), np.concatenate([good, bad])
   (drawn,) = intervals.image_resamples(ranking.auroc, labels, [scores], resamples=1000, seed=7)
   yield _exact('bootstrap, AUROC of each resample', 'definition', drawn, arrays['boot_values'])
+  yield _exact('bootstrap of AUROC, standard error', 'definition', drawn.std(ddof=1),
+               arrays['boot_standard_error'])
+  for label, picks in zip(('good', 'bad'), intervals.resampled((good.size, bad.size), 1000, 7)):
+    yield _counts(f'bootstrap, first draws of {label} images', 'NumPy', picks[:3],
+                  arrays[f'boot_{label}_index_head'])
   for method in ('percentile', 'basic'):
     found = intervals.image_interval(ranking.auroc, labels, scores, method=method, resamples=1000, seed=7)
     yield _exact(f'bootstrap of AUROC, {method}', 'definition', [found.estimate, found.low, found.high],
