@@ -90,8 +90,9 @@ def auroc_interval(labels, scores, *, level: float = 0.95) -> Interval:
   to the model's at the estimate. The ratio is drawn towards 1 where too few pairs are in the wrong order to
   tell it; see `auroc_limits`.
 
-  `python -m experiments.benchmark --subject=intervals` shows how often it holds the truth: 95 to 97 % for
-  normal scores; less, down to about 91 %, for scores of heavy tails with 40 good and 60 anomalous images.
+  `python -m experiments.benchmark --subject=intervals` shows how often it holds the truth: 94.6 to 96.8 % for
+  normal scores; 94 to 96 % for scores of eight other shapes with 150 images of each class, but less with 40
+  good and 60 anomalous ones, down to 91 % for heavy tails. Other levels than 0.95 were not studied.
 
   Args:
     labels: [n] bool or 0/1; 1 is anomalous.
@@ -152,7 +153,7 @@ def auroc_limits(auroc, variance, good: int, anomalous: int, *, level: float = 0
   auroc, variance = np.asarray(auroc, np.float64), np.asarray(variance)
 
   def model(t):
-    """The variance of an AUROC that is truly t, of the two models in between."""
+    """Computes the variance of an AUROC that is truly t, between the two models."""
     spread = t * (1 - t)
     size = (good + anomalous) / 2
     exponential = spread * (1 + (size - 1) * ((1 - t) / (2 - t) + t / (1 + t)))
