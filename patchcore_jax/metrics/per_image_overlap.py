@@ -64,7 +64,7 @@ def aupimo(
     masks: n masks of the same sizes, bool or 0/1. An image without a marked pixel is a good one.
     bounds: lower and upper rate of false alarms, 0 < L < U <= 1.
     num_thresholds: how many, evenly spaced from the lowest to the highest score of good images, in the type
-      of the maps; None for every distinct score, which is the limit of many.
+      of the maps, for float16 in float32; None for every distinct score, which is the limit of many.
     force: goes on where only 30 thresholds or fewer lie between the bounds.
 
   Raises:
