@@ -115,7 +115,7 @@ def compare(
     score_fn = patchcore.score_fn_at(detector, model, without, settings.ratios, search=settings.search)
     _, batches = zip(*streaming.predict(score_fn, images.test.batches()))
     found = [jax.tree.map(lambda *x: np.concatenate(x), *scores) for scores in zip(*batches)]
-    measured = [metrics.evaluate(labels, s.image, masks, s.map, **vars(settings.metrics)) for s in found]
+    measured = [metrics.evaluate(labels, s.image, masks, s.map, **settings.metrics.of_regions) for s in found]
     return [s.image for s in found], [np.array([m[name] for name in METRICS]) for m in measured]
 
   exact = computed(networks[FLOAT32])

@@ -350,22 +350,42 @@ class CalibrationSpec:
       raise ValueError(f'calibration.folds={self.folds}: expected at least 2, or 0 for none.')
 
 
+# The official ones begin with the name of their author.
+METRICS_PROTOCOLS = ('paper', 'original', 'mvtec_official', 'mvtec_loco', 'mvtec_ad_2')
+
+
 @dataclasses.dataclass(frozen=True)
 class MetricsSpec:
   """The settings that the metrics leave open.
 
   Attributes:
+    protocol: at which size, by which labels and scores of images is measured: 'paper' as the network sees
+      images, 'original' the same at their original size, and by the official protocols 'mvtec_official',
+      'mvtec_loco' and 'mvtec_ad_2' (`evaluation.protocols`, docs/evaluation.md).
     max_fpr: the limit of AUPRO, in (0, 1].
     connectivity: that of AUPRO's regions, 8 or 4.
 
   Raises:
-    ValueError: values out of range.
+    ValueError: values out of range, or that an official protocol does not allow.
   """
 
+  protocol: str = 'paper'
   max_fpr: float = 0.3
   connectivity: int = 8
 
+  @property
+  def of_regions(self) -> dict[str, float | int]:
+    """The arguments of `metrics.evaluate` that are settings."""
+    return {'max_fpr': self.max_fpr, 'connectivity': self.connectivity}
+
   def __post_init__(self):
+    if self.protocol not in METRICS_PROTOCOLS:
+      raise ValueError(
+          f'metrics.protocol={self.protocol!r}: expected one of {", ".join(METRICS_PROTOCOLS)}.')
+    if self.protocol.startswith('mvtec') and (self.max_fpr, self.connectivity) != (0.3, 8):
+      raise ValueError(
+          f'metrics.protocol={self.protocol} has max_fpr=0.3 and connectivity=8, got {self.max_fpr} and '
+          f"{self.connectivity}: leave them out, or take the protocol 'original'.")
     if not 0 < self.max_fpr <= 1:
       raise ValueError(f'metrics.max_fpr={self.max_fpr}: expected 0 < max_fpr <= 1.')
     if self.connectivity not in (4, 8):
@@ -380,6 +400,8 @@ class ReportSpec:
     errors: whether wrongly classified images are kept, for figures S1 and S2.
     gallery: images of each category in report.html, errors first, then the highest-scoring and borderline
       ones; 60 take 1 to 2 MB. 0 for none.
+    maps: whether anomaly maps are written as TIFF, at the size of the original images, to the folder maps
+      (docs/anomaly_maps.md).
 
   Raises:
     ValueError: values out of range.
@@ -387,6 +409,7 @@ class ReportSpec:
 
   errors: bool = False
   gallery: int = 60
+  maps: bool = False
 
   def __post_init__(self):
     if self.gallery < 0:

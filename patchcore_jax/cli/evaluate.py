@@ -1,5 +1,6 @@
 """`patchcore evaluate`: fits and measures a method on labelled data."""
 
+import dataclasses
 import difflib
 from typing import Any
 
@@ -19,6 +20,8 @@ from patchcore_jax.settings import (
     SearchSpec,
 )
 
+# What --maps takes, beside the options of metrics.
+_OF_MAPS = ('data', 'out', 'layout', 'maps', 'data__categories', 'data__good', 'debug', 'compilation_cache')
 _LAYOUTS = (*LAYOUTS, 'tfds')
 _CONTINUES = 'Start the same command again to go on.'
 
@@ -39,6 +42,9 @@ def _layout(ctx, parameter, name):
 @options.option('--layout', default='folder', group='Common', metavar='NAME', callback=_layout,
                 help=f"How the data lies on disk: {', '.join(_LAYOUTS)}; 'folder' is MVTec AD's.")
 @options.of_record('data', DataSpec, group='Common', only=('categories',))
+@options.option('--maps', default='', metavar='DIR', group='Common', show_default='fit a method',
+                help='Anomaly maps to measure in the place of a method: a TIFF for each test image, at its '
+                'size, laid out as the data (docs/anomaly_maps.md).')
 @methods.common()
 @options.of_record('patchcore', Settings, group='Common', only=('ratios',))
 @options.of_record('preprocess', Preprocessing, group='Images')
@@ -52,13 +58,18 @@ def _layout(ctx, parameter, name):
 @options.several_machines
 @options.common
 def command(
-    data: str, out: str, layout: str, seed: int, debug: bool, compilation_cache: str, **values: Any) -> None:
+    data: str, out: str, layout: str, maps: str, seed: int, debug: bool, compilation_cache: str,
+    **values: Any) -> None:
   """Fit a method on the good training images of labelled data, and measure it on the test images.
 
   DATA is the folder of a data set, or of one category, such as mvtec/screw. DIR then holds results.csv (a row
-  for each category and ratio), config.json, banks/, scores/ and report.html.
+  for each category and ratio), config.json, banks/, scores/ and report.html. Of --maps there are results.csv
+  and scores/ only.
   """
   with terminal.readable_errors(debug):
+    if maps:
+      _measure_maps(maps, data, out, layout, values)
+      return
     settings = _settings(data, layout, seed, values)
     run(settings, out, compilation_cache, *(values[name] for name in terminal.DISTRIBUTED))
 
@@ -91,6 +102,30 @@ def run(settings: Settings, out: str, compilation_cache: str, *distributed: Any)
     terminal.say(f'Curves, scores and images: {out}/report.html')
   processes.wait()
   return rows
+
+
+def _measure_maps(maps: str, data: str, out: str, layout: str, values: dict[str, Any]) -> None:
+  """Measures maps of a folder, and prints the table; options of a method are refused."""
+  from click.core import ParameterSource
+
+  from patchcore_jax.evaluation import of_maps
+  from patchcore_jax.evaluation.data import located
+  from patchcore_jax.report import results
+
+  context = click.get_current_context()
+  needless = [
+      parameter.opts[0] for parameter in context.command.params
+      if parameter.name not in _OF_MAPS and not parameter.name.startswith('metrics__')
+      and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE]
+  if needless:
+    raise ValueError(f'{", ".join(needless)}: --maps measures maps that are there. Leave it out.')
+  spec = options.record(MetricsSpec, 'metrics', values)
+  if context.get_parameter_source('metrics__protocol') is not ParameterSource.COMMANDLINE:
+    spec = dataclasses.replace(spec, protocol='original')
+  rows = of_maps.run(
+      maps, located(options.record(DataSpec, 'data', values, source=layout, root=data)), spec, out,
+      say=terminal.say, notice=terminal.notice)
+  results.print_table(rows)
 
 
 def _settings(data: str, layout: str, seed: int, values: dict[str, Any]) -> Settings:

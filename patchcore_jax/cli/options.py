@@ -28,7 +28,8 @@ _NAMES = {
     'fit-memory-gb': 'memory-gb', 'fit-keep-images': 'keep-images',
     'calibration-false-alarm-rate': 'false-alarm-rate', 'calibration-folds': 'folds',
     'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
-    'report-errors': 'keep-errors', 'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
+    'report-errors': 'keep-errors', 'report-maps': 'write-maps', 'metrics-protocol': 'protocol',
+    'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
 
 
 class Command(click.Command):

@@ -57,6 +57,7 @@ class Category(NamedTuple):
     notes: lines to tell the user, such as which folders were taken for what.
     unused_masks: mask files that belong to no image.
     masks_of_good: mask files of good images, which are not read: nothing of these counts as anomalous.
+    validation: good images for setting thresholds, where the data set has some.
   """
 
   name: str
@@ -66,6 +67,7 @@ class Category(NamedTuple):
   notes: tuple[str, ...] = ()
   unused_masks: tuple[str, ...] = ()
   masks_of_good: tuple[str, ...] = ()
+  validation: tuple[Example, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +83,14 @@ class FolderLayout:
     masks: folder of a category that holds the masks, a folder for each kind of defect.
     mask_names: where the masks of an image lie in that folder; {} stands for the image's name without its
       suffix, a * may follow at the end, and the first that finds any counts. Capitals make no difference.
+    validation: folder of a category with a folder of good images for setting thresholds; '' for none.
   """
 
   good: tuple[str, ...] = ()
   test: str = 'test'
   masks: str = 'ground_truth'
   mask_names: tuple[str, ...] = ('{}_mask.*', '{}.*')
+  validation: str = ''
 
   def list_categories(self, root: str | os.PathLike) -> list[str]:
     """Lists the categories under `root` by name, sorted: its folders that hold `train/good`.
@@ -139,8 +143,7 @@ class FolderLayout:
       raise ValueError(
           f'{folder} has no train/{self._good} folder: expected images of good parts in it, found '
           f'{listing(folder)}.')
-    train = [Example(page, (), 0, category, 'good')
-             for part in good for image in _below(part) for page in pages_of(image)]
+    train = _good_images(good, category)
     if not train:
       raise ValueError(
           f'No images in {_some(good)}: expected {image_files.suffixes()}, found {listing(good[0])}.')
@@ -163,11 +166,15 @@ class FolderLayout:
     if not test:
       raise ValueError(
           f'No images in {tests}: expected folders {self._good} and <defect> with {image_files.suffixes()}.')
+    validation = []
+    if self.validation:
+      validation = _good_images(self._good_in(in_any_case(folder, self.validation)), category)
     return Category(
         category, train, test, has_masks and any(e.label for e in test),
-        notes=tuple(self._notes(folder, tests, masks, good, train, test)),
+        notes=tuple(self._notes(folder, tests, masks, good, train, test, validation)),
         unused_masks=tuple(_unused(masks, [found for _, found in all_masks])),
-        masks_of_good=tuple(m for label, found in all_masks if not label for m in found.of_images()))
+        masks_of_good=tuple(m for label, found in all_masks if not label for m in found.of_images()),
+        validation=tuple(validation))
 
   def is_category(self, folder: str | os.PathLike) -> bool:
     """Tells whether a folder holds the images of good parts that make it a category."""
@@ -200,7 +207,7 @@ class FolderLayout:
     inner = folder / folder.name
     return inner if (inner / 'train').is_dir() else folder
 
-  def _notes(self, folder, tests, masks, good, train, test) -> list[str]:
+  def _notes(self, folder, tests, masks, good, train, test, validation) -> list[str]:
     """Tells in lines which folders count as good, and what was passed by."""
     splits = [good, self._good_in(tests)]
     unusual = any(p.name != 'good' for split in splits for p in split) and not self.good
@@ -212,8 +219,14 @@ class FolderLayout:
       notes.append(
           f'no good image in {tests}: all of {kinds} count as defective, and image AUROC is not defined. If '
           'one holds good parts, name it: --good NAME, or data.good')
-    taken = [e.image_path for e in (*train, *test)]
+    taken = [e.image_path for e in (*train, *test, *validation)]
     return notes + passed_by.unread_of(folder, taken, aside=masks)
+
+
+def _good_images(folders: Iterable[Path], category: str) -> list[Example]:
+  """Lists the images below folders of good parts."""
+  return [Example(page, (), 0, category, 'good')
+          for folder in folders for image in _below(folder) for page in pages_of(image)]
 
 
 class _Kind:

@@ -179,10 +179,11 @@ LAYOUTS = {
     'folder': MVTEC,
     'mpdd': MVTEC,
     'btad': FolderLayout(good=('ok',)),
-    # Several masks for an image, in a folder of its name. validation/good is not used.
-    'mvtec_loco': FolderLayout(mask_names=('{}/*',)),
-    # Only the public test images come with labels; validation/good is not used.
-    'mvtec_ad_2': FolderLayout(test='test_public', masks='test_public/ground_truth'),
+    # Several masks for an image, in a folder of its name.
+    'mvtec_loco': FolderLayout(mask_names=('{}/*',), validation='validation'),
+    # Only the public test images come with labels.
+    'mvtec_ad_2': FolderLayout(
+        test='test_public', masks='test_public/ground_truth', validation='validation'),
     'visa': SplitFileLayout('split_csv/1cls.csv'),
     'kolektor_sdd2': BesideLayout('kolektor_sdd2', '_GT'),
 }

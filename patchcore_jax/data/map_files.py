@@ -18,6 +18,7 @@ MVTec AD passes these by; LOCO's refuses a map without ground truth unless it is
 
 import collections
 import contextlib
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -143,7 +144,8 @@ def write_maps(
 class MapFiles(Sequence):
   """The maps of a category's images in a folder; each is read when it is asked for.
 
-  Item i is the map [h, w] of image i as stored (`read_map`), whose size is that of the original image.
+  Item i is the map [h, w] of image i as stored (`read_map`), whose size is that of the original image; a
+  slice is the maps of some of the images.
 
   Attributes:
     paths: the files.
@@ -178,7 +180,11 @@ class MapFiles(Sequence):
   def __len__(self) -> int:
     return len(self.paths)
 
-  def __getitem__(self, index: int) -> np.ndarray:
+  def __getitem__(self, index: int | slice):
+    if isinstance(index, slice):
+      part = copy.copy(self)
+      part.paths = self.paths[index]
+      return part
     return read_map(self.paths[index])
 
 

@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from patchcore_jax.data import image_contents, image_files, preprocess, value_range
 from patchcore_jax.data.folder import Category, Example
@@ -12,6 +12,7 @@ from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.survey import Survey, range_line
 from patchcore_jax.evaluation import mask_checks
 from patchcore_jax.evaluation.images import Images
+from patchcore_jax.evaluation.protocols import PROTOCOLS
 from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.settings import Preprocessing
 
@@ -27,13 +28,12 @@ def notes(category: Category, settings: Settings) -> list[str]:
     ImageError: a mask that cannot be used, unless such files are to be skipped.
     ValueError: images of several bands, of which none are chosen.
   """
-  lines = [line.rstrip('.') for line in category.notes]
-  if not any(example.label for example in category.test):
-    lines.append('all test images count as good, and image AUROC is not defined')
-  if category.has_masks:
-    skip = None if settings.data.on_error == 'raise' else lambda error: None  # the work says it
-    if line := mask_checks.line(category, settings.preprocessing, skip):
-      lines.append(line)
+  skip = None if settings.data.on_error == 'raise' else lambda error: None  # the work says it
+  lines = of_folders(category, settings.preprocessing, skip)
+  if category.validation and not PROTOCOLS[settings.metrics.protocol].validation:
+    lines.append(
+        f'{len(category.validation)} good validation images are not read: the protocol '
+        f'{settings.metrics.protocol} sets no threshold by them')
   headers = _headers([*category.train, *category.test])
   looked_at = Survey(
       {}, dict(collections.Counter(h.kind for h in headers.values())), [], [], [],
@@ -46,6 +46,24 @@ def notes(category: Category, settings: Settings) -> list[str]:
   if line := _not_inspected([h for path, h in headers.items() if path in tested], settings.preprocessing):
     lines.append(line)
   return [image_files.shown(line) for line in lines]
+
+
+def of_folders(
+    category: Category, preprocessing: Preprocessing,
+    skip: Callable[[ImageError], None] | None = None) -> list[str]:
+  """Lists what the user must know of a category's folders and masks, in lines without a full stop.
+
+  Args:
+    category: its images.
+    preprocessing: what masks go through.
+    skip: called with the errors of masks that cannot be used; None raises them.
+  """
+  lines = [line.rstrip('.') for line in category.notes]
+  if not any(example.label for example in category.test):
+    lines.append('all test images count as good, and image AUROC is not defined')
+  if category.has_masks and (line := mask_checks.line(category, preprocessing, skip)):
+    lines.append(line)
+  return lines
 
 
 def range_notes(images: Images) -> list[str]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,16 +21,17 @@ from patchcore_jax import atomic_files, metrics, processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model, flat, to_json
-from patchcore_jax.data import preprocess
+from patchcore_jax.data import map_files, preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import Run, Scores, streaming
 from patchcore_jax.evaluation import checks, page
 from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
+from patchcore_jax.evaluation.protocols import PROTOCOLS, Tested, at_original_size, rate
 from patchcore_jax.evaluation.settings import Settings, names_in
 from patchcore_jax.report import per_image, results
-from patchcore_jax.settings import DataSpec, Preprocessing
+from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
 
 Progress = Callable[[str, int, int], None]
 # Settings without influence on results: a run may go on with others.
@@ -173,51 +174,54 @@ class Experiment:
       model = model or self._fitted(backbones, images, progress)
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
       score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
-      test, masks, times = [], [], [time.monotonic()]
-      part = processes.part(len(images.test))
-      batches = _keep_masks(images.test.part(range(part.start, part.stop)).batches(), masks)
-      for prediction in streaming.predict(score_fn, batches, image_size=model.description.image_size):
-        test.append(prediction)
-        times.append(time.monotonic())
-        progress('predict', sum(len(index) for index, _ in test), part.stop - part.start)
-    if not test:
-      raise ValueError(f'{images.name}: no test image could be read.')
+      tested = _predicted(score_fn, model, images.name, images.test, progress, 'predict')
+      validation = _predicted(score_fn, model, images.name, images.validation, progress, 'validation')
     for message in sorted({str(error) for error in images.skipped}):
       self._listener.notice(f'skipped: {message}')
-    indices, scores_of_batches = zip(*test, strict=True)
-    leaks = images.leaks(np.concatenate(indices) + part.start)
+    leaks = images.leaks(tested.read)
     self._tell(images.name, leaks.lines())
-    index = processes.joined(np.concatenate(indices) + np.int32(part.start))
-    has_maps = scores_of_batches[0][0].map is not None
-    masks = processes.joined(np.concatenate(masks)) if masks and has_maps else None
-    examples = [images.test.examples[i] for i in index]
-    labels = np.array([e.label for e in examples])
-    scores_of_images = []
+    examples = [images.test.examples[i] for i in tested.index]
+    scores_of_images, protocol = [], PROTOCOLS[settings.metrics.protocol]
     for i, (ratio, size) in enumerate(sizes.items()):
-      scores = _of_all([batch[i] for batch in scores_of_batches])
+      scores = tested.scores(i)
+      validated = validation and validation.scores(i)
       if not processes.is_first():
         continue
-      measured = metrics.evaluate(labels, scores.image, masks, scores.map, **vars(settings.metrics))
+      found = Tested(
+          examples, scores.image, scores.map, tested.masks, None if validated is None else validated.map)
+      if scores.map is not None and (protocol.original_size or settings.report.maps):
+        good = [images.validation.examples[i] for i in validation.index] if validation else ()
+        original = at_original_size(found, images.preprocessing, good)
+        if settings.report.maps and ratio == max(sizes):
+          self._write_maps(original)
+        found = original if protocol.original_size else found
+      rated = rate(found, settings.metrics, settings.data.root)
+      if ratio == max(sizes):
+        self._tell(images.name, rated.notes)
       self.rows.append({
           'category': images.name, 'coreset_ratio': ratio, 'num_train': model.description.num_images,
-          'num_test': len(index),
-          'num_skipped': model.description.num_skipped + len(images.test) - len(index),
-          'bank_size': size, **measured, 'fit_seconds': round(model.description.fit_seconds, 2),
-          'ms_per_image': round(_ms_per_image(times, images.batch_size), 2),
+          'num_test': len(examples),
+          'num_skipped': model.description.num_skipped + len(images.test) - len(examples),
+          'bank_size': size, **rated.values, 'fit_seconds': round(model.description.fit_seconds, 2),
+          'ms_per_image': round(_ms_per_image(tested.times, images.batch_size), 2),
           results.LEAKED: len(leaks.pairs)})
+      scores = scores._replace(image=rated.scores)
+      rated_examples = [e._replace(label=int(n)) for e, n in zip(examples, rated.labels, strict=True)]
+      overlaps = rated.per_image.get('aupimo', [None] * len(examples))
       scores_of_images += [
-          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score))
-          for e, score in zip(examples, scores.image, strict=True)]
+          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score), overlap)
+          for e, score, overlap in zip(rated_examples, scores.image, overlaps, strict=True)]
       if ratio != max(sizes):
         continue
-      if settings.report.errors and masks is not None:
-        self._write_errors(images, examples, labels, scores, masks, ratio)
+      if settings.report.errors and tested.masks is not None:
+        self._write_errors(images, rated_examples, rated.labels, scores, tested.masks, ratio)
       shown = page.category(
-          images.name, examples, scores, masks,
+          images.name, rated_examples, scores, tested.masks,
           thresholds=page.thresholds(model.description, self.rows[-1]),
           why=page.reasons(model, images, scores.evidence, images.preprocessing),
           preprocessing=images.preprocessing, most=settings.report.gallery,
-          notes=[*self.notes.get(images.name, ()), *told, *leaks.lines()])
+          notes=[*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes,
+                 *rated.notes_of_metrics])
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
@@ -259,6 +263,11 @@ class Experiment:
       shutil.rmtree(members, ignore_errors=True)
     return model
 
+  def _write_maps(self, tested: Tested) -> None:
+    """Writes anomaly maps at the size of the original images."""
+    names = map_files.map_names(tested.examples, self.settings.data.root)
+    map_files.write_maps(self._workdir / 'maps', names, tested.maps)
+
   def _write_errors(self, images, examples, labels, scores, masks, ratio):
     """Writes the wrongly classified images, which are read once more: they were not kept."""
     if len(set(labels)) < 2:
@@ -270,6 +279,52 @@ class Experiment:
         np.stack(loaded) if loaded else np.zeros((0, *masks.shape[1:], 3), np.uint8), scores.map[wrong],
         masks[wrong], labels[wrong], np.array([examples[i].defect for i in wrong], str),
         np.array([examples[i].image_path for i in wrong], str), threshold, ratio))
+
+
+class _Predicted(NamedTuple):
+  """Scores of images, in the order of `index`; of several processes, each has predicted a part.
+
+  Attributes:
+    index: [n] positions among the examples, of all processes.
+    read: the positions of those that this process has predicted.
+    batches: scores of this process's batches, for each ratio.
+    masks: [n, h, w], of all processes; None without any, or without maps.
+    times: when this process had each batch.
+  """
+
+  index: np.ndarray
+  read: np.ndarray
+  batches: Sequence[Sequence[Scores]]
+  masks: np.ndarray | None
+  times: Sequence[float]
+
+  def scores(self, i: int) -> Scores:
+    """Joins those of the ratio at position i, of all processes."""
+    return _of_all([batch[i] for batch in self.batches])
+
+
+def _predicted(
+    score_fn, model: Model, name: str, data, progress: Progress, stage: str) -> _Predicted | None:
+  """Predicts this process's part of the images; None where there are none.
+
+  Raises:
+    ValueError: none could be read.
+  """
+  if not len(data):
+    return None
+  found, masks, times = [], [], [time.monotonic()]
+  part = processes.part(len(data))
+  batches = _keep_masks(data.part(range(part.start, part.stop)).batches(), masks)
+  for prediction in streaming.predict(score_fn, batches, image_size=model.description.image_size):
+    found.append(prediction)
+    times.append(time.monotonic())
+    progress(stage, sum(len(index) for index, _ in found), part.stop - part.start)
+  if not found:
+    raise ValueError(f'{name}: no {"test" if stage == "predict" else stage} image could be read.')
+  indices, batches = zip(*found, strict=True)
+  read = np.concatenate(indices) + np.int32(part.start)
+  masks = processes.joined(np.concatenate(masks)) if masks and batches[0][0].map is not None else None
+  return _Predicted(processes.joined(read), read, batches, masks, times)
 
 
 def _of_all(scores: Sequence[Scores]) -> Scores:
@@ -328,7 +383,8 @@ def _comparable(sections: dict[str, Any]) -> dict[str, Any]:
       name: list(names_in(fields[name])) for name in ('data.categories', 'backbone.layers') if name in fields}
 
 
-_DEFAULTS = _comparable({'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec())})
+_DEFAULTS = _comparable({
+    'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec()), 'metrics': to_json(MetricsSpec())})
 
 
 def _claim(settings, workdir):

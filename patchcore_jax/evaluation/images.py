@@ -18,6 +18,7 @@ from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import streaming
 from patchcore_jax.evaluation import leaks
 from patchcore_jax.evaluation.leaks import DigestedData
+from patchcore_jax.evaluation.protocols import PROTOCOLS
 from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.settings import Preprocessing
 
@@ -29,7 +30,8 @@ class Images:
     name: name of the category.
     preprocessing: what is done to them: that of the settings, with the value range of the training images.
     train, test: its images; those of the test with masks where there are any.
-    files: both, also where `train` and `test` are feature maps.
+    validation: good images that are neither, where the protocol needs them; else empty.
+    files: training and test images, also where `train` and `test` are feature maps.
     has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
     shots: names of the training images, where they are a draw from all; else empty.
@@ -51,6 +53,9 @@ class Images:
     self.train = train.measured()
     self.preprocessing = self.train.preprocessing
     self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
+    wanted = category.validation if PROTOCOLS[settings.metrics.protocol].validation else ()
+    self.validation = dataclasses.replace(
+        data_of(settings, wanted, self.skipped), preprocessing=self.preprocessing)
     self.files = self.train, self.test
 
   def use(self, preprocessing: Preprocessing) -> None:
@@ -59,6 +64,7 @@ class Images:
     self.files = tuple(dataclasses.replace(data, preprocessing=preprocessing) for data in self.files)
     if isinstance(self.train, FileData):
       self.train, self.test = self.files
+      self.validation = dataclasses.replace(self.validation, preprocessing=preprocessing)
 
   def train_example(self, name: str) -> Example | None:
     """Finds the training image of that file; None if there is none."""
@@ -79,7 +85,8 @@ class Images:
   def with_features(self, features: 'Features') -> 'Images':
     """Makes the same with feature maps in the place of pixels, for `backbones.without_network`."""
     images = copy.copy(self)
-    images.train, images.test = (FeatureData(data, features) for data in (self.train, self.test))
+    images.train, images.test, images.validation = (
+        FeatureData(data, features) for data in (self.train, self.test, self.validation))
     images.preprocessing = features.preprocessing
     self.digests.update(features.digests)
     return images
@@ -100,8 +107,9 @@ class Features:
     self.rows, self.maps, self.masks = {}, {}, {}
     self.preprocessing, self.digests = images.preprocessing, images.digests
     fn, parameters = streaming.maps_of(backbone), parallel.replicate(backbone.variables)
-    total = len(images.train) + len(images.test)
-    for data in (images.train, images.test):
+    parts = images.train, images.test, images.validation
+    total = sum(map(len, parts))
+    for data in parts:
       for batch, maps in streaming.stream(fn, parameters, data.batches()):
         self.image_size = batch.image.shape[1:3]
         for row, position in enumerate(batch.index):

@@ -148,6 +148,9 @@ def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results
   for name in ('num_skipped', results.LEAKED):
     if not any(row.get(name) for row in rows):
       del columns[name]
+  for metric in measured:  # one that no category has is of another protocol
+    if all(row.get(metric.name) is None for row in rows):
+      del columns[metric.name]
   totals = [
       {'category': 'mean', 'coreset_ratio': ratio} | {
           name: results.mean([r for r in rows if r['coreset_ratio'] == ratio], name)

@@ -91,5 +91,6 @@ def measure(
         values[metric.name] = getattr(result, metric.field) if metric.field else result
         if metric.per_image:
           per_image[metric.name] = getattr(result, metric.per_image)
-        notes |= {f'{metric.title}: {note}': None for note in getattr(result, 'notes', ())}
+        if metric.in_report:
+          notes |= {f'{metric.title}: {note}': None for note in getattr(result, 'notes', ())}
   return Measured(values, per_image, tuple(notes))

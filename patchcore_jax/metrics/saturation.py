@@ -167,7 +167,8 @@ def spro(
   return Spro(*found, tuple(map(_mean, *(areas.areas for areas in found))))
 
 
-def spro_05(maps: Sequence, channels: Sequence, kinds: Sequence[str], config: Mapping[int, Defect]) -> ByKind:
+def spro_05(
+    maps: Sequence, channels: Sequence, kinds: Sequence[str], config: Mapping[int, Defect]) -> ByKind:
   """Computes sPRO up to a false positive rate of 0.05, as papers on LOCO give it; arguments as for `spro`."""
   found = spro(maps, channels, kinds, config, limits=(0.05,))
   notes = tuple(dict.fromkeys((*found.structural.notes, *found.logical.notes)))
@@ -221,7 +222,8 @@ def image_auroc(
   """
   kinds, scores, found = np.asarray(kinds), np.asarray(scores), []
   if kinds.shape != scores.shape or not len(kinds):
-    raise ValueError(f'Expected a score for each of {len(kinds)} images, and at least one, got {len(scores)}.')
+    raise ValueError(
+        f'Expected a score for each of {len(kinds)} images, and at least one, got {len(scores)}.')
   for kind in (STRUCTURAL, LOGICAL):
     inside = (kinds == GOOD) | (kinds == kind)
     try:

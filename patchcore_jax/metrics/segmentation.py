@@ -99,7 +99,8 @@ def count_marked(
   return Segmentation(float(threshold), rule, *(Counts(*map(int, counts)) for counts in (pixels, images)))
 
 
-def beyond_validation(maps: Sequence, masks: Sequence, validation: Sequence, labels: Sequence) -> Segmentation:
+def beyond_validation(
+    maps: Sequence, masks: Sequence, validation: Sequence, labels: Sequence) -> Segmentation:
   """Counts what is marked at the mean + 3 standard deviations of all pixels of good validation images.
 
   Args:

@@ -139,7 +139,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            field='structural'),
     Metric('spro_05_logical', 'sPRO 0.05, logical', saturation.spro_05, _CHANNELS, _LOCO, field='logical'),
     Metric('image_auroc_mean', 'mean image AUROC of both kinds', saturation.image_auroc, _KINDS, _LOCO,
-           field='mean', in_terminal=True),
+           field='mean'),
     Metric('image_auroc_structural', 'image AUROC, structural', saturation.image_auroc, _KINDS, _LOCO,
            field='structural'),
     Metric('image_auroc_logical', 'image AUROC, logical', saturation.image_auroc, _KINDS, _LOCO,

@@ -10,17 +10,22 @@ import numpy as np
 
 from patchcore_jax import atomic_files
 
-COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score')
+COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score', 'aupimo')
+_FIRST = COLUMNS[:5]  # what older versions wrote
 
 
 class Score(NamedTuple):
-  """One image of a run: its file, kind of defect ('good' for label 0), and score under one coreset ratio."""
+  """One image of a run: its file, kind of defect ('good' for label 0), and values under one coreset ratio.
+
+  AUPIMO is None for good images, where there are no masks, and where it is not defined.
+  """
 
   path: str
   defect: str
   label: int
   coreset_ratio: float
   image_score: float
+  aupimo: float | None = None
 
 
 class Errors(NamedTuple):
@@ -66,9 +71,11 @@ def read_scores(path: str | os.PathLike) -> list[Score]:
     raise ValueError(f'No scores of single images at {path}: run the experiment again.')
   with path.open(newline='') as f:
     reader = csv.reader(f)
-    if tuple(next(reader, ())) != COLUMNS:
+    columns = tuple(next(reader, ()))
+    if columns not in (COLUMNS, _FIRST):
       raise ValueError(f'{path} does not have the columns {", ".join(COLUMNS)}.')
-    return [Score(p, d, int(label), float(r), float(s)) for p, d, label, r, s in reader]
+    return [Score(p, d, int(label), float(r), float(s), *(float(value) if value else None for value in more))
+            for p, d, label, r, s, *more in reader]
 
 
 def write_errors(path: str | os.PathLike, errors: Errors) -> None:

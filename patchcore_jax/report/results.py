@@ -127,7 +127,8 @@ def print_table(
     console = Console()
     if not console.is_terminal:  # a file has no width to fit into
       console = Console(width=120)
-  shown = [metric for metric in metrics.METRICS.values() if metric.in_terminal]
+  shown = [metric for metric in metrics.METRICS.values()
+           if metric.in_terminal and any(row[metric.name] is not None for row in rows)]
   for ratio in sorted({row['coreset_ratio'] for row in rows}, reverse=True):
     block = [row for row in rows if row['coreset_ratio'] == ratio]
     table = Table(title=f'Coreset {ratio:.4g} of all patches', title_justify='left')
@@ -145,7 +146,7 @@ def print_table(
         if (metric.name, ratio) in published:
           cells.append(metric.text(published[metric.name, ratio].get(row['category'])))
       cells.append('-' if row['bank_size'] is None else str(row['bank_size']))
-      table.add_row(*cells, *(f'{row[t]:.1f}' for t in TIMINGS))
+      table.add_row(*cells, *(_seconds(row[t]) for t in TIMINGS))
     table.add_section()
     cells = ['mean']
     for metric in shown:
@@ -153,5 +154,10 @@ def print_table(
       if (metric.name, ratio) in published:
         theirs = [{'value': published[metric.name, ratio].get(row['category'])} for row in block]
         cells.append(metric.text(mean(theirs, 'value')))
-    table.add_row(*cells, '', *(f'{mean(block, t):.1f}' for t in TIMINGS), style='bold')
+    table.add_row(*cells, '', *(_seconds(mean(block, t)) for t in TIMINGS), style='bold')
     console.print(table)
+
+
+def _seconds(value: float | None) -> str:
+  """Writes a time, or a dash where nothing was timed."""
+  return '-' if value is None else f'{value:.1f}'

@@ -1,0 +1,163 @@
+"""The protocols by which a category is measured: at which size, by which labels and scores of images.
+
+What the metrics themselves are says `metrics.METRICS`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from patchcore_jax import metrics
+from patchcore_jax.data import decoding, map_files
+from patchcore_jax.data.folder import Example
+from patchcore_jax.metrics import saturation
+from patchcore_jax.settings import MetricsSpec, Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+  """Describes one way to measure.
+
+  Attributes:
+    source: what defines it.
+    original_size: whether maps are measured at the size of the original images; else as the network saw them.
+    labels_of_masks: whether an image is anomalous if its mask marks a pixel; else if its folder says so.
+    maximum: whether the score of an image is the maximum of its map; else that of the method.
+    validation: whether good validation images set the threshold of SegF1.
+    kinds: whether structural and logical anomalies are measured apart, by channels of masks.
+  """
+
+  source: str
+  original_size: bool = True
+  labels_of_masks: bool = False
+  maximum: bool = False
+  validation: bool = False
+  kinds: bool = False
+
+
+# By the names that `settings.MetricsSpec.protocol` takes.
+PROTOCOLS = {
+    'paper': Protocol('Roth et al., CVPR 2022, section 4.1', original_size=False),
+    'original': Protocol('the same at the size of the original images'),
+    'mvtec_official': Protocol(
+        "MVTec AD's evaluation script; Bergmann et al., IJCV 2021", labels_of_masks=True, maximum=True),
+    'mvtec_loco': Protocol("MVTec LOCO's; Bergmann et al., IJCV 2022", maximum=True, kinds=True),
+    'mvtec_ad_2': Protocol('Heckler-Kram et al., arXiv 2503.21622', maximum=True, validation=True),
+}
+
+
+class Tested(NamedTuple):
+  """What is measured of a category: n test images.
+
+  Attributes:
+    examples: the images.
+    scores: [n] scores of the images; None for maps alone.
+    maps: n maps, at the size of the masks; None for a method that makes none.
+    masks: n masks; None without any.
+    validation: maps of good validation images; None without any.
+    notes: lines about all of it.
+  """
+
+  examples: Sequence[Example]
+  scores: np.ndarray | None
+  maps: Sequence | None
+  masks: Sequence | None
+  validation: Sequence | None = None
+  notes: tuple[str, ...] = ()
+
+
+class Rated(NamedTuple):
+  """What a protocol measures of a category.
+
+  Attributes:
+    values: {metric: value}.
+    labels, scores: [n], those that the metrics of images were computed of.
+    per_image: {metric: [n] values, None where an image has none}.
+    notes: lines that a user must know.
+    notes_of_metrics: lines that a reader of single metrics must know.
+  """
+
+  values: dict[str, float | int | None]
+  labels: np.ndarray
+  scores: np.ndarray
+  per_image: dict[str, Sequence[float | None]]
+  notes: tuple[str, ...]
+  notes_of_metrics: tuple[str, ...] = ()
+
+
+def at_original_size(
+    tested: Tested, preprocessing: Preprocessing, validation: Sequence[Example] = ()) -> Tested:
+  """Lays the maps of a run over the original images, and reads masks as they are on disk.
+
+  Args:
+    tested: with maps at the size of the network's input.
+    preprocessing: what the images went through.
+    validation: the good validation images, one for each of their maps.
+
+  Raises:
+    ImageError: an image whose header cannot be read.
+    ValueError: an anomalous image without a mask, where others have one.
+  """
+  sizes = map_files.original_sizes(tested.examples)
+  maps = map_files.OriginalMaps(tested.maps, sizes, preprocessing)
+  masks = None if tested.masks is None else map_files.OriginalMasks(tested.examples, sizes)
+  found = tested._replace(maps=maps, masks=masks, notes=(*tested.notes, *maps.notes))
+  if tested.validation is not None:
+    sizes = map_files.original_sizes(validation)
+    found = found._replace(validation=map_files.SeenMaps(tested.validation, sizes, preprocessing))
+  return found
+
+
+def rate(tested: Tested, spec: MetricsSpec, root: str) -> Rated:
+  """Measures a category by the protocol of the settings.
+
+  Args:
+    tested: with maps of the size that the protocol asks for.
+    spec: the settings of metrics.
+    root: folder of the data set, above the category.
+
+  Raises:
+    ValueError: what the metrics raise; maps or masks that are needed and absent; kinds of anomalies or
+      a configuration of defects that are not those of MVTec LOCO.
+  """
+  protocol, examples = PROTOCOLS[spec.protocol], tested.examples
+  labels, scores = np.array([e.label for e in examples]), tested.scores
+  if tested.maps is None and protocol.original_size:
+    raise ValueError(f'metrics.protocol={spec.protocol} is of anomaly maps, and this method makes none.')
+  if protocol.maximum or scores is None:
+    scores = np.array([np.max(tested.maps[i]) for i in range(len(examples))])
+  further, notes = {}, list(tested.notes)
+  if protocol.labels_of_masks and tested.masks is not None:
+    marked = np.array([np.asarray(tested.masks[i]).any() for i in range(len(examples))]).astype(int)
+    if empty := np.count_nonzero(marked < labels):
+      notes.append(f'{empty} images of anomalous folders count as good: their masks mark nothing')
+    labels = marked
+  if protocol.validation:
+    if tested.validation is None:
+      raise ValueError(
+          f'metrics.protocol={spec.protocol} needs good images in validation/good: there are none.')
+    further['validation'] = tested.validation
+  if protocol.kinds and tested.masks is not None:
+    config = Path(root) / examples[0].category / 'defects_config.json'
+    further = {
+        'kinds': [e.defect for e in examples], 'channels': Channels(examples),
+        'config': saturation.read_config(config)}
+  found = metrics.measure(labels, scores, tested.masks, tested.maps, **spec.of_regions, **further)
+  return Rated(found.values, labels, scores, found.per_image, tuple(notes), found.notes)
+
+
+class Channels(Sequence):
+  """The channels of images: item i has an array [h, w] for each mask file of image i, read when asked for."""
+
+  def __init__(self, examples: Sequence[Example]):
+    self._examples = examples
+
+  def __len__(self) -> int:
+    return len(self._examples)
+
+  def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+    example = self._examples[index]
+    return tuple(decoding.mask_values(path, example.read) for path in example.mask_paths)
