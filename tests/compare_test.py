@@ -178,7 +178,9 @@ class TestTwoRuns:
             s._replace(image_score=s.label + i / 10) for s in scores_of('nut', 1)]})
         for i, name in enumerate('ab')]
     compare.run(folders, resamples=MANY)
-    line = next(cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith('| nut'))
+    printed = capsys.readouterr().out
+    line = next(cells(line) for line in printed.splitlines() if line.startswith('| nut'))
+    assert 'takes the difference on nut for certain' in printed
     assert line[2] == line[3] != '1.000 [1.000, 1.000]' and line[2].startswith('1.000 [0.8')
     assert line[4:] == ['+0.000 [-, -]', '1.000', '1.000', '']
 

@@ -295,25 +295,29 @@ def caption(metric: str, found: Sequence[Difference], resamples: int, seed: int)
   n = len(found)
   if metric == IMAGE_AUROC:
     unit = 'images, good ones drawn among good ones and anomalous ones among anomalous ones'
-    values, difference = 'score intervals', 'percentile intervals'
+    kinds = 'values have score intervals, differences percentile intervals'
     test = f'permutation test that exchanges the ranks of an image, {resamples:,} permutations'
   else:
     unit = 'anomalous images; the good ones, which set the thresholds, are taken as they are'
-    values = difference = 'BCa intervals (by the rule of three where all images have one value)'
+    kinds = 'all are BCa intervals, or by the rule of three where all images have one value'
     test = (f"Wilcoxon's signed-rank test, two-sided; differences of at most {paired.TOLERANCE:g} are none; "
             'from 10 images that differ on by the normal distribution, below by all signs; effect size: '
             'rank-biserial correlation')
-  return [
-      f'Unit: {unit}. 95 % intervals. Values: {values}; differences: {difference}; the same {resamples:,} '
-      f'resamples for both, seed {seed}. A limit that is a dash: all resamples agree, the data cannot tell.',
+  lines = [
+      f'Unit: {unit}. Intervals are at 95 %: {kinds}; the same {resamples:,} resamples for both, seed '
+      f'{seed}. A limit that is a dash: all resamples agree, the data cannot tell.',
       f'p: {test}. Holm: adjusted for {n} {"category" if n == 1 else "categories"}. Better: the interval of '
       f'the difference excludes 0 and the adjusted p is below {_SIGNIFICANT:g}; a blank is no proof that '
       'runs are equal.',
-      'Last row: plain means; the interval is of these categories and other images of them, and p is '
-      f"Wilcoxon's of the n = {n} categories' values, which cannot be below {_p(_least_p(n))}.",
-      *dict.fromkeys(
-          f'{own.category}: {note}' for own in found
-          for interval in (own.first, own.second, own.difference) for note in interval.notes)]
+      'Last row: plain means; the percentile interval is of these categories and other images of them, and p '
+      f"is Wilcoxon's of the n = {n} categories' values, which cannot be below {_p(_least_p(n))}."]
+  alike = [own.category for own in found if np.ptp(own.drawn) == 0]
+  if alike:
+    lines.append(
+        f'The last interval is too narrow: it takes the difference on {" and ".join(alike)} for certain.')
+  return lines + list(dict.fromkeys(
+      f'{own.category}: {note}' for own in found
+      for interval in (own.first, own.second, own.difference) for note in interval.notes))
 
 
 def _least_p(n):
