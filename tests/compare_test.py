@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,17 +15,6 @@ from patchcore_jax.report import comparison, per_image, results
 from tests.conftest import ROOT
 
 MANY = 1000  # resamples
-
-
-class Rated(NamedTuple):
-  """A score with the AUPIMO of an image, as newer runs have it."""
-
-  path: str
-  defect: str
-  label: int
-  coreset_ratio: float
-  image_score: float
-  aupimo: float | None
 
 
 def scores_of(category, quality, good=12, anomalous=15, root='data', ratio=0.1, seed=0):
@@ -194,8 +182,9 @@ class TestTwoRuns:
     rng, both = np.random.default_rng(0), []
     first = rng.random(30)
     for values in (first, np.clip(first - 0.1 * rng.random(30), 0, 1)):
-      both.append([Rated(*s[:5], None if i < 12 or i == 20 else float(values[i - 12])) for i, s in enumerate(
-          scores_of('nut', 1, 12, 30))])
+      both.append([
+          s._replace(aupimo=None if i < 12 or i == 20 else float(values[i - 12]))
+          for i, s in enumerate(scores_of('nut', 1, 12, 30))])
     assert comparison.has_aupimo({'nut': both})
     assert not comparison.has_aupimo({'nut': [both[0], scores_of('nut', 1, 12, 30)]})
     (row,), notes = comparison.differences(comparison.AUPIMO, {'nut': both}, resamples=MANY)
@@ -252,6 +241,21 @@ class TestSeveralRuns:
     # A and B, B and C's two neighbours: bars join ranks that are within the critical difference of 1.35.
     bars = [line.get_xdata() for line in figure.axes[0].lines if line.get_linewidth() == 3]
     np.testing.assert_allclose(bars, [[0.98, 2.02], [1.98, 3.02], [2.98, 4.02]], atol=1e-9)
+
+  def test_aupimo_of_files(self, three, tmp_path, capsys):
+    pytest.importorskip('matplotlib')
+    for folder, shift in zip(three, (0.2, 0.0, 0.1), strict=True):
+      for path in sorted((folder / 'scores').iterdir()):
+        values = np.random.default_rng(len(path.stem)).uniform(0, 0.8, 27) + shift
+        per_image.write_scores(path, [
+            s._replace(aupimo=float(v) if s.label else None)
+            for s, v in zip(per_image.read_scores(path), values, strict=True)])
+    compare.run(three, out=tmp_path / 'out', resamples=MANY)
+    assert {path.name for path in (tmp_path / 'out').glob('*aupimo*')} == {
+        'aupimo_A_B.csv', 'aupimo_A_C.csv', 'aupimo_B_C.csv', 'critical_difference_aupimo.png',
+        'critical_difference_aupimo.svg'}
+    assert 'ranks by AUPIMO over n = 4 categories (1 is best): A 1.00, C 2.00, B 3.00.' in (
+        capsys.readouterr().out)
 
   def test_one_category_has_no_ranks(self, capsys, tmp_path):
     folders = [run_of(tmp_path / name, {'nut': scores_of('nut', quality)})

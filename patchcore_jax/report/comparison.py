@@ -216,7 +216,7 @@ def _aurocs(category, first, second, resamples, seed):
 
 def _aupimos(category, first, second, resamples, seed):
   """Compares means of AUPIMO over anomalous images."""
-  both = [(_aupimo(a), _aupimo(b)) for a, b in zip(first, second, strict=True) if a.label]
+  both = [(a.aupimo, b.aupimo) for a, b in zip(first, second, strict=True) if a.label]
   pairs = np.array([pair for pair in both if None not in pair], np.float64)
   if not len(pairs):
     return 'no image has an AUPIMO in both runs.'
@@ -236,15 +236,10 @@ def _aupimos(category, first, second, resamples, seed):
       (a - b)[picks].mean(axis=1))
 
 
-def _aupimo(score):
-  """Takes an image's AUPIMO; None where the run has none."""
-  return getattr(score, 'aupimo', None)
-
-
 def has_aupimo(scores: Mapping[str, Sequence[Sequence[Score]]]) -> bool:
   """Tells whether every run has an AUPIMO of some image."""
   found = zip(*scores.values(), strict=True)
-  return all(any(_aupimo(s) is not None for images in own for s in images) for own in found)
+  return all(any(s.aupimo is not None for images in own for s in images) for own in found)
 
 
 def differs(own: Difference, adjusted: float) -> int:
@@ -352,7 +347,7 @@ def values_of(metric: str, scores: Mapping[str, Sequence[Sequence[Score]]]) -> d
       if 0 < sum(labels) < len(labels):
         found[category] = [metrics.auroc(labels, [s.image_score for s in run]) for run in own]
     else:
-      images = [[_aupimo(s) for s in scores] for scores in zip(*own, strict=True) if scores[0].label]
+      images = [[s.aupimo for s in scores] for scores in zip(*own, strict=True) if scores[0].label]
       images = [image for image in images if None not in image]
       if images:
         found[category] = np.mean(images, axis=0).tolist()
