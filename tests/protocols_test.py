@@ -13,9 +13,9 @@ from patchcore_jax.cli import main
 from patchcore_jax.data import layouts, map_files
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
-from patchcore_jax.detectors import PaDiM, streaming
+from patchcore_jax.detectors import PaDiM, Scores, streaming
 from patchcore_jax.evaluation import Settings, experiment, of_maps
-from patchcore_jax.evaluation.protocols import PROTOCOLS, Tested, rate
+from patchcore_jax.evaluation.protocols import PROTOCOLS, Scored, rate
 from patchcore_jax.metrics import saturation, thresholds
 from patchcore_jax.report import per_image, results
 from patchcore_jax.settings import METRICS_PROTOCOLS, DataSpec, MetricsSpec, Preprocessing, ReportSpec
@@ -85,12 +85,12 @@ def mvtec_ad_2(tmp_path_factory):
   return root
 
 
-def evaluate(root, layout, protocol, workdir, **report):
+def evaluate(root, layout, protocol, workdir, resamples=0, **report):
   told = []
   rows = experiment.run(
       Settings(DataSpec(layout, str(root), batch_size=4), PaDiM(5),
                preprocessing=Preprocessing((24,), crop=(20,)),
-               metrics=MetricsSpec(protocol), report=ReportSpec(gallery=0, **report)),
+               metrics=MetricsSpec(protocol, resamples=resamples), report=ReportSpec(gallery=0, **report)),
       workdir, networks=(small.backbone(),), listener=experiment.Listener(notice=told.append))
   return rows, told
 
@@ -189,9 +189,38 @@ def test_good_validation_images_set_the_threshold(mvtec_ad_2, tmp_path):
   assert row['seg_threshold'] == pytest.approx(thresholds.k_sigma(seen), rel=1e-6)
 
 
+def rows_of(path):
+  with open(path, newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def test_intervals_and_regions(mvtec_ad, tmp_path):
+  (row,), _ = evaluate(
+      mvtec_ad, 'folder', 'mvtec_official', tmp_path / 'run', resamples=1000, maps=True, regions=True)
+  of_maps.run(
+      tmp_path / 'run/maps', DataSpec('folder', str(mvtec_ad)), MetricsSpec('mvtec_official', resamples=1000),
+      tmp_path / 'again', regions=True, say=lambda line: None, notice=lambda line: None)
+  intervals, regions = (rows_of(tmp_path / f'run/{name}/nut.csv') for name in ('intervals', 'regions'))
+  assert intervals == rows_of(tmp_path / 'again/intervals/nut.csv')
+  assert regions == rows_of(tmp_path / 'again/regions/nut.csv')
+  assert {i['metric'] for i in intervals} >= {'image_auroc', 'image_ap', 'pixel_auroc', 'aupro', 'aupro_05'}
+  for interval in intervals:
+    low, estimate, high = (float(interval[name] or np.nan) for name in ('low', 'estimate', 'high'))
+    assert estimate == row[interval['metric']] and not low > estimate and not high < estimate
+    assert interval['level'] == '0.95' and interval['method']
+  assert [(r['path'][-10:], r['area'], r['left'], r['top']) for r in regions] == [
+      (f'hole/{i}.png', '130', '12', '10') for i in (1, 2, 3)]
+  kept = per_image.read_scores(tmp_path / 'run/scores/nut.csv')
+  expected = metrics.auroc_interval([s.label for s in kept], [s.image_score for s in kept])
+  (auroc,) = (i for i in intervals if i['metric'] == 'image_auroc')
+  assert (float(auroc['low']), float(auroc['high'])) == pytest.approx((expected.low, expected.high))
+  with pytest.raises(ValueError, match='resamples=10: expected at least 1,000'):
+    MetricsSpec(resamples=10)
+
+
 def test_what_is_missing_is_refused(mvtec_ad, tmp_path):
   examples = [Example('data/nut/test/good/0.png', (), 0, 'nut', 'good')]
-  tested = Tested(examples, np.ones(1), None, None)
+  tested = Scored(examples, Scores(np.ones(1), None), None, None)
   with pytest.raises(ValueError, match='mvtec_official is of anomaly maps, and this method makes none'):
     rate(tested, MetricsSpec('mvtec_official'), 'data')
   tested = tested._replace(maps=np.ones((1, 4, 4)), masks=np.zeros((1, 4, 4), bool))
@@ -226,7 +255,7 @@ class TestCommand:
 
   @pytest.mark.parametrize('flags, words', [
       (('--ratio=0.1',), r'--ratio: --maps measures maps that are there'),
-      (('--batch-size=4', '--seed=1'), r'--batch-size, --seed: --maps'),
+      (('--batch-size=4', '--keep-errors'), r'--batch-size, --keep-errors: --maps'),
       (('--protocol=paper',), 'protocol=paper is of maps at the size of the network'),
       (('--max-fpr=0.1', '--protocol=mvtec_official'), 'mvtec_official has max_fpr=0.3')])
   def test_refuses_what_it_would_ignore(self, flags, words, mvtec_ad, maps, tmp_path, capsys):

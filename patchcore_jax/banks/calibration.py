@@ -40,7 +40,7 @@ from patchcore_jax.banks.model import Calibration
 # among 213 good ones of a transistor this named five, and no good one.
 _FAR = 4.5
 _LEAST = 8  # fewer scores have no spread worth the name
-_ROUNDING = 1e-5  # of scores, relative: CPUs sum in other orders for other batch sizes, 1e-7 to 1e-6 were seen
+_ROUNDING = 1e-5  # relative: scores of other batch sizes differed by 1e-7 to 1e-6
 _TINY = 1e-30  # in place of 0, which has no logarithm
 _MUCH = 0.1
 

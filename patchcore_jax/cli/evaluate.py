@@ -21,7 +21,8 @@ from patchcore_jax.settings import (
 )
 
 # What --maps takes, beside the options of metrics.
-_OF_MAPS = ('data', 'out', 'layout', 'maps', 'data__categories', 'data__good', 'debug', 'compilation_cache')
+_OF_MAPS = ('data', 'out', 'layout', 'maps', 'data__categories', 'data__good', 'report__regions',
+            'seed', 'debug', 'compilation_cache')
 _LAYOUTS = (*LAYOUTS, 'tfds')
 _CONTINUES = 'Start the same command again to go on.'
 
@@ -68,7 +69,7 @@ def command(
   """
   with terminal.readable_errors(debug):
     if maps:
-      _measure_maps(maps, data, out, layout, values)
+      _measure_maps(maps, data, out, layout, seed, values)
       return
     settings = _settings(data, layout, seed, values)
     run(settings, out, compilation_cache, *(values[name] for name in terminal.DISTRIBUTED))
@@ -104,7 +105,8 @@ def run(settings: Settings, out: str, compilation_cache: str, *distributed: Any)
   return rows
 
 
-def _measure_maps(maps: str, data: str, out: str, layout: str, values: dict[str, Any]) -> None:
+def _measure_maps(
+    maps: str, data: str, out: str, layout: str, seed: int, values: dict[str, Any]) -> None:
   """Measures maps of a folder, and prints the table; options of a method are refused."""
   from click.core import ParameterSource
 
@@ -124,7 +126,7 @@ def _measure_maps(maps: str, data: str, out: str, layout: str, values: dict[str,
     spec = dataclasses.replace(spec, protocol='original')
   rows = of_maps.run(
       maps, located(options.record(DataSpec, 'data', values, source=layout, root=data)), spec, out,
-      say=terminal.say, notice=terminal.notice)
+      regions=values['report__regions'], seed=seed, say=terminal.say, notice=terminal.notice)
   results.print_table(rows)
 
 

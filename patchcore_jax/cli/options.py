@@ -29,6 +29,7 @@ _NAMES = {
     'calibration-false-alarm-rate': 'false-alarm-rate', 'calibration-folds': 'folds',
     'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
     'report-errors': 'keep-errors', 'report-maps': 'write-maps', 'metrics-protocol': 'protocol',
+    'report-regions': 'regions', 'metrics-resamples': 'resamples',
     'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
 
 

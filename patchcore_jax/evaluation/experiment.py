@@ -28,7 +28,7 @@ from patchcore_jax.evaluation import checks, page
 from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
-from patchcore_jax.evaluation.protocols import PROTOCOLS, Tested, at_original_size, rate
+from patchcore_jax.evaluation.protocols import PROTOCOLS, Rated, Scored, at_original_size, rate
 from patchcore_jax.evaluation.settings import Settings, names_in
 from patchcore_jax.report import per_image, results
 from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
@@ -36,8 +36,8 @@ from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
 Progress = Callable[[str, int, int], None]
 # Settings without influence on results: a run may go on with others.
 _NO_INFLUENCE = (
-    'fit.', 'search.', 'report.', 'calibration.', 'data.num_workers', 'data.max_megapixels', 'published.',
-    'sweep')
+    'fit.', 'search.', 'report.', 'calibration.', 'metrics.resamples', 'data.num_workers',
+    'data.max_megapixels', 'published.', 'sweep')
 
 
 @contextlib.contextmanager
@@ -180,54 +180,78 @@ class Experiment:
       self._listener.notice(f'skipped: {message}')
     leaks = images.leaks(tested.read)
     self._tell(images.name, leaks.lines())
-    examples = [images.test.examples[i] for i in tested.index]
-    scores_of_images, protocol = [], PROTOCOLS[settings.metrics.protocol]
+    scores_of_images, intervals = [], []
     for i, (ratio, size) in enumerate(sizes.items()):
-      scores = tested.scores(i)
-      validated = validation and validation.scores(i)
-      if not processes.is_first():
+      largest = ratio == max(sizes)
+      rated = self._rated(images, tested, validation, i, in_full=largest)
+      if rated is None:
         continue
-      found = Tested(
-          examples, scores.image, scores.map, tested.masks, None if validated is None else validated.map)
-      if scores.map is not None and (protocol.original_size or settings.report.maps):
-        good = [images.validation.examples[i] for i in validation.index] if validation else ()
-        original = at_original_size(found, images.preprocessing, good)
-        if settings.report.maps and ratio == max(sizes):
-          self._write_maps(original)
-        found = original if protocol.original_size else found
-      rated = rate(found, settings.metrics, settings.data.root)
-      if ratio == max(sizes):
-        self._tell(images.name, rated.notes)
       self.rows.append({
           'category': images.name, 'coreset_ratio': ratio, 'num_train': model.description.num_images,
-          'num_test': len(examples),
-          'num_skipped': model.description.num_skipped + len(images.test) - len(examples),
+          'num_test': len(tested.index),
+          'num_skipped': model.description.num_skipped + len(images.test) - len(tested.index),
           'bank_size': size, **rated.values, 'fit_seconds': round(model.description.fit_seconds, 2),
           'ms_per_image': round(_ms_per_image(tested.times, images.batch_size), 2),
           results.LEAKED: len(leaks.pairs)})
-      scores = scores._replace(image=rated.scores)
-      rated_examples = [e._replace(label=int(n)) for e, n in zip(examples, rated.labels, strict=True)]
-      overlaps = rated.per_image.get('aupimo', [None] * len(examples))
-      scores_of_images += [
-          per_image.Score(e.image_path, e.defect, e.label, ratio, float(score), overlap)
-          for e, score, overlap in zip(rated_examples, scores.image, overlaps, strict=True)]
-      if ratio != max(sizes):
-        continue
-      if settings.report.errors and tested.masks is not None:
-        self._write_errors(images, rated_examples, rated.labels, scores, tested.masks, ratio)
-      shown = page.category(
-          images.name, rated_examples, scores, tested.masks,
-          thresholds=page.thresholds(model.description, self.rows[-1]),
-          why=page.reasons(model, images, scores.evidence, images.preprocessing),
-          preprocessing=images.preprocessing, most=settings.report.gallery,
-          notes=[*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes,
-                 *rated.notes_of_metrics])
+      scores_of_images += per_image.scores(ratio, rated.examples, rated.scores.image, rated.per_image)
+      intervals += [(ratio, *item) for item in rated.intervals.items()]
+      if largest:
+        notes = [*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes, *rated.lines()]
+        self._show(images, model, rated, tested.masks, notes)
     if not processes.is_first():
       return
     per_image.write_scores(self._workdir / 'scores' / f'{images.name}.csv', scores_of_images)
-    page.keep(self._workdir, shown)
+    if intervals:
+      per_image.write_intervals(self._workdir / 'intervals' / f'{images.name}.csv', intervals)
     results.write_csv(self._workdir / 'results.csv', self.rows)
     page.write(self._workdir, settings, self.rows)
+
+  def _rated(self, images: Images, tested, validation, i: int, *, in_full: bool) -> Rated | None:
+    """Measures the scores of one ratio, which all processes join; None in all of them but the first.
+
+    Args:
+      images: of the category.
+      tested, validation: what was predicted.
+      i: position of the ratio.
+      in_full: whether to write maps and make the table of regions, where the settings ask for them.
+    """
+    settings, scores = self.settings, tested.scores(i)
+    validated = validation and validation.scores(i)
+    if not processes.is_first():
+      return None
+    found = Scored(
+        [images.test.examples[i] for i in tested.index], scores, scores.map, tested.masks,
+        None if validated is None else validated.map)
+    write_maps = in_full and settings.report.maps
+    if scores.map is not None and (write_maps or PROTOCOLS[settings.metrics.protocol].original_size):
+      good = [images.validation.examples[i] for i in validation.index] if validation else ()
+      original = at_original_size(found, images.preprocessing, good)
+      if write_maps:
+        names = map_files.map_names(found.examples, settings.data.root)
+        map_files.write_maps(self._workdir / 'maps', names, original.maps)
+      if PROTOCOLS[settings.metrics.protocol].original_size:
+        found = original
+    rated = rate(
+        found, settings.metrics, settings.data.root, seed=settings.seed,
+        regions=in_full and settings.report.regions)
+    if in_full:
+      self._tell(images.name, rated.notes)
+    return rated
+
+  def _show(self, images: Images, model: Model, rated: Rated, masks, notes: Sequence[str]) -> None:
+    """Writes what people look at, of the largest ratio, whose row is the last."""
+    settings, scores = self.settings, rated.scores
+    if settings.report.errors and masks is not None:
+      self._write_errors(images, rated.examples, rated.labels, scores, masks, self.rows[-1]['coreset_ratio'])
+    if rated.regions:
+      per_image.write_regions(
+          self._workdir / 'regions' / f'{images.name}.csv', rated.regions,
+          [e.image_path for e in rated.examples])
+    page.keep(self._workdir, page.category(
+        images.name, rated.examples, scores, masks,
+        thresholds=page.thresholds(model.description, self.rows[-1]),
+        why=page.reasons(model, images, scores.evidence, images.preprocessing),
+        preprocessing=images.preprocessing, most=settings.report.gallery, notes=notes))
 
   def _restored(self, backbones: Sequence[Backbone], images: Images) -> Model | None:
     """Restores the bank in the workdir, and has images read as it was made; None where there is none."""
@@ -262,11 +286,6 @@ class Experiment:
       store.save(path, model)
       shutil.rmtree(members, ignore_errors=True)
     return model
-
-  def _write_maps(self, tested: Tested) -> None:
-    """Writes anomaly maps at the size of the original images."""
-    names = map_files.map_names(tested.examples, self.settings.data.root)
-    map_files.write_maps(self._workdir / 'maps', names, tested.maps)
 
   def _write_errors(self, images, examples, labels, scores, masks, ratio):
     """Writes the wrongly classified images, which are read once more: they were not kept."""

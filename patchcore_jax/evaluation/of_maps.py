@@ -7,13 +7,14 @@ from pathlib import Path
 from patchcore_jax.data import map_files
 from patchcore_jax.evaluation import checks
 from patchcore_jax.evaluation.data import load_categories
-from patchcore_jax.evaluation.protocols import PROTOCOLS, Tested, rate
+from patchcore_jax.evaluation.protocols import PROTOCOLS, Scored, rate
 from patchcore_jax.report import per_image, results
 from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
 
 
 def run(
     maps: str | os.PathLike, data: DataSpec, spec: MetricsSpec, workdir: str | os.PathLike, *,
+    regions: bool = False, seed: int = 0,
     say: Callable[[str], None] = print, notice: Callable[[str], None] = print) -> list[results.Row]:
   """Measures the maps of every category: what `experiment.run` measures of a detector.
 
@@ -22,7 +23,9 @@ def run(
       of the original image. The score of an image is the maximum of its map.
     data: which images.
     spec: the protocol, one at the size of the original images.
-    workdir: for results.csv and scores/, which are written anew.
+    workdir: for results.csv, scores/, intervals/ and regions/, which are written anew.
+    regions: whether the table of regions is written.
+    seed: of resamples.
     say, notice: called with lines, those of `notice` with what the user must know.
 
   Returns:
@@ -41,14 +44,21 @@ def run(
   for category in load_categories(data):
     say(f'{category.name}: {len(category.test)} test images')
     notes = checks.of_folders(category, Preprocessing(resize=(), crop=()))
-    rated = rate(_tested(maps, category, data.root, protocol.validation), spec, data.root)
+    rated = rate(
+        _tested(maps, category, data.root, protocol.validation), spec, data.root, regions=regions, seed=seed)
     for line in (*notes, *rated.notes):
       notice(f'{category.name}: {line}.')
-    overlaps = rated.per_image.get('aupimo', [None] * len(category.test))
-    per_image.write_scores(workdir / 'scores' / f'{category.name}.csv', [
-        per_image.Score(e.image_path, e.defect, int(label), 1.0, float(score), overlap)
-        for e, label, score, overlap in zip(
-            category.test, rated.labels, rated.scores, overlaps, strict=True)])
+    for line in rated.lines():
+      say(f'{category.name}: {line}.')
+    per_image.write_scores(
+        workdir / 'scores' / f'{category.name}.csv',
+        per_image.scores(1.0, rated.examples, rated.scores.image, rated.per_image))
+    if rated.intervals:
+      per_image.write_intervals(
+          workdir / 'intervals' / f'{category.name}.csv', [(1.0, *item) for item in rated.intervals.items()])
+    if rated.regions:
+      per_image.write_regions(
+          workdir / 'regions' / f'{category.name}.csv', rated.regions, [e.image_path for e in category.test])
     rows.append(
         dict.fromkeys(results.columns()) | {'category': category.name, 'coreset_ratio': 1.0}
         | {'num_test': len(category.test)} | rated.values)
@@ -63,4 +73,4 @@ def _tested(maps, category, root, needs_validation):
   sizes = map_files.original_sizes(examples)
   found = map_files.MapFiles(maps, map_files.map_names(examples, root), sizes)
   masks = map_files.OriginalMasks(category.test, sizes[:test]) if category.has_masks else None
-  return Tested(category.test, None, found[:test], masks, found[test:] if validation else None, found.notes)
+  return Scored(category.test, None, found[:test], masks, found[test:] if validation else None, found.notes)

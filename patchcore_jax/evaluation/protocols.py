@@ -13,7 +13,11 @@ import numpy as np
 from patchcore_jax import metrics
 from patchcore_jax.data import decoding, map_files
 from patchcore_jax.data.folder import Example
-from patchcore_jax.metrics import saturation
+from patchcore_jax.detectors import Scores
+from patchcore_jax.evaluation import uncertainty
+from patchcore_jax.metrics import saturation, working_points
+from patchcore_jax.metrics.intervals import Interval
+from patchcore_jax.metrics.region_table import RegionTable
 from patchcore_jax.settings import MetricsSpec, Preprocessing
 
 
@@ -49,12 +53,12 @@ PROTOCOLS = {
 }
 
 
-class Tested(NamedTuple):
+class Scored(NamedTuple):
   """What is measured of a category: n test images.
 
   Attributes:
     examples: the images.
-    scores: [n] scores of the images; None for maps alone.
+    scores: those of the method, of which those of images count; None for maps alone.
     maps: n maps, at the size of the masks; None for a method that makes none.
     masks: n masks; None without any.
     validation: maps of good validation images; None without any.
@@ -62,7 +66,7 @@ class Tested(NamedTuple):
   """
 
   examples: Sequence[Example]
-  scores: np.ndarray | None
+  scores: Scores | None
   maps: Sequence | None
   masks: Sequence | None
   validation: Sequence | None = None
@@ -74,22 +78,48 @@ class Rated(NamedTuple):
 
   Attributes:
     values: {metric: value}.
-    labels, scores: [n], those that the metrics of images were computed of.
+    examples: the images, with the labels that counted.
+    scores: of the method, where there is one, with the scores of images that counted.
     per_image: {metric: [n] values, None where an image has none}.
     notes: lines that a user must know.
     notes_of_metrics: lines that a reader of single metrics must know.
+    intervals: {metric: its interval}; {} where none are asked for.
+    regions: the table of regions; None where none is asked for, or without masks.
   """
 
   values: dict[str, float | int | None]
-  labels: np.ndarray
-  scores: np.ndarray
+  examples: Sequence[Example]
+  scores: Scores
   per_image: dict[str, Sequence[float | None]]
   notes: tuple[str, ...]
-  notes_of_metrics: tuple[str, ...] = ()
+  notes_of_metrics: tuple[str, ...]
+  intervals: dict[str, Interval]
+  regions: RegionTable | None
+
+  @property
+  def labels(self) -> np.ndarray:
+    """The labels that counted, [n]."""
+    return np.array([example.label for example in self.examples])
+
+  def lines(self) -> list[str]:
+    """Says in lines what the intervals and the table of regions hold."""
+    told = list(self.notes_of_metrics)
+    if self.intervals:
+      texts = [f'{metrics.METRICS[name].title} {one.text()}' for name, one in self.intervals.items()]
+      told.append(f'95 % intervals: {", ".join(texts)}')
+    if self.regions:
+      classes = [
+          f'{c.half_found} of {c.regions} {_area(c.least, c.below)}'
+          for c in metrics.by_area(self.regions.regions) if c.regions]
+      good = f'{self.regions.false.in_good} marked in vain in {self.regions.false.good} good images'
+      told.append(
+          f'regions found by half or more at {self.regions.threshold:.4g}, the threshold of the best pixel '
+          f'F1: {", ".join(classes)}; {good}')
+    return told
 
 
 def at_original_size(
-    tested: Tested, preprocessing: Preprocessing, validation: Sequence[Example] = ()) -> Tested:
+    tested: Scored, preprocessing: Preprocessing, validation: Sequence[Example] = ()) -> Scored:
   """Lays the maps of a run over the original images, and reads masks as they are on disk.
 
   Args:
@@ -111,20 +141,23 @@ def at_original_size(
   return found
 
 
-def rate(tested: Tested, spec: MetricsSpec, root: str) -> Rated:
+def rate(
+    tested: Scored, spec: MetricsSpec, root: str, *, regions: bool = False, seed: int = 0) -> Rated:
   """Measures a category by the protocol of the settings.
 
   Args:
     tested: with maps of the size that the protocol asks for.
     spec: the settings of metrics.
     root: folder of the data set, above the category.
+    regions: whether the table of regions is made.
+    seed: of resamples.
 
   Raises:
     ValueError: what the metrics raise; maps or masks that are needed and absent; kinds of anomalies or
       a configuration of defects that are not those of MVTec LOCO.
   """
   protocol, examples = PROTOCOLS[spec.protocol], tested.examples
-  labels, scores = np.array([e.label for e in examples]), tested.scores
+  labels, scores = np.array([e.label for e in examples]), tested.scores and tested.scores.image
   if tested.maps is None and protocol.original_size:
     raise ValueError(f'metrics.protocol={spec.protocol} is of anomaly maps, and this method makes none.')
   if protocol.maximum or scores is None:
@@ -146,7 +179,18 @@ def rate(tested: Tested, spec: MetricsSpec, root: str) -> Rated:
         'kinds': [e.defect for e in examples], 'channels': Channels(examples),
         'config': saturation.read_config(config)}
   found = metrics.measure(labels, scores, tested.masks, tested.maps, **spec.of_regions, **further)
-  return Rated(found.values, labels, scores, found.per_image, tuple(notes), found.notes)
+  intervals, table = {}, None
+  if spec.resamples:
+    intervals = uncertainty.intervals(
+        labels, scores, found, maps=tested.maps, masks=tested.masks, kinds=further.get('kinds'),
+        resamples=spec.resamples, seed=seed, **spec.of_regions)
+  if regions and found.values['pixel_f1'] is not None:
+    best = working_points.f1_optimal_of(found.curve).threshold
+    table = metrics.tabulate_regions(
+        tested.maps, tested.masks, threshold=best, connectivity=spec.connectivity, curve=found.curve)
+  examples = [e._replace(label=int(label)) for e, label in zip(examples, labels, strict=True)]
+  of_all = tested.scores._replace(image=scores) if tested.scores else Scores(scores, None)
+  return Rated(found.values, examples, of_all, found.per_image, tuple(notes), found.notes, intervals, table)
 
 
 class Channels(Sequence):
@@ -161,3 +205,14 @@ class Channels(Sequence):
   def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
     example = self._examples[index]
     return tuple(decoding.mask_values(path, example.read) for path in example.mask_paths)
+
+
+def _area(least, below):
+  """Names a class of areas.
+
+  >>> _area(0, 10), _area(1000, None)
+  ('below 10 pixels', 'from 1000 pixels on')
+  """
+  if below is None:
+    return f'from {least} pixels on'
+  return f'of {least} to {below - 1} pixels' if least else f'below {below} pixels'

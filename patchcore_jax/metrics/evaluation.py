@@ -4,7 +4,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from patchcore_jax.metrics import checks, curve, per_image_overlap
+from patchcore_jax.metrics import checks, per_image_overlap
+from patchcore_jax.metrics import curve as curves
 from patchcore_jax.metrics.table import METRICS
 
 
@@ -15,11 +16,13 @@ class Measured(NamedTuple):
     values: {name: value}, in the order of the table; None where the metric is not defined.
     per_image: {name: [n] values, None where there is none} of metrics that have a value for each image.
     notes: what a reader must know, in lines without a full stop.
+    curve: that of all pixels; None without masks.
   """
 
   values: dict[str, float | int | None]
   per_image: dict[str, Sequence[float | None]]
   notes: tuple[str, ...]
+  curve: curves.Curve | None = None
 
 
 def evaluate(labels, scores, masks=None, maps=None, **inputs: Any) -> dict[str, float | int | None]:
@@ -69,7 +72,7 @@ def measure(
       raise ValueError(
           f'Expected a mask per image, got {len(masks)} masks and {labels.size} labels: '
           'drop the same images from both.')
-    pixels = curve.of_regions(maps, masks, connectivity=connectivity)
+    pixels = curves.of_regions(maps, masks, connectivity=connectivity)
     found |= {'maps': maps, 'masks': masks, 'pixels': pixels}
   further = {'validation': validation, 'kinds': kinds, 'channels': channels, 'config': config}
   found |= {name: value for name, value in further.items() if value is not None}
@@ -93,4 +96,4 @@ def measure(
           per_image[metric.name] = getattr(result, metric.per_image)
         if metric.in_report:
           notes |= {f'{metric.title}: {note}': None for note in getattr(result, 'notes', ())}
-  return Measured(values, per_image, tuple(notes))
+  return Measured(values, per_image, tuple(notes), found.get('pixels'))
