@@ -131,7 +131,8 @@ def print_table(
            if metric.in_terminal and any(row[metric.name] is not None for row in rows)]
   for ratio in sorted({row['coreset_ratio'] for row in rows}, reverse=True):
     block = [row for row in rows if row['coreset_ratio'] == ratio]
-    table = Table(title=f'Coreset {ratio:.4g} of all patches', title_justify='left')
+    banks = any(row['bank_size'] is not None for row in block)
+    table = Table(title=f'Coreset {ratio:.4g} of all patches' if banks else None, title_justify='left')
     table.add_column('category')
     for metric in shown:
       table.add_column(metric.title, justify='right')
