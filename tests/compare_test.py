@@ -64,6 +64,12 @@ class TestReading:
     assert len(found.scores['nut'][0]) == 27 and not found.notes
     assert list(there.scores['nut'])[0] == 'nut/test/good/000.png'
 
+  def test_measured_maps_are_a_run_without_settings(self, two):
+    (two[1] / 'config.json').unlink()
+    detector, maps = map(comparison.read, two)
+    assert maps.title == 'anomaly maps' and maps.scores.keys() == detector.scores.keys()
+    assert comparison.shared([detector, maps]).notes == ()
+
   def test_what_one_run_lacks_is_left_out_and_told(self, tmp_path):
     both = {'nut': scores_of('nut', 1), 'screw': scores_of('screw', 1)}
     a = run_of(tmp_path / 'a', both | {'bolt': scores_of('bolt', 1)})

@@ -11,7 +11,7 @@ import numpy as np
 from patchcore_jax import extras, metrics
 from patchcore_jax.metrics import intervals, paired, ranking
 from patchcore_jax.metrics.intervals import Interval
-from patchcore_jax.report import per_image, runs
+from patchcore_jax.report import per_image, results, runs
 from patchcore_jax.report.per_image import Score
 from patchcore_jax.report.tables import Table
 
@@ -85,33 +85,40 @@ def read(folder: str | os.PathLike, ratio: float | None = None) -> Run:
     ValueError: no run, scores that are missing, several ratios of which none is asked for, an image twice.
   """
   folder = Path(folder)
-  measured = []
-  if (folder / 'results.csv').is_file() and (folder / 'config.json').is_file():
-    measured = [m for m in runs.find(folder) if m.folder == folder]
-  if not measured:
+  if not (folder / 'results.csv').is_file():
     raise ValueError(
-        f'{folder} is no finished run: expected a folder with config.json, results.csv and scores, as '
-        'experiments.mvtec writes it.')
-  ratios = [m.coreset_ratio for m in measured]
-  chosen = measured if len(measured) == 1 else [
-      m for m in measured if ratio is not None and math.isclose(m.coreset_ratio, ratio)]
+        f'{folder} is no finished run: expected a folder with results.csv and scores, as experiments.mvtec '
+        'and patchcore evaluate write it.')
+  if (folder / 'config.json').is_file():
+    measured = {m.coreset_ratio: _title(m) for m in runs.find(folder) if m.folder == folder}
+  else:  # of anomaly maps, whoever made them
+    measured = {row['coreset_ratio']: 'anomaly maps' for row in results.read_csv(folder / 'results.csv')}
+  chosen = list(measured) if len(measured) == 1 else [
+      own for own in measured if ratio is not None and math.isclose(own, ratio)]
   if not chosen:
     raise ValueError(
-        f'{folder} has the coreset ratios {", ".join(f"{r:g}" for r in ratios)}: expected one of them as '
+        f'{folder} has the coreset ratios {", ".join(f"{r:g}" for r in measured)}: expected one of them as '
         f'--ratio, got {"none" if ratio is None else f"{ratio:g}"}.')
   (own,) = chosen
+  categories = [row['category'] for row in results.read_csv(folder / 'results.csv')
+                if row['coreset_ratio'] == own]
   scores = {}
-  for category in own.categories:
+  for category in categories:
     images = scores[category] = {}
     for score in per_image.read_scores(folder / 'scores' / f'{category}.csv'):
-      if math.isclose(score.coreset_ratio, own.coreset_ratio):
+      if math.isclose(score.coreset_ratio, own):
         image = image_of(score.path, category)
         if image in images:
           raise ValueError(
               f'{folder} has two scores of {image}: expected one of each image. Run the experiment again.')
         images[image] = score
+  return Run(folder, measured[own], scores)
+
+
+def _title(own: runs.Measured) -> str:
+  """Says what was run."""
   shots = f', {own.shots} training images' if own.shots else ''
-  return Run(folder, f'{own.method}, {own.backbone}{shots}', scores)
+  return f'{own.method}, {own.backbone}{shots}'
 
 
 def image_of(path: str, category: str) -> str:
