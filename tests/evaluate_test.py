@@ -133,15 +133,19 @@ class TestFunction:
 
   def test_nothing_is_written_without_out(self, pristine, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (row,) = evaluate(
-        pristine, detector=PaDiM(5), backbone='tests.small:backbone', categories=['nut'],
-        preprocessing=Preprocessing((64,), crop=(56,)))
-    assert row['category'] == 'nut' and row['aupro'] is not None
+    rows = [
+        evaluate(pristine, detector=PaDiM(5), backbone='tests.small:backbone', categories=['nut'],
+                 preprocessing=Preprocessing((64,), crop=(56,)), protocol=protocol)[0]
+        for protocol in ('paper', 'original')]
+    assert [row['category'] for row in rows] == ['nut', 'nut']
+    assert rows[0]['image_auroc'] == rows[1]['image_auroc'] and rows[0]['aupro'] != rows[1]['aupro']
     assert not list(tmp_path.iterdir())
 
   def test_errors(self, pristine, tmp_path):
     with pytest.raises(ValueError, match="data.source='cloud': expected one of"):
       evaluate(pristine, layout='cloud')
+    with pytest.raises(ValueError, match="metrics.protocol='official': expected one of paper, original"):
+      evaluate(pristine, protocol='official')
     with pytest.raises(ValueError, match=r'ratios=\(0.1,\): PaDiM has no coreset'):
       evaluate(pristine, detector=PaDiM(), ratios=(0.1,))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from patchcore_jax.detectors import Detector, PatchCore
 from patchcore_jax.evaluation.settings import Settings
-from patchcore_jax.settings import BackboneSpec, DataSpec, Preprocessing, ReportSpec
+from patchcore_jax.settings import BackboneSpec, DataSpec, MetricsSpec, Preprocessing, ReportSpec
 
 __all__ = ['Settings', 'evaluate']
 
@@ -22,7 +22,7 @@ __all__ = ['Settings', 'evaluate']
 def evaluate(
     root: str | os.PathLike, *, detector: Detector | None = None, backbone: Any = 'auto',
     layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
-    ratios: Sequence[float] = (),
+    ratios: Sequence[float] = (), protocol: str = 'paper',
     out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 0,
     seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
@@ -35,6 +35,7 @@ def evaluate(
     categories: names of categories; () for all.
     good: names of the folders of good parts; () for the usual ones, such as good, OK or normal.
     ratios: coreset ratios to score at, all from one fit; () for the detector's own.
+    protocol: how it is measured, one of `settings.METRICS_PROTOCOLS` (docs/evaluation.md).
     out: a folder for results.csv, config.json, scores/, banks/ and report.html, in which a run that was
       stopped goes on; None to write nothing.
     preprocessing: what is done to images; by default they are resized to 256 pixels and cropped to 224.
@@ -70,7 +71,7 @@ def evaluate(
   settings = Settings(
       located(DataSpec(layout, str(root), tuple(categories), tuple(good), batch_size=batch_size)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
-      BackboneSpec() if networks else BackboneSpec(backbone), seed=seed)
+      BackboneSpec() if networks else BackboneSpec(backbone), metrics=MetricsSpec(protocol), seed=seed)
   listener = experiment.Listener(
       progress=lambda title: contextlib.nullcontext(
           lambda stage, done, total: progress and progress(f'{title}: {stage}', done, total)),
