@@ -90,7 +90,7 @@ def auroc_interval(labels, scores, *, level: float = 0.95) -> Interval:
   to the model's at the estimate. The ratio is drawn towards 1 where too few pairs are in the wrong order to
   tell it; see `auroc_limits`.
 
-  `python -m experiments.benchmark --subject=intervals` shows how often it holds the truth: 94.6 to 96.8 % for
+  `python -m experiments.benchmark --subject=intervals` shows how often it holds the truth: 94.6 to 96.6 % for
   normal scores; 94 to 96 % for scores of eight other shapes with 150 images of each class, but less with 40
   good and 60 anomalous ones, down to 91 % for heavy tails. Other levels than 0.95 were not studied.
 
