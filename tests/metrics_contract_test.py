@@ -60,8 +60,17 @@ def made(seed=0, levels=8, n=12, size=10):
       'channels': np.where(masks, 7, 0)[:, None]}
 
 
+EVALUATED = {}
+
+
 def evaluate(arrays):
-  return metrics.evaluate(**of_kinds(arrays), max_fpr=MAX_FPR, connectivity=CONNECTIVITY, bounds=BOUNDS)
+  """Measures all metrics of the table, once for the same arrays, which each metric has tests of."""
+  key = tuple((name, None if array is None else (array.dtype.str, array.shape, array.tobytes()))
+              for name, array in arrays.items())
+  if key not in EVALUATED:
+    EVALUATED[key] = metrics.evaluate(
+        **of_kinds(arrays), max_fpr=MAX_FPR, connectivity=CONNECTIVITY, bounds=BOUNDS)
+  return dict(EVALUATED[key])
 
 
 def of_kinds(arrays):
@@ -222,7 +231,8 @@ class TestWhereItIsShown:
 
   def _row(self, **changes):
     fields = {'category': 'nut', 'coreset_ratio': 0.1} | dict.fromkeys(results.COUNTS, 1)
-    return fields | evaluate(made()) | dict.fromkeys(results.TIMINGS, 0.5) | changes
+    # Scores of few levels leave AUPIMO undefined, and the report a column out that is empty everywhere.
+    return fields | evaluate(made(levels=1000)) | dict.fromkeys(results.TIMINGS, 0.5) | changes
 
   def test_text(self, metric):
     assert metric.text(None) == '-'
