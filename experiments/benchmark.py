@@ -5,12 +5,13 @@
         --config.data.root=PATH --config.data.categories=screw
     python -m experiments.benchmark --subject=own_images --root=PATH --category=transistor
 
-Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images, one_pass, and intervals, which
-counts how often intervals hold the truth (experiments.coverage). The others print a table: medians,
-the range, how many times our median each takes, and the share of what the machine can do at all (the time
-in which it could do the products, and read and write what must be, by the time taken). With --config,
-features of real images (of the config's first category) are measured too. Everything runs on the device
-that JAX runs on: on a GPU torch's side does so too. Alternatives that are not installed are named and
+Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images, one_pass, metrics
+(experiments.metrics_speed), and intervals, which counts how often intervals hold the truth
+(experiments.coverage). The others print a table: medians, the range, how many times our median each
+takes, and the share of what the machine can do at all (the time in which it could do the products, and
+read and write what must be, by the time taken). With --config, features of real images (of the config's
+first category) are measured too. Everything runs on the device that JAX runs on: on a GPU torch's side
+does so too. Alternatives that are not installed are named and
 left out: pip install torch faiss-cpu. `experiments.gpu_check` is one command for a GPU.
 """
 
@@ -25,7 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import alternatives, cli, coverage, entries, one_pass, own_images, timing, wiring
+from experiments import (
+    alternatives,
+    cli,
+    coverage,
+    entries,
+    metrics_speed,
+    one_pass,
+    own_images,
+    timing,
+    wiring,
+)
 from experiments.timing import Entry, machine, median
 from patchcore_jax import backbones, disk_arrays
 from patchcore_jax.backbones import Backbone, checkpoints
@@ -43,7 +54,7 @@ cli.key_flags('config', 'root', 'networks')
 _SUBJECT = flags.DEFINE_enum(
     'subject', None,
     ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images', 'one_pass',
-     'intervals'],
+     'metrics', 'intervals'],
     'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
 _SIZES = flags.DEFINE_list('sizes', ['10000', '30000', '100000', '300000', '1000000'], 'Points of coresets.')
@@ -63,6 +74,13 @@ _NUM_IMAGES = flags.DEFINE_integer('num_images', 7000, 'Of `memory`.')
 _MEMORY_GB = flags.DEFINE_float('memory_gb', 6.0, 'Of `memory`: the most that the fit may take.')
 _CATEGORY = flags.DEFINE_string('category', 'gear', 'Of `own_images` and `one_pass`, of --root.')
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'Fits of `own_images` and `one_pass` with each.', lower_bound=1)
+_MAPS = flags.DEFINE_integer('maps', 160, 'Images of `metrics`.', lower_bound=4)
+_MAP_SIZE = flags.DEFINE_integer(
+    'map_size', 448, 'Pixels: height and width of maps of `metrics`.', lower_bound=28)
+_LARGE_MAP_SIZE = flags.DEFINE_integer(
+    'large_map_size', 2000, 'Of maps that `metrics` reads from files one by one; 0 for none.')
+_ANOMALIB = flags.DEFINE_string('anomalib', None, '`metrics`: interpreter of an environment with anomalib.')
+_OFFICIAL = flags.DEFINE_string('official', None, "`metrics`: folder of MVTec's script, mvtec_ad_evaluation.")
 _SETS = flags.DEFINE_integer('sets', 5000, 'Simulated test sets of `intervals`.', lower_bound=1)
 
 _FIRST_STEPS = 200  # of alternatives on a CPU; a GPU does more in the same time
@@ -70,7 +88,8 @@ _FIRST_STEPS = 200  # of alternatives on a CPU; a GPU does more in the same time
 
 def main(_) -> None:
   # They take memory.
-  limits = None if _SUBJECT.value in ('memory', 'own_images', 'one_pass', 'intervals') else timing.limits()
+  without = ('memory', 'own_images', 'one_pass', 'metrics', 'intervals')
+  limits = None if _SUBJECT.value in without else timing.limits()
   for line in globals()['measure_' + _SUBJECT.value](limits):
     print(line, flush=True)
   print(machine(limits))
@@ -335,6 +354,16 @@ def measure_one_pass(_) -> Iterator[str]:
   """Measures how far banks of one pass are from those selected from all patches."""
   yield from one_pass.measure(
       cli.ROOT.value, _CATEGORY.value, cli.NETWORKS.value, (10_000, 2_000), _SEEDS.value)
+
+
+# Metrics.
+
+
+def measure_metrics(_) -> Iterator[str]:
+  """Measures the time and memory of metrics of maps, beside anomalib and MVTec's script."""
+  yield from metrics_speed.measure(
+      _MAPS.value, _MAP_SIZE.value, _LARGE_MAP_SIZE.value, _REPEATS.value, anomalib=_ANOMALIB.value,
+      official=_OFFICIAL.value)
 
 
 # Intervals.
