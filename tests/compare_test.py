@@ -67,8 +67,14 @@ class TestReading:
   def test_measured_maps_are_a_run_without_settings(self, two):
     (two[1] / 'config.json').unlink()
     detector, maps = map(comparison.read, two)
-    assert maps.title == 'anomaly maps' and maps.scores.keys() == detector.scores.keys()
-    assert comparison.shared([detector, maps]).notes == ()
+    assert maps.title == 'anomaly maps, measured as unknown' and maps.scores.keys() == detector.scores.keys()
+    (two[1] / per_image.MAPS).write_text('{"metrics": {"protocol": "mvtec_official"}}')
+    detector, maps = map(comparison.read, two)
+    assert (detector.protocol, maps.protocol) == ('paper', 'mvtec_official')
+    (note,) = comparison.shared([detector, maps]).notes
+    assert 'measured otherwise (paper, mvtec_official)' in note
+    (two[1] / per_image.MAPS).write_text('{"metrics": {"protocol": "paper"}}')
+    assert comparison.shared([detector, comparison.read(two[1])]).notes == ()
 
   def test_what_one_run_lacks_is_left_out_and_told(self, tmp_path):
     both = {'nut': scores_of('nut', 1), 'screw': scores_of('screw', 1)}

@@ -214,7 +214,8 @@ class TestFolder:
     map_files.write_map(folder / 'bolt/test/good/000.tiff', _map())  # of another category
     (folder / 'nut/test/good/note.txt').touch()
     (note,) = map_files.MapFiles(*written).notes
-    assert note.startswith('2 maps belong to no image') and 'good/999.tiff' in note and 'elsewhere' in note
+    assert note.startswith('maps of no image, which are not read: 2 (')
+    assert 'good/999.tiff' in note and 'elsewhere' in note
 
   def test_sizes_are_checked_before_a_map_is_read(self, written):
     folder, names, sizes = written

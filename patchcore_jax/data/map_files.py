@@ -175,7 +175,7 @@ class MapFiles(Sequence):
       _check_header(path, name, size)
     unused = sorted(path for name in found.keys() - set(names) for path in found[name])
     shown = ', '.join(unused[:_SHOWN]) + (', ...' if len(unused) > _SHOWN else '')
-    self.notes = (f'{len(unused)} maps belong to no image and are not read: {shown}',) if unused else ()
+    self.notes = (f'maps of no image, which are not read: {len(unused)} ({shown})',) if unused else ()
 
   def __len__(self) -> int:
     return len(self.paths)

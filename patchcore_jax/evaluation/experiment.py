@@ -103,6 +103,10 @@ def run(
   for category in categories:
     if experiment.has(category.name):
       listener.say(f'{category.name}: finished before')
+      if missing := experiment.lacks(category.name):
+        listener.notice(
+            f'{category.name} was finished without {missing}, and is not measured again: take another folder '
+            'for that.')
     else:
       experiment.evaluate(networks, Images(settings, category))
   if processes.is_first():
@@ -139,6 +143,15 @@ class Experiment:
     """Tells whether the rows of a category are there."""
     finished = {row['coreset_ratio'] for row in self.rows if row['category'] == category}
     return finished >= set(self.settings.ratios)
+
+  def lacks(self, category: str) -> str:
+    """Names the folders that the settings ask for and a finished category is not in; '' if it is in all."""
+    wanted = {
+        'intervals': bool(self.settings.metrics.resamples), 'regions': self.settings.report.regions,
+        'maps': self.settings.report.maps}
+    return ', '.join(
+        name for name, is_wanted in wanted.items() if is_wanted
+        and not list((self._workdir / name).glob('*' if name == 'maps' else f'{category}.csv')))
 
   def still_to_do(self, categories: Sequence[Category]) -> list[tuple[str, int, int, bool]]:
     """Lists categories without rows: how many images they have, and whether there is a bank."""
@@ -196,7 +209,8 @@ class Experiment:
       scores_of_images += per_image.scores(ratio, rated.examples, rated.scores.image, rated.per_image)
       intervals += [(ratio, *item) for item in rated.intervals.items()]
       if largest:
-        notes = [*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes, *rated.lines()]
+        notes = [*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes,
+                 *rated.notes_of_metrics, *rated.summary()]
         self._show(images, model, rated, tested.masks, notes)
     if not processes.is_first():
       return
@@ -229,6 +243,11 @@ class Experiment:
       if write_maps:
         names = map_files.map_names(found.examples, settings.data.root)
         map_files.write_maps(self._workdir / 'maps', names, original.maps)
+        if good:  # in full, as other tools expect them
+          sizes = map_files.original_sizes(good)
+          map_files.write_maps(
+              self._workdir / 'maps', map_files.map_names(good, settings.data.root),
+              map_files.OriginalMaps(found.validation, sizes, images.preprocessing))
       if PROTOCOLS[settings.metrics.protocol].original_size:
         found = original
     rated = rate(
@@ -236,6 +255,8 @@ class Experiment:
         regions=in_full and settings.report.regions)
     if in_full:
       self._tell(images.name, rated.notes)
+      for line in rated.summary():
+        self._listener.say(f'{images.name}: {line}.')
     return rated
 
   def _show(self, images: Images, model: Model, rated: Rated, masks, notes: Sequence[str]) -> None:

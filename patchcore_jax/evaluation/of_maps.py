@@ -1,9 +1,12 @@
 """Measures anomaly maps that lie in a folder, whoever made them, against labelled data."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from patchcore_jax import atomic_files
+from patchcore_jax.banks.model import to_json
 from patchcore_jax.data import map_files
 from patchcore_jax.evaluation import checks
 from patchcore_jax.evaluation.data import load_categories
@@ -23,7 +26,8 @@ def run(
       of the original image. The score of an image is the maximum of its map.
     data: which images.
     spec: the protocol, one at the size of the original images.
-    workdir: for results.csv, scores/, intervals/ and regions/, which are written anew.
+    workdir: for results.csv, maps.json (what was measured, by which protocol), scores/, intervals/ and
+      regions/, which are written anew.
     regions: whether the table of regions is written.
     seed: of resamples.
     say, notice: called with lines, those of `notice` with what the user must know.
@@ -41,14 +45,19 @@ def run(
         f'metrics.protocol={spec.protocol} is of maps at the size of the network, and those of a folder have '
         f'the size of the images: expected one of {", ".join(sizes)}.')
   rows, workdir = [], Path(workdir)
+  with atomic_files.written(workdir / per_image.MAPS) as aside:
+    measured = to_json({'maps': str(maps), 'data': data, 'metrics': spec})
+    aside.write_text(json.dumps(measured, indent=2) + '\n')
   for category in load_categories(data):
     say(f'{category.name}: {len(category.test)} test images')
     notes = checks.of_folders(category, Preprocessing(resize=(), crop=()))
     rated = rate(
         _tested(maps, category, data.root, protocol.validation), spec, data.root, regions=regions, seed=seed)
+    if not category.has_masks:
+      notes.append('there are no masks, and metrics of pixels are not defined')
     for line in (*notes, *rated.notes):
       notice(f'{category.name}: {line}.')
-    for line in rated.lines():
+    for line in rated.summary():
       say(f'{category.name}: {line}.')
     per_image.write_scores(
         workdir / 'scores' / f'{category.name}.csv',

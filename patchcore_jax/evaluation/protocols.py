@@ -101,9 +101,9 @@ class Rated(NamedTuple):
     """The labels that counted, [n]."""
     return np.array([example.label for example in self.examples])
 
-  def lines(self) -> list[str]:
+  def summary(self) -> list[str]:
     """Says in lines what the intervals and the table of regions hold."""
-    told = list(self.notes_of_metrics)
+    told = []
     if self.intervals:
       texts = [f'{metrics.METRICS[name].title} {one.text()}' for name, one in self.intervals.items()]
       told.append(f'95 % intervals: {", ".join(texts)}')
@@ -166,7 +166,7 @@ def rate(
   if protocol.labels_of_masks and tested.masks is not None:
     marked = np.array([np.asarray(tested.masks[i]).any() for i in range(len(examples))]).astype(int)
     if empty := np.count_nonzero(marked < labels):
-      notes.append(f'{empty} images of anomalous folders count as good: their masks mark nothing')
+      notes.append(f'images of anomalous folders that count as good, as their masks mark nothing: {empty}')
     labels = marked
   if protocol.validation:
     if tested.validation is None:

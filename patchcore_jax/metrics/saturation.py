@@ -112,7 +112,8 @@ def read_config(path: str | Path) -> dict[int, Defect]:
   try:
     entries = json.loads(Path(path).read_text(encoding='utf-8'))
   except (OSError, ValueError) as error:
-    raise ValueError(f'{path}: expected a JSON file of defects, got {error}.') from error
+    what = getattr(error, 'strerror', None) or error
+    raise ValueError(f'{path}: expected a JSON file of defects, got: {what}.') from error
   if not isinstance(entries, list) or not entries:
     raise ValueError(f'{path}: expected a list of defects, got {str(entries)[:80]}.')
   config = {}

@@ -1,5 +1,6 @@
 """Compares finished runs image by image: differences with intervals and tests, and ranks of several runs."""
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +30,13 @@ class Run(NamedTuple):
     folder: where it lies.
     title: what was run, for people.
     scores: {category: {image: its score}}; an image is its path from the category on.
+    protocol: how it was measured.
   """
 
   folder: Path
   title: str
   scores: Mapping[str, Mapping[str, Score]]
+  protocol: str = 'paper'
 
 
 class Shared(NamedTuple):
@@ -112,7 +115,16 @@ def read(folder: str | os.PathLike, ratio: float | None = None) -> Run:
           raise ValueError(
               f'{folder} has two scores of {image}: expected one of each image. Run the experiment again.')
         images[image] = score
-  return Run(folder, measured[own], scores)
+  protocol = _protocol(folder)
+  return Run(folder, f'{measured[own]}, measured as {protocol}', scores, protocol)
+
+
+def _protocol(folder):
+  """Reads how a run was measured; older ones know of one way only."""
+  for name in ('config.json', per_image.MAPS):
+    if (folder / name).is_file():
+      return json.loads((folder / name).read_text()).get('metrics', {}).get('protocol', 'paper')
+  return 'unknown'
 
 
 def _title(own: runs.Measured) -> str:
@@ -144,6 +156,10 @@ def shared(compared: Sequence[Run]) -> Shared:
   if len(compared) < 2:
     raise ValueError(f'Expected two runs or more, got {len(compared)}: name their folders one after another.')
   scores, notes = {}, []
+  if len({run.protocol for run in compared}) > 1:
+    notes.append(
+        f'The runs were measured otherwise ({", ".join(run.protocol for run in compared)}): differences are '
+        'of that too.')
   for category in dict.fromkeys(c for run in compared for c in run.scores):
     without = [run for run in compared if category not in run.scores]
     if without:

@@ -13,6 +13,7 @@ from patchcore_jax.data.folder import Example
 from patchcore_jax.metrics.intervals import Interval
 from patchcore_jax.metrics.region_table import Region, RegionTable
 
+MAPS = 'maps.json'  # in a folder with scores of anomaly maps, what was measured
 COLUMNS = ('path', 'defect', 'label', 'coreset_ratio', 'image_score', 'aupimo')
 _FIRST = COLUMNS[:5]  # what older versions wrote
 
