@@ -13,7 +13,8 @@ import numpy as np
 
 from patchcore_jax.metrics import checks
 
-# Good scores that are sorted together: 32 MB, and enough that looking ranks up in them is a small part.
+# Good scores that are sorted together: 32 MB, and enough that looking ranks up in them is a small part. Where
+# anomalous scores are more it is as many as those, up to _MOST.
 _TOGETHER = 2**23
 # Anomalous scores that are sorted in memory, in which they take up to 50 bytes each; more go by way of the
 # disk.
@@ -168,7 +169,9 @@ def of_images(
       found.add(*gains(i, values, mask))
   keep = _on_disk if found.on_disk else np.asarray
   parts = [_Counts(*map(keep, entries), keep) for entries in found.sorted()]
-  for values in _together(values[~mask] for _, values, mask in checks.images(maps, masks, checked=True)):
+  together = min(max(_TOGETHER, found.size), _MOST)
+  scores = (values[~mask] for _, values, mask in checks.images(maps, masks, checked=True))
+  for values in _together(scores, together):
     values.sort()
     for part in parts:
       part.count(values)
@@ -248,8 +251,12 @@ class _Counts:
 
   def count(self, good):
     """Counts those of a sorted array."""
-    self.above += good.size - np.searchsorted(good, self._ascending, 'right')[::-1]
-    self.alarms += good.size - np.searchsorted(good, self._ascending, 'left')[::-1]
+    below = np.searchsorted(good, self._ascending, 'left')
+    self.alarms += good.size - below[::-1]
+    # A second search is for those that a good score equals; beyond the end the last is taken, a lower one.
+    tied = good.take(below, mode='clip') == self._ascending
+    below[tied] = np.searchsorted(good, self._ascending[tied], 'right')
+    self.above += good.size - below[::-1]
 
 
 def _cumulated(parts: Iterable[_Counts], total, keep) -> Iterator[Part]:
@@ -276,13 +283,13 @@ def _on_disk(array):
     return mapped
 
 
-def _together(arrays: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _together(arrays: Iterable[np.ndarray], most: int) -> Iterator[np.ndarray]:
   """Joins arrays, up to the number of values that are sorted together."""
   kept, size = [], 0
   for array in arrays:
     kept.append(array)
     size += array.size
-    if size >= _TOGETHER:
+    if size >= most:
       yield np.concatenate(kept)
       kept, size = [], 0
   if size:
