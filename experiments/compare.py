@@ -5,8 +5,9 @@
 
 Prints a table for each two runs and each metric, in Markdown: image AUROC, and AUPIMO where the runs have it
 of their images. For three runs and more there are mean ranks over categories and the critical difference too.
-With --out everything is written to OUT/comparison.md, the tables as CSV, and figures of critical differences
-as PNG and SVG. Runs may have read their images from other folders: an image is its path from the category on.
+With --out everything is written to OUT/comparison.md, the tables as CSV, and figures as PNG and SVG: the
+AUPIMO of all images, and critical differences. Runs may have read their images from other folders: an image
+is its path from the category on.
 """
 
 import argparse
@@ -81,8 +82,11 @@ def run(
   print(text)
   if out is not None:
     _write(Path(out), {'comparison.md': text} | written)
+    titles = [f'{name} {run.folder.name}' for name, run in zip(names, compared)]
+    if comparison.AUPIMO in measured:
+      _save(Path(out) / 'aupimo_of_images', comparison.per_image_figure(found.scores, titles))
     if len(compared) > 2:
-      _draw(Path(out), measured, found, [f'{name} {run.folder.name}' for name, run in zip(names, compared)])
+      _draw(Path(out), measured, found, titles)
     terminal.say(f'written to {out}')
 
 
@@ -108,10 +112,15 @@ def _draw(folder, measured, found, names):
     values = comparison.values_of(metric, found.scores)
     if len(values) < 2:
       continue
-    figure = comparison.critical_difference_figure(metric, values, names)
-    for suffix in ('png', 'svg'):
-      with atomic_files.written(folder / f'critical_difference_{_file_name(metric)}.{suffix}') as aside:
-        figure.savefig(aside, format=suffix, dpi=150)
+    _save(folder / f'critical_difference_{_file_name(metric)}',
+          comparison.critical_difference_figure(metric, values, names))
+
+
+def _save(path, figure):
+  """Writes a figure as PNG and as SVG."""
+  for suffix in ('png', 'svg'):
+    with atomic_files.written(path.with_name(f'{path.name}.{suffix}')) as aside:
+      figure.savefig(aside, format=suffix, dpi=150)
 
 
 if __name__ == '__main__':

@@ -159,7 +159,7 @@ class TestTwoRuns:
   def test_a_difference_is_marked_by_interval_and_p_together(self):
     def row(low, high, p):
       interval = metrics.Interval(0.1, low, high, 'percentile')
-      return comparison.Difference('nut', (1, 1), interval, interval, interval, p, None, None, None)
+      return comparison.Difference('nut', (1, 1), interval, interval, interval, p, None, None, None, None)
     assert comparison.differs(row(0.05, 0.2, 0.01), 0.01) == 1
     assert comparison.differs(row(-0.01, 0.2, 0.01), 0.01) == 0
     assert comparison.differs(row(0.05, 0.2, 0.01), 0.05) == 0
@@ -265,9 +265,22 @@ class TestSeveralRuns:
     compare.run(three, out=tmp_path / 'out', resamples=MANY)
     assert {path.name for path in (tmp_path / 'out').glob('*aupimo*')} == {
         'aupimo_A_B.csv', 'aupimo_A_C.csv', 'aupimo_B_C.csv', 'critical_difference_aupimo.png',
-        'critical_difference_aupimo.svg'}
+        'critical_difference_aupimo.svg', 'aupimo_of_images.png', 'aupimo_of_images.svg'}
     assert 'ranks by AUPIMO over n = 4 categories (1 is best): A 1.00, C 2.00, B 3.00.' in (
         capsys.readouterr().out)
+
+  def test_figure_has_every_image_and_its_box(self):
+    pytest.importorskip('matplotlib')
+    scores = [per_image.Score(f'nut/test/cut/{i}.png', 'cut', 1, 0.1, 1.0, i / 8) for i in range(9)]
+    good = per_image.Score('nut/test/good/0.png', 'good', 0, 0.1, 0.0)
+    other = [s._replace(aupimo=1 - s.aupimo / 2) for s in scores]
+    figure = comparison.per_image_figure({'nut': ([*scores, good], [*other, good])}, ['A', 'B'])
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ['nut, B', 'nut, A']
+    drawn = [line.get_xdata().tolist() for line in axis.lines if line.get_marker() == '.']
+    assert drawn == [[s.aupimo for s in other], [s.aupimo for s in scores]]
+    with pytest.raises(ValueError, match='No image has an AUPIMO in all runs'):
+      comparison.per_image_figure({'nut': ([good], [good])}, ['A', 'B'])
 
   def test_one_category_has_no_ranks(self, capsys, tmp_path):
     folders = [run_of(tmp_path / name, {'nut': scores_of('nut', quality)})

@@ -229,6 +229,7 @@ class TestEvaluate:
         'image_f1': best.f1, 'image_threshold': best.threshold, 'false_positives': best.false_positives,
         'false_negatives': best.false_negatives,
         'error_at_full_recall': metrics.error_at_full_recall(labels, scores),
+        'full_recall_threshold': scores[labels].min(),
         'pixel_auroc': metrics.auroc(masks, maps),
         'aupro': metrics.aupro(maps, masks, max_fpr=0.1, connectivity=4),
         'aupro_05': metrics.aupro(maps, masks, max_fpr=0.05, connectivity=4),

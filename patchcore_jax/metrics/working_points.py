@@ -54,7 +54,19 @@ def error_at_full_recall(labels, scores) -> float:
   0.25
   """
   positive, scores = checks.of_both_classes(labels, scores)
-  return float((scores[~positive] >= scores[positive].min()).sum() / positive.size)
+  return float((scores[~positive] >= full_recall_threshold(positive, scores)).sum() / positive.size)
+
+
+def full_recall_threshold(labels, scores) -> float:
+  """Finds the highest threshold that finds every anomalous image, under the rule "score >= threshold".
+
+  Arguments and errors are those of `auroc`.
+
+  >>> full_recall_threshold([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+  0.35
+  """
+  positive, scores = checks.of_both_classes(labels, scores)
+  return float(scores[positive].min())
 
 
 def roc_curve(labels, scores) -> tuple[np.ndarray, np.ndarray]:

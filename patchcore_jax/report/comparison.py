@@ -11,6 +11,7 @@ import numpy as np
 
 from patchcore_jax import extras, metrics
 from patchcore_jax.metrics import intervals, paired, ranking
+from patchcore_jax.metrics.checks import NotDefined
 from patchcore_jax.metrics.intervals import Interval
 from patchcore_jax.report import per_image, results, runs
 from patchcore_jax.report.per_image import Score
@@ -63,6 +64,7 @@ class Difference(NamedTuple):
     effect_size: the rank-biserial correlation of the images' values; None for the AUROC, whose difference is
       one.
     remaining: images whose values differ; None for the AUROC.
+    student_p: p value of Student's paired test; None for the AUROC, and where differences do not vary.
     drawn: [resamples] differences.
   """
 
@@ -74,6 +76,7 @@ class Difference(NamedTuple):
   p_value: float
   effect_size: float | None
   remaining: int | None
+  student_p: float | None
   drawn: np.ndarray
 
 
@@ -234,7 +237,7 @@ def _aurocs(category, first, second, resamples, seed):
   return Difference(
       category, (int((~labels).sum()), int(labels.sum())), *values,
       intervals.of_resamples(values[0].estimate - values[1].estimate, drawn, notes=intervals.few(labels)),
-      test.p_value, None, None, drawn)
+      test.p_value, None, None, None, drawn)
 
 
 def _aupimos(category, first, second, resamples, seed):
@@ -254,8 +257,12 @@ def _aupimos(category, first, second, resamples, seed):
         'AUPIMO is not defined in both runs.'))
   (picks,) = intervals.resampled((a.size,), resamples, np.random.default_rng(seed))
   test = paired.wilcoxon(a, b)
+  try:
+    student = paired.paired_t(a, b)
+  except NotDefined:
+    student = None
   return Difference(
-      category, (0, a.size), *values, difference, test.p_value, test.effect_size, test.remaining,
+      category, (0, a.size), *values, difference, test.p_value, test.effect_size, test.remaining, student,
       (a - b)[picks].mean(axis=1))
 
 
@@ -284,12 +291,15 @@ def difference_table(metric: str, found: Sequence[Difference], names: tuple[str,
     names: of the runs, short.
   """
   adjusted = paired.holm([own.p_value for own in found])
-  own_columns = ('images that differ', 'effect size') if metric == AUPIMO else ()
+  own_columns = ('images that differ', 'effect size', 'p, Student') if metric == AUPIMO else ()
   head = ('category', 'images', *names, f'{names[0]} - {names[1]}', *own_columns, 'p', 'p, Holm', 'better')
   rows = []
   for own, p in zip(found, adjusted, strict=True):
     sign = differs(own, p)
-    cells = (f'{own.remaining}', f'{own.effect_size:+.2f}') if metric == AUPIMO else ()
+    cells = ()
+    if metric == AUPIMO:
+      student = '' if own.student_p is None else _p(own.student_p)
+      cells = f'{own.remaining}', f'{own.effect_size:+.2f}', student
     rows.append((
         own.category, f'{own.images[0]} + {own.images[1]}' if metric == IMAGE_AUROC else f'{own.images[1]}',
         own.first.text(), own.second.text(), _signed(own.difference), *cells, _p(own.p_value), _p(p),
@@ -320,7 +330,7 @@ def caption(metric: str, found: Sequence[Difference], resamples: int, seed: int)
     kinds = 'all are BCa intervals, or by the rule of three where all images have one value'
     test = (f"Wilcoxon's signed-rank test, two-sided; differences of at most {paired.TOLERANCE:g} are none; "
             'from 10 images that differ on by the normal distribution, below by all signs; effect size: '
-            'rank-biserial correlation')
+            "rank-biserial correlation; p, Student: his paired test, which takes differences for normal ones")
   lines = [
       f'Unit: {unit}. Intervals are at 95 %: {kinds}; the same {resamples:,} resamples for both, seed '
       f'{seed}. A limit that is a dash: all resamples agree, the data cannot tell.',
@@ -430,6 +440,44 @@ def critical_difference_figure(
   for row, (first, last) in enumerate(groups):
     ends = ranks.average[order][[first, last]] + [-0.02, 0.02]
     axis.plot(ends, [-0.4 - 0.4 * row] * 2, color='tab:red', linewidth=3, solid_capstyle='butt')
+  return figure
+
+
+def per_image_figure(scores: Mapping[str, Sequence[Sequence[Score]]], names: Sequence[str]) -> 'Figure':
+  """Draws the AUPIMO of every image: for each category a box and the images of each run.
+
+  A box reaches from the first to the third quartile, with the median in it; whiskers reach the 5th and the
+  95th percentile.
+
+  Args:
+    scores: {category: for each run the scores of the same images}.
+    names: of the runs.
+
+  Raises:
+    ValueError: matplotlib is not installed; no image has an AUPIMO in all runs.
+  """
+  found = {}
+  for category, own in scores.items():
+    images = [[s.aupimo for s in of_image] for of_image in zip(*own, strict=True) if of_image[0].label]
+    if images := [image for image in images if None not in image]:
+      found[category] = np.array(images).T
+  if not found:
+    raise ValueError('No image has an AUPIMO in all runs: expected runs of data with masks.')
+  with extras.needed_for('Drawing a figure'):
+    from matplotlib.figure import Figure
+  figure = Figure(figsize=(7, 1 + 0.35 * len(found) * len(names)), layout='constrained')
+  axis = figure.subplots()
+  rows = [(category, k) for category in found for k in range(len(names))][::-1]
+  for place, (category, k) in enumerate(rows):
+    values, colour = found[category][k], f'C{k % 10}'
+    axis.boxplot(
+        values, positions=[place], orientation='horizontal', widths=0.6, whis=(5, 95), showfliers=False,
+        boxprops={'color': colour}, medianprops={'color': colour}, manage_ticks=False)
+    # Spread over the row in the order of the images, so that many at 0 and at 1 can be seen.
+    heights = place + np.linspace(-0.25, 0.25, values.size)
+    axis.plot(values, heights, '.', color=colour, markersize=3, alpha=0.5)
+  axis.set_yticks(range(len(rows)), [f'{category}, {names[k]}' for category, k in rows], fontsize=8)
+  axis.set(xlim=(-0.02, 1.02), xlabel='AUPIMO of an image')
   return figure
 
 
