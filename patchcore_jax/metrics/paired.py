@@ -167,7 +167,7 @@ def paired_t(a, b, *, alternative: Alternative = 'two-sided') -> float:
   _check(alternative)
   if not differences.any():
     return 1.0
-  if differences.size < 2 or np.ptp(differences) == 0:
+  if differences.size < 2 or np.ptp(differences) <= 1e-12 * np.abs(differences).max():
     raise checks.NotDefined(
         f'Expected differences that vary, got {differences.size} of {differences[0]:g}: use sign_test.')
   return float(stats.ttest_1samp(differences, 0, alternative=alternative).pvalue)
