@@ -222,7 +222,10 @@ class TestInspect:
         taken.append(1)
         yield pixels
 
-    assert _same(next(of_files.inspect(endless(), batch_size=2)), from_array) and len(taken) < 100
+    # Alone or in a batch, some CPUs sum in another order.
+    first = next(of_files.inspect(endless(), batch_size=2))
+    assert first.score == pytest.approx(from_array.score, rel=1e-5) and len(taken) < 100
+    np.testing.assert_allclose(first.map, from_array.map, rtol=1e-4, atol=1e-6)
 
   def test_a_file_that_cannot_be_read_is_named(self, folder, of_files, tmp_path):
     (tmp_path / 'bad.png').write_text('no image')
@@ -405,4 +408,4 @@ def test_each_page_of_a_file_is_an_image(of_files, folder, tmp_path):
   for images in (tmp_path / 'stack.tif', tmp_path, [tmp_path / 'stack.tif']):
     found = list(of_files.inspect(images))
     assert [f.path for f in found] == [f'{tmp_path}/stack.tif#{i}' for i in (1, 2, 3)]
-  assert of_files.inspect(f'{tmp_path}/stack.tif#2').score == found[1].score
+  assert of_files.inspect(f'{tmp_path}/stack.tif#2').score == pytest.approx(found[1].score, rel=1e-5)

@@ -65,7 +65,7 @@ class TestWays:
   def test_a_tail_goes_beyond_the_largest_score(self):
     scores = np.exp(np.random.default_rng(1).normal(0, 0.3, (1, 21)))
     (limit,), (fitted,) = (thresholds.WAYS[way](scores, 0.01) for way in ('one partition', 'normal tail'))
-    assert limit == pytest.approx(scores.max(), rel=1e-6) and fitted > limit
+    assert limit == pytest.approx(scores.max(), rel=1e-4) and fitted > limit > scores.max()
 
   def test_normal_tail_by_hand(self):
     scores = np.exp([-1.0, 0.0, 1.0])  # one above the median, at a distance of 1: Cauchy's quantile
