@@ -76,6 +76,7 @@ def test_binaries_can_be_imported_together_and_change_nothing():
   names = sorted(path.stem for path in (ROOT / 'experiments').glob('*.py'))
   script = f"""
 import importlib, os
+import threadpoolctl  # scikit-learn's, which sets a variable of its own
 before = dict(os.environ)
 for name in {names}:
   importlib.import_module('experiments.' + name)  # two binaries with a flag of one name end this
