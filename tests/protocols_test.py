@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -222,16 +223,22 @@ def test_a_finished_run_says_what_it_lacks(mvtec_ad, tmp_path):
   assert not (tmp_path / 'intervals').exists()
 
 
-def test_what_is_missing_is_refused(mvtec_ad, tmp_path):
+def test_what_is_missing_is_refused(mvtec_ad, tmp_path, monkeypatch):
   examples = [Example('data/nut/test/good/0.png', (), 0, 'nut', 'good')]
   tested = Scored(examples, Scores(np.ones(1), None), None, None)
   with pytest.raises(ValueError, match='mvtec_official is of anomaly maps, and this method makes none'):
     rate(tested, MetricsSpec('mvtec_official'), 'data')
-  tested = tested._replace(maps=np.ones((1, 4, 4)), masks=np.zeros((1, 4, 4), bool))
-  with pytest.raises(ValueError, match='needs good images in validation/good'):
-    rate(tested, MetricsSpec('mvtec_ad_2'), 'data')
-  with pytest.raises(ValueError, match='nut/defects_config.json: expected a JSON file'):
-    rate(tested, MetricsSpec('mvtec_loco'), str(mvtec_ad))
+  # Before anything is fitted.
+  for protocol, words in (
+      ('mvtec_ad_2', 'needs good images in validation/good: nut has none'),
+      ('mvtec_loco', 'nut/defects_config.json: expected a JSON file')):
+    with pytest.raises(ValueError, match=words):
+      evaluate(mvtec_ad, 'folder', protocol, tmp_path / protocol)
+    assert not (tmp_path / protocol / 'banks').exists()
+  monkeypatch.setitem(sys.modules, 'tifffile', None)
+  with pytest.raises(ValueError, match='needs the package tifffile'):
+    evaluate(mvtec_ad, 'folder', 'original', tmp_path / 'maps', maps=True)
+  assert not (tmp_path / 'maps/banks').exists()
 
 
 class TestCommand:

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from patchcore_jax import atomic_files, metrics, processes
+from patchcore_jax import atomic_files, extras, metrics, processes
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model, flat, to_json
 from patchcore_jax.data import map_files, preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import Run, Scores, streaming
-from patchcore_jax.evaluation import checks, page
+from patchcore_jax.evaluation import checks, page, protocols
 from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
@@ -163,9 +163,14 @@ class Experiment:
 
     Raises:
       ImageError: a mask that cannot be used, unless such files are to be skipped.
+      ValueError: data that the protocol cannot measure, or maps to write without the package that does.
     """
+    if self.settings.report.maps:
+      with extras.needed_for('Writing anomaly maps as TIFF'):
+        import tifffile  # noqa: F401, which is missed before anything long
     for category in categories:
       if not self.has(category.name):
+        protocols.check(self.settings.metrics, category, self.settings.data.root)
         self.notes[category.name] = checks.notes(category, self.settings)
         self._tell(category.name, self.notes[category.name])
 

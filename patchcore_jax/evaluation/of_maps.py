@@ -10,7 +10,7 @@ from patchcore_jax.banks.model import to_json
 from patchcore_jax.data import map_files
 from patchcore_jax.evaluation import checks
 from patchcore_jax.evaluation.data import load_categories
-from patchcore_jax.evaluation.protocols import PROTOCOLS, Scored, rate
+from patchcore_jax.evaluation.protocols import PROTOCOLS, Scored, check, rate
 from patchcore_jax.report import per_image, results
 from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
 
@@ -50,6 +50,7 @@ def run(
     aside.write_text(json.dumps(measured, indent=2) + '\n')
   for category in load_categories(data):
     say(f'{category.name}: {len(category.test)} test images')
+    check(spec, category, data.root)
     notes = checks.of_folders(category, Preprocessing(resize=(), crop=()))
     rated = rate(
         _tested(maps, category, data.root, protocol.validation), spec, data.root, regions=regions, seed=seed)

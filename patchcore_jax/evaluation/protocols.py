@@ -12,7 +12,7 @@ import numpy as np
 
 from patchcore_jax import metrics
 from patchcore_jax.data import decoding, map_files
-from patchcore_jax.data.folder import Example
+from patchcore_jax.data.folder import Category, Example
 from patchcore_jax.detectors import Scores
 from patchcore_jax.evaluation import uncertainty
 from patchcore_jax.metrics import saturation, working_points
@@ -141,6 +141,22 @@ def at_original_size(
   return found
 
 
+def check(spec: MetricsSpec, category: Category, root: str) -> None:
+  """Raises ValueError for data that the protocol of the settings cannot measure, before anything long.
+
+  Args:
+    spec: the settings of metrics.
+    category: what is to be measured.
+    root: folder of the data set.
+  """
+  protocol = PROTOCOLS[spec.protocol]
+  if protocol.validation and not category.validation:
+    raise ValueError(
+        f'metrics.protocol={spec.protocol} needs good images in validation/good: {category.name} has none.')
+  if protocol.kinds and category.has_masks:
+    saturation.read_config(_config(root, category.name))
+
+
 def rate(
     tested: Scored, spec: MetricsSpec, root: str, *, regions: bool = False, seed: int = 0) -> Rated:
   """Measures a category by the protocol of the settings.
@@ -153,8 +169,8 @@ def rate(
     seed: of resamples.
 
   Raises:
-    ValueError: what the metrics raise; maps or masks that are needed and absent; kinds of anomalies or
-      a configuration of defects that are not those of MVTec LOCO.
+    ValueError: what the metrics raise and `check` does; a method without maps; kinds of anomalies that are
+      not those of MVTec LOCO.
   """
   protocol, examples = PROTOCOLS[spec.protocol], tested.examples
   labels, scores = np.array([e.label for e in examples]), tested.scores and tested.scores.image
@@ -169,15 +185,11 @@ def rate(
       notes.append(f'images of anomalous folders that count as good, as their masks mark nothing: {empty}')
     labels = marked
   if protocol.validation:
-    if tested.validation is None:
-      raise ValueError(
-          f'metrics.protocol={spec.protocol} needs good images in validation/good: there are none.')
     further['validation'] = tested.validation
   if protocol.kinds and tested.masks is not None:
-    config = Path(root) / examples[0].category / 'defects_config.json'
     further = {
         'kinds': [e.defect for e in examples], 'channels': Channels(examples),
-        'config': saturation.read_config(config)}
+        'config': saturation.read_config(_config(root, examples[0].category))}
   found = metrics.measure(labels, scores, tested.masks, tested.maps, **spec.of_regions, **further)
   intervals, table = {}, None
   if spec.resamples:
@@ -191,6 +203,11 @@ def rate(
   examples = [e._replace(label=int(label)) for e, label in zip(examples, labels, strict=True)]
   of_all = tested.scores._replace(image=scores) if tested.scores else Scores(scores, None)
   return Rated(found.values, examples, of_all, found.per_image, tuple(notes), found.notes, intervals, table)
+
+
+def _config(root, category):
+  """Names the file that says how defects of MVTec LOCO saturate."""
+  return Path(root) / category / 'defects_config.json'
 
 
 class Channels(Sequence):
