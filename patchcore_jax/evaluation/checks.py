@@ -29,11 +29,7 @@ def notes(category: Category, settings: Settings) -> list[str]:
     ValueError: images of several bands, of which none are chosen.
   """
   skip = None if settings.data.on_error == 'raise' else lambda error: None  # the work says it
-  lines = of_folders(category, settings.preprocessing, skip)
-  if category.validation and not PROTOCOLS[settings.metrics.protocol].validation:
-    lines.append(
-        f'{len(category.validation)} good validation images are not read: the protocol '
-        f'{settings.metrics.protocol} sets no threshold by them')
+  lines = of_folders(category, settings.preprocessing, settings.metrics.protocol, skip)
   headers = _headers([*category.train, *category.test])
   looked_at = Survey(
       {}, dict(collections.Counter(h.kind for h in headers.values())), [], [], [],
@@ -49,13 +45,14 @@ def notes(category: Category, settings: Settings) -> list[str]:
 
 
 def of_folders(
-    category: Category, preprocessing: Preprocessing,
+    category: Category, preprocessing: Preprocessing, protocol: str,
     skip: Callable[[ImageError], None] | None = None) -> list[str]:
   """Lists what the user must know of a category's folders and masks, in lines without a full stop.
 
   Args:
     category: its images.
     preprocessing: what masks go through.
+    protocol: name of the protocol, which reads validation images or leaves them out.
     skip: called with the errors of masks that cannot be used; None raises them.
   """
   lines = [line.rstrip('.') for line in category.notes]
@@ -63,6 +60,10 @@ def of_folders(
     lines.append('all test images count as good, and image AUROC is not defined')
   if category.has_masks and (line := mask_checks.line(category, preprocessing, skip)):
     lines.append(line)
+  if category.validation and not PROTOCOLS[protocol].validation:
+    lines.append(
+        f'good validation images, which are not read, as the protocol {protocol} sets no threshold by them: '
+        f'{len(category.validation)}')
   return lines
 
 

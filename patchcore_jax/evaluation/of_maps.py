@@ -51,7 +51,7 @@ def run(
   for category in load_categories(data):
     say(f'{category.name}: {len(category.test)} test images')
     check(spec, category, data.root)
-    notes = checks.of_folders(category, Preprocessing(resize=(), crop=()))
+    notes = checks.of_folders(category, Preprocessing(resize=(), crop=()), spec.protocol)
     rated = rate(
         _tested(maps, category, data.root, protocol.validation), spec, data.root, regions=regions, seed=seed)
     if not category.has_masks:
