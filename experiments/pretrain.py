@@ -10,11 +10,11 @@ again. On several devices each takes its share of every batch.
 
 import csv
 import json
+import math
 import os
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -24,6 +24,7 @@ from patchcore_jax import atomic_files
 from patchcore_jax.banks.model import BankError, to_json
 from patchcore_jax.builtin import pool, procedural, training, views
 from patchcore_jax.cli import terminal
+from patchcore_jax.learned import loop
 
 cli.key_flags('config', 'workdir')
 
@@ -66,14 +67,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
     ValueError: bad config, or a workdir that holds a run with another config.
   """
   workdir, spec = Path(workdir), recipe(config)
-  step_fn = training.make_step(spec, config.seed)
-  settings = _settings(config)
+  task = training.task(spec)
+  checkpoints = loop.Checkpoints(workdir / 'checkpoints', _settings(config))
   try:
-    state = training.restore(workdir / 'checkpoints', training.init(spec, config.seed), settings)
+    step, state = checkpoints.restore(loop.init(task, config.seed))
   except BankError as e:
     raise ValueError(f'{workdir} cannot be continued: use another --workdir, or the settings of the run '
                      f'that lies there. ({e})') from e
-  step, end = int(state['step']), spec.steps if until is None else min(until, spec.steps)
+  end = spec.steps if until is None else min(until, spec.steps)
   log = _Log(workdir, step, config)
   terminal.console.print(
       f'{spec.architecture}, {spec.objective}, steps {step} to {end} of {spec.steps}; results in {workdir}')
@@ -84,33 +85,29 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, until: int | None = N
   try:
     if step < end:
       with terminal.progress_bar('pool') as progress:
-        batch = images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
+        images.batch(step, spec.batch_size, lambda done, total: progress('draw', done, total))
     began = time.monotonic()  # the first rate has the compilation in it
-    while step < end:
-      state, report = step_fn(state, batch)
-      step += 1
-      if step < end:
-        batch = images.batch(step, spec.batch_size)  # while the devices compute
-      pending.append(report)
+    for done in loop.run(
+        task, images, state, batch_size=spec.batch_size, seed=config.seed, first=step, last=end,
+        every=math.gcd(config.report_every, config.save_every)):
+      step, state = done.step, done.state
+      losses += [report['loss'] for report in done.reports]
+      pending += done.reports
       if step % config.report_every == 0 or step == end:
-        values = [{k: float(v) for k, v in jax.device_get(r).items()} for r in pending]
-        losses += [v['loss'] for v in values]
         now = time.monotonic()
-        log.write(step, spec.steps, values, len(pending) * spec.batch_size / (now - began))
+        log.write(step, spec.steps, pending, len(pending) * spec.batch_size / (now - began))
         began, pending = now, []
-        if not np.isfinite(losses[-1]):
-          raise ValueError(f'The loss is not finite at step {step}: lower config.learning_rate.')
       if step % config.save_every == 0 and step < end:
-        _keep(workdir, spec, state, settings, config)
-    _keep(workdir, spec, state, settings, config)
+        _keep(workdir, spec, checkpoints, step, state, config)
+    _keep(workdir, spec, checkpoints, step, state, config)
   finally:
     images.close()
   return losses
 
 
-def _keep(workdir, spec, state, settings, config):
+def _keep(workdir, spec, checkpoints, step, state, config):
   """Writes a checkpoint, and the backbone as it is now."""
-  training.save(workdir / 'checkpoints', state, settings)
+  checkpoints.save(step, state)
   unseen = np.stack([
       procedural.draw(config.seed + 1, i, config.pool.image_size) for i in range(_TO_SCALE)])
   training.export(workdir / 'backbone.safetensors', spec, state, unseen)

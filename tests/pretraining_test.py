@@ -23,6 +23,7 @@ from experiments import pretrain
 from patchcore_jax import backbones
 from patchcore_jax.backbones import cpu_convolutions, port, resnet
 from patchcore_jax.builtin import network, objectives, pool, procedural, training, views
+from patchcore_jax.learned import loop
 from tests import conftest, precision, small
 
 # Light and camera change nothing: what a view shows is what lies there.
@@ -150,12 +151,11 @@ class TestVicreg:
 @functools.cache
 def _trained():
   """State and losses of three steps, so that statistics of batch norm are not those of the start."""
-  step, state, losses = training.make_step(_recipe(), 0), training.init(_recipe(), 0), []
-  images = np.stack([procedural.draw(0, i, 64) for i in range(4)])
-  for _ in range(3):
-    state, report = step(state, images)
-    losses.append(float(report['loss']))
-  return jax.device_get(state), losses
+  task, images = training.task(_recipe()), np.stack([procedural.draw(0, i, 64) for i in range(4)])
+  state, losses = loop.init(task, 0), []
+  for done in loop.run(task, loop.Shuffled(images, 0), state, batch_size=4, seed=0, last=3):
+    losses += [report['loss'] for report in done.reports]
+  return jax.device_get(done.state), losses
 
 
 class TestNetwork:
@@ -292,10 +292,11 @@ class TestStep:
         small.on_devices(2, 'pretraining_test', 'losses_of_three_steps()'), _trained()[1], rtol=1e-4)
 
   def test_the_loss_falls_on_one_batch(self):
-    step, state, losses = training.make_step(_recipe(), 0), training.init(_recipe(), 0), []
+    task, losses = training.task(_recipe()), []
+    step, state = jax.jit(task.step), loop.init(task, 0)
     images = np.stack([procedural.draw(0, i, 64) for i in range(4)])
     for _ in range(60):
-      state, report = step(dict(state, step=jnp.int32(0)), images)  # the same views again
+      state, report = step(state, images, jax.random.key(0))  # the same views again
       losses.append(float(report['loss']))
     assert losses[-1] < 0.5 * losses[0]
 
@@ -336,7 +337,7 @@ class TestRun:
       rows = list(csv.DictReader(f))
     assert [row['step'] for row in rows] == ['3', '6', '9', '12']
     assert float(rows[1]['loss']) == pytest.approx(np.mean(whole[3:6]), abs=1e-5)
-    assert training.saved_steps(tmp_path / 'whole' / 'checkpoints') == [10, 12]
+    assert loop.Checkpoints(tmp_path / 'whole' / 'checkpoints', {}).steps() == [10, 12]
 
     with pytest.raises(ValueError, match='another --workdir.*learning_rate'):
       pretrain.run(_config(learning_rate=1e-4), tmp_path / 'whole')
@@ -348,7 +349,7 @@ class TestRun:
         '--config.batch_size=4', '--config.pool.size=64', '--config.save_every=10',
         '--config.pool.num_workers=1', f'--workdir={tmp_path / "run"}']
     process = subprocess.Popen(command, cwd=conftest.ROOT, stdout=subprocess.DEVNULL)
-    while len(training.saved_steps(tmp_path / 'run' / 'checkpoints')) < 2:
+    while len(loop.Checkpoints(tmp_path / 'run' / 'checkpoints', {}).steps()) < 2:
       assert process.poll() is None
       time.sleep(0.1)
     process.send_signal(signal.SIGKILL)

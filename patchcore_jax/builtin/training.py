@@ -1,33 +1,21 @@
-"""One step of training, what it changes, and how that is kept between runs.
-
-A step is a pure function of (state, images, seed); the images of a step are one of (seed, step), see
-`pool.Pool`. So a run is repeated by its seed, and goes on from a checkpoint as if it had not stopped.
-Convolutions and products have the precision that is the default on a device, which is faster: they decide
-about weights, not about anybody's scores.
-"""
+"""Training the backbone: what it starts from, what one step does, and what is kept in the end."""
 
 import dataclasses
 import functools
 import os
-import re
-import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchcore_jax import atomic_files, extras
 from patchcore_jax.backbones import checkpoints, resnet
-from patchcore_jax.banks import model, store
 from patchcore_jax.builtin import network, objectives
 from patchcore_jax.builtin import views as views_lib
-
-_AXIS = 'device'
+from patchcore_jax.learned import loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +88,8 @@ class _Model:
         jnp.asarray(x, jnp.float32) for x in (checkpoints.IMAGENET_MEAN, checkpoints.IMAGENET_STD))
 
 
-def init(recipe: Recipe, seed: int) -> dict[str, Any]:
-  """Initialises the state before the first step: parameters, statistics, the optimiser's state, the step."""
-  return jax.jit(functools.partial(_init, recipe))(jax.random.key(seed))
-
-
 def _init(recipe, key):
+  """Makes the state before the first step: parameters, statistics, the optimiser's state."""
   model, keys = _Model(recipe), jax.random.split(key, 1 + len(recipe.layers))
   maps, variables = model.trunk.init_with_output(keys[0], jnp.zeros((1, 64, 64, 3)), train=False)
   variables = {'trunk': variables}
@@ -113,37 +97,17 @@ def _init(recipe, key):
     variables[layer] = model.head.init(key, maps[layer], train=False)
   params, stats = (
       {k: v[kind] for k, v in variables.items()} for kind in ('params', 'batch_stats'))
-  return {'params': params, 'stats': stats, 'optimizer': recipe.optimizer.init(params),
-          'step': jnp.zeros((), jnp.int32)}
+  return {'params': params, 'stats': stats, 'optimizer': recipe.optimizer.init(params)}
 
 
 @functools.cache
-def make_step(
-    recipe: Recipe, seed: int
-) -> Callable[[dict[str, Any], np.ndarray], tuple[dict[str, Any], dict[str, jax.Array]]]:
-  """Compiles a step: (state, images [batch_size, h, w, 3] uint8) -> (state, what to report).
-
-  Images are split over the local devices, everything else is on each; batch norm and the objective are
-  those of the whole batch, whatever the number of devices. Reported are 'loss' and 'loss_<layer>'.
-
-  Raises:
-    ValueError: the batch cannot be split.
-  """
-  devices = jax.local_devices()
-  if recipe.batch_size % len(devices):
-    raise ValueError(
-        f'batch_size={recipe.batch_size}: expected a multiple of the {len(devices)} devices.')
-  mesh = Mesh(np.array(devices), (_AXIS,))
-  everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_AXIS))
-  compiled = jax.jit(
-      functools.partial(_step, recipe, seed), in_shardings=(everywhere, split),
-      out_shardings=everywhere, donate_argnums=0)
-  return lambda state, images: compiled(
-      jax.device_put(state, everywhere), jax.device_put(images, split))
+def task(recipe: Recipe) -> loop.Task:
+  """Makes what the training loop takes; its steps report 'loss' and 'loss_<layer>'."""
+  return loop.Task(functools.partial(_init, recipe), functools.partial(_step, recipe))
 
 
-def _step(recipe, seed, state, images):
-  key = jax.random.fold_in(jax.random.key(seed), state['step'])
+def _step(recipe, state, images, key):
+  """Computes the gradients of one batch, and follows them."""
   taken = views_lib.draw(key, images, recipe.views)
   (loss, (stats, report)), gradients = jax.value_and_grad(
       functools.partial(_loss, recipe), has_aux=True)(
@@ -152,7 +116,7 @@ def _step(recipe, seed, state, images):
 
   updates, optimizer = recipe.optimizer.update(gradients, state['optimizer'], state['params'])
   return {'params': optax.apply_updates(state['params'], updates), 'stats': stats,
-          'optimizer': optimizer, 'step': state['step'] + 1}, {'loss': loss, **report}
+          'optimizer': optimizer}, {'loss': loss, **report}
 
 
 def _loss(recipe, params, stats, taken):
@@ -203,45 +167,3 @@ def export(path: str | os.PathLike, recipe: Recipe, state: Mapping[str, Any], im
 def _evaluated(trunk):
   """Compiles a network as it is used after training."""
   return jax.jit(functools.partial(trunk.apply, train=False))
-
-
-def save(
-    folder: str | os.PathLike, state: Mapping[str, Any], description: Mapping[str, Any], keep: int = 2
-) -> None:
-  """Writes the state to `folder`/<step>, whole or not at all, and removes all but the last `keep`."""
-  folder = Path(folder)
-  path = folder / str(int(state['step']))
-  if path.exists():
-    return
-  store.save_arrays(path, _named(jax.device_get(state)), description)
-  for step in saved_steps(folder)[:-keep]:
-    shutil.rmtree(folder / str(step))
-
-
-def saved_steps(folder: str | os.PathLike) -> list[int]:
-  """Lists the steps of which the state was saved, in their order."""
-  folder = Path(folder)
-  names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-  return sorted(int(name) for name in names if re.fullmatch(r'\d+', name))
-
-
-def restore(
-    folder: str | os.PathLike, like: Mapping[str, Any], description: Mapping[str, Any]
-) -> dict[str, Any]:
-  """Restores the last state that `save` wrote; returns `like` (as from `init`) where there is none.
-
-  Raises:
-    BankError: the state was saved with other settings than `description` says, or is damaged.
-  """
-  steps = saved_steps(folder)
-  if not steps:
-    return dict(like)
-  path = Path(folder) / str(steps[-1])
-  arrays, _ = store.restore_arrays(path, lambda values: model.check(values, description, path))
-  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
-
-
-def _named(state):
-  """Names the arrays of a state by their path in it."""
-  leaves = jax.tree_util.tree_leaves_with_path(state)
-  return {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}
