@@ -116,15 +116,17 @@ def run(
     raise ValueError(
         'The processes differ in their settings or in the images they see: expected the same command and '
         'data on all machines.')
+  tells_time = detector.has_coreset or not detector.needs_network
+  what = 'bank' if detector.needs_network else detector.title
   scratch = Path(out).absolute().parent
   scratch.mkdir(parents=True, exist_ok=True)
   try:
     with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(
           detector, data, networks, Run(
-              progress=progress if detector.has_coreset else _with_estimate(progress, calibrate.folds),
-              notify=lambda plan: terminal.say(f'bank: {plan}'), seed=seed, memory_gb=fit_spec.memory_gb,
-              scratch=scratch, keep_images=fit_spec.keep_images,
+              progress=progress if tells_time else _with_estimate(progress, calibrate.folds),
+              notify=lambda plan: terminal.say(f'{what}: {plan}'), seed=seed,
+              memory_gb=fit_spec.memory_gb, scratch=scratch, keep_images=fit_spec.keep_images,
               several_processes=jax.process_count() > 1),
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:

@@ -66,11 +66,24 @@ def detector_of(values: Mapping[str, Any]) -> Detector:
     detector = PatchCore(values['patchcore__ratio'], **specs)
   else:
     detector = options.record(kind, name, values)
+  if not detector.needs_network:
+    _refuse_backbone(name)
+    return detector
   if '+' not in values['backbone__name']:
     return detector
   if kind is PatchCore and not detector.ratio:  # the banks of an ensemble are of one ratio
     detector = dataclasses.replace(detector, ratio=PatchCore.ratio)
   return Ensemble(detector)
+
+
+def _refuse_backbone(name):
+  """Refuses options of a network that were given for a method that takes none."""
+  context = click.get_current_context()
+  for parameter in context.command.params:
+    given = context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT
+    if (parameter.name or '').startswith('backbone__') and given:
+      raise click.UsageError(
+          f'{parameter.opts[0]} has no effect: {name} takes no pretrained network.', context)
 
 
 def _refuse_others(sections):
@@ -96,6 +109,8 @@ def networks_of(values: Mapping[str, Any], seed: int) -> tuple:
   from patchcore_jax import backbones
 
   spec = options.record(BackboneSpec, 'backbone', values)
+  if not detectors.find(values['detector']).needs_network:
+    return ()
   names = [name.strip() for name in spec.name.split('+')]
   if names == [backbones.AUTO] and not spec.weights:  # `terminal.say_which` says what a log would
     names = [backbones.checkpoints.best_installed()]

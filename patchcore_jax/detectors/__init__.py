@@ -22,8 +22,9 @@ from patchcore_jax.detectors.settings import (
     of_model,
     of_settings,
 )
+from patchcore_jax.detectors.trained_settings import AESSIM
 
 __all__ = [
-    'DETECTORS', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble', 'HostScoreFn',
+    'AESSIM', 'DETECTORS', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble', 'HostScoreFn',
     'MahalanobisAD', 'PaDiM', 'PatchCore', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model',
     'of_settings']

@@ -151,6 +151,7 @@ class Detector:
     has_coreset: whether a model keeps patches in the order of their selection, so that its first rows are the
       model of a smaller coreset ratio. Such a method has a setting `ratio`, and its module `score_fn_at`,
       `bank_size` and `statistics_at`.
+    needs_network: whether it takes pretrained networks; without, it is given none.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
       a `HostScoreFn`, and is neither exported nor a member of ensembles.
@@ -160,6 +161,7 @@ class Detector:
   title: ClassVar[str]
   module: ClassVar[str] = ''
   has_coreset: ClassVar[bool] = False
+  needs_network: ClassVar[bool] = True
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''
 
@@ -168,7 +170,7 @@ class Detector:
 
     Args:
       data: good images of one size.
-      backbones: as many networks as the method needs.
+      backbones: as many networks as the method needs; () where it needs none.
       run: what the fit may use.
 
     Raises:

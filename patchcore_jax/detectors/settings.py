@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
+from patchcore_jax.detectors.trained_settings import AESSIM
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
 # What is enough, by the built-in data: docs/own_images.md.
@@ -220,6 +221,8 @@ class Ensemble(Detector):
   ratios: tuple[float, ...] = ()
 
   def __post_init__(self):
+    if not self.member.needs_network:
+      raise ValueError(f'{self.member.title} has no ensembles: it takes no networks.')
     if self.member.host_step:
       raise ValueError(f'{self.member.title} has no ensembles: {self.member.host_step}.')
     if self.ratios and not self.has_coreset:
@@ -266,6 +269,7 @@ DETECTORS: dict[str, Any] = {
     'padim': PaDiM,
     'mahalanobis_ad': MahalanobisAD,
     'ocsvm': OCSVM,
+    'ae_ssim': AESSIM,
     'ensemble': Ensemble,
 }
 

@@ -298,7 +298,7 @@ class Experiment:
     return model
 
   def _fitted(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
-    """Fits, and keeps the bank. Models without a coreset are not kept: they can be large."""
+    """Fits, and keeps the bank, or the network that was trained. Other models can be large, and are not."""
     detector, path = self.settings.method, self._workdir / 'banks' / images.name
     path.parent.mkdir(parents=True, exist_ok=True)
     members = path.with_name(f'{path.name}.members')
@@ -308,7 +308,8 @@ class Experiment:
         seed=self.settings.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
         checkpoints=members, several_processes=jax.process_count() > 1))
     model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
-    if detector.has_coreset and processes.is_first():
+    costly = detector.has_coreset or not detector.needs_network
+    if costly and processes.is_first():
       store.save(path, model)
       shutil.rmtree(members, ignore_errors=True)
     return model

@@ -11,6 +11,8 @@ from patchcore_jax.detectors.settings import embedding_for
 from patchcore_jax.evaluation.settings import Settings, network_names
 from patchcore_jax.settings import BackboneSpec
 
+NO_NETWORK = 'none'  # what settings say of a method that takes none
+
 
 def resolved(settings: Settings, networks: Sequence[Backbone] = ()) -> Settings:
   """Replaces what 'auto' leaves open by what it stands for on this machine now.
@@ -21,6 +23,11 @@ def resolved(settings: Settings, networks: Sequence[Backbone] = ()) -> Settings:
     settings: may say 'auto' of the backbone, its precision, and the kind of embedding.
     networks: those to use, where they are at hand; () for those that the settings name.
   """
+  detector = settings.detector
+  if not detector.needs_network:
+    if networks:
+      raise ValueError(f'{detector.title} takes no networks, and {len(networks)} were given: expected none.')
+    return dataclasses.replace(settings, backbone=BackboneSpec(NO_NETWORK))
   if networks:
     backbone = BackboneSpec(
         '+'.join(network.name for network in networks), layers=tuple(networks[0].layers),
@@ -28,7 +35,6 @@ def resolved(settings: Settings, networks: Sequence[Backbone] = ()) -> Settings:
     own = any(network.source is None for network in networks)
   else:
     backbone, own = _named(settings.backbone), False
-  detector = settings.detector
   if isinstance(detector, PatchCore) and detector.embedding.kind == backbones.AUTO:
     kinds = {'mean' if own else embedding_for(name) for name in network_names(backbone)}
     embedding = dataclasses.replace(detector.embedding, kind='mean' if 'mean' in kinds else 'adaptive')
@@ -51,13 +57,15 @@ def create(backbone: BackboneSpec, seed: int = 0) -> tuple[Backbone, ...]:
   """Creates the network, or several, whose names are joined by '+'.
 
   Args:
-    backbone: the networks.
+    backbone: the networks, or `NO_NETWORK` for none.
     seed: seed of random weights.
 
   Raises:
     ValueError: several with a file of weights, which can be of one only, besides what
       `backbones.create` raises.
   """
+  if backbone.name == NO_NETWORK:
+    return ()
   names = network_names(backbone)
   if len(names) > 1 and backbone.weights not in ('', backbones.RANDOM):
     raise ValueError(f'backbone.weights={backbone.weights!r} is one file, for {len(names)} backbones.')

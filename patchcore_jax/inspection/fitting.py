@@ -35,7 +35,8 @@ def fit(
       uint8.
     detector: the method, such as `PatchCore(ratio=0.05)`, or the name of one with its usual settings, such as
       'padim'; None for `PatchCore(ratio=0)`, whose bank is as large as is enough.
-    backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble.
+    backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble;
+      left out for a method that takes none.
     false_alarm_rate: the share of good images that may be called anomalous; None for no thresholds.
     preprocessing: what is done to images; by default all of every file is seen, at about its aspect, the
       short side 224 pixels (`data.preprocess.whole_image`), and arrays are taken as they are. What a crop
@@ -65,12 +66,10 @@ def fit(
   of_files = not isinstance(images, np.ndarray)
   given = inputs.find_paths(images) if of_files else images
   settings.check_number(len(given), rate.folds)
-  if isinstance(backbone, str):
-    backbone = backbones.create(backbone)
-  inputs.warn_of_left_out(source, images)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
-  networks = (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
+  networks = networks_for(detector or PatchCore(ratio=0), backbone)
+  inputs.warn_of_left_out(source, images)
   sizes = image_sizes.of_files(given) if of_files else inputs.sizes_of(images)
   acceptance.settle(image_sizes.odd(sizes), accept, sizes)
   if preprocessing is None and of_files:
@@ -124,6 +123,22 @@ def fit_data(
         allowances=_allowances(inspector, data, run.seed)))
   return inspector.with_model(
       model.recorded(f'fitted on {model.description.num_images} images{source}'))
+
+
+def networks_for(
+    detector: Detector, backbone: str | Backbone | Sequence[Backbone] = 'auto') -> tuple[Backbone, ...]:
+  """Makes the networks of a fit; none for a method that needs none.
+
+  Raises:
+    ValueError: a network for such a method, besides what `backbones.create` raises.
+  """
+  if not detector.needs_network:
+    if backbone not in ('auto', ()):
+      raise ValueError(f'{detector.title} takes no network: expected no backbone, got {backbone!r:.80}.')
+    return ()
+  if isinstance(backbone, str):
+    backbone = backbones.create(backbone)
+  return (backbone,) if isinstance(backbone, Backbone) else tuple(backbone)
 
 
 def input_multiple(networks: Sequence[Backbone]) -> int:

@@ -1,4 +1,4 @@
-"""Layers of the networks that are trained: convolutions that are quick on CPUs too, and what is built of them.
+"""Layers of the networks that are trained: convolutions that are quick on CPUs too, and what they make up.
 
 Everything is [b, h, w, c]. Convolutions of 3x3 and 4x4, strided and transposed, are all written as one of 3x3
 with stride 1, over squares of 2x2 pixels where there is a stride: on a CPU that one is computed by Winograd's
@@ -6,6 +6,7 @@ algorithm, and is up to 20 times as fast as XLA's own, above all in gradients an
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,12 +22,23 @@ Init = Callable[..., jax.Array]
 # PyTorch's default for the weights of convolutions and dense layers, and Keras's.
 TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 GLOROT = nn.initializers.xavier_uniform()
+_FEWEST_CELLS = 64  # of a map for Winograd's algorithm
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
 
 def convolve_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves with stride 1 and a padding of 1: x [b, h, w, c], kernel [3, 3, c, features]."""
-  return lax.platform_dependent(x, kernel, cpu=cpu_convolutions.convolve_3x3, default=_library)
+  return lax.platform_dependent(x, kernel, cpu=_on_cpu, default=_library)
+
+
+def _on_cpu(x, kernel):
+  """Convolves by Winograd's algorithm; small maps, for which its tiles are too large, by one product."""
+  h, w = x.shape[1:3]
+  if h * w >= _FEWEST_CELLS:
+    return cpu_convolutions.convolve_3x3(x, kernel)
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  near = jnp.concatenate([x[:, i:i + h, j:j + w] for i in range(3) for j in range(3)], axis=-1)
+  return near @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _library(x, kernel, stride=1, padding=(1, 1)):
@@ -69,7 +81,7 @@ def convolve_by_two(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
     margin = (2 - before, 4 + before - size)
     kernel = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
     kernel = kernel.reshape(3, 2, 3, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return cpu_convolutions.convolve_3x3(squares(x), kernel.reshape(3, 3, 4 * channels, features))
+    return _on_cpu(squares(x), kernel.reshape(3, 3, 4 * channels, features))
 
   return lax.platform_dependent(
       x, kernel, cpu=over_squares,
@@ -155,7 +167,7 @@ class Dense(nn.Module):
 
 def _bias(layer, shape):
   """Makes the bias of a layer whose kernel has this shape."""
-  bound = (1 / (jnp.prod(jnp.array(shape[:-1])))) ** 0.5 if layer.kernel_init is TORCH else 0.0
+  bound = math.prod(shape[:-1]) ** -0.5 if layer.kernel_init is TORCH else 0.0
 
   def start(key, shape, dtype):
     return bound * jax.random.uniform(key, shape, dtype, -1, 1)
@@ -213,7 +225,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-  """A residual encoder as ResNet-18's, narrower: a stem of stride 2, and a stage of two blocks for each width.
+  """A residual encoder as ResNet-18's, narrower: a stem of stride 2, and two blocks for each width.
 
   Attributes:
     widths: channels of the stages; each but the first halves the size.
