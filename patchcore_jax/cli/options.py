@@ -129,13 +129,15 @@ def record(kind: type, section: str, values: Mapping[str, Any], **more) -> Any:
 
 
 def explanations(record: type) -> dict[str, str]:
-  """Finds what the docstring of a settings record says of each attribute.
+  """Finds what the docstring of a settings record, or of what it is derived from, says of each attribute.
 
   >>> from patchcore_jax.settings import MetricsSpec
   >>> explanations(MetricsSpec)['connectivity']
   "that of AUPRO's regions, 8 or 4."
   """
   found, names = {}, []
+  for base in reversed(record.__bases__):
+    found |= explanations(base) if dataclasses.is_dataclass(base) else {}
   block = re.search(r'\nAttributes:\n(.*?)(?=\n\n\S|\Z)', inspect.getdoc(record), re.DOTALL)
   for line in block[1].splitlines() if block else ():
     if match := re.match(r'  (\w+(?:, \w+)*): (.*)', line):
