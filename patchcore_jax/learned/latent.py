@@ -1,7 +1,7 @@
-"""Latent codes of variational auto-encoders (Kingma and Welling, "Auto-Encoding Variational Bayes", ICLR 2014).
+"""Latent codes of variational auto-encoders (Kingma and Welling, "Auto-Encoding Variational Bayes", 2014).
 
-A code is not one point but a normal distribution, independent in each number: its mean and the logarithm of its
-variance, [b, ...] each.
+A code is not one point but a normal distribution, independent in each number: its mean and the logarithm of
+its variance, [b, ...] each.
 """
 
 import math
