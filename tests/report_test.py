@@ -58,9 +58,19 @@ class TestRuns:
     assert (ten.method, one.method, spade.method) == ('PatchCore-10', 'PatchCore-1', 'SPADE')
     assert ten.categories == ('screw', 'transistor') and ten.image_size == 224
     assert spade[1:] == ('spade', 1.0, '', 'wide_resnet50_2.tv_in1k', ('layer1', 'layer2'), 280, 3, 5, 2,
-                         spade.values)
+                         'SPADE', '', spade.values)
+    assert spade.setting == 'wide_resnet50_2.tv_in1k, 280 px'
     assert runs.mean_over(ten, 'aupro', ten.categories) == pytest.approx(0.7)
     assert runs.mean_over(ten, 'aupro', ('screw', 'bottle')) is None
+
+  def test_a_trained_method_tells_its_setting(self, tmp_path):
+    write_run(tmp_path / 'a', detector='ae_ssim', ae_ssim__size=64, ae_ssim__steps=20,
+              ae_ssim__standardise=True)
+    (found,) = runs.find(tmp_path)
+    assert (found.method, found.setting) == ('AE-SSIM', '64 px, 20 steps of 32, standardised')
+    ours = rows_of(tables.make('S2', [found]), 'AE-SSIM, ours')
+    assert [row['method'] for row, _ in ours] == ['AE-SSIM, ours (64 px, 20 steps of 32, standardised)']
+    assert [(after['method'], after['screw']) for _, after in ours] == [('difference', '-16.0')]
 
   def test_no_run(self, tmp_path):
     with pytest.raises(ValueError, match='No results in .*config.json and results.csv'):

@@ -165,6 +165,16 @@ class Detector:
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''
 
+  @property
+  def row(self) -> str:
+    """Its name in the tables of the paper, where settings decide about that."""
+    return self.title
+
+  @property
+  def in_short(self) -> str:
+    """The settings by which results differ most, in a few words; '' where the name says enough."""
+    return ''
+
   def fit(self, data: Data, backbones: Sequence[Any], run: Run | None = None) -> Model:
     """Learns what good images look like.
 

@@ -41,6 +41,11 @@ class Trained(Detector):
   held_out: float = 0.0
   standardise: bool = False
 
+  @property
+  def in_short(self) -> str:
+    standardised = ', standardised' if self.standardise else ''
+    return f'{self.size} px, {self.steps} steps of {self.batch_size}{standardised}'
+
   def __post_init__(self):
     for name, least in (('size', 16), ('batch_size', 2), ('steps', 1)):
       if getattr(self, name) < least:

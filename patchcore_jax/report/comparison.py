@@ -133,7 +133,7 @@ def _protocol(folder):
 def _title(own: runs.Measured) -> str:
   """Says what was run."""
   shots = f', {own.shots} training images' if own.shots else ''
-  return f'{own.method}, {own.backbone}{shots}'
+  return f'{own.method}, {own.setting}{shots}'
 
 
 def image_of(path: str, category: str) -> str:

@@ -115,7 +115,7 @@ def _s3(measured: list[Measured], published: Path) -> 'Figure':
       right.plot(*_rates(labels, alarm), 'o', color=colors[category], markersize=4)
       right.plot(*_rates(labels, everything), 's', color=colors[category], markersize=4)
     left.set(xlabel='recall', ylabel='precision', ylim=(None, 1.02), title=(
-        f'{m.method} ({m.backbone})\nerror at best F1 (●) {100 * np.mean(error_f1):.1f} %, '
+        f'{m.method} ({m.setting})\nerror at best F1 (●) {100 * np.mean(error_f1):.1f} %, '
         f'at full recall (■) {100 * np.mean(error_recall):.1f} %'))
     right.set(xlabel='false positive rate', ylabel='true positive rate', title='ROC')
     left.title.set_fontsize(9)

@@ -22,6 +22,7 @@ class Measured(NamedTuple):
     image_size: pixels that the network sees, the shorter side; None where images keep their size.
     patch_size: side of a patch of PatchCore's embeddings.
     shots, draw: number of training images, 0 for all, and number of the draw that chose them.
+    row, in_short: what the detector calls itself, and its settings in short.
     values: {metric: {category: value, or None}}, for every metric in `metrics.METRICS`.
   """
 
@@ -35,14 +36,21 @@ class Measured(NamedTuple):
   patch_size: int
   shots: int
   draw: int
+  row: str
+  in_short: str
   values: Mapping[str, Mapping[str, float | None]]
 
   @property
   def method(self) -> str:
     """The name in the paper's tables: PatchCore-10 has a coreset of 10 %."""
-    detector = detectors.find(self.detector)
-    share = f'-{100 * self.coreset_ratio:g}' if detector.has_coreset else ''
-    return f'{detector.title}{share}'
+    share = f'-{100 * self.coreset_ratio:g}' if detectors.find(self.detector).has_coreset else ''
+    return f'{self.row}{share}'
+
+  @property
+  def setting(self) -> str:
+    """With what it was run: its network and the size of images, or the settings of a method without one."""
+    size = 'own sizes' if self.image_size is None else f'{self.image_size} px'
+    return self.in_short or f'{self.backbone}, {size}'
 
   @property
   def categories(self) -> tuple[str, ...]:
@@ -90,6 +98,9 @@ def _run_folders(workdir) -> Iterator[Path]:
 def _read(folder) -> Iterator[Measured]:
   config, rows = json.loads((folder / 'config.json').read_text()), results.read_csv(folder / 'results.csv')
   is_patchcore = config['detector'] == 'patchcore'
+  detector = detectors.find(config['detector'])()
+  if not is_patchcore:
+    detector = detectors.of_settings(config['detector'], config.get(config['detector'], {}))
   preprocess = config['preprocess']
   size = preprocess['crop'] or preprocess['pad'] or preprocess['resize'] or [None]
   for ratio in sorted({row['coreset_ratio'] for row in rows}, reverse=True):
@@ -98,6 +109,7 @@ def _read(folder) -> Iterator[Measured]:
         folder, config['detector'], ratio, config['coreset']['method'] if is_patchcore else '',
         config['backbone']['name'], _names(config['backbone']['layers']), min(size),
         config['embedding']['patch_size'], config['data']['shots'], config['data']['draw'],
+        detector.row, detector.in_short,
         {metric: {row['category']: row[metric] for row in block} for metric in metrics.METRICS})
 
 

@@ -69,7 +69,7 @@ def _per_category(number: str, metric: str, file: str):
     if comparable:
       rows += [(row['method'], *(row.get(c, '') for c in columns)) for row in theirs]
     by_method = {row['method']: row for row in theirs} if comparable else {}
-    names = _names(ours, lambda m: f'{m.method}, ours ({m.backbone}, {_pixels(m)})')
+    names = _names(ours, lambda m: f'{m.method}, ours ({m.setting})')
     for name, m in zip(names, ours, strict=True):
       values = _with_average(m.values[metric], columns)
       if set(values.values()) != {None}:
