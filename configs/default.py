@@ -7,6 +7,8 @@ Sizes are in pixels; () means none. Lists on the command line are separated by c
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -48,6 +50,27 @@ def get_config() -> ConfigDict:
 
   # For experiments.sweep: each point is written as on the command line, 'data.shots=5 data.draw=2'.
   config.sweep = ()
+  return config
+
+
+def trained(detector: str, settings: Mapping[str, Mapping[str, Any]], setting: str) -> ConfigDict:
+  """Makes the config of a method whose network is trained, which sees all of every image, as a square.
+
+  Args:
+    detector: its name.
+    settings: fields of its section that are not the record's defaults, by the name of a setting.
+    setting: which of them, as given behind a colon on the command line.
+
+  Raises:
+    ValueError: no such setting.
+  """
+  if setting not in settings:
+    raise ValueError(f'--config=...:{setting}: expected one of {", ".join(settings)}.')
+  config = get_config()
+  config.detector = detector
+  config[detector].update(settings[setting])
+  config.preprocess.resize = (config[detector].size,) * 2
+  config.preprocess.crop = ()
   return config
 
 

@@ -1,6 +1,7 @@
 """Sweeps, and every detector in the binaries. Small images, random weights."""
 
 import importlib
+import inspect
 import shutil
 from pathlib import Path
 
@@ -202,7 +203,12 @@ class TestConfigs:
 
   @pytest.mark.parametrize('name', [c for c in CONFIGS if c not in ('own', 'pretrain')])  # no claims
   def test_every_point_is_valid_and_has_its_own_folder(self, name):
-    config = importlib.import_module(f'configs.{name}').get_config()
+    make = importlib.import_module(f'configs.{name}').get_config
+    if inspect.signature(make).parameters:
+      wiring.settings(make('paper'))
+      with pytest.raises(ValueError, match='expected one of reduced, paper'):
+        make('full')
+    config = make()
     points = [sweep.at_point(config, point) for point in config.sweep] or [config]
     for point in points:
       wiring.settings(point)
