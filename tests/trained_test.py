@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import patchcore_jax as pc
-from patchcore_jax.banks.model import BankError
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import DETECTORS, Run, trained
 from patchcore_jax.learned import loop
@@ -44,9 +43,9 @@ def test_killed_and_gone_on_with_is_as_if_it_had_not_been(tmp_path, monkeypatch)
     assert lines[0] == 'training goes on after step 5 of 8'
     for name, array in whole.arrays.items():
       np.testing.assert_array_equal(resumed.arrays[name], array, err_msg=name)
-    with pytest.raises(BankError, match=r'settings\.start'):
+    with pytest.raises(ValueError, match=r'remove it, or use the settings.*settings\.start'):
       dataclasses.replace(detector, start=0.4).fit(DATA, (), Run(checkpoints=folder))
-    with pytest.raises(BankError, match='images'):
+    with pytest.raises(ValueError, match='remove it.*images: the model has'):
       detector.fit(DATA.part(range(9)), (), Run(checkpoints=folder))
 
 

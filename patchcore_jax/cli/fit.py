@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import datetime
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,7 @@ def run(
         'The processes differ in their settings or in the images they see: expected the same command and '
         'data on all machines.')
   tells_time = detector.has_coreset or not detector.needs_network
+  unfinished = None if detector.needs_network else f'{out}.unfinished'  # of a training
   what = 'bank' if detector.needs_network else detector.title
   scratch = Path(out).absolute().parent
   scratch.mkdir(parents=True, exist_ok=True)
@@ -127,10 +129,12 @@ def run(
               progress=progress if tells_time else _with_estimate(progress, calibrate.folds),
               notify=lambda plan: terminal.say(f'{what}: {plan}'), seed=seed,
               memory_gb=fit_spec.memory_gb, scratch=scratch, keep_images=fit_spec.keep_images,
+              checkpoints=unfinished,
               several_processes=jax.process_count() > 1),
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:
-    raise terminal.Interrupted(interrupts.NOTHING_WRITTEN) from e
+    raise terminal.Interrupted(
+        interrupts.TRAINING_KEPT if unfinished else interrupts.NOTHING_WRITTEN) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.notice(f'skipped: {message}')
@@ -143,6 +147,8 @@ def run(
       terminal.say(line)
   if processes.is_first():
     inspector.save(out)
+    if unfinished:
+      shutil.rmtree(unfinished, ignore_errors=True)
   processes.wait()
   terminal.say(f'{inspector.about()}: {out}. Next: patchcore predict {out} IMAGES --out DIR')
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 NOTHING_WRITTEN = 'Nothing was written; the same command starts anew.'
+TRAINING_KEPT = 'No bank was written; the same command goes on where the training was a minute ago.'
 _COLLECTING = ('_xla_gc_callback',)  # what is called while Python collects garbage
 _SOON = 0.02  # seconds
 

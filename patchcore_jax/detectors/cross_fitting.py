@@ -3,7 +3,9 @@
 This serves methods that know no shorter way.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +21,7 @@ def fit_and_cross_score(
     search: SearchSpec) -> tuple[Model, CrossScores]:
   """Fits, and scores each part of the images by a model of the others (`Detector.fit_and_cross_score`)."""
   noting = _Noting(data)
-  model = detector.fit(noting, backbones, run)
+  model = detector.fit(noting, backbones, _within(run, 'all'))
   read = sorted(noting.read)
   check_number(len(read), folds, len(data.examples))  # some may have been no images
   folds = min(folds, len(read))
@@ -28,7 +30,7 @@ def fit_and_cross_score(
   for fold in range(folds):
     scored = np.flatnonzero(fold_of == fold)
     others = [read[i] for i in np.flatnonzero(fold_of != fold)]
-    part = detector.fit(data.part(others), backbones, _quiet(run))
+    part = detector.fit(data.part(others), backbones, _quiet(_within(run, f'fold{fold}')))
     found = score_maxima(detector, part, data.part([read[i] for i in scored]), backbones, search)
     image[scored] = found.image
     if found.map_maxima is not None:
@@ -72,7 +74,7 @@ def statistics(
     read = [i for i in read if data.examples[i].image_path in files]
   values = []
   for half in range(2):
-    part = detector.fit(data.part(read[1 - half::2]), backbones, _quiet(run))
+    part = detector.fit(data.part(read[1 - half::2]), backbones, _quiet(_within(run, f'half{half}')))
     score_fn = detector.score_fn(part, backbones, search=search)
     for _, scores in streaming.predict(score_fn, data.part(read[half::2]).batches()):
       values.append(np.ravel(scores.image if scores.map is None else scores.map))
@@ -81,8 +83,13 @@ def statistics(
 
 
 def _quiet(run: Run) -> Run:
-  """Makes the `Run` of a fit on the way, which tells nobody and leaves nothing."""
-  return Run(seed=run.seed, memory_gb=run.memory_gb, scratch=run.scratch)
+  """Makes the `Run` of a fit on the way, which tells nobody."""
+  return Run(seed=run.seed, memory_gb=run.memory_gb, scratch=run.scratch, checkpoints=run.checkpoints)
+
+
+def _within(run: Run, name: str) -> Run:
+  """Makes the `Run` of one of several fits, which keeps its checkpoints in a folder of its own."""
+  return dataclasses.replace(run, checkpoints=run.checkpoints and Path(run.checkpoints) / name)
 
 
 class _Noting:

@@ -17,7 +17,7 @@ import numpy as np
 
 from patchcore_jax import extras, processes
 from patchcore_jax.backbones import Backbone
-from patchcore_jax.banks.model import Model
+from patchcore_jax.banks.model import BankError, Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import cross_fitting, streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Run, ScoreFn, Scores
@@ -191,7 +191,7 @@ def _trained(detector, images, held, run):
            'total': np.array(steps, np.int32), 'best': np.array(np.inf, np.float32)}
   state['kept'] = jax.device_get(state['training']['variables']) if len(held) else {}
   checkpoints = run.checkpoints and loop.Checkpoints(run.checkpoints, _description(detector, images, run))
-  first, state = checkpoints.restore(state) if checkpoints else (0, state)
+  first, state = _restored(checkpoints, state) if checkpoints else (0, state)
   if first:  # with as many steps as were settled then
     state['losses'] = np.array(state['losses'])
     run.notify(f'training goes on after step {first} of {int(state["total"])}')
@@ -223,6 +223,16 @@ def _trained(detector, images, held, run):
   run.notify(f'trained {total} steps: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at the end' + (
       f', {float(state["best"]):.4g} at best on {len(held)} images held out' if len(held) else ''))
   return state['kept'] if len(held) else jax.device_get(state['training']['variables']), losses
+
+
+def _restored(checkpoints, state):
+  """Restores the last checkpoint, or says what to do with one of another training."""
+  try:
+    return checkpoints.restore(state)
+  except BankError as e:
+    raise ValueError(
+        f'{checkpoints.folder} holds a training that cannot be gone on with: remove it, or use the settings '
+        f'and images of that training. ({e})') from e
 
 
 def _description(detector, images, run):
