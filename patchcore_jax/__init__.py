@@ -19,17 +19,19 @@ __version__ = '0.1.0'
 _PLACES = {
     'fit': 'inspection', 'load': 'inspection', 'evaluate': 'evaluation', 'Inspector': 'inspection',
     'Finding': 'inspection', 'NotAccepted': 'inspection',
-    **dict.fromkeys(
-        ('PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM'), 'detectors'),
+    **dict.fromkeys((
+        'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
+        'DSEBM', 'PixelStatistics'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding', 'Inspector',
-    'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'Preprocessing', 'ScoringSpec', '__version__',
-    'backbones', 'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'AESSIM', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding',
+    'GANomaly', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PixelStatistics',
+    'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors', 'evaluate',
+    'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str):

@@ -18,13 +18,16 @@ from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import (
     AESSIM,
     DETECTORS,
+    DSEBM,
     OCSVM,
     SPADE,
     Detector,
     Ensemble,
+    GANomaly,
     MahalanobisAD,
     PaDiM,
     PatchCore,
+    PixelStatistics,
     Run,
     find,
     of_model,
@@ -70,6 +73,8 @@ NETWORK = (small.backbone(),)
 PATCHCORE = PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
 TRAINED = {'size': 32, 'batch_size': 4, 'steps': 2}
 AE_SSIM = AESSIM(**TRAINED, latent=4)
+GANOMALY = GANomaly(**TRAINED, filters=4, latent=4, maps=True)
+DSEBM_ENERGY = DSEBM(**TRAINED, filters=4, hidden=8)
 CASES = {
     'patchcore': Case(
         PATCHCORE, NETWORK, (dataclasses.replace(PATCHCORE, ratio=0.4), 'settings.ratio'),
@@ -93,6 +98,15 @@ CASES = {
     'ae_ssim': Case(
         AE_SSIM, (), (dataclasses.replace(AE_SSIM, latent=5), 'settings.latent'),
         dataclasses.replace(AE_SSIM, stride=20)),
+    'ganomaly': Case(
+        GANOMALY, (), (dataclasses.replace(GANOMALY, latent=5), 'settings.latent'),
+        dataclasses.replace(GANOMALY, bn='batch1')),
+    'dsebm': Case(
+        DSEBM_ENERGY, (), (dataclasses.replace(DSEBM_ENERGY, hidden=9), 'settings.hidden'),
+        dataclasses.replace(DSEBM_ENERGY, score='reconstruction')),
+    'pixel_statistics': Case(
+        PixelStatistics(), (), (PixelStatistics(size=16), 'settings.size'), PixelStatistics('mean_image'),
+        maps=False),
     'toy': Case(Toy(), (), (Toy(range=2.0), 'settings.range'), Toy(weight=2.0)),
 }
 

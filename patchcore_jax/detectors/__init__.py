@@ -18,13 +18,14 @@ from patchcore_jax.detectors.settings import (
     MahalanobisAD,
     PaDiM,
     PatchCore,
+    PixelStatistics,
     find,
     of_model,
     of_settings,
 )
-from patchcore_jax.detectors.trained_settings import AESSIM
+from patchcore_jax.detectors.trained_settings import AESSIM, DSEBM, GANomaly
 
 __all__ = [
-    'AESSIM', 'DETECTORS', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble', 'HostScoreFn',
-    'MahalanobisAD', 'PaDiM', 'PatchCore', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model',
-    'of_settings']
+    'AESSIM', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble',
+    'GANomaly', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PixelStatistics', 'Run',
+    'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model', 'of_settings']

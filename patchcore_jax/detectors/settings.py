@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.trained_settings import AESSIM
+from patchcore_jax.detectors.trained_settings import AESSIM, DSEBM, GANomaly
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
 # What is enough, by the built-in data: docs/own_images.md.
@@ -202,6 +202,47 @@ class OCSVM(Detector):
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelStatistics(Detector):
+  """A plain number of an image's gray values as its score: a control, beside which others are read.
+
+  Attributes:
+    statistic: the mean gray value ('brightness'), the standard deviation ('deviation'), half the sum of
+      squares where values are from -1 to 1 ('half_norm'), the distance of the mean gray value from that of
+      the good images ('brightness_distance'), the squared distance to their mean ('mean_image') or to the
+      nearest of them ('nearest_image').
+    size: side of the square that images are brought to first, in pixels; 0 for none.
+    standardise: brings every image to a mean of 0 and a deviation of 1 first.
+
+  Raises:
+    ValueError: values out of range, or a statistic that is the same for all standardised images.
+  """
+
+  name: ClassVar[str] = 'pixel_statistics'
+  title: ClassVar[str] = 'Pixel statistics'
+  module: ClassVar[str] = 'patchcore_jax.detectors.pixel_statistics'
+  needs_network: ClassVar[bool] = False
+  only_scoring: ClassVar[tuple[str, ...]] = ('statistic',)
+
+  statistic: str = 'nearest_image'
+  size: int = 32
+  standardise: bool = False
+
+  def __post_init__(self):
+    of_images, of_values = ('mean_image', 'nearest_image'), (
+        'brightness', 'deviation', 'half_norm', 'brightness_distance')
+    if self.statistic not in of_images + of_values:
+      raise ValueError(
+          f'pixel_statistics.statistic={self.statistic!r}: expected one of '
+          f'{", ".join(of_values + of_images)}.')
+    if self.size < 0:
+      raise ValueError(f'pixel_statistics.size={self.size}: expected 0 or more pixels.')
+    if self.standardise and self.statistic in of_values:
+      raise ValueError(
+          f'pixel_statistics.statistic={self.statistic!r} is the same for all standardised images: expected '
+          f'{" or ".join(of_images)}, or standardise=False.')
+
+
+@dataclasses.dataclass(frozen=True)
 class Ensemble(Detector):
   """The same method with several networks, as in tables S1 to S3 of the PatchCore paper's supplement.
 
@@ -270,6 +311,9 @@ DETECTORS: dict[str, Any] = {
     'mahalanobis_ad': MahalanobisAD,
     'ocsvm': OCSVM,
     'ae_ssim': AESSIM,
+    'ganomaly': GANomaly,
+    'dsebm': DSEBM,
+    'pixel_statistics': PixelStatistics,
     'ensemble': Ensemble,
 }
 

@@ -1,6 +1,7 @@
 """The methods whose network is trained on the good images: their settings. It imports no JAX."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 from patchcore_jax.detectors.base import Detector
@@ -16,7 +17,7 @@ class Trained(Detector):
   Attributes:
     size: side of the square that images are brought to before the network, in pixels.
     batch_size: images of a step.
-    steps: steps of the training.
+    steps: steps of the training; with 0 the network stays as it starts, for comparison.
     learning_rate: Adam's.
     minutes: the most that the training may take: a step is measured, and fewer are made where they would take
       longer. 0 for all steps.
@@ -44,10 +45,11 @@ class Trained(Detector):
   @property
   def in_short(self) -> str:
     standardised = ', standardised' if self.standardise else ''
-    return f'{self.size} px, {self.steps} steps of {self.batch_size}{standardised}'
+    trained = f'{self.steps} steps of {self.batch_size}' if self.steps else 'untrained'
+    return f'{self.size} px, {trained}{standardised}'
 
   def __post_init__(self):
-    for name, least in (('size', 16), ('batch_size', 2), ('steps', 1)):
+    for name, least in (('size', 16), ('batch_size', 2), ('steps', 0)):
       if getattr(self, name) < least:
         raise ValueError(f'{self.name}.{name}={getattr(self, name)}: expected at least {least}.')
     if not 0 < self.learning_rate <= 1:
@@ -67,21 +69,52 @@ class Trained(Detector):
     if self.size % multiple:
       raise ValueError(f'{self.name}.size={self.size}: expected a multiple of {multiple}.')
 
+  def _check_power_of_two(self) -> None:
+    """Refuses a size that the network cannot halve down to 4 pixels."""
+    if self.size & (self.size - 1):
+      raise ValueError(f'{self.name}.size={self.size}: expected a power of two.')
+
 
 @dataclasses.dataclass(frozen=True)
-class AESSIM(Trained):
+class Autoencoder(Trained):
+  """What the methods have that share AE-SSIM's network, and restore whole images or pieces.
+
+  Attributes:
+    latent: numbers that an image is squeezed into.
+    crop: side of the pieces that are restored, as for textures: at random places in training, and everywhere
+      in scoring; 0 for the whole image.
+    stride: pixels between two pieces in scoring.
+    flip: how images may be mirrored in training: 'none', 'horizontal' or 'both'.
+    turn: by how many degrees to either side 30 % of them are turned.
+  """
+
+  latent: int = 100
+  crop: int = 0
+  stride: int = 30
+  flip: str = 'none'
+  turn: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_choice('flip', ('none', 'horizontal', 'both'))
+    self._check_size(16)
+    if self.latent < 1 or self.stride < 1 or not 0 <= self.turn <= 180:
+      raise ValueError(
+          f'{self.name}.latent={self.latent}, stride={self.stride}, turn={self.turn}: expected at least '
+          '1 and 1, and 0 to 180 degrees.')
+    if self.crop % 16 or not 0 <= self.crop <= self.size:
+      raise ValueError(
+          f'{self.name}.crop={self.crop}: expected a multiple of 16, at most size={self.size}; or 0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class AESSIM(Autoencoder):
   """AE-SSIM (Bergmann et al., "Improving Unsupervised Defect Segmentation by Applying Structural Similarity
   to Autoencoders", VISAPP 2019): an auto-encoder trained and read out by structural similarity.
 
   Attributes:
-    latent: numbers that an image is squeezed into.
-    crop: side of the pieces that are reconstructed, as for textures: at random places in training, and
-      everywhere in scoring; 0 for the whole image.
-    stride: pixels between two pieces in scoring.
     window: side of the windows whose similarity is compared, in pixels.
     constants: those of SSIM: 'squared', or 'as_written' in the paper, whose publications differ.
-    flip: how images may be mirrored in training: 'none', 'horizontal' or 'both'.
-    turn: by how many degrees to either side 30 % of them are turned.
   """
 
   name: ClassVar[str] = 'ae_ssim'
@@ -89,25 +122,253 @@ class AESSIM(Trained):
   method: ClassVar[str] = 'patchcore_jax.detectors.ae_ssim'
   only_scoring: ClassVar[tuple[str, ...]] = ('stride',)
 
-  latent: int = 100
-  crop: int = 0
-  stride: int = 30
   window: int = 11
   constants: str = 'squared'
-  flip: str = 'none'
-  turn: float = 0.0
 
   def __post_init__(self):
     super().__post_init__()
-    self._check_choice('flip', ('none', 'horizontal', 'both'))
     self._check_choice('constants', ('squared', 'as_written'))
-    self._check_size(16)
-    if self.latent < 1 or self.stride < 1 or self.window < 2 or not 0 <= self.turn <= 180:
+    if not 2 <= self.window <= (self.crop or self.size):
       raise ValueError(
-          f'ae_ssim.latent={self.latent}, stride={self.stride}, window={self.window}, turn={self.turn}: '
-          'expected at least 1, 1 and 2, and 0 to 180 degrees.')
-    if self.crop % 16 or not 0 <= self.crop <= self.size:
+          f'ae_ssim.window={self.window}: expected 2 to {self.crop or self.size} pixels.')
+
+@dataclasses.dataclass(frozen=True)
+class CAVGA(Trained):
+  """CAVGA (Venkataramanan et al., "Attention Guided Anomaly Localization in Images", ECCV 2020): an
+  auto-encoder against a discriminator, whose attention is trained to cover all of a good image. What it does
+  not cover is anomalous.
+
+  The paper's weights of losses are 1, but for 0.01 of the attention and 0.001 of the classifier.
+
+  Attributes:
+    weak: whether a classifier learns from some labelled defects too, and the attention is the one for its
+      class of good images (CAVGA-R_w); otherwise it is from good images alone (CAVGA-R_u).
+    widths: channels of the encoder's stages, each of which halves the size. The discriminator has five
+      layers, of 1, 2, 4, 8 and 8 times the first.
+    latent: channels of the map of codes.
+    attention: how an attention map is brought to the range from 0 to 1: 'sigmoid' as in the paper, or
+      'minmax' by its least and largest value.
+    reconstruction: how restored images are compared: 'bce' (binary cross-entropy) or 'l2'.
+    kl_weight: the weight of the codes' divergence from N(0, I), which is taken per value of an image.
+    adversarial_weight: that of the discriminator's verdict.
+    attention_weight: that of what the attention does not cover.
+    classifier_weight: that of the classifier's error, in the weak form.
+    beta: Adam's decay of its mean of gradients.
+    image_score: an image's score is its 'reconstruction' error, the largest value of its 'map', or the
+      probability of a defect by the 'classifier' of the weak form.
+  """
+
+  name: ClassVar[str] = 'cavga'
+  title: ClassVar[str] = 'CAVGA'
+  method: ClassVar[str] = 'patchcore_jax.detectors.cavga'
+  only_scoring: ClassVar[tuple[str, ...]] = ('image_score',)
+
+  batch_size: int = 16
+  steps: int = 600
+  learning_rate: float = 1e-3
+  weak: bool = False
+  widths: tuple[int, ...] = (16, 32, 64, 128)
+  latent: int = 32
+  attention: str = 'sigmoid'
+  reconstruction: str = 'bce'
+  kl_weight: float = 1.0
+  adversarial_weight: float = 1.0
+  attention_weight: float = 0.01
+  classifier_weight: float = 0.001
+  beta: float = 0.5
+  image_score: str = 'reconstruction'
+
+  @property
+  def uses_defects(self) -> bool:
+    return self.weak
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_choice('attention', ('sigmoid', 'minmax'))
+    self._check_choice('reconstruction', ('bce', 'l2'))
+    self._check_choice('image_score', ('reconstruction', 'map', 'classifier'))
+    if self.image_score == 'classifier' and not self.weak:
+      raise ValueError("cavga.image_score='classifier': expected weak=True, which trains one.")
+    if not self.widths or min(*self.widths, self.latent) < 1:
+      raise ValueError(f'cavga.widths={self.widths}, latent={self.latent}: expected at least 1 of each.')
+    self._check_size(2 ** max(5, len(self.widths)))
+    weights = {name: getattr(self, name) for name in vars(self) if name.endswith('_weight')}
+    for name, value in weights.items():
+      if not 0 <= value < math.inf:
+        raise ValueError(f'cavga.{name}={value}: expected 0 or more.')
+    if not 0 <= self.beta < 1:
+      raise ValueError(f'cavga.beta={self.beta}: expected 0 or more, and less than 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class GammaVAE(Autoencoder):
+  """gamma-VAE + grad (Dehaene et al., "Iterative energy-based projection on a normal data manifold for anomaly
+  localization", ICLR 2020): an image is moved until a variational auto-encoder restores it.
+
+  The energy of an image is the squared error of its restoration, and how far it has been moved.
+
+  Attributes:
+    variance_rate: how many times as fast as the weights the variance of restored values is learned (the
+      paper's gamma); 0 to take the best for each batch, which is the mean squared error.
+    map: 'projection' for how far each pixel was moved; 'residual' for its distance from the restored one.
+    moves: steps of an image down its energy, at most.
+    rate: of these steps; for an image whose energy would rise it is halved.
+    closeness: weight of the distance from the image as it came, among its energy.
+    through_network: whether gradients take account of how restorations change with the image.
+  """
+
+  name: ClassVar[str] = 'gamma_vae'
+  title: ClassVar[str] = 'gamma-VAE + grad'
+  method: ClassVar[str] = 'patchcore_jax.detectors.gamma_vae'
+  only_scoring: ClassVar[tuple[str, ...]] = ('map', 'moves', 'rate', 'closeness', 'through_network')
+
+  steps: int = 800
+  variance_rate: float = 20.0
+  map: str = 'projection'
+  moves: int = 50
+  rate: float = 0.5
+  closeness: float = 0.05
+  through_network: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_choice('map', ('projection', 'residual'))
+    if self.moves < 1 or not self.rate > 0:
       raise ValueError(
-          f'ae_ssim.crop={self.crop}: expected a multiple of 16, at most size={self.size}; or 0.')
-    if self.window > (self.crop or self.size):
-      raise ValueError(f'ae_ssim.window={self.window}: expected at most {self.crop or self.size} pixels.')
+          f'gamma_vae.moves={self.moves}, rate={self.rate}: expected at least 1, and more than 0.')
+    if self.variance_rate < 0 or self.closeness < 0:
+      raise ValueError(
+          f'gamma_vae.variance_rate={self.variance_rate}, closeness={self.closeness}: expected 0 or more.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ExplainedVAE(Trained):
+  """Visually explained VAE (Liu et al., "Towards Visually Explaining Variational Autoencoders", CVPR 2020): how
+  much each place of a layer counts for the code of a variational auto-encoder.
+
+  Attributes:
+    latent: numbers of a code.
+    width: channels of the first stage; each of the three others has twice as many. ResNet-18 has 64.
+    deviation: standard deviation of the values of an image, from -1 to 1, about the restored ones. The larger,
+      the less they count beside the divergence of codes from a normal distribution.
+    layer: the stage, 1 to 4, at whose end attention is computed.
+    inference: 'mean_sum' for the attention of the sum of a code; 'per_latent' for the mean of what is
+      positive in the attention of each of its numbers.
+    flip: how images may be mirrored in training: 'none', 'horizontal' or 'both'.
+    turn: by how many degrees to either side they are turned.
+  """
+
+  name: ClassVar[str] = 'explained_vae'
+  title: ClassVar[str] = 'Visually explained VAE'
+  method: ClassVar[str] = 'patchcore_jax.detectors.explained_vae'
+  only_scoring: ClassVar[tuple[str, ...]] = ('layer', 'inference')
+
+  steps: int = 600
+  learning_rate: float = 1e-3
+  latent: int = 32
+  width: int = 16
+  deviation: float = 0.1
+  layer: int = 2
+  inference: str = 'mean_sum'
+  flip: str = 'horizontal'
+  turn: float = 90.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_choice('inference', ('mean_sum', 'per_latent'))
+    self._check_choice('flip', ('none', 'horizontal', 'both'))
+    self._check_size(32)
+    if self.latent < 1 or self.width < 1 or not self.deviation > 0:
+      raise ValueError(
+          f'explained_vae.latent={self.latent}, width={self.width}, deviation={self.deviation}: expected at '
+          'least 1 and 1, and more than 0.')
+    if not 1 <= self.layer <= 4 or not 0 <= self.turn <= 180:
+      raise ValueError(
+          f'explained_vae.layer={self.layer}, turn={self.turn}: expected 1 to 4, and 0 to 180 degrees.')
+
+
+@dataclasses.dataclass(frozen=True)
+class GANomaly(Trained):
+  """GANomaly (Akcay et al., "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training", ACCV
+  2018): an image scores how far its code is from that of its reconstruction.
+
+  Attributes:
+    filters: channels of the first layer, which every further one doubles.
+    latent: numbers that an image is squeezed into.
+    adversarial_weight: of the distance between the discriminator's features, in the generator's loss.
+    contextual_weight: of the distance between images and reconstructions there.
+    latent_weight: of the distance between the codes there.
+    distance: of the codes, for the score: 'squared', as the authors' code has it, or 'absolute'.
+    bn: how batch norms are used in scoring: with 'running' statistics of the training, or 'batch1', with
+      those of each image alone, near to what the authors' code does.
+    maps: whether there are anomaly maps, the differences to reconstructions; the paper has none.
+  """
+
+  name: ClassVar[str] = 'ganomaly'
+  title: ClassVar[str] = 'GANomaly'
+  method: ClassVar[str] = 'patchcore_jax.detectors.ganomaly'
+  only_scoring: ClassVar[tuple[str, ...]] = ('distance', 'bn', 'maps')
+
+  size: int = 64
+  steps: int = 600
+  learning_rate: float = 2e-4
+  filters: int = 32
+  latent: int = 100
+  adversarial_weight: float = 1.0
+  contextual_weight: float = 50.0
+  latent_weight: float = 1.0
+  distance: str = 'squared'
+  bn: str = 'running'
+  maps: bool = False
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_power_of_two()
+    self._check_choice('distance', ('squared', 'absolute'))
+    self._check_choice('bn', ('running', 'batch1'))
+    if self.filters < 1 or self.latent < 1:
+      raise ValueError(f'ganomaly.filters={self.filters}, latent={self.latent}: expected at least 1.')
+    for name in ('adversarial_weight', 'contextual_weight', 'latent_weight'):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(f'ganomaly.{name}={getattr(self, name)}: expected 0 or more.')
+
+
+@dataclasses.dataclass(frozen=True)
+class DSEBM(Trained):
+  """DSEBM (Zhai et al., "Deep Structured Energy Based Models for Anomaly Detection", ICML 2016): an energy
+  whose gradient is trained to take noise from images.
+
+  Its maps are the squares of the gradient, whatever the score. How bright an image is counts much in the
+  energy: see `standardise`.
+
+  Attributes:
+    filters: channels of the first layer, which every further one doubles.
+    hidden: features whose sum lowers the energy.
+    activation: of these features: 'relu', or 'softplus' as in the paper.
+    noise: standard deviation of the noise in training, where images have values from -1 to 1.
+    score: an image's is its 'energy' (DSEBM-e), or its 'reconstruction' error, the squared norm of the
+      energy's gradient (DSEBM-r).
+  """
+
+  name: ClassVar[str] = 'dsebm'
+  title: ClassVar[str] = 'DSEBM'
+  method: ClassVar[str] = 'patchcore_jax.detectors.dsebm'
+  only_scoring: ClassVar[tuple[str, ...]] = ('score',)
+
+  size: int = 32
+  learning_rate: float = 1e-3
+  filters: int = 64
+  hidden: int = 256
+  activation: str = 'relu'
+  noise: float = 0.5
+  score: str = 'energy'
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_power_of_two()
+    self._check_choice('activation', ('relu', 'softplus'))
+    self._check_choice('score', ('energy', 'reconstruction'))
+    if self.filters < 1 or self.hidden < 1:
+      raise ValueError(f'dsebm.filters={self.filters}, hidden={self.hidden}: expected at least 1.')
+    if not 0 < self.noise < math.inf:
+      raise ValueError(f'dsebm.noise={self.noise}: expected more than 0.')

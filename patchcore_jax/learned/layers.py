@@ -280,11 +280,11 @@ class Discriminator(nn.Module):
     for i, width in enumerate(self.widths):
       x = Conv(width, 4, 2, use_bias=False, kernel_init=self.init)(x)
       if i:
-        x = Norm(scale_init=_near_one)(x, train)
+        x = Norm(scale_init=near_one)(x, train)
       x = leaky_relu(x)
     return x
 
 
-def _near_one(key, shape, dtype=jnp.float32):
+def near_one(key, shape, dtype=jnp.float32):
   """Starts scales as DC-GAN does: N(1, 0.02)."""
   return 1 + 0.02 * jax.random.normal(key, shape, dtype)
