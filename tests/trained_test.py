@@ -60,6 +60,11 @@ def test_few_steps_where_time_is_short(monkeypatch):
   np.testing.assert_array_equal(again.arrays['losses'], model.arrays['losses'])
 
 
+def test_an_untrained_network_for_comparison():
+  model = dataclasses.replace(DETECTOR, steps=0).fit(DATA, ())
+  assert model.arrays['losses'].shape == (0,) and (model.arrays['params.mean'] == 0.5).all()
+
+
 def test_a_long_training_says_so(monkeypatch):
   monkeypatch.setattr(loop, 'seconds_per_step', lambda *_, **__: 3000.0)
   lines = []

@@ -184,6 +184,9 @@ def _images(detector, data, run):
 
 def _trained(detector, images, held, run):
   """Trains: returns the variables that are kept, and the loss of every step."""
+  if not detector.steps:
+    run.notify('no steps: the network stays as it starts')
+    return jax.device_get(loop.init(_method(detector).task, run.seed)['variables']), []
   source = loop.Shuffled(images, run.seed)
   arguments = {'batch_size': detector.batch_size, 'seed': run.seed}
   method, steps = _method(detector), detector.steps
