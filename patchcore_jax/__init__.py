@@ -21,16 +21,16 @@ _PLACES = {
     'Finding': 'inspection', 'NotAccepted': 'inspection',
     **dict.fromkeys((
         'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
-        'DSEBM', 'PixelStatistics'), 'detectors'),
+        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'Finding',
-    'GANomaly', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PixelStatistics',
-    'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors', 'evaluate',
+    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'ExplainedVAE',
+    'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore',
+    'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors', 'evaluate',
     'fit', 'load', 'metrics', 'neighbors']
 
 

@@ -17,12 +17,15 @@ from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.folder import Example
 from patchcore_jax.detectors import (
     AESSIM,
+    CAVGA,
     DETECTORS,
     DSEBM,
     OCSVM,
     SPADE,
     Detector,
     Ensemble,
+    ExplainedVAE,
+    GammaVAE,
     GANomaly,
     MahalanobisAD,
     PaDiM,
@@ -73,8 +76,11 @@ NETWORK = (small.backbone(),)
 PATCHCORE = PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
 TRAINED = {'size': 32, 'batch_size': 4, 'steps': 2}
 AE_SSIM = AESSIM(**TRAINED, latent=4)
-GANOMALY = GANomaly(**TRAINED, filters=4, latent=4, maps=True)
-DSEBM_ENERGY = DSEBM(**TRAINED, filters=4, hidden=8)
+GANOMALY = GANomaly(**TRAINED | {'size': 16}, filters=4, latent=4, maps=True)
+DSEBM_ENERGY = DSEBM(**TRAINED | {'size': 16}, filters=4, hidden=8)
+GAMMA_VAE = GammaVAE(**TRAINED, latent=4, moves=4)
+EXPLAINED_VAE = ExplainedVAE(**TRAINED, latent=4, width=4)
+OF_ATTENTION = CAVGA(**TRAINED, widths=(4, 6), latent=3)
 CASES = {
     'patchcore': Case(
         PATCHCORE, NETWORK, (dataclasses.replace(PATCHCORE, ratio=0.4), 'settings.ratio'),
@@ -107,6 +113,15 @@ CASES = {
     'pixel_statistics': Case(
         PixelStatistics(), (), (PixelStatistics(size=16), 'settings.size'), PixelStatistics('mean_image'),
         maps=False),
+    'cavga': Case(
+        OF_ATTENTION, (), (dataclasses.replace(OF_ATTENTION, latent=4), 'settings.latent'),
+        dataclasses.replace(OF_ATTENTION, image_score='map')),
+    'gamma_vae': Case(
+        GAMMA_VAE, (), (dataclasses.replace(GAMMA_VAE, stride=20), 'settings.stride'),
+        dataclasses.replace(GAMMA_VAE, map='residual'), evidence=('moves', 'halvings')),
+    'explained_vae': Case(
+        EXPLAINED_VAE, (), (dataclasses.replace(EXPLAINED_VAE, deviation=0.2), 'settings.deviation'),
+        dataclasses.replace(EXPLAINED_VAE, inference='per_latent')),
     'toy': Case(Toy(), (), (Toy(range=2.0), 'settings.range'), Toy(weight=2.0)),
 }
 

@@ -23,9 +23,9 @@ from patchcore_jax.detectors.settings import (
     of_model,
     of_settings,
 )
-from patchcore_jax.detectors.trained_settings import AESSIM, DSEBM, GANomaly
+from patchcore_jax.detectors.trained_settings import AESSIM, CAVGA, DSEBM, ExplainedVAE, GammaVAE, GANomaly
 
 __all__ = [
-    'AESSIM', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble',
-    'GANomaly', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PixelStatistics', 'Run',
-    'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model', 'of_settings']
+    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble',
+    'ExplainedVAE', 'GANomaly', 'GammaVAE', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore',
+    'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model', 'of_settings']

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, descent
-from patchcore_jax.detectors.trained_settings import AESSIM
+from patchcore_jax.detectors.trained_settings import AESSIM, Autoencoder
 from patchcore_jax.learned import ssim, tiles, transforms
 from patchcore_jax.learned.layers import GLOROT, Conv, ConvToDouble, Dense, leaky_relu
 
@@ -80,6 +80,20 @@ class Network(nn.Module):
     return Decoder(self.size)(Encoder(self.size, self.latent)(x))
 
 
+def pieces(detector: Autoencoder, images: jax.Array, key: jax.Array, train: bool) -> jax.Array:
+  """Prepares images [b, s, s, 3] uint8 for a step: in [0, 1], augmented, and cut where there is a crop.
+
+  Images that are not trained on are not augmented, and are cut from their middle.
+  """
+  x, side = transforms.scaled(images, detector.standardise), detector.crop or detector.size
+  if train:
+    turning, cropping = jax.random.split(key)
+    x = transforms.augmented(x, turning, flip=detector.flip, turn=detector.turn, share=_TURNED)
+    return transforms.cropped(x, cropping, side)
+  middle = (x.shape[1] - side) // 2
+  return x[:, middle:middle + side, middle:middle + side]
+
+
 @functools.lru_cache(maxsize=16)
 def method(detector: AESSIM) -> Method:
   """Makes the method: what is trained, and how it scores."""
@@ -88,14 +102,7 @@ def method(detector: AESSIM) -> Method:
   compared = {'size': detector.window, 'constants': detector.constants}
 
   def loss(variables, images, key, train):
-    x = transforms.scaled(images, detector.standardise)
-    if train:
-      turning, cropping = jax.random.split(key)
-      x = transforms.augmented(x, turning, flip=detector.flip, turn=detector.turn, share=_TURNED)
-      x = transforms.cropped(x, cropping, side)
-    else:
-      middle = (x.shape[1] - side) // 2
-      x = x[:, middle:middle + side, middle:middle + side]
+    x = pieces(detector, images, key, train)
     return 1 - ssim.similarity(x, network.apply(variables, x), **compared).mean(), {}
 
   def score(variables, images):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.trained_settings import AESSIM, DSEBM, GANomaly
+from patchcore_jax.detectors.trained_settings import AESSIM, CAVGA, DSEBM, ExplainedVAE, GammaVAE, GANomaly
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
 # What is enough, by the built-in data: docs/own_images.md.
@@ -314,6 +314,9 @@ DETECTORS: dict[str, Any] = {
     'ganomaly': GANomaly,
     'dsebm': DSEBM,
     'pixel_statistics': PixelStatistics,
+    'cavga': CAVGA,
+    'gamma_vae': GammaVAE,
+    'explained_vae': ExplainedVAE,
     'ensemble': Ensemble,
 }
 

@@ -202,8 +202,8 @@ class CAVGA(Trained):
 
 @dataclasses.dataclass(frozen=True)
 class GammaVAE(Autoencoder):
-  """gamma-VAE + grad (Dehaene et al., "Iterative energy-based projection on a normal data manifold for anomaly
-  localization", ICLR 2020): an image is moved until a variational auto-encoder restores it.
+  """gamma-VAE + grad (Dehaene et al., "Iterative energy-based projection on a normal data manifold for
+  anomaly localization", ICLR 2020): an image is moved until a variational auto-encoder restores it.
 
   The energy of an image is the squared error of its restoration, and how far it has been moved.
 
@@ -243,14 +243,14 @@ class GammaVAE(Autoencoder):
 
 @dataclasses.dataclass(frozen=True)
 class ExplainedVAE(Trained):
-  """Visually explained VAE (Liu et al., "Towards Visually Explaining Variational Autoencoders", CVPR 2020): how
-  much each place of a layer counts for the code of a variational auto-encoder.
+  """Visually explained VAE (Liu et al., "Towards Visually Explaining Variational Autoencoders", CVPR 2020):
+  how much each place of a layer counts for the code of a variational auto-encoder.
 
   Attributes:
     latent: numbers of a code.
     width: channels of the first stage; each of the three others has twice as many. ResNet-18 has 64.
-    deviation: standard deviation of the values of an image, from -1 to 1, about the restored ones. The larger,
-      the less they count beside the divergence of codes from a normal distribution.
+    deviation: standard deviation of the values of an image, from -1 to 1, about the restored ones. The
+      larger, the less they count beside the divergence of codes from a normal distribution.
     layer: the stage, 1 to 4, at whose end attention is computed.
     inference: 'mean_sum' for the attention of the sum of a code; 'per_latent' for the mean of what is
       positive in the attention of each of its numbers.

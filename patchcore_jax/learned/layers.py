@@ -234,13 +234,20 @@ class Encoder(nn.Module):
   widths: Sequence[int] = (16, 32, 64, 128)
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> list[jax.Array]:
-    """Returns the map of every stage, shallow to deep: [b, h / 2 ** (1 + i), ..., widths[i]]."""
+  def __call__(
+      self, x: jax.Array, train: bool, given: tuple[int, jax.Array] | None = None) -> list[jax.Array]:
+    """Returns the map of every stage, shallow to deep: [b, h / 2 ** (1 + i), ..., widths[i]].
+
+    Args:
+      given: a stage i, and a map that later stages get in place of its own: for gradients in that map.
+    """
     x = nn.relu(Norm()(Conv(self.widths[0], stride=2, use_bias=False)(x), train))
     maps = []
     for i, width in enumerate(self.widths):
       x = Block(width, stride=2 if i else 1)(x, train)
       x = Block(width)(x, train)
+      if given and given[0] == i:
+        x = given[1]
       maps.append(x)
     return maps
 
