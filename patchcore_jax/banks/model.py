@@ -123,9 +123,9 @@ class Description:
     settings: settings of the method, as JSON has them.
     backbones: the networks.
     image_size: (height, width) of the images after preprocessing.
-    num_images: number of images that it was fitted on.
+    num_images: number of good images that it was fitted on.
     grid: (rows, columns) of the patches of an image; None for methods without.
-    images: files of the training images, in their order; () where they were arrays.
+    images: files of the good training images, in their order; () where they were arrays.
     num_skipped: training images that could not be read.
     category: what the images show.
     seed: seed of the fit.
@@ -142,6 +142,7 @@ class Description:
     original_size: (width, height) that most training images have, upright, before preprocessing; None where
       nobody looked.
     outside_range: the largest share of a training image's pixels that lie outside of the value range.
+    num_defects: number of labelled defects that it was fitted on, beside the good images.
   """
 
   detector: str
@@ -166,6 +167,7 @@ class Description:
   members: tuple['Description', ...] = ()
   original_size: tuple[int, int] | None = None
   outside_range: float = 0.0
+  num_defects: int = 0
 
   @property
   def num_patches(self) -> int:

@@ -82,6 +82,7 @@ class ArrayData:
     images: [n, h, w, 3] uint8 RGB, as the network is to see them.
     batch_size: images per batch, a multiple of the number of local devices.
     names: [n] names of the images; () for none.
+    labels: [n] 0 for good ones and 1 for labelled defects; () where all are good.
     preprocessing: what was done to them; None for nothing.
     original_size: (width, height) that they had before; None where nobody looked.
 
@@ -95,6 +96,7 @@ class ArrayData:
   names: Sequence[str] = ()
   preprocessing: Preprocessing | None = None
   original_size: tuple[int, int] | None = None
+  labels: Sequence[int] = ()
 
   def __len__(self) -> int:
     return len(self.images)
@@ -102,7 +104,9 @@ class ArrayData:
   @property
   def examples(self) -> list[Example]:
     """An example for each image, which names no file where the image has no name."""
-    return [Example(name, (), 0, '', 'good') for name in self.names or [''] * len(self)]
+    names, labels = self.names or [''] * len(self), self.labels or [0] * len(self)
+    return [Example(name, (), label, '', 'defect' if label else 'good')
+            for name, label in zip(names, labels, strict=True)]
 
   def batches(self, *, shuffle: int | None = None, augment: Augment | None = None) -> Iterator[Batch]:
     """Yields the images in batches, as `detectors.base.Data` describes."""
@@ -118,8 +122,8 @@ class ArrayData:
   def part(self, positions: Sequence[int]) -> 'ArrayData':
     """Returns the data of the images at `positions`."""
     positions = np.asarray(positions, int)
-    return dataclasses.replace(
-        self, images=self.images[positions], names=[self.names[i] for i in positions] if self.names else ())
+    names, labels = ([kept[i] for i in positions] if kept else () for kept in (self.names, self.labels))
+    return dataclasses.replace(self, images=self.images[positions], names=names, labels=labels)
 
 
 def _order(n: int, shuffle: int | None) -> np.ndarray:

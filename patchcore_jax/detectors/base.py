@@ -152,6 +152,7 @@ class Detector:
       model of a smaller coreset ratio. Such a method has a setting `ratio`, and its module `score_fn_at`,
       `bank_size` and `statistics_at`.
     needs_network: whether it takes pretrained networks; without, it is given none.
+    uses_defects: whether it learns from labelled defects beside the good images, which all others refuse.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
       a `HostScoreFn`, and is neither exported nor a member of ensembles.
@@ -162,6 +163,7 @@ class Detector:
   module: ClassVar[str] = ''
   has_coreset: ClassVar[bool] = False
   needs_network: ClassVar[bool] = True
+  uses_defects: ClassVar[bool] = False
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''
 
@@ -179,13 +181,14 @@ class Detector:
     """Learns what good images look like.
 
     Args:
-      data: good images of one size.
+      data: good images of one size, and labelled defects where the method uses such.
       backbones: as many networks as the method needs; () where it needs none.
       run: what the fit may use.
 
     Raises:
       ValueError: no images, or another mistake that the message explains.
     """
+    self.check_defects(sum(example.label != 0 for example in data.examples))
     return self._code().fit(self.resolved(backbones), data, tuple(backbones), run or Run())
 
   def score_fn(
@@ -228,9 +231,9 @@ class Detector:
   def fit_and_cross_score(
       self, data: Data, backbones: Sequence[Any], run: Run | None = None, *, folds: int,
       search: SearchSpec | None = None) -> tuple[Model, CrossScores]:
-    """Fits a model, and scores the training images as if they were new, for thresholds.
+    """Fits a model, and scores the good training images as if they were new, for thresholds.
 
-    The images are parted at random into `folds` parts of like size; each part is scored by a model of the
+    The good images are parted at random into `folds` parts of like size; each part is scored by a model of the
     others. A method that can do this faster than with as many fits has a `fit_and_cross_score` of its own.
 
     Args:
@@ -238,10 +241,11 @@ class Detector:
       search: see `score_fn`.
 
     Returns:
-      The model of all images, and the scores in the order of the images that could be read.
+      The model of all images, and the scores in the order of the good images that could be read.
     """
     if folds < 2:
       raise ValueError(f'folds={folds}: expected at least 2.')
+    self.check_defects(sum(example.label != 0 for example in data.examples))
     code = self._code()
     if not hasattr(code, 'fit_and_cross_score'):
       code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
@@ -272,6 +276,21 @@ class Detector:
     if not self.has_coreset:
       return [self.statistics(model, data, backbones, run)]
     return self._code().statistics_at(self, model, data, tuple(backbones), run, ratios, search=SearchSpec())
+
+  def check_defects(self, number: int) -> None:
+    """Refuses labelled defects where the method takes all images for good, and none where it needs some.
+
+    Args:
+      number: how many there are.
+    """
+    if number and not self.uses_defects:
+      raise ValueError(
+          f'{number} of the training images are labelled as defects, of which {self.title} with these '
+          'settings does not learn: expected good images only.')
+    if self.uses_defects and not number:
+      raise ValueError(
+          f'{self.title} with these settings learns from labelled defects too, and there are none: expected '
+          'some, by defects= or --defects of a fit, or data.labelled_defects of an evaluation.')
 
   def resolved(self, backbones: Sequence[Any]) -> 'Detector':
     """Settles what the settings leave to the networks; most methods leave nothing."""

@@ -19,18 +19,22 @@ from patchcore_jax.settings import SearchSpec, check_number
 def fit_and_cross_score(
     detector: Detector, data: Data, backbones: Sequence[Backbone], run: Run, *, folds: int,
     search: SearchSpec) -> tuple[Model, CrossScores]:
-  """Fits, and scores each part of the images by a model of the others (`Detector.fit_and_cross_score`)."""
+  """Fits, and scores each part of the images by a model of the others (`Detector.fit_and_cross_score`).
+
+  Labelled defects are learned from in every fit, and none is scored.
+  """
   noting = _Noting(data)
   model = detector.fit(noting, backbones, _within(run, 'all'))
-  read = sorted(noting.read)
-  check_number(len(read), folds, len(data.examples))  # some may have been no images
+  read, defects = _by_label(data, sorted(noting.read))
+  given = sum(not example.label for example in data.examples)
+  check_number(len(read), folds, given)  # some may have been no images
   folds = min(folds, len(read))
   fold_of = np.random.default_rng(run.seed).permutation(np.arange(len(read)) % folds)
   image, maxima = np.zeros(len(read), np.float32), None
   for fold in range(folds):
     scored = np.flatnonzero(fold_of == fold)
     others = [read[i] for i in np.flatnonzero(fold_of != fold)]
-    part = detector.fit(data.part(others), backbones, _quiet(_within(run, f'fold{fold}')))
+    part = detector.fit(data.part(others + defects), backbones, _quiet(_within(run, f'fold{fold}')))
     found = score_maxima(detector, part, data.part([read[i] for i in scored]), backbones, search)
     image[scored] = found.image
     if found.map_maxima is not None:
@@ -72,14 +76,22 @@ def statistics(
   if model.description.num_skipped:  # only images in files can be skipped
     files = set(model.description.images)
     read = [i for i in read if data.examples[i].image_path in files]
+  read, defects = _by_label(data, read)
   values = []
   for half in range(2):
-    part = detector.fit(data.part(read[1 - half::2]), backbones, _quiet(_within(run, f'half{half}')))
+    learned = data.part(read[1 - half::2] + defects)
+    part = detector.fit(learned, backbones, _quiet(_within(run, f'half{half}')))
     score_fn = detector.score_fn(part, backbones, search=search)
     for _, scores in streaming.predict(score_fn, data.part(read[half::2]).batches()):
       values.append(np.ravel(scores.image if scores.map is None else scores.map))
   joined = np.concatenate(values).astype(np.float64)
   return Statistics(float(joined.mean()), float(joined.std()))
+
+
+def _by_label(data: Data, positions: Sequence[int]) -> tuple[list[int], list[int]]:
+  """Parts positions into those of good images and those of labelled defects."""
+  examples = data.examples
+  return tuple([i for i in positions if bool(examples[i].label) == label] for label in (False, True))
 
 
 def _quiet(run: Run) -> Run:

@@ -265,11 +265,13 @@ def made(
   if first is not None:
     index, files = processes.joined(index + np.int32(first)), processes.joined_files(files)
   given = data.examples
-  names = tuple(given[i].image_path for i in index)
+  good = [i for i, position in enumerate(index) if not given[position].label]
+  names = tuple(given[position].image_path for position in index[good])
+  files = [files[i] for i in good] if files else files
   return Model(arrays | provenance.pack(files), Description(
       detector=detector.name, settings=detector.settings(),
       backbones=tuple(identity(backbone) for backbone in backbones),
-      image_size=tuple(image_size), grid=grid, num_images=len(index),
+      image_size=tuple(image_size), grid=grid, num_images=len(good), num_defects=len(index) - len(good),
       images=names if all(names) else (), num_skipped=len(given) - len(index),
       category=given[index[0]].category, seed=run.seed, preprocessing=data.preprocessing,
       outside_range=getattr(data, 'outside_range', None) or 0.0, device=jax.default_backend(),

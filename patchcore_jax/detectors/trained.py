@@ -35,8 +35,9 @@ class Method(NamedTuple):
   """A method whose network is trained.
 
   Attributes:
-    task: what is trained. Its state is a dict whose 'variables' are what scoring needs: a dict with 'params'
-      and perhaps 'batch_stats', dicts as Flax has them.
+    task: what is trained. The examples of a step are images [b, s, s, 3] uint8; or of a detector that uses
+      defects {'image': such, 'label': [b] int32}, 0 for the good ones. Its state is a dict whose 'variables'
+      are what scoring needs: a dict with 'params' and perhaps 'batch_stats', dicts as Flax has them.
     loss: (variables, images [b, s, s, 3] uint8, key) -> the loss of images that are not trained on.
     score: (variables, images [b, s, s, 3] uint8) -> `Scores`, the map of the images' size.
     finish: (variables, images [n, s, s, 3] uint8 on the host) -> arrays by name that are computed once the
@@ -101,17 +102,25 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
     ValueError: fewer images than a step takes, or a loss that is not finite, where the last good state stays
       among the checkpoints.
   """
-  images, data_read, image_size = _images(detector, data, run)
+  images, labels, data_read, image_size = _images(detector, data, run)
+  images, defects = images[labels == 0], images[labels != 0]
+  if not len(images):
+    raise ValueError(streaming.NO_IMAGES)
   rng = np.random.default_rng((run.seed, len(images)))
   order = rng.permutation(len(images))
   held = order[:round(detector.held_out * len(images))]
   taken = np.setdiff1d(order, held)
-  if len(taken) < detector.batch_size:
+  count = len(taken) + len(defects)
+  if count < detector.batch_size:
     beside = f' beside the {len(held)} that are held out' if len(held) else ''
     raise ValueError(
-        f'{len(taken)} images{beside}: expected at least the {detector.batch_size} that a step of '
+        f'{count} images{beside}: expected at least the {detector.batch_size} that a step of '
         f'{detector.title} takes. Give more, or a smaller {detector.name}.batch_size.')
-  variables, losses = _trained(detector, images[taken], images[held], run)
+  examples = images[taken]
+  if detector.uses_defects:
+    examples = {'image': np.concatenate([examples, defects]),
+                'label': np.repeat(np.array([0, 1], np.int32), [len(taken), len(defects)])}
+  variables, losses = _trained(detector, examples, images[held], run)
   finished = _method(detector).finish(variables, images)
   arrays = loop.named({**variables, 'finished': finished}) | {
       'losses': np.array(losses, np.float32), 'steps': np.array(len(losses), np.int32)}
@@ -169,7 +178,7 @@ def _squared_fn(size):
 
 
 def _images(detector, data, run):
-  """Reads all images in the network's size: [n, s, s, 3] uint8, what was read, and the size before."""
+  """Reads all images in the network's size: [n, s, s, 3] uint8, labels, what was read, and the size."""
   read, found, done = Recorder(data.batches(), run.keep_images), [], 0
   image_size = None
   for batch, images in streaming.stream(_squared_fn(detector.size), (), read):
@@ -179,21 +188,22 @@ def _images(detector, data, run):
     run.progress('read', done, len(data.examples))
   if not done:
     raise ValueError(streaming.NO_IMAGES)
-  return np.concatenate(found), read, image_size
+  examples = data.examples
+  return np.concatenate(found), np.array([examples[i].label for i in read.index]), read, image_size
 
 
-def _trained(detector, images, held, run):
+def _trained(detector, examples, held, run):
   """Trains: returns the variables that are kept, and the loss of every step."""
   if not detector.steps:
     run.notify('no steps: the network stays as it starts')
     return jax.device_get(loop.init(_method(detector).task, run.seed)['variables']), []
-  source = loop.Shuffled(images, run.seed)
+  source = loop.Shuffled(examples, run.seed)
   arguments = {'batch_size': detector.batch_size, 'seed': run.seed}
   method, steps = _method(detector), detector.steps
   state = {'training': loop.init(method.task, run.seed), 'losses': np.zeros(steps, np.float32),
            'total': np.array(steps, np.int32), 'best': np.array(np.inf, np.float32)}
   state['kept'] = jax.device_get(state['training']['variables']) if len(held) else {}
-  checkpoints = run.checkpoints and loop.Checkpoints(run.checkpoints, _description(detector, images, run))
+  checkpoints = run.checkpoints and loop.Checkpoints(run.checkpoints, _description(detector, examples, run))
   first, state = _restored(checkpoints, state) if checkpoints else (0, state)
   if first:  # with as many steps as were settled then
     state['losses'] = np.array(state['losses'])
@@ -238,10 +248,13 @@ def _restored(checkpoints, state):
         f'and images of that training. ({e})') from e
 
 
-def _description(detector, images, run):
+def _description(detector, examples, run):
   """Describes what decides about the weights, so that no other training goes on from them."""
+  digest = hashlib.sha256()
+  for array in jax.tree.leaves(examples):
+    digest.update(np.ascontiguousarray(array))
   return {'detector': detector.name, 'settings': detector.fit_settings(), 'seed': run.seed,
-          'images': hashlib.sha256(np.ascontiguousarray(images)).hexdigest()}
+          'images': digest.hexdigest()}
 
 
 def _plan(detector, steps, second):
