@@ -30,8 +30,8 @@ _MODULES = {
 __all__ = [
     'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'ExplainedVAE',
     'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore',
-    'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors', 'evaluate',
-    'fit', 'load', 'metrics', 'neighbors']
+    'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors',
+    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str):
