@@ -233,7 +233,7 @@ class Detector:
       search: SearchSpec | None = None) -> tuple[Model, CrossScores]:
     """Fits a model, and scores the good training images as if they were new, for thresholds.
 
-    The good images are parted at random into `folds` parts of like size; each part is scored by a model of the
+    The good images are parted at random into `folds` parts of like size; each is scored by a model of the
     others. A method that can do this faster than with as many fits has a `fit_and_cross_score` of its own.
 
     Args:
