@@ -25,6 +25,9 @@ _READING = ('value_range', 'bands', 'background')
 @click.argument('good')
 @options.option('--out', required=True, metavar='BANK', group='Common', show_default=False,
                 help='The model, a folder that must not exist.')
+@options.option('--defects', metavar='IMAGES', group='Common', show_default='none',
+                help='Labelled defects, a folder or a pattern, for a method that learns from some: cavga '
+                'with --cavga-weak.')
 @methods.common(ratio=0.0)
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
 @arguments.accept
@@ -44,8 +47,8 @@ _READING = ('value_range', 'bands', 'background')
 @options.several_machines
 @options.common
 def command(
-    good: str, out: str, accept: tuple[str, ...], seed: int, debug: bool, compilation_cache: str,
-    **values: Any) -> None:
+    good: str, out: str, defects: str | None, accept: tuple[str, ...], seed: int, debug: bool,
+    compilation_cache: str, **values: Any) -> None:
   """Learn what good parts look like, from a folder of images of them.
 
   GOOD is a folder, below which all images count, or which has a folder train/good or good (as OK or normal);
@@ -54,11 +57,11 @@ def command(
   of each image is inspected, unless --crop leaves something out.
   """
   with terminal.readable_errors(debug):
-    run(good, out, accept, seed, compilation_cache, values)
+    run(good, out, defects, accept, seed, compilation_cache, values)
 
 
 def run(
-    good: str, out: str, accept: tuple[str, ...], seed: int, compilation_cache: str,
+    good: str, out: str, defects: str | None, accept: tuple[str, ...], seed: int, compilation_cache: str,
     values: dict[str, Any]) -> None:
   """Looks at the images, fits, makes thresholds and saves.
 
@@ -76,6 +79,7 @@ def run(
   taken = image_files.training_folder(good)
   paths = image_finding.find_images(taken)  # before JAX, which takes a second to import
   check_number(len(paths), calibrate.folds)
+  detector.check_defects(0 if defects is None else len(image_finding.find_images(defects)))
   with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
     terminal.keep_compiled(compilation_cache)
     terminal.join_processes(*(values[name] for name in terminal.DISTRIBUTED))
@@ -86,13 +90,17 @@ def run(
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
 
-    found = survey.survey(paths)
+    labelled = inputs.find_defects(defects, paths)
+    everything = [*paths, *labelled]
+    found = survey.survey(everything)
     for line in (*passed_by.origins(taken, paths), *passed_by.left_out(good, paths), *report(found),
                  *found.reading(preprocessing)):
       terminal.say(line)
+    if labelled:
+      terminal.say(f'{len(labelled)} of them are labelled defects, of {defects}')
     found.check_bands(preprocessing)
-    sizes = image_sizes.of_files(paths)
-    check_number(len(sizes), calibrate.folds, len(paths))
+    sizes = image_sizes.of_files(everything)
+    check_number(len(sizes.keys() - labelled), calibrate.folds, len(paths))
     acceptance.settle(image_sizes.odd(sizes), accept, sizes)
     networks = methods.networks_of(values, seed)
   for network in networks:
@@ -106,14 +114,14 @@ def run(
     terminal.say(line)
   skipped, name = [], inputs.name_of(good)
   data = inputs.training_data(
-      taken, preprocessing, data_spec.batch_size, paths=paths, num_workers=data_spec.num_workers,
-      original_size=image_sizes.usual(sizes.values()), max_pixels=data_spec.max_pixels,
-      on_error=skipped.append if data_spec.on_error == 'skip' else None)
+      taken, preprocessing, data_spec.batch_size, paths=paths, defects=labelled,
+      num_workers=data_spec.num_workers, original_size=image_sizes.usual(sizes.values()),
+      max_pixels=data_spec.max_pixels, on_error=skipped.append if data_spec.on_error == 'skip' else None)
   data = data.measured()
   if line := survey.range_line(data.preprocessing, data.outside_range, found.deep):
     terminal.say(line)
   same = {name: value for name, value in values.items() if name not in terminal.DISTRIBUTED}
-  if not processes.agree(repr([same, seed, [Path(path).name for path in paths]])):
+  if not processes.agree(repr([same, seed, [Path(path).name for path in everything]])):
     raise ValueError(
         'The processes differ in their settings or in the images they see: expected the same command and '
         'data on all machines.')
@@ -139,8 +147,9 @@ def run(
     for message in sorted({str(error) for error in skipped}):
       terminal.notice(f'skipped: {message}')
   if skipped:
+    used = inspector.model.description
     terminal.say(
-        f'{inspector.model.description.num_images} of {len(paths)} images were used, {len(skipped)} could '
+        f'{used.num_images + used.num_defects} of {len(everything)} images were used, {len(skipped)} could '
         'not be read')
   if inspector.calibration:
     for line in verdict(inspector.calibration, inspector.model.description.images):

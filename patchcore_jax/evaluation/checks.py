@@ -67,6 +67,15 @@ def of_folders(
   return lines
 
 
+def defect_notes(images: Images) -> list[str]:
+  """Lists what the user must know of labelled defects that were taken from the test images."""
+  if not images.defects:
+    return []
+  kinds = collections.Counter(example.defect for example in images.defects)
+  return [f'{len(images.defects)} defects are learned from, and are no test images any more: '
+          f'{", ".join(f"{n} {kind}" for kind, n in kinds.items())}']
+
+
 def range_notes(images: Images) -> list[str]:
   """Lists what the user must know of the value range of a category whose files have more than 8 bits."""
   train, test = images.files

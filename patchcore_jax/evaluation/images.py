@@ -31,6 +31,8 @@ class Images:
     preprocessing: what is done to them: that of the settings, with the value range of the training images.
     train, test: its images; those of the test with masks where there are any.
     validation: good images that are neither, where the protocol needs them; else empty.
+    defects: labelled defects among the training images, behind the good ones. They were test images, and are
+      none any more.
     files: training and test images, also where `train` and `test` are feature maps.
     has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
@@ -44,12 +46,15 @@ class Images:
     self.skipped: list[ImageError] = []
     train = drawn(category.train, settings.data.shots, settings.seed, settings.data.draw)
     self.shots = tuple(Path(e.image_path).name for e in train) if settings.data.shots else ()
+    self.defects = labelled_defects(category.test, len(train), settings)
+    taken = {e.image_path for e in self.defects}
+    tested = [e for e in category.test if e.image_path not in taken]
     self.batch_size = parallel.divisible_batch_size(settings.data.batch_size)
     self.digests: dict[str, bytes] = {}
     train, test = (
         DigestedData(**vars(data_of(settings, examples, self.skipped, with_masks=with_masks)),
                      digests=self.digests)
-        for examples, with_masks in ((train, False), (category.test, category.has_masks)))
+        for examples, with_masks in ((train + self.defects, False), (tested, category.has_masks)))
     self.train = train.measured()
     self.preprocessing = self.train.preprocessing
     self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
@@ -203,6 +208,33 @@ def drawn(
   if shots > len(examples):
     raise ValueError(
         f'data.shots={shots}: {examples[0].category} has {len(examples)} training images.')
+  return _some_of(examples, shots, seed, draw)
+
+
+def labelled_defects(test: Sequence[Example], num_train: int, settings: Settings) -> list[Example]:
+  """Draws from the test images the defects to learn from, and keeps their order; [] where none are wanted.
+
+  Args:
+    test: all test images.
+    num_train: good training images, of whose number there is a share.
+    settings: of the run.
+
+  Raises:
+    ValueError: so many that no defect would be left to test.
+  """
+  if not settings.data.labelled_defects:
+    return []
+  count = max(1, round(settings.data.labelled_defects * num_train))
+  defects = [example for example in test if example.label]
+  if count >= len(defects):
+    raise ValueError(
+        f'data.labelled_defects={settings.data.labelled_defects}: {count} of the {len(defects)} defects '
+        f'among the test images of {test[0].category} would be learned from: expected fewer.')
+  return _some_of(defects, count, settings.seed, settings.data.draw)
+
+
+def _some_of(examples, count, seed, draw):
+  """Draws so many of some images of a category, in their order."""
   category = zlib.crc32(examples[0].category.encode())
   order = np.random.default_rng([seed, draw, category]).permutation(len(examples))
-  return [examples[i] for i in sorted(order[:shots])]
+  return [examples[i] for i in sorted(order[:count])]

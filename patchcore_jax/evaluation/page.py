@@ -28,6 +28,7 @@ from patchcore_jax.settings import Preprocessing
 _WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
 _SIZES_AND_TIMINGS = {
     'num_train': page.Column('Trained on', 'count'), 'num_test': page.Column('Tested on', 'count'),
+    results.DEFECTS: page.Column('Defects trained on', 'count'),
     'num_skipped': page.Column('Skipped', 'count'), results.LEAKED: page.Column('Trained on too', 'count'),
     'bank_size': page.Column('Bank', 'count'),
     'fit_seconds': page.Column('Fit s', 'number'), 'ms_per_image': page.Column('ms per image', 'number')}
@@ -145,7 +146,7 @@ def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results
   columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
     del columns['coreset_ratio'], columns['bank_size']
-  for name in ('num_skipped', results.LEAKED):
+  for name in ('num_skipped', results.LEAKED, results.DEFECTS):
     if not any(row.get(name) for row in rows):
       del columns[name]
   for metric in measured:  # one that no category has is of another protocol

@@ -40,7 +40,8 @@ class Settings:
     more: what else config.json holds, by section, such as settings of methods that are not used here.
 
   Raises:
-    ValueError: ratios out of range, or for a method without a coreset; a method that makes no ensembles.
+    ValueError: ratios out of range, or for a method without a coreset; a method that makes no ensembles;
+      labelled defects for a method that learns from none, or none for one that does.
   """
 
   data: DataSpec
@@ -69,6 +70,12 @@ class Settings:
     elif ratios not in ((), (1.0,)):
       raise ValueError(f'ratios={ratios}: {detector.title} has no coreset. Leave them out.')
     object.__setattr__(self, 'ratios', ratios or (1.0,))
+    if self.data.labelled_defects and not detector.uses_defects:
+      raise ValueError(
+          f'data.labelled_defects={self.data.labelled_defects}: {detector.title} with these settings learns '
+          'from good images only. Leave it out.')
+    if not self.data.labelled_defects:
+      detector.check_defects(0)
     _ = self.method  # so that one that cannot be is refused now
 
   @property

@@ -21,7 +21,7 @@ from patchcore_jax.settings import CalibrationSpec, Preprocessing, ScoringSpec, 
 
 
 def fit(
-    images: Any, *, detector: Detector | str | None = None,
+    images: Any, *, defects: Any = None, detector: Detector | str | None = None,
     backbone: str | Backbone | Sequence[Backbone] = 'auto', false_alarm_rate: float | None = 0.01,
     preprocessing: Preprocessing | None = None, batch_size: int = 0, seed: int = 0,
     accept: str | Sequence[str] = (), max_megapixels: float | None = None,
@@ -33,6 +33,8 @@ def fit(
     images: good ones: a folder, below which all images count, or which has a folder train/good or good; a
       pattern such as 'parts/*/good', a list of paths, or an array [n, h, w, 3] (RGB) or [n, h, w] (gray)
       uint8.
+    defects: for a method that learns from some, such as `CAVGA(weak=True)`: a folder, a pattern or paths
+      beside files, an array beside an array. They make no thresholds.
     detector: the method, such as `PatchCore(ratio=0.05)`, or the name of one with its usual settings, such as
       'padim'; None for `PatchCore(ratio=0)`, whose bank is as large as is enough.
     backbone: a name as `backbones.create` takes it, or a network of your own, or several for an ensemble;
@@ -68,9 +70,11 @@ def fit(
   settings.check_number(len(given), rate.folds)
   if isinstance(detector, str):
     detector = detectors.find(detector)()
+  defects = inputs.find_defects(defects, given)
+  (detector or PatchCore()).check_defects(len(defects))
   networks = networks_for(detector or PatchCore(ratio=0), backbone)
   inputs.warn_of_left_out(source, images)
-  sizes = image_sizes.of_files(given) if of_files else inputs.sizes_of(images)
+  sizes = image_sizes.of_files([*given, *defects]) if of_files else inputs.sizes_of(images)
   acceptance.settle(image_sizes.odd(sizes), accept, sizes)
   if preprocessing is None and of_files:
     preprocessing = image_sizes.on_one_grid(sizes.values(), None, input_multiple(networks))
@@ -79,7 +83,7 @@ def fit(
                  *image_sizes.squeezed(sizes, preprocessing)):
       warnings.warn(line, stacklevel=2)
   data = inputs.training_data(
-      images, preprocessing, batch_size, **({} if not of_files else {
+      images, preprocessing, batch_size, defects=defects, **({} if not of_files else {
           'paths': given, 'original_size': image_sizes.usual(sizes.values()),
           'max_pixels': settings.max_pixels(max_megapixels)}))
   told = {'progress': progress, 'notify': notify}
@@ -96,7 +100,7 @@ def fit_data(
 
   Args:
     detector: the method.
-    data: good images.
+    data: good images, and labelled defects for a method that learns from such.
     networks: as many as the method needs.
     run: what the fit may use.
     calibrate: how thresholds are made; None for the defaults.
@@ -107,7 +111,7 @@ def fit_data(
     ValueError: no images, or a mistake that the message explains.
   """
   calibrate, began = calibrate or CalibrationSpec(), time.monotonic()
-  settings.check_number(len(data.examples), calibrate.folds)
+  settings.check_number(sum(not example.label for example in data.examples), calibrate.folds)
   if isinstance(data, FileData):
     data = data.measured()
   if calibrate.folds:
@@ -121,8 +125,9 @@ def fit_data(
     model = model.with_description(calibration=calibration.calibrate(
         scores.image, scores.map_maxima, false_alarm_rate=calibrate.false_alarm_rate, method='cross',
         allowances=_allowances(inspector, data, run.seed)))
+  defects = f' and {n} defects' if (n := model.description.num_defects) else ''
   return inspector.with_model(
-      model.recorded(f'fitted on {model.description.num_images} images{source}'))
+      model.recorded(f'fitted on {model.description.num_images} images{defects}{source}'))
 
 
 def networks_for(

@@ -28,7 +28,8 @@ _WHAT = (
 
 def training_data(
     images: Any, preprocessing: Preprocessing | None, batch_size: int, *, paths: Sequence[str] | None = None,
-    on_error: Callable[[ImageError], None] | None = None, **reading) -> FileData | ArrayData:
+    defects: Any = (), on_error: Callable[[ImageError], None] | None = None,
+    **reading) -> FileData | ArrayData:
   """Makes the data that a detector fits on.
 
   Args:
@@ -37,6 +38,7 @@ def training_data(
       one grid (`preprocess.whole_image`).
     batch_size: images that pass through the network at once.
     paths: the files that `images` names, where they were listed already (`find_paths`).
+    defects: labelled ones beside the good images: paths of files, or an array as `images`; () for none.
     on_error: called with the error of each file that cannot be read, which is then left out; by default the
       error is raised.
     **reading: further fields of `FileData`.
@@ -46,19 +48,59 @@ def training_data(
   """
   batch_size = parallel.divisible_batch_size(batch_size)
   if isinstance(images, np.ndarray):
-    array = as_colour(images)
+    array, labels = as_colour(images), ()
+    if len(defects):
+      labels = [0] * len(array) + [1] * len(defects)
+      array = _joined(array, as_colour(defects))
     if preprocessing is None:
-      return ArrayData(array, batch_size, original_size=array.shape[2:0:-1])
+      return ArrayData(array, batch_size, original_size=array.shape[2:0:-1], labels=labels)
     size = array.shape[2:0:-1]
     array = np.stack([preprocess.transform(Image.fromarray(image), preprocessing) for image in array])
-    return ArrayData(array, batch_size, preprocessing=preprocessing, original_size=size)
+    return ArrayData(array, batch_size, preprocessing=preprocessing, original_size=size, labels=labels)
   paths = find_paths(images) if paths is None else paths
   if preprocessing is None:
-    preprocessing = image_sizes.on_one_grid(image_sizes.of_files(paths).values(), None)
+    preprocessing = image_sizes.on_one_grid(image_sizes.of_files([*paths, *defects]).values(), None)
   name = name_of(images) if isinstance(images, (str, os.PathLike)) else ''
-  return FileData(
-      [Example(path, (), 0, name, 'good') for path in paths], preprocessing, batch_size,
-      on_error=on_error, **reading)
+  examples = [Example(path, (), 0, name, 'good') for path in paths]
+  examples += [Example(path, (), 1, name, 'defect') for path in defects]
+  return FileData(examples, preprocessing, batch_size, on_error=on_error, **reading)
+
+
+def _joined(good, defects):
+  """Joins good images and defects, which must be of one size."""
+  if good.shape[1:] != defects.shape[1:]:
+    raise ValueError(
+        f'The defects are of shape {defects.shape}, and the good images of {good.shape}: expected one height '
+        'and width.')
+  return np.concatenate([good, defects])
+
+
+def find_defects(defects: Any, good: Any) -> Any:
+  """Finds labelled defects to learn from beside good images.
+
+  Args:
+    defects: as the good images are given: a folder, a pattern or paths, or an array; None for none.
+    good: the paths of the good images, or their array.
+
+  Returns:
+    Paths, or an array [n, h, w, 3] uint8; () for none.
+
+  Raises:
+    ValueError: none there, an array beside files, or files that are given as good too.
+  """
+  if defects is None:
+    return ()
+  if isinstance(defects, np.ndarray) != isinstance(good, np.ndarray):
+    raise ValueError('The good images and the defects are given as an array and as files: expected one kind.')
+  if isinstance(defects, np.ndarray):
+    return as_colour(defects)
+  paths = find_paths(defects)
+  known = {os.path.realpath(path) for path in good}
+  if both := [path for path in paths if os.path.realpath(path) in known]:
+    raise ValueError(
+        f'{len(both)} files are given as good and as defects, such as {both[0]}: expected each as one of the '
+        'two. Name the folder of the good ones more closely.')
+  return paths
 
 
 def sizes_of(images: Any) -> dict[str, image_sizes.Size]:
