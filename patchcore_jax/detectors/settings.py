@@ -227,6 +227,14 @@ class PixelStatistics(Detector):
   size: int = 32
   standardise: bool = False
 
+  @property
+  def row(self) -> str:
+    return f'control: {self.statistic.replace("_", " ")}'
+
+  @property
+  def in_short(self) -> str:
+    return f'{self.size or "all"} px{", standardised" if self.standardise else ""}'
+
   def __post_init__(self):
     of_images, of_values = ('mean_image', 'nearest_image'), (
         'brightness', 'deviation', 'half_norm', 'brightness_distance')

@@ -132,6 +132,7 @@ class AESSIM(Autoencoder):
       raise ValueError(
           f'ae_ssim.window={self.window}: expected 2 to {self.crop or self.size} pixels.')
 
+
 @dataclasses.dataclass(frozen=True)
 class CAVGA(Trained):
   """CAVGA (Venkataramanan et al., "Attention Guided Anomaly Localization in Images", ECCV 2020): an
@@ -177,6 +178,10 @@ class CAVGA(Trained):
   classifier_weight: float = 0.001
   beta: float = 0.5
   image_score: str = 'reconstruction'
+
+  @property
+  def row(self) -> str:
+    return 'CAVGA-Rw' if self.weak else 'CAVGA-Ru'
 
   @property
   def uses_defects(self) -> bool:
@@ -230,6 +235,10 @@ class GammaVAE(Autoencoder):
   closeness: float = 0.05
   through_network: bool = True
 
+  @property
+  def row(self) -> str:
+    return 'γ-VAE + grad.' if self.map == 'projection' else 'γ-VAE'
+
   def __post_init__(self):
     super().__post_init__()
     self._check_choice('map', ('projection', 'residual'))
@@ -272,6 +281,10 @@ class ExplainedVAE(Trained):
   inference: str = 'mean_sum'
   flip: str = 'horizontal'
   turn: float = 90.0
+
+  @property
+  def row(self) -> str:
+    return 'vis. expl. VAE'
 
   def __post_init__(self):
     super().__post_init__()
