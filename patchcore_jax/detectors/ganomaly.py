@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from patchcore_jax.detectors.base import Scores
-from patchcore_jax.detectors.trained import Method, adam
+from patchcore_jax.detectors.trained import Method, adam, moved
 from patchcore_jax.detectors.trained_settings import GANomaly
 from patchcore_jax.learned import loop, transforms
 from patchcore_jax.learned.layers import ConvToDouble, Dense, Discriminator, Norm, near_one
+
+Pair = tuple[jax.Array, jax.Array]
 
 _INIT = nn.initializers.normal(0.02)
 _WON = 1e-5  # a discriminator whose loss is below has nothing left to teach, and starts anew
@@ -76,6 +78,18 @@ def networks(detector: GANomaly) -> tuple[Generator, Encoder]:
   return Generator(widths, detector.latent), Encoder(widths, 1)
 
 
+def combined(detector: GANomaly, features: Pair, images: Pair, codes: Pair) -> jax.Array:
+  """Computes the generator's loss of pairs, of what is of the images and what is of their reconstructions.
+
+  >>> one = jnp.ones(2)
+  >>> float(combined(GANomaly(), (one, one), (one, 1.5 * one), (one, 3 * one)))  # 0 + 50 * 0.5 + 2 ** 2
+  29.0
+  """
+  return (detector.adversarial_weight * jnp.square(features[0] - features[1]).mean()
+          + detector.contextual_weight * jnp.abs(images[0] - images[1]).mean()
+          + detector.latent_weight * jnp.square(codes[0] - codes[1]).mean())
+
+
 @functools.lru_cache(maxsize=16)
 def method(detector: GANomaly) -> Method:
   """Makes the method: what is trained, and how it scores."""
@@ -105,9 +119,8 @@ def method(detector: GANomaly) -> Method:
   def generator_loss(params, statistics, judge, x):
     (restored, code, again), changes = generator.apply(
         {'params': params, 'batch_stats': statistics}, x, True, mutable=['batch_stats'])
-    value = (detector.adversarial_weight * jnp.square(judged(judge, x)[1] - judged(judge, restored)[1]).mean()
-             + detector.contextual_weight * jnp.abs(x - restored).mean()
-             + detector.latent_weight * jnp.square(code - again).mean())
+    features = judged(judge, x)[1], judged(judge, restored)[1]
+    value = combined(detector, features, (x, restored), (code, again))
     return value, (changes['batch_stats'], restored, jnp.abs(code).mean())
 
   def discriminator_loss(judge, x, restored):
@@ -120,8 +133,8 @@ def method(detector: GANomaly) -> Method:
         variables['params'], variables['batch_stats'], judge['params'], x)
     judge_value, judge_gradients = jax.value_and_grad(discriminator_loss)(
         judge['params'], x, lax.stop_gradient(restored))
-    params, moments = _moved(optimizer(), variables['params'], gradients, state['optimizer'])
-    judge_params, judge_moments = _moved(optimizer(), judge['params'], judge_gradients, judge['optimizer'])
+    params, moments = moved(optimizer(), variables['params'], gradients, state['optimizer'])
+    judge_params, judge_moments = moved(optimizer(), judge['params'], judge_gradients, judge['optimizer'])
     judge_params = lax.cond(
         judge_value < _WON, lambda: start(key, discriminator)['params'], lambda: judge_params)
     state = {'variables': {'params': params, 'batch_stats': statistics}, 'optimizer': moments,
@@ -145,9 +158,3 @@ def method(detector: GANomaly) -> Method:
         distance(code - again).mean(axis=1), jnp.abs(x - restored).mean(axis=-1) if detector.maps else None)
 
   return Method(loop.Task(init, step), of_others, score)
-
-
-def _moved(optimizer, params, gradients, moments):
-  """Takes a step: returns the new parameters, and the new moments of the optimiser."""
-  updates, moments = optimizer.update(gradients, moments, params)
-  return jax.tree.map(jnp.add, params, updates), moments

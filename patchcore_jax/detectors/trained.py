@@ -57,6 +57,12 @@ def adam(rate: float, **arguments) -> Any:
   return optax.adam(rate, **arguments)
 
 
+def moved(optimizer: Any, params: Any, gradients: Any, moments: Any) -> tuple[Any, Any]:
+  """Takes a step of an optimiser: returns the new parameters, and its new state."""
+  updates, moments = optimizer.update(gradients, moments, params)
+  return jax.tree.map(jnp.add, params, updates), moments
+
+
 def descent(
     init: Callable, loss: Callable, optimizer: Callable[[], Any]) -> tuple[loop.Task, Callable]:
   """Makes the task that minimises one loss, and its loss on images that are held out.
@@ -79,8 +85,7 @@ def descent(
       return loss({**variables, 'params': params}, images, key, True)
 
     (value, changes), gradients = jax.value_and_grad(of_params, has_aux=True)(variables['params'])
-    updates, moments = optimizer().update(gradients, state['optimizer'], variables['params'])
-    params = jax.tree.map(jnp.add, variables['params'], updates)
+    params, moments = moved(optimizer(), variables['params'], gradients, state['optimizer'])
     report = changes.pop('report', {})
     variables = {**variables, **changes, 'params': params}
     return {'variables': variables, 'optimizer': moments}, {'loss': value, **report}
