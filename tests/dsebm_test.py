@@ -46,6 +46,11 @@ def _both(variables, x, train=False):
       lambda x: NETWORK.apply(variables, x, train, mutable=['batch_stats'])[0], x)
 
 
+@jax.jit
+def _loss(variables, key):
+  return dsebm.method(SMALL).loss(variables, IMAGES, key)
+
+
 @pytest.mark.parametrize('size, expected', [(32, 1_423_616), (64, 3_660_000)])
 def test_parameters_are_the_reference_s(size, expected):
   params = jax.eval_shape(dsebm.method(DSEBM(size=size)).task.init, jax.random.key(0))['variables']['params']
@@ -104,24 +109,20 @@ class TestEnergy:
 
 class TestLoss:
 
-  @pytest.fixture(scope='class')
-  def loss(self):
-    return jax.jit(lambda variables, key: dsebm.method(SMALL).loss(variables, IMAGES, key))
-
-  def test_is_the_variance_of_pixels_about_the_best_prior(self, variables, loss):
+  def test_is_the_variance_of_pixels_about_the_best_prior(self, variables):
     """Where there are no features, whatever the noise; and the mean image is the best."""
     mean = np.asarray(X).mean(axis=0)
-    best = float(loss(_of_zero_features(variables, mean), jax.random.key(3)))
+    best = float(_loss(_of_zero_features(variables, mean), jax.random.key(3)))
     assert best == pytest.approx(float(np.asarray(X, np.float64).var(axis=0).mean()), rel=1e-5)
     for way in np.random.default_rng(0).normal(0, 0.1, (2, *mean.shape)).astype(np.float32):
-      other = float(loss(_of_zero_features(variables, mean + way), jax.random.key(4)))
+      other = float(_loss(_of_zero_features(variables, mean + way), jax.random.key(4)))
       assert other == pytest.approx(best + float(np.square(way).mean()), rel=1e-4)
 
-  def test_compares_images_with_what_is_restored_of_noisy_ones(self, variables, loss):
+  def test_compares_images_with_what_is_restored_of_noisy_ones(self, variables):
     key = jax.random.key(5)
     noisy = X + 0.5 * jax.random.normal(key, X.shape)
     _, gradients = _both(variables, noisy)
-    assert float(loss(variables, key)) == pytest.approx(
+    assert float(_loss(variables, key)) == pytest.approx(
         float(jnp.square(X - (noisy - gradients)).mean()), rel=1e-5)
 
 
