@@ -18,7 +18,7 @@ class Trained(Detector):
     size: side of the square that images are brought to before the network, in pixels.
     batch_size: images of a step.
     steps: steps of the training; with 0 the network stays as it starts, for comparison.
-    learning_rate: Adam's.
+    learning_rate: that of the optimiser, Adam.
     minutes: the most that the training may take: a step is measured, and fewer are made where they would take
       longer. 0 for all steps.
     held_out: share of the good images that are not trained on. The weights that are kept have the lowest loss
@@ -139,7 +139,8 @@ class CAVGA(Trained):
   auto-encoder against a discriminator, whose attention is trained to cover all of a good image. What it does
   not cover is anomalous.
 
-  The paper's weights of losses are 1, but for 0.01 of the attention and 0.001 of the classifier.
+  The paper's weights of losses are 1, but for 0.01 of the attention and 0.001 of the classifier. Its encoder
+  is ResNet-18, as with widths (64, 64, 128, 256, 512), and its networks start from trained weights.
 
   Attributes:
     weak: whether a classifier learns from some labelled defects too, and the attention is the one for its
@@ -151,9 +152,10 @@ class CAVGA(Trained):
       'minmax' by its least and largest value.
     reconstruction: how restored images are compared: 'bce' (binary cross-entropy) or 'l2'.
     kl_weight: the weight of the codes' divergence from N(0, I), which is taken per value of an image.
-    adversarial_weight: that of the discriminator's verdict.
-    attention_weight: that of what the attention does not cover.
-    classifier_weight: that of the classifier's error, in the weak form.
+    adversarial_weight: the weight of the discriminator's verdict on restored images. With the paper's 1 it
+      counts far more than what is restored, where that is a mean over pixels as here.
+    attention_weight: the weight of what the attention does not cover.
+    classifier_weight: the weight of the classifier's error, in the weak form.
     beta: Adam's decay of its mean of gradients.
     image_score: an image's score is its 'reconstruction' error, the largest value of its 'map', or the
       probability of a defect by the 'classifier' of the weak form.
@@ -173,7 +175,7 @@ class CAVGA(Trained):
   attention: str = 'sigmoid'
   reconstruction: str = 'bce'
   kl_weight: float = 1.0
-  adversarial_weight: float = 1.0
+  adversarial_weight: float = 0.01
   attention_weight: float = 0.01
   classifier_weight: float = 0.001
   beta: float = 0.5
