@@ -126,6 +126,7 @@ def test_losses_of_the_two_players_by_hand():
     ({'attention': 'max'}, "cavga.attention='max': expected one of sigmoid, minmax"),
     ({'reconstruction': 'ssim'}, "cavga.reconstruction='ssim': expected one of bce, l2"),
     ({'image_score': 'classifier'}, "cavga.image_score='classifier': expected weak=True"),
+    ({'image_score': 'map', 'attention': 'minmax'}, "cavga.image_score='map': every map has the maximum 1"),
     ({'kl_weight': -1}, 'cavga.kl_weight=-1: expected 0 or more'),
     ({'beta': 1.0}, 'cavga.beta=1.0: expected 0 or more, and less than 1')])
 def test_errors(changes, words):

@@ -196,6 +196,8 @@ class CAVGA(Trained):
     self._check_choice('image_score', ('reconstruction', 'map', 'classifier'))
     if self.image_score == 'classifier' and not self.weak:
       raise ValueError("cavga.image_score='classifier': expected weak=True, which trains one.")
+    if self.image_score == 'map' and self.attention == 'minmax':
+      raise ValueError("cavga.image_score='map': every map has the maximum 1 with attention='minmax'.")
     if not self.widths or min(*self.widths, self.latent) < 1:
       raise ValueError(f'cavga.widths={self.widths}, latent={self.latent}: expected at least 1 of each.')
     self._check_size(2 ** max(5, len(self.widths)))
