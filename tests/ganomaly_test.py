@@ -184,6 +184,8 @@ class TestScore:
     np.testing.assert_allclose(absolute.image, np.abs(code - again).mean(axis=1), rtol=1e-4)
     np.testing.assert_allclose(absolute.map, np.abs(X - restored).mean(axis=-1), rtol=1e-4, atol=1e-6)
     assert squared.map is None
+    held_out = ganomaly.method(SMALL).loss(start['variables'], IMAGES, jax.random.key(0))
+    assert float(held_out) == pytest.approx(float(jnp.abs(X - restored).mean()), rel=1e-5)
 
   @pytest.mark.parametrize('bn', ['running', 'batch1'])
   def test_does_not_depend_on_the_batch(self, start, bn):
