@@ -57,10 +57,12 @@ class Network(nn.Module):
     """Tells good from anomalous codes: [b, 2], before a softmax."""
     return self.classifier(z.reshape(len(z), -1))
 
-  def __call__(self, x: jax.Array) -> Any:
-    """Touches all there is, so that it is initialised."""
-    z, _ = self.codes(self.features(x, False))
-    return self.restored(z, False), self.logits(z)
+  def __call__(self, x: jax.Array, key: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    """Computes features, mean and log-variance of the codes, restored images and logits of drawn codes."""
+    features = self.features(x, train)
+    mean, log_variance = self.codes(features)
+    z = latent.sample(mean, log_variance, key)
+    return features, mean, log_variance, self.restored(z, train), self.logits(z)
 
 
 class Critic(nn.Module):
@@ -127,36 +129,23 @@ def method(detector: CAVGA) -> Method:
   optimizer = functools.partial(adam, detector.learning_rate, b1=detector.beta)
 
   def own_loss(variables, x, labels, key, train):
-    """Computes the loss without the adversary's part: (loss, (restored images, new statistics))."""
-    params, statistics = variables['params'], variables['batch_stats']
-
-    def applied(*arguments, method):
-      nonlocal statistics
-      found, changed = network.apply(
-          {'params': params, 'batch_stats': statistics}, *arguments, train, method=method,
-          mutable=['batch_stats'])
-      statistics = changed['batch_stats']
-      return found
-
-    features = applied(x, method='features')
-    mean, log_variance = network.apply({'params': params}, features, method='codes')
-    z = latent.sample(mean, log_variance, key)
-    restored = applied(z, method='restored')
+    """Computes the loss without the adversary's part: (loss, (restored images, changes))."""
+    (features, mean, log_variance, restored, logits), changes = network.apply(
+        variables, x, key, train, mutable=['batch_stats'])
     if detector.reconstruction == 'bce':
       inner = restored.clip(_LEAST, 1 - _LEAST)
       error = -(x * jnp.log(inner) + (1 - x) * jnp.log1p(-inner))
     else:
       error = jnp.square(x - restored)
-    maps = attention_maps(network, params, features, detector)
+    maps = attention_maps(network, variables['params'], features, detector)
     each = error.mean(axis=(1, 2, 3)) + detector.kl_weight * latent.kl(mean, log_variance) / x[0].size
     if detector.weak:
-      logits = network.apply({'params': params}, z, method='logits')
       crossed = -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
       each += detector.classifier_weight * crossed
       each += detector.attention_weight * guidance(maps, logits, labels)
     else:
       each += detector.attention_weight * uncovered(maps[_NORMAL])
-    return each.mean(), (restored, statistics)
+    return each.mean(), (restored, changes)
 
   def judged(variables, images):
     """Lets the discriminator judge, as it is trained: (its answers, the variables with new statistics)."""
@@ -167,14 +156,14 @@ def method(detector: CAVGA) -> Method:
     variables = state['variables']
 
     def loss(params):
-      value, (restored, statistics) = own_loss({**variables, 'params': params}, x, labels, key, True)
+      value, (restored, changes) = own_loss({**variables, 'params': params}, x, labels, key, True)
       against = generator_loss(judged(state['discriminator'], restored)[0])
-      return value + detector.adversarial_weight * against, (value, against, restored, statistics)
+      return value + detector.adversarial_weight * against, (value, against, restored, changes)
 
-    gradients, (value, against, restored, statistics) = jax.grad(loss, has_aux=True)(variables['params'])
+    gradients, (value, against, restored, changes) = jax.grad(loss, has_aux=True)(variables['params'])
     updates, moments = optimizer().update(gradients, state['optimizer']['generator'])
     params = jax.tree.map(jnp.add, variables['params'], updates)
-    state = {**state, 'variables': {'params': params, 'batch_stats': statistics},
+    state = {**state, 'variables': {**changes, 'params': params},
              'optimizer': {**state['optimizer'], 'generator': moments}}
     return state, restored, {'loss': value, 'adversarial': against}
 
@@ -203,7 +192,7 @@ def method(detector: CAVGA) -> Method:
   def init(key):
     one, other = jax.random.split(key)
     x = jnp.zeros((1, detector.size, detector.size, 3))
-    variables, judge = network.init(one, x), critic.init(other, x, False)
+    variables, judge = network.init(one, x, one, False), critic.init(other, x, False)
     return {'variables': variables, 'discriminator': judge, 'optimizer': {
         'generator': optimizer().init(variables['params']),
         'discriminator': optimizer().init(judge['params'])}}
