@@ -46,11 +46,14 @@ def energy_and_gradient(
   def total(x):
     restored = restore(x) if through_network else lax.stop_gradient(restore(x))
     residual = x - restored
-    energy = (jnp.square(residual) + closeness * jnp.abs(x - start)).sum(axis=(1, 2, 3))
-    return energy.sum(), (energy, residual)  # an image's energy has a gradient in that image only
+    errors = jnp.square(residual).sum(axis=(1, 2, 3))
+    return errors.sum(), (errors, residual)  # an image's error has a gradient in that image only
 
-  gradient, (energy, residual) = jax.grad(total, has_aux=True)(images)
-  return energy, gradient, residual
+  gradient, (errors, residual) = jax.grad(total, has_aux=True)(images)
+  moved = images - start
+  # JAX's own gradient of |x| is 1 at 0, where every image begins.
+  gradient += closeness * jnp.sign(moved)
+  return errors + closeness * jnp.abs(moved).sum(axis=(1, 2, 3)), gradient, residual
 
 
 def project(
