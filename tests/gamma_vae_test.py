@@ -58,11 +58,11 @@ def test_loss_by_hand():
     method, variables = started(dataclasses.replace(SMALL, variance_rate=rate))
     variables['params']['log_gamma'] = jnp.array(-0.1)
     x = images / np.float32(255)
-    restored, kl, _ = gamma_vae.Network(16, 4).apply(variables, x, drawing)
+    restored, kl, _ = jax.jit(gamma_vae.Network(16, 4).apply)(variables, x, drawing)
     errors = np.square(x - restored).sum(axis=(1, 2, 3))
     gamma = math.exp(20 * -0.1) if rate else errors.mean() / 768
     expected = (384 * math.log(2 * math.pi * gamma) + errors / (2 * gamma) + kl).mean()
-    np.testing.assert_allclose(method.loss(variables, images, key), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(method.loss)(variables, images, key), expected, rtol=1e-4)
     losses.append(expected)
   assert losses[1] < losses[0]
 
@@ -99,17 +99,17 @@ def test_maps_are_how_far_pixels_moved(restoring):
 
 
 def test_settings_of_scoring_have_an_effect():
-  detector = dataclasses.replace(SMALL, steps=1, moves=3, crop=0)
+  detector = dataclasses.replace(SMALL, steps=30, learning_rate=5e-3, moves=3)
   data = ArrayData(trained.parts(6, 16))
   model = detector.fit(data, (), Run())
   model.arrays['finished.stop'] = np.float32(0)
   seen = []
-  for change in ({}, {'moves': 2}, {'rate': 0.25}, {'closeness': 0.5}, {'through_network': False},
+  for change in ({}, {'moves': 2}, {'rate': 0.25}, {'closeness': 0.2}, {'through_network': False},
                  {'map': 'residual'}):
     score_fn = dataclasses.replace(detector, **change).score_fn(model, ())
     (_, scores), = streaming.predict(score_fn, data.batches())
-    seen.append(scores.map.sum())
-  assert len(set(np.round(seen, 6))) == len(seen)
+    seen.append(float(scores.map.sum()))
+  assert (np.diff(sorted(seen)) > 1e-4 * np.max(seen)).all(), seen
 
 
 @pytest.mark.slow
