@@ -132,3 +132,10 @@ def test_losses_of_the_two_players_by_hand():
 def test_errors(changes, words):
   with pytest.raises(ValueError, match=words):
     CAVGA(**changes)
+
+
+@pytest.mark.slow
+def test_learns_parts():
+  # How well the attention covers good parts differs much by seed; an untrained network's has 0.45.
+  detector = CAVGA(size=64, batch_size=16, steps=150, widths=(8, 16, 32), latent=8)
+  trained.assert_learns(detector, factor=1.15, level=0.75)
