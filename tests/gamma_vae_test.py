@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.data.dataset import ArrayData
-from patchcore_jax.detectors import GammaVAE, Run, gamma_vae, streaming
+from patchcore_jax.detectors import GammaVAE, gamma_vae
 from patchcore_jax.learned import latent
 from tests import trained
 
@@ -98,18 +97,23 @@ def test_maps_are_how_far_pixels_moved(restoring):
   assert scores.evidence == {}
 
 
-def test_settings_of_scoring_have_an_effect():
-  detector = dataclasses.replace(SMALL, steps=30, learning_rate=5e-3, moves=3)
-  data = ArrayData(trained.parts(6, 16))
-  model = detector.fit(data, (), Run())
-  model.arrays['finished.stop'] = np.float32(0)
-  seen = []
-  for change in ({}, {'moves': 2}, {'rate': 0.25}, {'closeness': 0.2}, {'through_network': False},
-                 {'map': 'residual'}):
-    score_fn = dataclasses.replace(detector, **change).score_fn(model, ())
-    (_, scores), = streaming.predict(score_fn, data.batches())
-    seen.append(float(scores.map.sum()))
-  assert (np.diff(sorted(seen)) > 1e-4 * np.max(seen)).all(), seen
+def test_settings_of_scoring_have_an_effect(restoring):
+  restoring(lambda x: x / 2)
+  images = np.full((1, 16, 16, 3), 255, np.uint8)
+
+  def moved(**changes):
+    detector = dataclasses.replace(SMALL, moves=1, **changes)
+    return float(gamma_vae.method(detector).score({'finished': {'stop': 0.0}}, images).image[0])
+
+  # The gradient is x / 2, or x where it does not pass the network; the squared residual 1 / 4.
+  np.testing.assert_allclose(moved(), 0.5 * 0.5 / 4, rtol=1e-5)
+  np.testing.assert_allclose(moved(through_network=False), 0.5 / 4, rtol=1e-5)
+  np.testing.assert_allclose(moved(rate=0.25), 0.25 * 0.5 / 4, rtol=1e-5)
+  detector = dataclasses.replace(SMALL, moves=3)
+  score = {weight: gamma_vae.method(dataclasses.replace(detector, closeness=weight)).score
+           for weight in (0.0, 0.3)}
+  plain, close = (score[weight]({'finished': {'stop': 0.0}}, images).image[0] for weight in score)
+  assert moved() < close < plain
 
 
 @pytest.mark.slow

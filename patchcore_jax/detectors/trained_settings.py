@@ -232,7 +232,7 @@ class GammaVAE(Autoencoder):
   only_scoring: ClassVar[tuple[str, ...]] = ('map', 'moves', 'rate', 'closeness', 'through_network')
 
   steps: int = 800
-  variance_rate: float = 20.0
+  variance_rate: float = 0.0
   map: str = 'projection'
   moves: int = 50
   rate: float = 0.5
