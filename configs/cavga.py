@@ -21,7 +21,8 @@ def get_config(setting: str = 'reduced'):
       'reduced': {},
       'weak': {'weak': True},
       'paper': {
-          'size': 256, 'widths': (64, 128, 256, 512), 'latent': 128, 'steps': 2_000, 'learning_rate': 1e-4},
+          'size': 256, 'widths': (64, 64, 128, 256, 512), 'latent': 128, 'steps': 2_000, 'learning_rate': 1e-4,
+          'adversarial_weight': 1.0},
   }, setting)
   if setting == 'weak':
     config.data.labelled_defects = 0.02
