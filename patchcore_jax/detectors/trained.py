@@ -101,7 +101,7 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
 
   Returns:
     A `Model` of the network's variables by name, 'steps' () int32, how many steps were made, and 'losses'
-    [steps] float32, the loss of each.
+    [steps] float32, the loss of each, unless there was none.
 
   Raises:
     ValueError: fewer images than a step takes, or a loss that is not finite, where the last good state stays
@@ -127,8 +127,9 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
                 'label': np.repeat(np.array([0, 1], np.int32), [len(taken), len(defects)])}
   variables, losses = _trained(detector, examples, images[held], run)
   finished = _method(detector).finish(variables, images)
-  arrays = loop.named({**variables, 'finished': finished}) | {
-      'losses': np.array(losses, np.float32), 'steps': np.array(len(losses), np.int32)}
+  arrays = loop.named({**variables, 'finished': finished}) | {'steps': np.array(len(losses), np.int32)}
+  if len(losses):  # an array of nothing cannot be stored
+    arrays['losses'] = np.array(losses, np.float32)
   return streaming.made(detector, (), arrays, data, data_read, run, image_size=image_size)
 
 
