@@ -23,7 +23,7 @@ from patchcore_jax.banks import store
 from patchcore_jax.banks.model import Model, flat, to_json
 from patchcore_jax.data import map_files, preprocess
 from patchcore_jax.data.folder import Category
-from patchcore_jax.detectors import Run, Scores, streaming
+from patchcore_jax.detectors import DETECTORS, Run, Scores, find, streaming
 from patchcore_jax.evaluation import checks, page, protocols
 from patchcore_jax.evaluation.data import load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
@@ -431,7 +431,8 @@ def _comparable(sections: dict[str, Any]) -> dict[str, Any]:
 
 
 _DEFAULTS = _comparable({
-    'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec()), 'metrics': to_json(MetricsSpec())})
+    'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec()), 'metrics': to_json(MetricsSpec()),
+    **{name: find(name)().settings() for name in DETECTORS}})
 
 
 def _claim(settings, workdir):

@@ -66,8 +66,8 @@ def rotated(images: jax.Array, angles: jax.Array) -> jax.Array:
   What comes in from outside is mirrored about the border pixels.
 
   >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
-  >>> rotated(image, jnp.array([jnp.pi / 2]))[0, :, :, 0].round(3).tolist()
-  [[2.0, 5.0, 8.0], [1.0, 4.0, 7.0], [0.0, 3.0, 6.0]]
+  >>> rotated(image, jnp.array([jnp.pi / 2]))[0, :, :, 0].round().astype(int).tolist()
+  [[2, 5, 8], [1, 4, 7], [0, 3, 6]]
   """
   h, w = images.shape[1:3]
   y, x = jnp.meshgrid(jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2, indexing='ij')
