@@ -167,7 +167,7 @@ class CAVGA(Trained):
   only_scoring: ClassVar[tuple[str, ...]] = ('image_score',)
 
   batch_size: int = 16
-  steps: int = 600
+  steps: int = 400
   learning_rate: float = 1e-3
   weak: bool = False
   widths: tuple[int, ...] = (16, 32, 64, 128)
@@ -276,7 +276,7 @@ class ExplainedVAE(Trained):
   method: ClassVar[str] = 'patchcore_jax.detectors.explained_vae'
   only_scoring: ClassVar[tuple[str, ...]] = ('layer', 'inference')
 
-  steps: int = 600
+  steps: int = 300
   learning_rate: float = 1e-3
   latent: int = 32
   width: int = 16
