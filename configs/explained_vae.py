@@ -2,7 +2,7 @@
 
     python -m experiments.mvtec --config=configs/explained_vae.py --config.data.root=PATH --workdir=runs/vae
 
-`:reduced`, the default, has a quarter of ResNet-18's width, sees images at 128 pixels, and takes 600 steps
+`:reduced`, the default, has a quarter of ResNet-18's width, sees images at 128 pixels, and takes 300 steps
 of 32. `:paper` has ResNet-18's width at 256 pixels, and 200 epochs of about 300 images in steps of 128. How
 the parts of its loss are weighed was not published.
 
