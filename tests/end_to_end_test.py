@@ -180,6 +180,9 @@ class TestResume:
     now = json.loads((run / 'config.json').read_text())
     assert plates.results(run) == rows
     assert all(now[k] | v == now[k] if isinstance(v, dict) else now[k] == v for k, v in before.items())
+    config.padim.num_dims = 7  # of a method that is not used
+    mvtec.run(config, run)
+    assert 'old: finished before' in capsys.readouterr().out
     (run / 'results.csv').unlink()
     for image in (data / 'old/train/good').iterdir():
       image.write_bytes(b'not read again')

@@ -413,10 +413,11 @@ def _check_same_settings(settings, workdir):
   before, now = (_comparable(sections) for sections in (json.loads(path.read_text()), settings.to_json()))
   # Settings that were not there yet were what is now their default.
   before = {name: _DEFAULTS[name] for name in now if name in _DEFAULTS} | before
+  others = tuple(f'{name}.' for name in DETECTORS if name != now['detector'])  # methods that are not used
   differences = [
       f'{name} was {before.get(name)!r}, now {now.get(name)!r}'
       for name in sorted({*before, *now})
-      if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE)]
+      if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE + others)]
   if differences:
     raise ValueError(
         f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another workdir, '
