@@ -50,6 +50,12 @@ def test_killed_and_gone_on_with_is_as_if_it_had_not_been(tmp_path, monkeypatch)
       detector.fit(DATA.part(range(9)), (), Run(checkpoints=folder))
 
 
+def test_says_at_which_size_the_network_sees_images():
+  lines = []
+  MeanImage(size=32, batch_size=4, steps=1).fit(ArrayData(parts(4, 48)), (), Run(notify=lines.append))
+  assert lines[0] == 'the network sees images of 48 x 48 pixels at 32 x 32; mean_image.size chooses another'
+
+
 def test_few_steps_where_time_is_short(monkeypatch):
   monkeypatch.setattr(loop, 'seconds_per_step', lambda *_, **__: 12.0)
   lines = []

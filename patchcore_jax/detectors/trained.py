@@ -108,6 +108,10 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
       among the checkpoints.
   """
   images, labels, data_read, image_size = _images(detector, data, run)
+  if image_size != images.shape[1:3]:
+    sides = ' x '.join(map(str, images.shape[1:3]))
+    run.notify(f'the network sees images of {" x ".join(map(str, image_size))} pixels at {sides}; '
+               f'{detector.name}.size chooses another')
   images, defects = images[labels == 0], images[labels != 0]
   if not len(images):
     raise ValueError(streaming.NO_IMAGES)

@@ -46,6 +46,8 @@ class Trained(Detector):
   def in_short(self) -> str:
     standardised = ', standardised' if self.standardise else ''
     trained = f'{self.steps} steps of {self.batch_size}' if self.steps else 'untrained'
+    if self.steps and self.minutes:
+      trained = f'at most {trained} and {self.minutes:g} minutes'
     return f'{self.size} px, {trained}{standardised}'
 
   def __post_init__(self):
