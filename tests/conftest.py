@@ -93,3 +93,13 @@ def browser():
   options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
   with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
     yield opened
+
+
+@pytest.fixture(scope='module')
+def quickly_compiled():
+  """Has small networks convolve by products, which take longer and compile in a third of the time."""
+  from patchcore_jax.learned import layers  # which imports JAX
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(layers, '_FEWEST_CELLS', 10**9)
+    yield

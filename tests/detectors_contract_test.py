@@ -41,12 +41,11 @@ from patchcore_jax.detectors.base import LIVE, LOOP_FREE, PORTABLE
 from patchcore_jax.detectors.trained_settings import Trained
 from patchcore_jax.export import folder
 from patchcore_jax.inspection import Inspector
-from patchcore_jax.learned import layers
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec, SearchSpec
 from tests import precision, small
 from tests.toy import Toy
 
-pytestmark = pytest.mark.accelerator
+pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
 
 GOOD, NEW = small.images(12), small.images(7, seed=3)
 FOLDS = 2
@@ -152,14 +151,6 @@ class Fitted(NamedTuple):
 def toy_in_the_table():
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(DETECTORS, 'toy', 'tests.toy:Toy')
-    yield
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quickly_compiled():
-  """Has small networks convolve by products, which take longer and compile in a third of the time."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layers, '_FEWEST_CELLS', 10**9)
     yield
 
 

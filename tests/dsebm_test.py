@@ -8,21 +8,15 @@ import numpy as np
 import pytest
 
 from patchcore_jax.detectors import DSEBM, dsebm
-from patchcore_jax.learned import layers, transforms
+from patchcore_jax.learned import transforms
 from tests import trained
+
+pytestmark = pytest.mark.usefixtures('quickly_compiled')
 
 SMALL = DSEBM(size=16, batch_size=4, filters=4, hidden=8)
 NETWORK = dsebm.Energy(4, 8, 'relu')
 IMAGES = trained.parts(4, 16)
 X = 2 * transforms.scaled(jnp.asarray(IMAGES)) - 1
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quickly_compiled():
-  """Convolves by plain products, which are compiled sooner than Winograd's algorithm."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layers, '_FEWEST_CELLS', 10**6)
-    yield
 
 
 @pytest.fixture(scope='module')
@@ -110,7 +104,7 @@ class TestEnergy:
 class TestLoss:
 
   def test_is_the_variance_of_pixels_about_the_best_prior(self, variables):
-    """Where there are no features, whatever the noise; and the mean image is the best."""
+    """The loss is that where there are no features, whatever the noise; and the mean image is the best."""
     mean = np.asarray(X).mean(axis=0)
     best = float(_loss(_of_zero_features(variables, mean), jax.random.key(3)))
     assert best == pytest.approx(float(np.asarray(X, np.float64).var(axis=0).mean()), rel=1e-5)

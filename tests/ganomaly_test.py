@@ -10,21 +10,15 @@ import optax
 import pytest
 
 from patchcore_jax.detectors import GANomaly, ganomaly
-from patchcore_jax.learned import layers, transforms
+from patchcore_jax.learned import transforms
 from tests import trained
+
+pytestmark = pytest.mark.usefixtures('quickly_compiled')
 
 SMALL = GANomaly(size=16, batch_size=4, filters=4, latent=5)
 IMAGES = trained.parts(4, 16)
 X = 2 * transforms.scaled(jnp.asarray(IMAGES)) - 1
 GENERATOR, DISCRIMINATOR = ganomaly.networks(SMALL)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quickly_compiled():
-  """Convolves by plain products, which are compiled sooner than Winograd's algorithm."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layers, '_FEWEST_CELLS', 10**6)
-    yield
 
 
 @pytest.fixture(scope='module')

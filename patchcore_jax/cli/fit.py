@@ -26,8 +26,8 @@ _READING = ('value_range', 'bands', 'background')
 @options.option('--out', required=True, metavar='BANK', group='Common', show_default=False,
                 help='The model, a folder that must not exist.')
 @options.option('--defects', metavar='IMAGES', group='Common', show_default='none',
-                help='Labelled defects, a folder or a pattern, for a method that learns from some: cavga '
-                'with --cavga-weak.')
+                help='Labelled defects, a folder or a pattern, for a method that learns from such: '
+                'docs/trained.md.')
 @methods.common(ratio=0.0)
 @options.of_record('calibration', CalibrationSpec, group='Common', only=('false_alarm_rate',))
 @arguments.accept

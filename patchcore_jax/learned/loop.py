@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 class Source(Protocol):
-  """Where the examples of a step come from."""
+  """Provides the examples of each step."""
 
   def batch(self, step: int, count: int) -> Any:
     """Chooses the examples of a step by its number alone: images [count, h, w, 3] uint8, or a pytree."""
@@ -82,7 +82,7 @@ class Shuffled:
 
 
 class Done(NamedTuple):
-  """Where the loop is.
+  """Tells where the loop is.
 
   Attributes:
     step: how many steps of the schedule are done.

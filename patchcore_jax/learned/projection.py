@@ -98,7 +98,7 @@ def project(
 
 
 class _Place(NamedTuple):
-  """Where images are: with their energy, the direction of the next step, and their error."""
+  """Holds where images are, with their energy, the direction of the next step, and their error."""
 
   images: jax.Array
   energy: jax.Array
