@@ -141,8 +141,8 @@ def run(
               several_processes=jax.process_count() > 1),
           calibrate=calibrate, search=options.record(SearchSpec, 'search', values), source=f' of {taken}')
   except KeyboardInterrupt as e:
-    raise terminal.Interrupted(
-        interrupts.TRAINING_KEPT if unfinished else interrupts.NOTHING_WRITTEN) from e
+    kept = unfinished and Path(unfinished).exists()
+    raise terminal.Interrupted(interrupts.TRAINING_KEPT if kept else interrupts.NOTHING_WRITTEN) from e
   finally:  # also where none can be read
     for message in sorted({str(error) for error in skipped}):
       terminal.notice(f'skipped: {message}')
