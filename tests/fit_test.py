@@ -18,9 +18,10 @@ from patchcore_jax.cli import fit
 from patchcore_jax.data import folder, image_finding, survey
 from patchcore_jax.data.dataset import FileData
 from patchcore_jax.data.image_errors import ImageError
-from patchcore_jax.detectors import streaming
+from patchcore_jax.detectors import streaming, trained
 from patchcore_jax.detectors.patchcore import fit_time
 from patchcore_jax.inspection import differences
+from patchcore_jax.learned import loop
 from patchcore_jax.serving.app import Options
 from tests import command, plates, small
 from tests.serve_test import ask, running
@@ -464,3 +465,37 @@ class TestSurvey:
         ('gray.png', 'mode L'), ('wide.png', '41 x 30 pixels')]
     assert [[os.path.basename(p) for p in g] for g in found.duplicates] == [['03.png', 'twin.png']]
     assert [os.path.basename(p) for p, _ in found.unreadable] == ['bad.png']
+
+
+class TestTraining:
+
+  FLAGS = ('--detector', 'dsebm', '--dsebm-size', 16, '--dsebm-batch-size', 4, '--dsebm-filters', 2,
+           '--dsebm-hidden', 4, '--dsebm-steps', 6, '--folds', 2, '--false-alarm-rate', 0.1, '--resize', 64)
+
+  def test_interrupted_it_goes_on_where_its_state_was_kept(self, good, tmp_path, monkeypatch):
+    out, save = tmp_path / 'bank', loop.Checkpoints.save
+
+    def interrupted(before, after):
+      def saved(*arguments):
+        if before:
+          raise KeyboardInterrupt
+        save(*arguments)
+        if after:
+          raise KeyboardInterrupt
+      return saved
+
+    for before, after, words in (
+        (True, False, 'starts anew'), (False, True, 'goes on where the training was')):
+      with monkeypatch.context() as patch:
+        patch.setattr(trained, '_SAVE_EVERY', 0.0)
+        patch.setattr(loop.Checkpoints, 'save', interrupted(before, after))
+        result = command.run('fit', good, '--out', out, *self.FLAGS)
+      assert result.code == 130 and words in result.err and not out.exists()
+    told = command.done('fit', good, '--out', out, *self.FLAGS)
+    assert 'training goes on after step 1 of 6' in told
+    assert [path.name for path in tmp_path.iterdir()] == ['bank']  # the state is gone
+    command.done('fit', good, '--out', tmp_path / 'whole', *self.FLAGS)
+    whole, resumed = store.restore(tmp_path / 'whole'), store.restore(out)
+    assert whole.arrays.keys() == resumed.arrays.keys()
+    for name, array in whole.arrays.items():
+      np.testing.assert_array_equal(resumed.arrays[name], array, err_msg=name)
