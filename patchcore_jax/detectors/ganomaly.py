@@ -14,13 +14,12 @@ from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, moved
 from patchcore_jax.detectors.trained_settings import GANomaly
 from patchcore_jax.learned import loop, transforms
-from patchcore_jax.learned.layers import ConvToDouble, Dense, Discriminator, Norm, near_one
+from patchcore_jax.learned.layers import DCGAN, ConvToDouble, Dense, Discriminator, Norm, near_one
 
 Pair = tuple[jax.Array, jax.Array]
 
-_INIT = nn.initializers.normal(0.02)
 _WON = 1e-5  # a discriminator whose loss is below has nothing left to teach, and starts anew
-_dense = functools.partial(Dense, use_bias=False, kernel_init=_INIT)
+_dense = functools.partial(Dense, use_bias=False, kernel_init=DCGAN)
 
 
 class Encoder(nn.Module):
@@ -52,9 +51,9 @@ class Decoder(nn.Module):
     x = _dense(16 * deepest)(z).reshape(len(z), 4, 4, deepest)
     for width in reversed(shallow):
       x = nn.relu(Norm(scale_init=near_one)(x, train))
-      x = ConvToDouble(width, use_bias=False, kernel_init=_INIT)(x)
+      x = ConvToDouble(width, use_bias=False, kernel_init=DCGAN)(x)
     x = nn.relu(Norm(scale_init=near_one)(x, train))
-    return jnp.tanh(ConvToDouble(3, use_bias=False, kernel_init=_INIT)(x))
+    return jnp.tanh(ConvToDouble(3, use_bias=False, kernel_init=DCGAN)(x))
 
 
 class Generator(nn.Module):
