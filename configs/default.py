@@ -56,6 +56,8 @@ def get_config() -> ConfigDict:
 def trained(detector: str, settings: Mapping[str, Mapping[str, Any]], setting: str) -> ConfigDict:
   """Makes the config of a method whose network is trained, which sees all of every image, as a square.
 
+  Images have at least 128 pixels, at which defects can be told, also where the network sees fewer.
+
   Args:
     detector: its name.
     settings: fields of its section that are not the record's defaults, by the name of a setting.
@@ -69,7 +71,7 @@ def trained(detector: str, settings: Mapping[str, Mapping[str, Any]], setting: s
   config = get_config()
   config.detector = detector
   config[detector].update(settings[setting])
-  config.preprocess.resize = (config[detector].size,) * 2
+  config.preprocess.resize = (max(config[detector].size, 128),) * 2
   config.preprocess.crop = ()
   return config
 

@@ -43,7 +43,7 @@ class Limit(NamedTuple):
 
 PARTS = {
     'selection': Limit(15, 100), 'network': Limit(20, 150), 'search': Limit(20, 100),
-    'predict': Limit(30, 150), 'equality': Limit(30, 100), 'parity': Limit(15, 100),
+    'predict': Limit(30, 150), 'equality': Limit(30, 200), 'parity': Limit(15, 100),
     'demo': Limit(40, 200), 'resolution': Limit(30, 150)}
 
 

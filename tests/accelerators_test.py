@@ -4,15 +4,23 @@
 seen in their text: which kernels they call, and how precise their products are.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import Mesh
+from jax.experimental import topologies
+from jax.sharding import Mesh, SingleDeviceSharding
 
-from patchcore_jax import backbones, parallel
+from patchcore_jax import backbones, detectors, parallel
+from patchcore_jax.detectors import trained
 from patchcore_jax.detectors.patchcore import scores
+from patchcore_jax.detectors.trained_settings import Trained
+from patchcore_jax.learned import loop
 from patchcore_jax.search import k_center, neighbors, search_bank
 from patchcore_jax.settings import EmbeddingSpec, ScoringSpec
 
@@ -116,3 +124,50 @@ class TestNvidiaGpu:
         k_center.PLAIN, k_center.BFLOAT16)
     wide = k_center.steps_for(type('Device', (), fields), 5000, 1024)  # more than a program can hold
     assert wide.refresh is k_center.PLAIN.refresh and wide.select is not k_center.PLAIN.select
+
+
+class TestCompiled:
+  """XLA's compiler for GPUs needs none: it is asked in processes of their own, which its faults end."""
+
+  # What the compiler wants to know of an H100.
+  TARGET = '''
+      platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+      dnn_version_info { major: 9 minor: 8 }
+      gpu_device_info {
+        cuda_compute_capability { major: 9 minor: 0 } core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+        threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+        shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+        registers_per_core_limit: 65536 registers_per_block_limit: 65536
+        block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+        memory_bandwidth: 3352320000000 device_memory_size: 84978434048 l2_cache_size: 52428800 }'''
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize('name', [
+      name for name in detectors.DETECTORS if issubclass(detectors.find(name), Trained)])
+  def test_training_and_scoring_compile_for_a_gpu(self, name):
+    pytest.importorskip('jax_cuda13_plugin', reason='PLUGIN ABSENT: this check did not run')
+    script = f'from tests import accelerators_test as t\nt.compile_for_a_gpu({name!r})'
+    done = subprocess.run(
+        [sys.executable, '-c', script], env=os.environ | {'JAX_PLATFORMS': 'cpu'}, capture_output=True,
+        text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def compile_for_a_gpu(name):
+  """Compiles a step of training, and scoring."""
+  topology = topologies.get_topology_desc(
+      'h100', 'cuda', target_config=TestCompiled.TARGET, topology='1x1x1')
+  sharding = SingleDeviceSharding(topology.devices[0])
+
+  def compiled(function, *args):
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
+    jax.jit(function).trace(*args).lower(lowering_platforms=('cuda',)).compile()
+
+  detector = detectors.find(name)()
+  images, method = np.zeros((8, detector.size, detector.size, 3), np.uint8), trained._method(detector)
+  state, key = loop.init(method.task, 0), jax.random.key_data(jax.random.key(0))
+  compiled(lambda state, images, key: method.task.step(state, images, jax.random.wrap_key_data(key)),
+           state, images, key)
+  variables = state['variables']
+  with jax.default_matmul_precision('highest'):
+    compiled(method.score, {**variables, 'finished': method.finish(variables, images)}, images)

@@ -18,7 +18,13 @@ def _random(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
+@pytest.mark.accelerator
 class TestConvolutions:
+
+  @pytest.fixture(autouse=True)
+  def in_float32(self):
+    with jax.default_matmul_precision('highest'):
+      yield
 
   @pytest.mark.parametrize('size, before', [(4, 1), (3, 0), (3, 1), (2, 0)])
   def test_by_two(self, size, before):

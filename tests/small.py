@@ -90,7 +90,7 @@ def joined(predictions):
 
 
 def on_devices(count: int, module: str, expression: str):
-  """What t.<expression>, an array, is in a process with so many devices; t is a module of tests.
+  """What t.<expression>, an array, is in a process with so many CPU devices; t is a module of tests.
 
   Fake devices must be asked for before JAX starts, hence another process.
   """
@@ -99,8 +99,8 @@ def on_devices(count: int, module: str, expression: str):
       f'print(json.dumps([jax.local_device_count(), t.{expression}.tolist()]))')
   flags = f'--xla_force_host_platform_device_count={count}'
   result = subprocess.run(
-      [sys.executable, '-c', script], env=os.environ | {'XLA_FLAGS': flags}, check=True,
-      capture_output=True, text=True)
+      [sys.executable, '-c', script], env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+      check=True, capture_output=True, text=True)
   found, value = json.loads(result.stdout)
   assert found == count
   return value

@@ -15,6 +15,8 @@ from patchcore_jax.learned import loop
 from tests import small
 from tests.trained import MeanImage, parts
 
+pytestmark = pytest.mark.accelerator
+
 DETECTOR = MeanImage(size=32, batch_size=4, steps=8)
 DATA = ArrayData(parts(10, 32), names=[f'/line/{i}.png' for i in range(10)])
 
@@ -33,6 +35,7 @@ def _killed_at(step):
 
 def test_killed_and_gone_on_with_is_as_if_it_had_not_been(tmp_path, monkeypatch):
   monkeypatch.setattr(trained, '_SAVE_EVERY', 0.0)
+  monkeypatch.setattr(loop, '_MOST_STEPS', 1)  # in one program, on accelerators too
   for detector in (DETECTOR, dataclasses.replace(DETECTOR, held_out=0.3)):
     folder = tmp_path / str(detector.held_out)
     whole = detector.fit(DATA, ())
@@ -109,6 +112,7 @@ def test_too_few_images():
 
 def test_a_loss_that_is_no_number(tmp_path, monkeypatch):
   monkeypatch.setattr(trained, '_SAVE_EVERY', 0.0)
+  monkeypatch.setattr(loop, '_MOST_STEPS', 1)  # in one program, on accelerators too
   method = trained._method(DETECTOR)
 
   def init(key):

@@ -64,6 +64,14 @@ def pixels(x: jax.Array) -> jax.Array:
   return x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c // 4)
 
 
+def convolve_1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+  """Convolves x [b, h, w, c] with a kernel [1, 1, c, features]; stride 2 takes every second row and column."""
+  # XLA's compiler for GPUs ends the process over such a product of every second pixel (JAX 0.10, 0.11).
+  return lax.platform_dependent(
+      x, kernel, cpu=lambda x, kernel: x[:, ::stride, ::stride] @ kernel[0, 0],
+      default=functools.partial(_library, stride=stride, padding=(0, 0)))
+
+
 def convolve_by_two(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
   """Convolves with stride 2.
 
@@ -129,7 +137,7 @@ class Conv(nn.Module):
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
     if self.size == 1:
-      y = x[:, ::self.stride, ::self.stride] @ kernel[0, 0]
+      y = convolve_1x1(x, kernel, self.stride)
     elif self.stride == 2:
       y = convolve_by_two(x, kernel, self.before)
     else:
