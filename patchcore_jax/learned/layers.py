@@ -65,7 +65,7 @@ def pixels(x: jax.Array) -> jax.Array:
 
 
 def convolve_1x1(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-  """Convolves x [b, h, w, c] with a kernel [1, 1, c, features]; stride 2 takes every second row and column."""
+  """Convolves x [b, h, w, c] with a kernel [1, 1, c, features]; with stride 2, of every second pixel."""
   # XLA's compiler for GPUs ends the process over such a product of every second pixel (JAX 0.10, 0.11).
   return lax.platform_dependent(
       x, kernel, cpu=lambda x, kernel: x[:, ::stride, ::stride] @ kernel[0, 0],
