@@ -102,7 +102,7 @@ class TestFolders:
     _touch(tmp_path, 'texts/a.txt')
     for where, words in (('empty', 'No images in .* or below it: .* png jpg .*found nothing'),
                          ('texts', r'No images in .*1 \.txt \(a\.txt\)'), ('*.png', 'matches no image'),
-                         ('none', 'does not exist')):
+                         ('none', 'does not exist'), ('none/*.png', 'there is no folder .*none')):
       with pytest.raises(ValueError, match=words):
         image_finding.find_images(tmp_path / where)
 

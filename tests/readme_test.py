@@ -52,3 +52,13 @@ def test_the_first_command_ends_within_four_minutes(tmp_path):
       [sys.executable, *arguments], cwd=conftest.ROOT, capture_output=True, text=True)
   assert result.returncode == 0, result.stderr
   assert 'mean' in result.stdout and time.monotonic() - start < 240
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_package():
+  said = ' '.join(re.sub(r"'\s*\n\s*f?'|\"\s*\n\s*f?\"|'\s*\n\s*f?\"|\"\s*\n\s*f?'", '', path.read_text())
+                  for path in (conftest.ROOT / 'patchcore_jax').rglob('*.py'))
+  messages = re.findall(r'\*\*`(.+?)`\*\*', (conftest.ROOT / 'docs' / 'troubleshooting.md').read_text())
+  assert len(messages) > 20
+  for message in messages:
+    for part in message.split('...'):
+      assert part.strip() in said, message

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from patchcore_jax.data import passed_by
-from patchcore_jax.data.image_files import file_of, is_file, is_pattern, listed, listing, suffixes
+from patchcore_jax.data.image_files import file_of, is_file, is_pattern, listed, listing, root_of, suffixes
 
 
 def find_images(where: str | os.PathLike) -> list[str]:
@@ -25,6 +25,8 @@ def find_images(where: str | os.PathLike) -> list[str]:
   if not os.path.isdir(where) and not is_pattern(where):
     raise ValueError(f'{where} does not exist: expected a folder of images, a file, or a pattern such as '
                      "'parts/*.png'.")
+  if not os.path.isdir(root := root_of(where)):
+    raise ValueError(f'The pattern {where!r} matches no image: there is no folder {root}.')
   found = listed(where)
   if found.images:
     return with_pages(found.images)
