@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from patchcore_jax.backbones import port
+from patchcore_jax.backbones.arithmetic import in_parts
 from patchcore_jax.backbones.family import Family
 
 _EPSILON = 1e-3  # of its batch norms
@@ -141,10 +142,7 @@ class EfficientNetLite(nn.Module):
 def _apply_fn(architecture: str, layers: tuple[str, ...], precision: str):
   """Builds the pure function of `Family.build`; jit recompiles for every new function object."""
   cpu, default = (EfficientNetLite(layers, for_cpu=for_cpu).apply for for_cpu in (True, False))
-
-  def one_by_one(variables, images):  # what lies between two layers stays in the cache, in any batch
-    return lax.map(lambda image: jax.tree.map(lambda x: x[0], cpu(variables, image[None])), images)
-
+  one_by_one = in_parts(cpu, pixels=0)
   return lambda variables, images: lax.platform_dependent(
       variables, images, cpu=one_by_one, default=default)
 

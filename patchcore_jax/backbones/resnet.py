@@ -21,13 +21,17 @@ import numpy as np
 from jax import lax
 
 from patchcore_jax.backbones import cpu_convolutions, port
+from patchcore_jax.backbones.arithmetic import (
+    AUTO_PRECISIONS,
+    PRECISIONS,
+    Arithmetic,
+    check_precision,
+    in_parts,
+)
 from patchcore_jax.backbones.family import Family
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 DEFAULT_LAYERS = ('layer2', 'layer3')
-PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
-# What 'auto' stands for on each kind of device, by measurement: docs/precision.md.
-AUTO_PRECISIONS = {'cpu': 'float32', 'gpu': 'tensorfloat32', 'tpu': 'tensorfloat32'}
 # On a CPU so many pixels at a time, four images of 224 x 224: what lies between two layers stays in
 # the cache, and the products are still large.
 _CPU_PIXELS = 4 * 224 * 224
@@ -68,44 +72,6 @@ ARCHITECTURES = {
     'resnet18_slim': Architecture((2, 2, 2), bottleneck=False, width=32,
                                   layers=('layer1', 'layer2', 'colour')),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Arithmetic:
-  """How convolutions are computed.
-
-  Attributes:
-    precision: one of `PRECISIONS`; see `apply_fn`.
-    for_cpu: whether convolutions are those of `cpu_convolutions` where they pay, and values of any precision
-      are computed with as float32.
-    products: whether 1x1 convolutions are matrix products: the same sums, much faster on CPUs, slower on
-      GPUs.
-  """
-
-  precision: str = 'float32'
-  for_cpu: bool = False
-  products: bool = True
-
-  def rounded(self, x: jax.Array) -> jax.Array:
-    """Rounds to the precision what is kept between two convolutions, and what enters one."""
-    if self.precision != 'bfloat16':
-      return x
-    if self.for_cpu:
-      # The values of bfloat16 in float32, for which every CPU has fast products. A pair of casts would
-      # say the same, but XLA takes those out.
-      return lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
-    return x.astype(jnp.bfloat16)
-
-  @property
-  def accuracy(self) -> dict[str, Any]:
-    """The arguments of a product or convolution of `rounded` operands."""
-    if self.precision == 'bfloat16' and not self.for_cpu:
-      # The result is bfloat16 too: libraries have fast convolutions of bfloat16 to bfloat16 only, and sum in
-      # float32 within them.
-      return {'precision': lax.Precision.DEFAULT}
-    return {
-        'precision': lax.Precision.HIGH if self.precision == 'tensorfloat32' else lax.Precision.HIGHEST,
-        'preferred_element_type': jnp.float32}
 
 
 class Conv(nn.Module):
@@ -202,22 +168,18 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
   Args:
     architecture: one of `ARCHITECTURES`.
     layers: some of `layers_of(architecture)`.
-    precision: precision of products and convolutions, whose sums are float32 always: 'float32';
-      'tensorfloat32', operands of 11 significant bits on GPUs that have it, three bfloat16 products on
-      TPUs, float32 on CPUs; or 'bfloat16', operands, results and residuals of 8 significant bits everywhere.
+    precision: precision of products and convolutions, see `Arithmetic`; in bfloat16 residuals are too.
 
   Raises:
     ValueError: another precision.
   """
-  if precision not in PRECISIONS:
-    raise ValueError(
-        f'backbone.precision={precision!r}: expected one of {", ".join(map(repr, PRECISIONS))}.')
+  check_precision(precision)
 
   def network(**kwargs):
     return ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, **kwargs)).apply
 
   branches = {
-      'cpu': functools.partial(_in_parts, network(for_cpu=True)),
+      'cpu': in_parts(network(for_cpu=True), _CPU_PIXELS),
       'default': network(products=precision != 'bfloat16')}
   if precision == 'tensorfloat32':
     branches['cuda'] = network(products=False)
@@ -226,18 +188,6 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
     return lax.platform_dependent(variables, images, **branches)
 
   return apply
-
-
-def _in_parts(apply, variables, images):
-  """Calls `apply` on a few images at a time."""
-  b, height, width, _ = images.shape
-  part = max(n for n in range(1, b + 1) if b % n == 0 and n * height * width <= max(
-      _CPU_PIXELS, height * width))
-  if part == b:
-    return apply(variables, images)
-  maps = lax.map(
-      functools.partial(apply, variables), images.reshape(-1, part, *images.shape[1:]))
-  return jax.tree.map(lambda x: x.reshape(b, *x.shape[2:]), maps)
 
 
 def layers_of(architecture: str) -> tuple[str, ...]:
