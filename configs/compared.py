@@ -6,7 +6,8 @@
 
 SPADE, PaDiM, MahalanobisAD and OC-SVM have the networks and images of configs/wrn50.py, each with the
 layers of its own paper. The methods whose network is trained, in their reduced settings (docs/trained.md),
-and the statistics of pixels that stand beside them as controls, see all of every image at 128 pixels.
+and the statistics of pixels that stand beside them as controls, see all of every image at 128 pixels, or as
+many as they take; DifferNet stands on the network's own layers.
 
 Mean over the 15 categories, in percent (MahalanobisAD and OC-SVM were published with other networks):
 
@@ -16,6 +17,7 @@ Mean over the 15 categories, in percent (MahalanobisAD and OC-SVM were published
 | PaDiM | published | 95.3 | 97.5 | 92.1 |
 | MahalanobisAD | published | 95.8 | - | - |
 | OC-SVM | published | 71.9 | - | - |
+| DifferNet | published | 94.9 | - | - |
 | GANomaly | published | 76.2 | - | - |
 | DSEBM | published | 70.9 | - | - |
 | CAVGA-Rw | published | 90 | 89 | - |
@@ -32,9 +34,13 @@ with another network (`--set='backbone.layers='`): docs/results/README.md.
 
 from configs import default
 
-_WHOLE = 'preprocess.resize=128,128 preprocess.crop='
-_TRAINED = ('ae_ssim', 'gamma_vae', 'explained_vae', 'ganomaly', 'dsebm', 'cavga')
+_LARGER = {'differnet': '224,224'}  # images that a method's network sees at more than 128 pixels
+_TRAINED = ('ae_ssim', 'gamma_vae', 'explained_vae', 'ganomaly', 'dsebm', 'cavga', 'differnet')
 _CONTROLS = ('brightness', 'deviation', 'half_norm', 'brightness_distance', 'mean_image', 'nearest_image')
+
+
+def _whole(name):
+  return f'preprocess.resize={_LARGER.get(name, "128,128")} preprocess.crop='
 
 
 def get_config():
@@ -45,11 +51,11 @@ def get_config():
       'detector=padim backbone.layers=layer1,layer2,layer3',
       'detector=mahalanobis_ad backbone.layers=layer1,layer2,layer3,layer4',
       'detector=ocsvm backbone.layers=layer4',
-      *(f'detector={name} {_WHOLE}' for name in _TRAINED),
-      f'detector=cavga cavga.weak=True data.labelled_defects=0.02 {_WHOLE}',
-      f'detector=gamma_vae gamma_vae.map=residual {_WHOLE}',
-      *(f'detector={name} {name}.standardise=True {_WHOLE}' for name in ('ganomaly', 'dsebm')),
-      *(f'detector={name} {name}.steps=0 {_WHOLE}' for name in _TRAINED),
-      *(f'detector=pixel_statistics pixel_statistics.statistic={name} {_WHOLE}' for name in _CONTROLS),
-      f'detector=pixel_statistics pixel_statistics.standardise=True {_WHOLE}')
+      *(f'detector={name} {_whole(name)}' for name in _TRAINED),
+      f'detector=cavga cavga.weak=True data.labelled_defects=0.02 {_whole("cavga")}',
+      f'detector=gamma_vae gamma_vae.map=residual {_whole("gamma_vae")}',
+      *(f'detector={name} {name}.standardise=True {_whole(name)}' for name in ('ganomaly', 'dsebm')),
+      *(f'detector={name} {name}.steps=0 {_whole(name)}' for name in _TRAINED),
+      *(f'detector=pixel_statistics pixel_statistics.statistic={name} {_whole(name)}' for name in _CONTROLS),
+      f'detector=pixel_statistics pixel_statistics.standardise=True {_whole("pixel_statistics")}')
   return config

@@ -8,8 +8,8 @@ r"""Runs every point of a config's sweep; what the points have in common is done
 A point of `config.sweep` is written as on the command line, without '--config.': fields and values,
 separated by spaces. Its results are those of `experiments.mvtec` with these settings, in a folder of
 WORKDIR with that name. Category by category, images are read and pass through the network once for all
-points that agree on both; the feature maps lie in WORKDIR's disk in the meantime. A sweep that was
-stopped goes on when the same command is given again.
+points that agree on both; the feature maps lie in WORKDIR's disk in the meantime. Methods that train a
+network see the images themselves. A sweep that was stopped goes on when the same command is given again.
 """
 
 import dataclasses
@@ -87,13 +87,14 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
 def _run_group(experiments: dict[str, Experiment], category: Category, workdir: Path) -> None:
   """Runs points that share images and a network, for one category."""
   features = None
+  sharing = {name: e.settings for name, e in experiments.items() if not e.settings.detector.trains}
   for name, experiment in experiments.items():
     terminal.say(f'{category.name} {name}')
     settings = experiment.settings
     images, networks = Images(settings, category), create(settings.backbone, settings.seed)
-    if len(networks) == 1 and len(experiments) > 1:
+    if len(networks) == 1 and name in sharing and len(sharing) > 1:
       if features is None:
-        features = _features([e.settings for e in experiments.values()], category, workdir)
+        features = _features(list(sharing.values()), category, workdir)
       images, networks = images.with_features(features), tuple(map(backbones.without_network, networks))
     experiment.evaluate(networks, images)
 

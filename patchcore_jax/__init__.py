@@ -13,6 +13,29 @@ record of settings; `PatchCore` is the default. `backbones` has the networks. `c
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is imported when it is used
+  from patchcore_jax import backbones, detectors, metrics
+  from patchcore_jax.detectors import (
+      AESSIM,
+      CAVGA,
+      DSEBM,
+      OCSVM,
+      SPADE,
+      Ensemble,
+      ExplainedVAE,
+      GammaVAE,
+      GANomaly,
+      MahalanobisAD,
+      PaDiM,
+      PatchCore,
+      PixelStatistics,
+  )
+  from patchcore_jax.evaluation import evaluate
+  from patchcore_jax.inspection import Finding, Inspector, NotAccepted, fit, load
+  from patchcore_jax.search import coreset, neighbors
+  from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 
 __version__ = '0.1.0'
 
@@ -21,20 +44,20 @@ _PLACES = {
     'Finding': 'inspection', 'NotAccepted': 'inspection',
     **dict.fromkeys((
         'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
-        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE'), 'detectors'),
+        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'EmbeddingSpec', 'Ensemble', 'ExplainedVAE',
-    'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore',
-    'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset', 'detectors',
-    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec', 'Ensemble',
+    'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM',
+    'PatchCore', 'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset',
+    'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
   if name in _PLACES:
     return getattr(importlib.import_module(f'{__name__}.{_PLACES[name]}'), name)
   if name in _MODULES:

@@ -170,4 +170,4 @@ def compile_for_a_gpu(name):
            state, images, key)
   variables = state['variables']
   with jax.default_matmul_precision('highest'):
-    compiled(method.score, {**variables, 'finished': method.finish(variables, images)}, images)
+    compiled(method.score, {**variables, 'finished': method.finish(variables, images, images[:0])}, images)

@@ -84,7 +84,7 @@ def test_a_long_training_says_so(monkeypatch):
                       'mean_image.minutes for fewer steps, or use a GPU')
 
 
-def test_the_weights_with_the_lowest_loss_on_images_held_out(monkeypatch):
+def test_the_weights_with_the_lowest_loss_on_images_held_out():
   method = trained._method(DETECTOR)
   calls = []
 
@@ -97,9 +97,9 @@ def test_the_weights_with_the_lowest_loss_on_images_held_out(monkeypatch):
     return {'variables': {'count': count}}, {'loss': 1.0 / count}
 
   task = loop.Task(lambda key: {'variables': {'count': jnp.zeros(())}}, step)
-  monkeypatch.setattr(trained, '_method', lambda detector: method._replace(task=task, loss=loss))
   variables, losses = trained._trained(
-      dataclasses.replace(DETECTOR, held_out=0.3), DATA.images[:7], DATA.images[7:], Run())
+      dataclasses.replace(DETECTOR, held_out=0.3), method._replace(task=task, loss=loss), DATA.images[:7],
+      DATA.images[7:], {}, {}, Run())
   assert float(variables['count']) == 3 and len(losses) == 8 and set(calls) == {3}
 
 
@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number(tmp_path, monkeypatch):
     state, report = method.task.step(state, images, key)
     return {**state, 'count': count + 1}, {'loss': jnp.where(count < 5, report['loss'], jnp.nan)}
 
-  monkeypatch.setattr(trained, '_method', lambda _: method._replace(task=loop.Task(init, step)))
+  monkeypatch.setattr(trained, '_method', lambda *_: method._replace(task=loop.Task(init, step)))
   with pytest.raises(ValueError, match=r'^The loss is not finite at step 5 .*[^\n]$'):
     DETECTOR.fit(DATA, (), Run(checkpoints=tmp_path))
   assert loop.Checkpoints(tmp_path, {}).steps() == [4, 5]  # the last good ones

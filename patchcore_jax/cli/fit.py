@@ -125,9 +125,9 @@ def run(
     raise ValueError(
         'The processes differ in their settings or in the images they see: expected the same command and '
         'data on all machines.')
-  tells_time = detector.has_coreset or not detector.needs_network
-  unfinished = None if detector.needs_network else f'{out}.unfinished'  # of a training
-  what = 'bank' if detector.needs_network else detector.title
+  tells_time = detector.has_coreset or detector.trains
+  unfinished = f'{out}.unfinished' if detector.trains else None
+  what = detector.title if detector.trains else 'bank'
   scratch = Path(out).absolute().parent
   scratch.mkdir(parents=True, exist_ok=True)
   try:

@@ -23,9 +23,17 @@ from patchcore_jax.detectors.settings import (
     of_model,
     of_settings,
 )
-from patchcore_jax.detectors.trained_settings import AESSIM, CAVGA, DSEBM, ExplainedVAE, GammaVAE, GANomaly
+from patchcore_jax.detectors.trained_settings import (
+    AESSIM,
+    CAVGA,
+    DSEBM,
+    DifferNet,
+    ExplainedVAE,
+    GammaVAE,
+    GANomaly,
+)
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'Ensemble',
-    'ExplainedVAE', 'GANomaly', 'GammaVAE', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore',
+    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'DifferNet',
+    'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore',
     'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model', 'of_settings']

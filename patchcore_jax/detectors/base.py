@@ -152,6 +152,8 @@ class Detector:
       model of a smaller coreset ratio. Such a method has a setting `ratio`, and its module `score_fn_at`,
       `bank_size` and `statistics_at`.
     needs_network: whether it takes pretrained networks; without, it is given none.
+    trains: whether a fit trains a network, on the images themselves: it takes minutes and can be gone on
+      with, its model is worth keeping, and maps that a network made cannot stand in for the images.
     uses_defects: whether it learns from labelled defects beside the good images, which all others refuse.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
@@ -163,6 +165,7 @@ class Detector:
   module: ClassVar[str] = ''
   has_coreset: ClassVar[bool] = False
   needs_network: ClassVar[bool] = True
+  trains: ClassVar[bool] = False
   uses_defects: ClassVar[bool] = False
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''

@@ -8,16 +8,13 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from patchcore_jax.detectors.ae_ssim import Decoder, Encoder, pieces
 from patchcore_jax.detectors.base import Scores
-from patchcore_jax.detectors.trained import Method, adam, descent
+from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import GammaVAE
 from patchcore_jax.learned import latent, projection, tiles, transforms
 from patchcore_jax.learned.layers import GLOROT, Dense
-
-_AT_ONCE = 32  # training images whose errors are computed together
 
 
 class Network(nn.Module):
@@ -81,15 +78,12 @@ def method(detector: GammaVAE) -> Method:
     maps = jnp.abs(start - end).mean(axis=-1)
     return Scores(maps.max(axis=(1, 2)), maps, evidence)
 
-  def finish(variables, images):
-    @jax.jit
-    def least(variables, images):
-      with jax.default_matmul_precision('highest'):
-        x = transforms.scaled(images, detector.standardise)
-        return projection.error(functools.partial(restore, variables), x).min()
+  def errors(variables, images):
+    x = transforms.scaled(images, detector.standardise)
+    return projection.error(functools.partial(restore, variables), x)
 
-    groups = np.resize(np.arange(len(images)), (-(-len(images) // _AT_ONCE), _AT_ONCE))
-    return {'stop': np.min([least(variables, images[group]) for group in groups])}
+  def finish(variables, images, held):
+    return {'stop': computed(errors, variables, images).min()}
 
   def init(key):
     return network.init(key, jnp.zeros((1, side, side, 3)), key)

@@ -11,7 +11,15 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.trained_settings import AESSIM, CAVGA, DSEBM, ExplainedVAE, GammaVAE, GANomaly
+from patchcore_jax.detectors.trained_settings import (
+    AESSIM,
+    CAVGA,
+    DSEBM,
+    DifferNet,
+    ExplainedVAE,
+    GammaVAE,
+    GANomaly,
+)
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
 # What is enough, by the built-in data: docs/own_images.md.
@@ -280,7 +288,7 @@ class Ensemble(Detector):
       raise ValueError('ratio=0 leaves the size of each bank open: expected one for an ensemble.')
 
   @property
-  def has_coreset(self) -> bool:
+  def has_coreset(self) -> bool:  # type: ignore[override]  # a constant of all methods but this
     """Whether the members have one."""
     return self.member.has_coreset
 
@@ -325,6 +333,7 @@ DETECTORS: dict[str, Any] = {
     'cavga': CAVGA,
     'gamma_vae': GammaVAE,
     'explained_vae': ExplainedVAE,
+    'differnet': DifferNet,
     'ensemble': Ensemble,
 }
 

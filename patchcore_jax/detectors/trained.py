@@ -1,6 +1,8 @@
 """What the methods share whose network is trained on the good images: the fit, and how they score.
 
-Each of them has a function `method(detector)` in a module of its own, which makes a `Method`.
+Each of them has a function `method(detector)` in a module of its own, which makes a `Method`; where it stands
+on a pretrained network, `method(detector, maps, channels)`, with what `streaming.maps_of` makes of that, and
+the number of channels of each map.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from patchcore_jax import extras, processes
-from patchcore_jax.backbones import Backbone
+from patchcore_jax.backbones import Backbone, fingerprint
 from patchcore_jax.banks.model import BankError, Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import cross_fitting, streaming
@@ -28,7 +30,8 @@ from patchcore_jax.settings import SearchSpec
 _LOOKS = 20  # at the loss on images that are held out
 _SAVE_EVERY = 60.0  # seconds between two checkpoints
 _LONG = 3600.0  # seconds
-_VARIABLES = 'params', 'batch_stats', 'finished'
+_AT_ONCE = 32  # images for which `computed` calls a function
+_VARIABLES = 'params', 'batch_stats', 'given', 'finished'
 
 
 class Method(NamedTuple):
@@ -40,21 +43,37 @@ class Method(NamedTuple):
       are what scoring needs: a dict with 'params' and perhaps 'batch_stats', dicts as Flax has them.
     loss: (variables, images [b, s, s, 3] uint8, key) -> the loss of images that are not trained on.
     score: (variables, images [b, s, s, 3] uint8) -> `Scores`, the map of the images' size.
-    finish: (variables, images [n, s, s, 3] uint8 on the host) -> arrays by name that are computed once the
-      network is trained; they are under 'finished' among the variables that score.
+    finish: (variables, images [n, s, s, 3] uint8 on the host, those of them that are held out) -> arrays by
+      name that are computed once the network is trained; they are under 'finished' among the variables that
+      score.
+    examples: (network, images on the host, run) -> what steps see in place of the good images, a pytree of
+      arrays [n, ...]. The network is the variables of the pretrained one, or None.
+    given: (network, examples that are trained on, run) -> a pytree of arrays that are known before the
+      training; they are under 'given' among the variables, in steps too.
+    network_scores: whether scoring needs the pretrained network, which is then under 'network' among the
+      variables; of `finish` too.
   """
 
   task: loop.Task
   loss: Callable[[Any, Any, jax.Array], jax.Array]
   score: Callable[[Any, jax.Array], Scores]
-  finish: Callable[[Any, np.ndarray], dict[str, Any]] = lambda variables, images: {}
+  finish: Callable[[Any, np.ndarray, np.ndarray], dict[str, Any]] = lambda variables, images, held: {}
+  examples: Callable[[Any, np.ndarray, Run], Any] = lambda network, images, run: images
+  given: Callable[[Any, Any, Run], Any] = lambda network, examples, run: {}
+  network_scores: bool = False
 
 
-def adam(rate: float, **arguments) -> Any:
-  """Makes optax's Adam; it needs the extra [train], which scoring does not."""
+def adam(rate: float, *, decay: float = 0.0, **arguments) -> Any:
+  """Makes optax's Adam; it needs the extra [train], which scoring does not.
+
+  Args:
+    decay: how much of the weights is added to their gradients before Adam sees these, as PyTorch's
+      `weight_decay` has it.
+  """
   with extras.needed_for('Training a network'):
     import optax
-  return optax.adam(rate, **arguments)
+  moments = optax.adam(rate, **arguments)
+  return optax.chain(optax.add_decayed_weights(decay), moments) if decay else moments
 
 
 def moved(optimizer: Any, params: Any, gradients: Any, moments: Any) -> tuple[Any, Any]:
@@ -93,6 +112,25 @@ def descent(
   return loop.Task(start, step), lambda variables, images, key: loss(variables, images, key, False)[0]
 
 
+def computed(fn: Callable, variables: Any, examples: Any) -> Any:
+  """Computes `fn` of many examples, some at a time, at the highest precision.
+
+  Args:
+    fn: (variables, examples [b, ...]) -> a pytree of arrays [b, ...]. It is compiled once where it is the
+      same object again.
+    examples: a pytree of arrays [n, ...] on the host.
+
+  Returns:
+    The results [n, ...] on the host.
+  """
+  number = len(jax.tree.leaves(examples)[0])
+  groups = np.resize(np.arange(number), (-(-number // _AT_ONCE), min(number, _AT_ONCE)))
+  with jax.default_matmul_precision('highest'):
+    found = [jax.device_get(jax.jit(fn)(variables, jax.tree.map(lambda a, at=at: a[at], examples)))
+             for at in groups]
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
+
+
 def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
   """Trains the network of a method on the images (`Detector.fit`).
 
@@ -100,8 +138,8 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
   ends with the same weights.
 
   Returns:
-    A `Model` of the network's variables by name, 'steps' () int32, how many steps were made, and 'losses'
-    [steps] float32, the loss of each, unless there was none.
+    A `Model` of the trained network's variables by name, 'steps' () int32, how many steps were made, and
+    'losses' [steps] float32, the loss of each, unless there was none.
 
   Raises:
     ValueError: fewer images than a step takes, or a loss that is not finite, where the last good state stays
@@ -125,22 +163,34 @@ def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) 
     raise ValueError(
         f'{count} images{beside}: expected at least the {detector.batch_size} that a step of '
         f'{detector.title} takes. Give more, or a smaller {detector.name}.batch_size.')
-  examples = images[taken]
+  method = _method(detector, *_maps(detector, backbones))
+  network = backbones[0].variables if backbones else None
+  examples = method.examples(network, images, run)
+  examples, others = (jax.tree.map(lambda a, at=at: a[at], examples) for at in (taken, held))
+  given = method.given(network, examples, run)
   if detector.uses_defects:
     examples = {'image': np.concatenate([examples, defects]),
                 'label': np.repeat(np.array([0, 1], np.int32), [len(taken), len(defects)])}
-  variables, losses = _trained(detector, examples, images[held], run)
-  finished = _method(detector).finish(variables, images)
+  description = _description(detector, (images[taken], defects), backbones, run)
+  variables, losses = _trained(detector, method, examples, others, given, description, run)
+  finished = method.finish(_with_network(variables, method, backbones), images, images[held])
   arrays = loop.named({**variables, 'finished': finished}) | {'steps': np.array(len(losses), np.int32)}
   if len(losses):  # an array of nothing cannot be stored
     arrays['losses'] = np.array(losses, np.float32)
-  return streaming.made(detector, (), arrays, data, data_read, run, image_size=image_size)
+  return streaming.made(detector, tuple(backbones), arrays, data, data_read, run, image_size=image_size)
 
 
 def score_fn(
     detector: Trained, model: Model, backbones: Sequence[Backbone], search: SearchSpec, program: str,
 ) -> ScoreFn:
   """Makes the score function (`Detector.score_fn`)."""
+  maps = _maps(detector, backbones)
+  variables = _with_network(variables_of(model), _method(detector, *maps), backbones)
+  return ScoreFn(_score_fn(detector, *maps), (variables,))
+
+
+def variables_of(model: Model) -> dict[str, Any]:
+  """Collects the variables of a trained network from the arrays of a model."""
   variables: dict[str, Any] = {}
   for name, array in model.arrays.items():
     first, *folders, last = name.split('.') if '.' in name else ('',) * 2
@@ -149,7 +199,7 @@ def score_fn(
       for folder in folders:
         within = within.setdefault(folder, {})
       within[last] = array
-  return ScoreFn(_score_fn(detector), (variables,))
+  return variables
 
 
 def fit_and_cross_score(
@@ -160,20 +210,43 @@ def fit_and_cross_score(
   return cross_fitting.fit_and_cross_score(detector, data, backbones, run, folds=folds, search=search)
 
 
-def _method(detector: Trained) -> Method:
+def _maps(detector, backbones):
+  """Makes the function of `streaming.maps_of`, and counts the channels of each map; () without a network."""
+  if not backbones:
+    return ()
+  (backbone,) = backbones
+  maps = streaming.maps_of(backbone)
+  images = jax.ShapeDtypeStruct((1, detector.size, detector.size, 3), np.uint8)
+  return maps, tuple(found.shape[-1] for found in jax.eval_shape(maps, backbone.variables, images))
+
+
+def _with_network(variables, method, backbones):
+  """Adds the variables of the pretrained network, where scoring needs them."""
+  return variables | {'network': backbones[0].variables} if method.network_scores else variables
+
+
+def _method(detector: Trained, *maps: Any) -> Method:
   """Imports the module of a method, and makes it: the same where only the course of a fit differs."""
   usual = {name: getattr(type(detector), name) for name in ('batch_size', 'minutes', 'held_out')}
-  return importlib.import_module(detector.method).method(dataclasses.replace(detector, **usual))
+  return importlib.import_module(detector.method).method(dataclasses.replace(detector, **usual), *maps)
 
 
 @functools.lru_cache(maxsize=16)
-def _score_fn(detector):
-  """Makes the function ((variables,), images) -> `Scores`, whose map has the size of the images."""
-  score = _method(detector).score
+def _score_fn(detector, *maps):
+  """Makes the function ((variables,), images) -> `Scores`."""
+  return of_any_size(_method(detector, *maps).score, detector.size)
+
+
+def of_any_size(score: Callable, size: int) -> Callable:
+  """Makes, from `Method.score`, the function of a `ScoreFn`, of images [b, h, w, 3] of any size.
+
+  Args:
+    size: of the images that the network sees.
+  """
 
   def scores(parameters, images):
     with jax.default_matmul_precision('highest'):
-      found = score(parameters[0], transforms.squared(images, detector.size))
+      found = score(parameters[0], transforms.squared(images, size))
     if found.map is None or found.map.shape == images.shape[:3]:
       return found
     return found._replace(map=jax.image.resize(found.map, images.shape[:3], 'linear', antialias=False))
@@ -202,18 +275,21 @@ def _images(detector, data, run):
   return np.concatenate(found), np.array([examples[i].label for i in read.index]), read, image_size
 
 
-def _trained(detector, examples, held, run):
+def _trained(detector, method, examples, held, given, description, run):
   """Trains: returns the variables that are kept, and the loss of every step."""
+  start = loop.init(method.task, run.seed)
+  if given:
+    start['variables'] = {**start['variables'], 'given': given}
   if not detector.steps:
     run.notify('no steps: the network stays as it starts')
-    return jax.device_get(loop.init(_method(detector).task, run.seed)['variables']), []
+    return jax.device_get(start['variables']), []
   source = loop.Shuffled(examples, run.seed)
   arguments = {'batch_size': detector.batch_size, 'seed': run.seed}
-  method, steps = _method(detector), detector.steps
-  state = {'training': loop.init(method.task, run.seed), 'losses': np.zeros(steps, np.float32),
+  steps, count = detector.steps, len(jax.tree.leaves(held)[0])
+  state = {'training': start, 'losses': np.zeros(steps, np.float32),
            'total': np.array(steps, np.int32), 'best': np.array(np.inf, np.float32)}
-  state['kept'] = jax.device_get(state['training']['variables']) if len(held) else {}
-  checkpoints = run.checkpoints and loop.Checkpoints(run.checkpoints, _description(detector, examples, run))
+  state['kept'] = jax.device_get(state['training']['variables']) if count else {}
+  checkpoints = run.checkpoints and loop.Checkpoints(run.checkpoints, description)
   first, state = _restored(checkpoints, state) if checkpoints else (0, state)
   if first:  # with as many steps as were settled then
     state['losses'] = np.array(state['losses'])
@@ -225,7 +301,7 @@ def _trained(detector, examples, held, run):
     run.notify(_plan(detector, steps, second))
     state |= {'losses': state['losses'][:steps], 'total': np.array(steps, np.int32)}
   total, saved = int(state['total']), time.monotonic()
-  every = -(-total // _LOOKS) if len(held) else 0
+  every = -(-total // _LOOKS) if count else 0
   held_out_loss = jax.jit(method.loss)
   for done in loop.run(method.task, source, state['training'], first=first, last=total, every=every,
                        **arguments):
@@ -244,8 +320,8 @@ def _trained(detector, examples, held, run):
       saved = time.monotonic()
   losses = state['losses']
   run.notify(f'trained {total} steps: loss {losses[0]:.4g} at first, {losses[-1]:.4g} at the end' + (
-      f', {float(state["best"]):.4g} at best on {len(held)} images held out' if len(held) else ''))
-  return state['kept'] if len(held) else jax.device_get(state['training']['variables']), losses
+      f', {float(state["best"]):.4g} at best on {count} images held out' if count else ''))
+  return state['kept'] if count else jax.device_get(state['training']['variables']), losses
 
 
 def _restored(checkpoints, state):
@@ -258,13 +334,13 @@ def _restored(checkpoints, state):
         f'and images of that training. ({e})') from e
 
 
-def _description(detector, examples, run):
+def _description(detector, images, backbones, run):
   """Describes what decides about the weights, so that no other training goes on from them."""
   digest = hashlib.sha256()
-  for array in jax.tree.leaves(examples):
+  for array in images:
     digest.update(np.ascontiguousarray(array))
   return {'detector': detector.name, 'settings': detector.fit_settings(), 'seed': run.seed,
-          'images': digest.hexdigest()}
+          'images': digest.hexdigest(), 'backbones': [fingerprint(b.variables) for b in backbones]}
 
 
 def _plan(detector, steps, second):

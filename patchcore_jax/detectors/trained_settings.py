@@ -11,8 +11,8 @@ from patchcore_jax.detectors.base import Detector
 class Trained(Detector):
   """What all of them have. The defaults of each are a setting that takes minutes on two cores.
 
-  Such a method needs no pretrained network. Its `method` is a module with a function `method(detector)`,
-  which makes a `detectors.trained.Method`.
+  Most need no pretrained network. The `method` of each is a module with a function `method`, which makes a
+  `detectors.trained.Method`.
 
   Attributes:
     size: side of the square that images are brought to before the network, in pixels.
@@ -32,6 +32,7 @@ class Trained(Detector):
 
   module: ClassVar[str] = 'patchcore_jax.detectors.trained'
   needs_network: ClassVar[bool] = False
+  trains: ClassVar[bool] = True
   method: ClassVar[str] = ''
 
   size: int = 128
@@ -65,6 +66,12 @@ class Trained(Detector):
     """Refuses a value that is none of some choices."""
     if getattr(self, name) not in choices:
       raise ValueError(f'{self.name}.{name}={getattr(self, name)!r}: expected one of {", ".join(choices)}.')
+
+  def _check_counts(self, *names: str) -> None:
+    """Refuses fields that are less than 1."""
+    for name in names:
+      if getattr(self, name) < 1:
+        raise ValueError(f'{self.name}.{name}={getattr(self, name)}: expected at least 1.')
 
   def _check_size(self, multiple: int) -> None:
     """Refuses a size that the network cannot halve often enough."""
@@ -188,7 +195,7 @@ class CAVGA(Trained):
     return 'CAVGA-Rw' if self.weak else 'CAVGA-Ru'
 
   @property
-  def uses_defects(self) -> bool:
+  def uses_defects(self) -> bool:  # type: ignore[override]  # a constant of all methods but this
     return self.weak
 
   def __post_init__(self):
@@ -391,3 +398,84 @@ class DSEBM(Trained):
       raise ValueError(f'dsebm.filters={self.filters}, hidden={self.hidden}: expected at least 1.')
     if not 0 < self.noise < math.inf:
       raise ValueError(f'dsebm.noise={self.noise}: expected more than 0.')
+
+
+@dataclasses.dataclass(frozen=True)
+class DifferNet(Trained):
+  """DifferNet (Rudolph et al., "Same Same But DifferNet: Semi-Supervised Defect Detection with Normalizing
+  Flows", WACV 2021): the likelihood of pooled features, by a normalising flow. It makes no maps.
+
+  The features are those of any network's layers, at three scales, of images that are turned. The paper's
+  network is AlexNet.
+
+  Attributes:
+    turns: views of each training image, turned by as many angles; they pass through the network once, and a
+      step sees all views of its images.
+    angles: of these views: 'any' for some of each image's own; 'even' for those of scoring, so that with 4
+      views there are quarter turns, and none with 1, as where it is a defect that a part is turned.
+    test_turns: views of an image that is scored, at angles that part the circle evenly.
+    blocks: of the flow.
+    hidden: width of its layers; the paper's is 2048.
+  """
+
+  name: ClassVar[str] = 'differnet'
+  title: ClassVar[str] = 'DifferNet'
+  method: ClassVar[str] = 'patchcore_jax.detectors.differnet'
+  needs_network: ClassVar[bool] = True
+  only_scoring: ClassVar[tuple[str, ...]] = ('test_turns',)
+
+  size: int = 224
+  batch_size: int = 12
+  steps: int = 2500
+  learning_rate: float = 2e-4
+  turns: int = 8
+  angles: str = 'any'
+  test_turns: int = 8
+  blocks: int = 8
+  hidden: int = 256
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_size(4)
+    self._check_choice('angles', ('any', 'even'))
+    self._check_counts('turns', 'test_turns', 'blocks', 'hidden')
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchSVDD(Trained):
+  """PatchSVDD (Yi and Yoon, "Patch SVDD: Patch-level SVDD for Anomaly Detection and Segmentation", ACCV
+  2020): how far patches of 64 and of 32 pixels are from those of the good images, by codes that are alike for
+  patches that nearly coincide, and tell where patches lie beside each other.
+
+  A step has a pair of patches of either kind and size of each of its images.
+
+  Attributes:
+    width: channels of the encoder's first layer; the authors' is 32.
+    code: numbers of a code.
+    closeness: weight of the distance between the codes of patches that nearly coincide, in the loss. Where it
+      is too large, all codes become the same.
+    bank_ratio: share of all codes that are kept, those that greedy k-center selects; the authors keep all.
+  """
+
+  name: ClassVar[str] = 'patch_svdd'
+  title: ClassVar[str] = 'PatchSVDD'
+  module: ClassVar[str] = 'patchcore_jax.detectors.patch_svdd'
+  method: ClassVar[str] = 'patchcore_jax.detectors.patch_svdd'
+
+  size: int = 256
+  steps: int = 800
+  width: int = 16
+  code: int = 64
+  closeness: float = 1e-3
+  bank_ratio: float = 0.05
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_size(16)
+    self._check_counts('width', 'code')
+    if self.size < 64:
+      raise ValueError(f'patch_svdd.size={self.size}: expected at least 64, as large patches have.')
+    if not 0 <= self.closeness < math.inf or not 0 < self.bank_ratio <= 1:
+      raise ValueError(
+          f'patch_svdd.closeness={self.closeness}, bank_ratio={self.bank_ratio}: expected 0 or more, and more '
+          'than 0, at most 1.')

@@ -309,7 +309,7 @@ class Experiment:
         seed=self.settings.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
         checkpoints=members, several_processes=jax.process_count() > 1))
     model = model.with_description(shots=images.shots, fit_seconds=time.monotonic() - began)
-    costly = detector.has_coreset or not detector.needs_network
+    costly = detector.has_coreset or detector.trains
     if costly and processes.is_first():
       store.save(path, model)
       shutil.rmtree(members, ignore_errors=True)

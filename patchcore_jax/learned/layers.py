@@ -96,6 +96,35 @@ def convolve_by_two(x: jax.Array, kernel: jax.Array, before: int) -> jax.Array:
       default=functools.partial(_library, stride=2, padding=(before, size - 2 - before)))
 
 
+def convolve_within(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+  """Convolves with stride 1, wherever the kernel lies wholly within the map.
+
+  Args:
+    x: [b, h, w, c].
+    kernel: [k, k, c, features].
+    dilation: distance of the pixels that the kernel takes.
+
+  Returns:
+    [b, h - (k - 1) * dilation, w - (k - 1) * dilation, features].
+  """
+  size = len(kernel)
+  h, w = (side - (size - 1) * dilation for side in x.shape[1:3])
+
+  def on_cpu(x, kernel):
+    if size == 3 and dilation == 1 and h * w >= _FEWEST_CELLS:
+      return cpu_convolutions.convolve_3x3(x, kernel)[:, 1:-1, 1:-1]
+    places = [i * dilation for i in range(size)]
+    near = jnp.concatenate([x[:, i:i + h, j:j + w] for i in places for j in places], axis=-1)
+    return near @ kernel.reshape(-1, kernel.shape[-1])
+
+  def elsewhere(x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), 'VALID', rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
+
+
 def convolve_to_double(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Convolves transposed, kernel 4 and stride 2, to twice the size, as `lax.conv_transpose` with 'SAME' does.
 
@@ -143,6 +172,34 @@ class Conv(nn.Module):
     else:
       y = convolve_3x3(x, kernel)
     return y + _bias(self, shape) if self.use_bias else y
+
+
+class ConvWithin(nn.Module):
+  """A convolution without padding.
+
+  Attributes:
+    features: channels that come out.
+    size: of the kernel; 3 with stride 2.
+    stride: 1, or 2 for maps of even sides.
+    dilation: distance of the pixels that the kernel takes, with stride 1.
+    kernel_init: how the kernel starts.
+  """
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  dilation: int = 1
+  kernel_init: Init = TORCH
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    if self.stride == 2:
+      y = convolve_by_two(x, kernel, before=0)[:, :-1, :-1]  # the last reach one pixel too far
+    else:
+      y = convolve_within(x, kernel, self.dilation)
+    return y + _bias(self, shape)
 
 
 class ConvToDouble(nn.Module):

@@ -60,10 +60,13 @@ def _flipped(images, key, axis):
   return jnp.where(which, jnp.flip(images, axis), images)
 
 
-def rotated(images: jax.Array, angles: jax.Array) -> jax.Array:
-  """Turns images [b, h, w, c] counter-clockwise about their middle, bilinearly, by angles [b] in radians.
+def rotated(images: jax.Array, angles: jax.Array, *, order: int = 1, mode: str = 'mirror') -> jax.Array:
+  """Turns images [b, h, w, c] counter-clockwise about their middle, by angles [b] in radians.
 
-  What comes in from outside is mirrored about the border pixels.
+  Args:
+    order: 1 for bilinear interpolation, 0 for the nearest pixel.
+    mode: what comes in from outside: 'mirror' for the image mirrored about its border pixels, 'constant' for
+      zeros.
 
   >>> image = jnp.arange(9.0).reshape(1, 3, 3, 1)
   >>> rotated(image, jnp.array([jnp.pi / 2]))[0, :, :, 0].round().astype(int).tolist()
@@ -75,11 +78,11 @@ def rotated(images: jax.Array, angles: jax.Array) -> jax.Array:
   def one(image, angle):
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     places = [cos * y + sin * x + (h - 1) / 2, cos * x - sin * y + (w - 1) / 2]
-    turned = [jax.scipy.ndimage.map_coordinates(image[..., c], places, 1, 'mirror')
+    turned = [jax.scipy.ndimage.map_coordinates(image[..., c], places, order, mode)
               for c in range(image.shape[-1])]
     return jnp.stack(turned, axis=-1)
 
-  return jax.vmap(one)(images, angles.astype(images.dtype))
+  return jax.vmap(one)(images, angles.astype(jnp.float32))
 
 
 def cropped(images: jax.Array, key: jax.Array, size: int) -> jax.Array:
