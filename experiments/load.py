@@ -183,7 +183,7 @@ def table(results, memory, batch: float, predicted: float) -> Iterator[str]:
   seconds = np.array([s for s, good, _ in results if good])
   rate = len(seconds) / _SECONDS.value
   settled = memory[len(memory) // 6]  # the first requests fill caches and the threads' heaps
-  yield f'#### serve: {_CLIENTS.value} clients for {_SECONDS.value:g} s on loopback\n'
+  yield f'### serve: {_CLIENTS.value} clients for {_SECONDS.value:g} s on loopback\n'
   yield '| what | |\n|---|---|'
   yield f'| requests | {len(results)}, {len(results) - len(seconds)} of them broken |'
   yield f'| wrong answers | {sum(bool(problem) for *_, problem in results)} |'

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       DSEBM,
       OCSVM,
       SPADE,
+      DifferNet,
       Ensemble,
       ExplainedVAE,
       GammaVAE,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       MahalanobisAD,
       PaDiM,
       PatchCore,
+      PatchSVDD,
       PixelStatistics,
   )
   from patchcore_jax.evaluation import evaluate
@@ -44,17 +46,17 @@ _PLACES = {
     'Finding': 'inspection', 'NotAccepted': 'inspection',
     **dict.fromkeys((
         'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
-        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet'), 'detectors'),
+        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet', 'PatchSVDD'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec', 'Ensemble',
-    'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD', 'NotAccepted', 'PaDiM',
-    'PatchCore', 'PixelStatistics', 'Preprocessing', 'ScoringSpec', '__version__', 'backbones', 'coreset',
-    'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec',
+    'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD',
+    'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Preprocessing', 'ScoringSpec',
+    '__version__', 'backbones', 'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from patchcore_jax.detectors import Detector, PatchCore
@@ -24,7 +24,7 @@ def evaluate(
     layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
     ratios: Sequence[float] = (), protocol: str = 'paper', labelled_defects: float = 0.0,
     out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None, batch_size: int = 0,
-    seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
+    seed: int = 0, progress: Callable[[str, int, int], None] | None = None) -> list[Mapping[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
 
   Args:

@@ -74,7 +74,7 @@ class Finding:
   @property
   def why(self) -> str:
     """One sentence that says what is unusual, and compared with what."""
-    if self.patch is None:
+    if self.patch is None or self.patch_box is None:
       return f'The image as a whole scores {self.score:.4g}.'
     left, top, right, bottom = self.patch_box
     text = f'The patch at {left},{top}-{right},{bottom} is the least normal'
@@ -140,7 +140,8 @@ def find(
       None if threshold is None else score >= threshold,
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
       note='; '.join(filter(None, (
-          image_sizes.remark(original_size[::-1], description), full_range and image_sizes.FULL_RANGE))),
+          image_sizes.remark(original_size[::-1], description),
+          image_sizes.FULL_RANGE if full_range else ''))),
       path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
@@ -149,7 +150,7 @@ def find(
     reason = (f'{_percent(outside)} of the pixels lie outside of the value range, of training images at most '
               f'{_percent(usual)}')
     answer = dataclasses.replace(answer, anomalous=True, reason=reason)
-  if 'patch' in scores.evidence:
+  if 'patch' in scores.evidence and description.grid:
     patch = divmod(int(scores.evidence['patch'][i]), description.grid[1])
     answer = dataclasses.replace(
         answer, patch=patch, patch_box=placement.box_to_original(cell(inspector, *patch), place))
@@ -195,7 +196,9 @@ def check_knows_regions(inspector: Inspector) -> None:
 
 def cell(inspector: Inspector, row: int, column: int) -> Box:
   """Computes the box of a patch in pixels of the network's input."""
-  (height, width), (rows, columns) = inspector.image_size, inspector.model.description.grid
+  grid = inspector.model.description.grid
+  assert grid, 'only methods with patches have a grid, and ask'
+  (height, width), (rows, columns) = inspector.image_size, grid
   return (column * width / columns, row * height / rows,
           (column + 1) * width / columns, (row + 1) * height / rows)
 

@@ -105,7 +105,7 @@ def nested_nearest_neighbors(
       kernel is tied to the versions that made it.
 
   Returns:
-    For each of `sizes` what `nearest_neighbors(queries, bank[:m])` returns.
+    What `nearest_neighbors` returns for the first m rows, for each m of `sizes`.
   """
   rows = bank.rows if isinstance(bank, SearchBank) else bank
   if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
