@@ -1,4 +1,4 @@
-"""Where the patches of a bank come from: names of the training images, and pictures of them.
+"""Records where the patches of a bank come from: names of the training images, and pictures of them.
 
 The pictures are JPEG files, one after another in one array, so that a bank remains one thing: it answers why
 without the training images, which may lie on another machine or be gone.

@@ -1,4 +1,4 @@
-"""Which mask files belong to which image, by their names; whether in capitals or not makes no difference."""
+"""Finds which mask files belong to which image, by their names, in capitals or not."""
 
 import collections
 from collections.abc import Iterable, Sequence

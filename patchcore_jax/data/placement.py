@@ -1,4 +1,4 @@
-"""Where the network's input lies in the original image, and the way back: maps, boxes, points.
+"""Computes where the network's input lies in the original image, and the way back: maps, boxes, points.
 
 Preprocessing resizes, pads and crops (`preprocess.geometry_of`). An edge at e of the result, in pixels
 from its upper left corner, was at offset + scale * e of the original image, on each axis for itself.

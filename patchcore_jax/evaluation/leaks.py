@@ -1,4 +1,4 @@
-"""Which images of a test are in its training too, by what the network sees of them: whatever their names, and
+"""Finds images of a test that are in its training too, by what the network sees: whatever their names, and
 whatever they were saved as.
 
 Images are compared where they pass by anyway. None is read twice for it, and equal ones are found whose files

@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
   @property
   def setting(self) -> str:
-    """With what it was run: its network and the size of images, or the settings of a method without one."""
+    """Tells what it was run with: its network and the size of images, or a method's own settings."""
     size = 'own sizes' if self.image_size is None else f'{self.image_size} px'
     return self.in_short or f'{self.backbone}, {size}'
 

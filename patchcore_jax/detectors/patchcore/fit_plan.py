@@ -18,7 +18,7 @@ _DEVICE_SHARE = 0.85  # of a device's memory; the rest is for programs, and for 
 
 @dataclasses.dataclass(frozen=True)
 class FitPlan:
-  """Where the arrays of a fit lie. It has no influence on the result.
+  """The plan of where the arrays of a fit lie. It has no influence on the result.
 
   Attributes:
     num_patches, num_selected: numbers of patches, of all images and of the bank.
