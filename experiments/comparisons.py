@@ -33,9 +33,15 @@ class Row(NamedTuple):
     return bool(getattr(self, self.limits) <= self.tolerance)  # False for NaN
 
 
+def path_of(folder: Path, name: str) -> Path:
+  """Finds a file in a folder or in one of its subfolders; where it would be if there is none."""
+  inside = (folder / subfolder / name for subfolder in ('evaluation', 'successors'))
+  return next((path for path in inside if path.exists()), folder / name)
+
+
 def load(folder: Path, name: str) -> Arrays:
-  """Loads the arrays of a file; {} if it does not exist."""
-  path = folder / name
+  """Loads the arrays of a file, which `path_of` finds; {} if it does not exist."""
+  path = path_of(folder, name)
   if not path.exists():
     return {}
   with np.load(path) as arrays:

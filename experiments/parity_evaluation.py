@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import comparisons
-from experiments.comparisons import Row, compare, refusal
+from experiments.comparisons import Row, compare, load, refusal
 from patchcore_jax import metrics
 from patchcore_jax.metrics import (
     curve,
@@ -31,7 +30,7 @@ _LIMITS = (0.01, 0.05, 0.1, 0.3, 1.0)
 
 def mvtec(folder: Path) -> Iterator[Row]:
   """Compares AU-PRO, its curve and AUROC with MVTec's script and with rational arithmetic."""
-  arrays = _load(folder, 'mvtec.npz')
+  arrays = load(folder, 'mvtec.npz')
   for name, maps, masks in _cases(arrays):
     label, get = f'mvtec {name}', _of_case(arrays, name)
     if name.startswith(('nan', 'infinite', 'no_')):
@@ -61,7 +60,7 @@ def mvtec(folder: Path) -> Iterator[Row]:
 
 def mvtec_large(folder: Path) -> Iterator[Row]:
   """Compares AU-PRO of 25 million pixels with MVTec's script and with anomalib."""
-  arrays, anomalib = (_load(folder, name) for name in ('mvtec_large.npz', 'anomalib_large.npz'))
+  arrays, anomalib = (load(folder, name) for name in ('mvtec_large.npz', 'anomalib_large.npz'))
   if not arrays:
     return
   maps, masks = _large()
@@ -85,10 +84,10 @@ def mvtec_large(folder: Path) -> Iterator[Row]:
 
 def pixels(folder: Path) -> Iterator[Row]:
   """Compares pixel metrics with scikit-learn, anomalib and rational arithmetic."""
-  arrays = _load(folder, 'pixel.npz')
+  arrays = load(folder, 'pixel.npz')
   if not arrays:
     return
-  for name, maps, masks in _cases(_load(folder, 'mvtec.npz')):
+  for name, maps, masks in _cases(load(folder, 'mvtec.npz')):
     get, label = _of_case(arrays, name), f'pixels {name}'
     if 'exact_auroc' not in get:
       continue
@@ -112,7 +111,7 @@ def pixels(folder: Path) -> Iterator[Row]:
         values |= {'auroc': auroc, 'aupr': ap}
       for key, value in values.items():
         yield _single(f'{label} {key}', 'AL', value, get[f'anomalib_{key}'])
-  maps, masks = _basic(_load(folder, 'mvtec.npz'))
+  maps, masks = _basic(load(folder, 'mvtec.npz'))
   for factor in (2, 10, 20, 50):
     scaled = maps * np.float32(factor)
     values = {'f1_max': metrics.f1_optimal(masks, scaled).f1, 'aupro_03': metrics.aupro(scaled, masks)}
@@ -128,7 +127,7 @@ def pixels(folder: Path) -> Iterator[Row]:
 
 def ad_2(folder: Path) -> Iterator[Row]:
   """Compares SegF1, its threshold and AU-PRO 0.05 on two made objects of MVTec AD 2's layout."""
-  arrays = _load(folder, 'ad2.npz')
+  arrays = load(folder, 'ad2.npz')
   means: dict[str, list] = {}
   for name in arrays.get('objects', ()):
     get = _of_case(arrays, name)
@@ -177,7 +176,7 @@ def ad_2(folder: Path) -> Iterator[Row]:
 
 def aupimo(folder: Path) -> Iterator[Row]:
   """Compares AUPIMO with its authors' library and with anomalib."""
-  arrays = _load(folder, 'aupimo.npz')
+  arrays = load(folder, 'aupimo.npz')
   if not arrays:
     return
   small = arrays['small_maps'], arrays['small_masks']
@@ -240,7 +239,7 @@ def aupimo(folder: Path) -> Iterator[Row]:
 
 def loco(folder: Path) -> Iterator[Row]:
   """Compares sPRO with MVTec's functions for LOCO, every score a threshold."""
-  arrays = _load(folder, 'loco.npz')
+  arrays = load(folder, 'loco.npz')
   if not arrays:
     return
   with tempfile.TemporaryDirectory() as temporary:
@@ -289,10 +288,10 @@ def loco(folder: Path) -> Iterator[Row]:
 
 def visa(folder: Path) -> Iterator[Row]:
   """Compares VisA's rule with its own code."""
-  arrays = _load(folder, 'visa.npz')
+  arrays = load(folder, 'visa.npz')
   if not arrays:
     return
-  for name, maps, masks in _cases(_load(folder, 'mvtec.npz')):
+  for name, maps, masks in _cases(load(folder, 'mvtec.npz')):
     get = _of_case(arrays, name)
     if 'roc_auc' not in get:
       continue
@@ -315,17 +314,17 @@ def visa(folder: Path) -> Iterator[Row]:
   yield _exact('visa image metrics of ties', 'definition',
                [metrics.auroc(labels, scores), metrics.average_precision(labels, scores)],
                [arrays['image_exact_auroc'], arrays['image_exact_ap']])
-  maps, masks = _basic(_load(folder, 'mvtec.npz'))
+  maps, masks = _basic(load(folder, 'mvtec.npz'))
   yield refusal('visa, masks of 255: refused', 'VisA',
                 lambda: visa_reference.visa_pixels(maps, masks * np.uint8(255)), 'an error there')
 
 
 def regions(folder: Path) -> Iterator[Row]:
   """Compares the table of regions."""
-  arrays = _load(folder, 'regions.npz')
+  arrays = load(folder, 'regions.npz')
   if not arrays:
     return
-  maps, masks = _basic(_load(folder, 'mvtec.npz'))
+  maps, masks = _basic(load(folder, 'mvtec.npz'))
   names = {'label': 'number', 'max': 'maximum', 'overlap_ge_0.8': 'overlap'}
   rows = metrics.tabulate_regions(maps, masks, threshold=0.8).regions
   for i, column in enumerate(arrays['columns']):
@@ -340,7 +339,7 @@ def regions(folder: Path) -> Iterator[Row]:
 
 def validation_thresholds(folder: Path) -> Iterator[Row]:
   """Compares thresholds from good maps."""
-  arrays, maps = _load(folder, 'stats.npz'), _load(folder, 'ad2.npz').get('can_validation')
+  arrays, maps = load(folder, 'stats.npz'), load(folder, 'ad2.npz').get('can_validation')
   if maps is None or not arrays:
     return
   for k in (1, 2, 3):
@@ -362,7 +361,7 @@ def validation_thresholds(folder: Path) -> Iterator[Row]:
 
 def uncertainty(folder: Path) -> Iterator[Row]:
   """Compares intervals and paired tests with SciPy, with AUPIMO's authors, and with given draws."""
-  arrays = _load(folder, 'stats.npz')
+  arrays = load(folder, 'stats.npz')
   if not arrays:
     return
   good, bad = arrays['boot_good'], arrays['boot_bad']
@@ -421,8 +420,8 @@ def uncertainty(folder: Path) -> Iterator[Row]:
 
 def peers(folder: Path) -> Iterator[Row]:
   """Compares AU-PRO with exact values beside re-implementations of what others do, which are not compared."""
-  arrays = _load(folder, 'peers.npz')
-  for name, maps, masks in _cases(_load(folder, 'mvtec.npz')) if arrays else ():
+  arrays = load(folder, 'peers.npz')
+  for name, maps, masks in _cases(load(folder, 'mvtec.npz')) if arrays else ():
     if f'{name}_exact' in arrays:
       yield _exact(f'peers {name}, AU-PRO', 'definition', metrics.aupro(maps, masks), arrays[f'{name}_exact'])
     if name == 'basic':
@@ -453,17 +452,6 @@ def _single(quantity, origin, value, truth):
 
 def _counts(quantity, origin, value, truth):
   return compare(quantity, origin, value, truth, 0, 'counts')
-
-
-def path_of(folder: Path, name: str) -> Path:
-  """Finds a file in a folder or in its subfolder; where it would be if there is none."""
-  inside = folder / 'evaluation' / name
-  return inside if inside.exists() else folder / name
-
-
-def _load(folder, name):
-  path = path_of(folder, name)
-  return comparisons.load(path.parent, path.name)
 
 
 def _of_case(arrays, name):

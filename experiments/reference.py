@@ -37,6 +37,32 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
   return scale * np.float32(0.2) if key.endswith('.bn3.weight') else scale
 
 
+def successor_weight(seed: int, key: str, shape: tuple[int, ...]) -> np.ndarray:
+  """Draws the tensor of a key of timm's Vision Transformers, float32, by the recipe of later arrays."""
+  n = np.random.Generator(np.random.PCG64([seed, zlib.crc32(key.encode())])).standard_normal(shape)
+  name = key.rpartition('.')[2]
+  if name in ('cls_token', 'reg_token', 'pos_embed'):
+    value = 0.5 * n
+  elif name.startswith('gamma'):
+    value = 0.5 + 0.1 * n
+  elif name.endswith('bias'):
+    value = 0.1 * n
+  else:
+    value = 1 + 0.1 * n if len(shape) == 1 else n / np.sqrt(math.prod(shape[1:]))
+  return value.astype(np.float32)
+
+
+def successor_image(seed: int, height: int, width: int) -> np.ndarray:
+  """Draws stripes, steps, a disc and noise, by the recipe of later arrays: uint8 [height, width, 3]."""
+  noise = np.random.Generator(np.random.PCG64(
+      [seed, zlib.crc32(f'image{height}x{width}'.encode())])).integers(0, 32, (height, width, 3))
+  y, x, c = np.ogrid[:height, :width, :3]
+  stripes = ((3 + c) * y + (5 - c) * x + 40 * ((y // 16 + x // 24) % 3)) % 256
+  stripes = np.where(stripes >= 128, 255 - stripes, stripes)
+  disc = (y - height // 2) ** 2 + (x - width // 3) ** 2 < (min(height, width) // 5) ** 2
+  return np.clip(np.where(disc, 200 - 50 * c, stripes) + noise, 0, 255).astype(np.uint8)
+
+
 def variables(architecture: str) -> dict:
   """Makes the Flax variables of a network whose PyTorch weights are `weight(key, shape)`."""
   shapes = resnet.state_dict_shapes(architecture)

@@ -65,7 +65,9 @@ class TestLicence:
   @pytest.mark.parametrize('record', checkpoints.CHECKPOINTS.values(), ids=lambda record: record.name)
   def test_names_licence_source_and_images(self, record):
     code, said, _ = _run('licence', record.name)
-    assert code == 0 and f'https://spdx.org/licenses/{record.licence}.html' in said
+    assert code == 0 and record.licence in said and record.licence_url in said
+    assert record.licence_url == record.terms or 'https://spdx.org/licenses/' in said
+    assert ('--accept-licence' in said) == bool(record.terms)
     assert record.origin in said and record.trained_on in said
     assert (record.url in said) == (not record.packaged)
     assert ('non-commercial' in said) == (record.trained_on == checkpoints.IMAGENET)
@@ -88,6 +90,18 @@ class TestFetch:
     server.requests.clear()
     assert _run('fetch', record.name) == (0, f'{record.name} is on this machine: {path}\n', '')
     assert not server.requests
+
+  def test_a_licence_that_must_be_accepted_is_shown_first(self, server):
+    record = checkpoints.find('vit_small_patch16_dinov3.lvd1689m')
+    server.files[hub.path_of(record)] = b'weights'
+    code, said, error = _run('fetch', record.name)
+    assert code == 1 and not said and len(error.splitlines()) == 1 and not server.requests
+    assert record.terms in error and f'fetch {record.name} --accept-licence' in error
+    code, said, error = _run('fetch', record.name, '--accept-licence')
+    assert code == 0 and record.licence in said and checkpoints.installed(record) in said
+    assert _run('fetch', record.name)[0] == 0  # what is there was accepted
+    code, _, error = _run('fetch', 'resnet18.tv_in1k', '--accept-licence')
+    assert code == 1 and 'leave out --accept-licence' in error
 
   def test_the_packaged_one_is_there(self):
     code, said, _ = _run('fetch', checkpoints.BUILT_IN)

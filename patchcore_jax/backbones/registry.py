@@ -16,6 +16,7 @@ from patchcore_jax.backbones import (
     port,
     resnet,
     simulation,
+    vit,
 )
 from patchcore_jax.backbones.backbone import Backbone
 from patchcore_jax.backbones.family import Family
@@ -23,6 +24,7 @@ from patchcore_jax.backbones.family import Family
 FAMILIES = (
     resnet.FAMILY,
     efficientnet_lite.FAMILY,
+    vit.FAMILY,
 )
 RANDOM = 'random'
 AUTO = 'auto'

@@ -53,19 +53,25 @@ def licence(name: str) -> None:
 
   with terminal.readable_errors():
     checkpoint = checkpoints.find(name)
-  terminal.say(f'{checkpoint.name}: {checkpoint.licence}, https://spdx.org/licenses/{checkpoint.licence}.html')
+  terminal.say(f'{checkpoint.name}: {checkpoint.licence}, {checkpoint.licence_url}')
   terminal.say(f'Trained by {checkpoint.origin}, on {checkpoint.trained_on}.')
   if not checkpoint.packaged:
     terminal.say(f'File: {checkpoint.url}')
   if checkpoint.torch_file:
     terminal.say(f'The same weights: https://download.pytorch.org/models/{checkpoint.torch_file}')
+  if checkpoint.terms:
+    terminal.say(
+        'It must be accepted before the file is fetched: patchcore backbones fetch '
+        f'{checkpoint.name} --accept-licence')
   if checkpoint.trained_on == checkpoints.IMAGENET:
     terminal.say(_IMAGENET_TERMS)
 
 
 @command.command()
 @click.argument('name')
-def fetch(name: str) -> None:
+@click.option('--accept-licence', is_flag=True,
+              help='Accept the licence of weights that ask for it: `patchcore backbones licence NAME`.')
+def fetch(name: str, accept_licence: bool) -> None:
   """Download and verify the weights NAME, once.
 
   They go to the cache of the Hugging Face Hub, which HF_HOME moves; HF_ENDPOINT names a mirror.
@@ -78,5 +84,11 @@ def fetch(name: str) -> None:
     if there is not None:
       terminal.say(f'{name} is on this machine: {there}')
       return
-    terminal.say(f'Downloading {name}, {checkpoint.megabytes:g} MB, {checkpoint.licence}.')
-    terminal.say(f'{name} is on this machine now: {checkpoints.fetch(checkpoint)}')
+    if accept_licence and not checkpoint.terms:
+      raise ValueError(
+          f'{name} has the licence {checkpoint.licence}, which asks for no acceptance: leave out '
+          '--accept-licence.')
+    if accept_licence or not checkpoint.terms:
+      terminal.say(f'Downloading {name}, {checkpoint.megabytes:g} MB, {checkpoint.licence}.')
+    path = checkpoints.fetch(checkpoint, accept_licence=accept_licence)
+    terminal.say(f'{name} is on this machine now: {path}')
