@@ -315,7 +315,7 @@ def embedding_for(backbone: str) -> str:
   >>> embedding_for('resnet50.tv_in1k'), embedding_for('module:factory')
   ('adaptive', 'mean')
   """
-  own = ':' in backbone or backbone.startswith(('resnet18_slim', 'efficientnet_lite'))
+  own = ':' in backbone or backbone.startswith(('resnet18_slim', 'efficientnet_lite', 'vit_'))
   return 'mean' if own else 'adaptive'
 
 
