@@ -1,4 +1,4 @@
-"""Scores an archive of images with Ray Data, on one machine or a cluster, and writes what was found as Parquet.
+"""Scores an archive of images with Ray Data, on one machine or a cluster: what was found, as Parquet.
 
     pip install 'patchcore_jax[ray]'
     python docs/archive.py banks/part ARCHIVE findings        docs/archives.md explains it
