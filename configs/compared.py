@@ -7,7 +7,7 @@
 SPADE, PaDiM, MahalanobisAD and OC-SVM have the networks and images of configs/wrn50.py, each with the
 layers of its own paper. The methods whose network is trained, in their reduced settings (docs/trained.md),
 and the statistics of pixels that stand beside them as controls, see all of every image at 128 pixels, or as
-many as they take; DifferNet stands on the network's own layers.
+many as they take; DifferNet and the students' teacher stand on the network's own layers.
 
 Mean over the 15 categories, in percent (MahalanobisAD and OC-SVM were published with other networks):
 
@@ -17,6 +17,9 @@ Mean over the 15 categories, in percent (MahalanobisAD and OC-SVM were published
 | PaDiM | published | 95.3 | 97.5 | 92.1 |
 | MahalanobisAD | published | 95.8 | - | - |
 | OC-SVM | published | 71.9 | - | - |
+| GeoTrans | published | 67.2 | - | - |
+| ITAE | published | 83.9 | - | - |
+| PatchSVDD | published | 92.1 | 95.7 | - |
 | DifferNet | published | 94.9 | - | - |
 | GANomaly | published | 76.2 | - | - |
 | DSEBM | published | 70.9 | - | - |
@@ -24,6 +27,7 @@ Mean over the 15 categories, in percent (MahalanobisAD and OC-SVM were published
 | vis. expl. VAE | published | - | 86 | - |
 | AE-SSIM | published | - | 87 | 69.4 |
 | γ-VAE + grad. | published | - | 88.8 | - |
+| Student | published | - | - | 85.7 |
 | all | measured | two categories: docs/results/README.md, docs/trained.md; all take the full data set |
 
 Hardware: any; SPADE and PaDiM keep up to 7 and 2 GB on disk, and SPADE needs as much memory. Time: SPADE
@@ -34,8 +38,11 @@ with another network (`--set='backbone.layers='`): docs/results/README.md.
 
 from configs import default
 
-_LARGER = {'differnet': '224,224'}  # images that a method's network sees at more than 128 pixels
-_TRAINED = ('ae_ssim', 'gamma_vae', 'explained_vae', 'ganomaly', 'dsebm', 'cavga', 'differnet')
+# Images that a method's network sees at more than 128 pixels.
+_LARGER = {'differnet': '224,224', 'patch_svdd': '256,256'}
+_TRAINED = (
+    'ae_ssim', 'gamma_vae', 'explained_vae', 'ganomaly', 'dsebm', 'cavga', 'differnet', 'patch_svdd',
+    'student', 'geotrans', 'itae')
 _CONTROLS = ('brightness', 'deviation', 'half_norm', 'brightness_distance', 'mean_image', 'nearest_image')
 
 
@@ -54,7 +61,8 @@ def get_config():
       *(f'detector={name} {_whole(name)}' for name in _TRAINED),
       f'detector=cavga cavga.weak=True data.labelled_defects=0.02 {_whole("cavga")}',
       f'detector=gamma_vae gamma_vae.map=residual {_whole("gamma_vae")}',
-      *(f'detector={name} {name}.standardise=True {_whole(name)}' for name in ('ganomaly', 'dsebm')),
+      *(f'detector={name} {name}.standardise=True {_whole(name)}' for name in (
+          'ganomaly', 'dsebm', 'geotrans', 'itae')),
       *(f'detector={name} {name}.steps=0 {_whole(name)}' for name in _TRAINED),
       *(f'detector=pixel_statistics pixel_statistics.statistic={name} {_whole(name)}' for name in _CONTROLS),
       f'detector=pixel_statistics pixel_statistics.standardise=True {_whole("pixel_statistics")}')

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       AESSIM,
       CAVGA,
       DSEBM,
+      ITAE,
       OCSVM,
       SPADE,
       DifferNet,
@@ -28,11 +29,13 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       ExplainedVAE,
       GammaVAE,
       GANomaly,
+      GeoTrans,
       MahalanobisAD,
       PaDiM,
       PatchCore,
       PatchSVDD,
       PixelStatistics,
+      Student,
   )
   from patchcore_jax.evaluation import evaluate
   from patchcore_jax.inspection import Finding, Inspector, NotAccepted, fit, load
@@ -46,17 +49,19 @@ _PLACES = {
     'Finding': 'inspection', 'NotAccepted': 'inspection',
     **dict.fromkeys((
         'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
-        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet', 'PatchSVDD'), 'detectors'),
+        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet', 'PatchSVDD',
+        'Student', 'GeoTrans', 'ITAE'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DSEBM', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec',
-    'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'Inspector', 'MahalanobisAD',
-    'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Preprocessing', 'ScoringSpec',
-    '__version__', 'backbones', 'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec',
+    'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
+    'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
+    'Preprocessing', 'ScoringSpec', 'Student', '__version__', 'backbones', 'coreset', 'detectors',
+    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from patchcore_jax.detectors.trained_settings import Trained
 from patchcore_jax.learned import loop
 from patchcore_jax.search import k_center, neighbors, search_bank
 from patchcore_jax.settings import EmbeddingSpec, ScoringSpec
+from tests import small
 
 
 def _text(function, platform, *args):
@@ -163,11 +164,16 @@ def compile_for_a_gpu(name):
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), args)
     jax.jit(function).trace(*args).lower(lowering_platforms=('cuda',)).compile()
 
-  detector = detectors.find(name)()
-  images, method = np.zeros((8, detector.size, detector.size, 3), np.uint8), trained._method(detector)
+  detector = detectors.Student(teacher_steps=0) if name == 'student' else detectors.find(name)()
+  networks = (small.backbone(),) if detector.needs_network else ()
+  images, method = np.zeros((8, detector.size, detector.size, 3), np.uint8), trained._method(
+      detector, *trained._maps(detector, networks))
+  network = networks[0].variables if networks else None
+  examples = method.examples(network, images, detectors.Run())
   state, key = loop.init(method.task, 0), jax.random.key_data(jax.random.key(0))
-  compiled(lambda state, images, key: method.task.step(state, images, jax.random.wrap_key_data(key)),
-           state, images, key)
-  variables = state['variables']
+  state['variables'] |= {'given': method.given(network, examples, detectors.Run())}
+  compiled(lambda state, examples, key: method.task.step(state, examples, jax.random.wrap_key_data(key)),
+           state, examples, key)
+  variables = trained._with_network(state['variables'], method, networks)
   with jax.default_matmul_precision('highest'):
     compiled(method.score, {**variables, 'finished': method.finish(variables, images, images[:0])}, images)

@@ -97,9 +97,14 @@ def browser():
 
 @pytest.fixture(scope='module')
 def quickly_compiled():
-  """Has small networks convolve by products, which take longer and compile in a third of the time."""
-  from patchcore_jax.learned import layers  # which imports JAX
+  """Has small networks convolve by products, which take longer and compile in a third of the time.
+
+  Their weights are drawn by NumPy, in a fit: JAX's own numbers take half a second to compile for each array.
+  """
+  from patchcore_jax.learned import layers, loop  # which import JAX
+  from tests import trained
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(layers, '_FEWEST_CELLS', 10**9)
+    patch.setattr(loop, 'init', trained.started)
     yield

@@ -20,6 +20,7 @@ from patchcore_jax.detectors import (
     CAVGA,
     DETECTORS,
     DSEBM,
+    ITAE,
     OCSVM,
     SPADE,
     Detector,
@@ -28,11 +29,14 @@ from patchcore_jax.detectors import (
     ExplainedVAE,
     GammaVAE,
     GANomaly,
+    GeoTrans,
     MahalanobisAD,
     PaDiM,
     PatchCore,
+    PatchSVDD,
     PixelStatistics,
     Run,
+    Student,
     find,
     of_model,
     of_settings,
@@ -85,6 +89,10 @@ DSEBM_ENERGY = DSEBM(**TRAINED | {'size': 16}, filters=4, hidden=8)
 GAMMA_VAE = GammaVAE(**UNTRAINED, latent=4, moves=4)
 EXPLAINED_VAE = ExplainedVAE(**UNTRAINED, latent=4, width=4)
 DIFFERNET = DifferNet(**UNTRAINED | {'size': 16}, turns=2, test_turns=2, blocks=1, hidden=4)
+PATCH_SVDD = PatchSVDD(**UNTRAINED | {'size': 64}, width=2, code=3, bank_ratio=0.5)
+STUDENT = Student(**UNTRAINED | {'size': 16}, field=17, width=2, descriptor=3, teacher_steps=0)
+GEOTRANS = GeoTrans(**UNTRAINED, width=1)
+OF_ATTRIBUTES = ITAE(**UNTRAINED | {'size': 16}, width=2)
 OF_ATTENTION = CAVGA(**UNTRAINED, widths=(4, 6), latent=3)
 CASES = {
     'patchcore': Case(
@@ -130,6 +138,15 @@ CASES = {
     'differnet': Case(
         DIFFERNET, NETWORK, (dataclasses.replace(DIFFERNET, turns=3), 'settings.turns'),
         dataclasses.replace(DIFFERNET, test_turns=3), maps=False),
+    'patch_svdd': Case(
+        PATCH_SVDD, (), (dataclasses.replace(PATCH_SVDD, bank_ratio=0.4), 'settings.bank_ratio'), None),
+    'student': Case(
+        STUDENT, NETWORK, (dataclasses.replace(STUDENT, students=3), 'settings.students'), None),
+    'geotrans': Case(
+        GEOTRANS, (), (dataclasses.replace(GEOTRANS, depth=16), 'settings.depth'),
+        dataclasses.replace(GEOTRANS, score='simple'), maps=False),
+    'itae': Case(
+        OF_ATTRIBUTES, (), (dataclasses.replace(OF_ATTRIBUTES, flip='none'), 'settings.flip'), None),
     'toy': Case(Toy(), (), (Toy(range=2.0), 'settings.range'), Toy(weight=2.0)),
 }
 

@@ -78,7 +78,8 @@ def fit(detector, good=None, *, network=None, batch_size: int = 8, **run):
 
 def predict(detector, model, tests, *, network=None, batch_size: int = 8, **arguments):
   """The `Scores` of all images, as one."""
-  score_fn = detector.score_fn(model, (network or backbone(),), **arguments)
+  networks = (network or backbone(),) if detector.needs_network else ()
+  score_fn = detector.score_fn(model, networks, **arguments)
   return joined(streaming.predict(
       score_fn, data(tests, batch_size).batches(), image_size=model.description.image_size))
 

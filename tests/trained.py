@@ -48,6 +48,21 @@ def method(detector):
   return Method(*descent(init, loss, lambda: optax.sgd(1e3 * detector.learning_rate)), score)
 
 
+def started(task, seed: int):
+  """Starts what is trained as `loop.init` might, with weights drawn by NumPy."""
+  rng = np.random.default_rng(seed)
+
+  def start(path, leaf):
+    names = [str(getattr(key, 'key', getattr(key, 'name', ''))) for key in path]
+    if 'params' not in names or not leaf.ndim:  # of an optimiser, or a batch norm's statistics
+      return jnp.full(leaf.shape, names[-1] == 'var', leaf.dtype)
+    # Convolutions keep the variance, so that images are told apart behind many of them.
+    gain = 6 if names[-1] == 'kernel' and leaf.ndim == 4 else 1
+    bound = (gain / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0.1
+    return jnp.asarray(rng.uniform(-bound, bound, leaf.shape) + (names[-1] == 'scale'), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(start, jax.eval_shape(task.init, jax.random.key(0)))
+
 
 def parts(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
   """Draws good parts, [n, size, size, 3] uint8: smooth stripes, at places and in light that vary a little."""

@@ -27,13 +27,18 @@ from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
     DSEBM,
+    ITAE,
     DifferNet,
     ExplainedVAE,
     GammaVAE,
     GANomaly,
+    GeoTrans,
+    PatchSVDD,
+    Student,
 )
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'OCSVM', 'SPADE', 'CrossScores', 'Data', 'Detector', 'DifferNet',
-    'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore',
-    'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'Statistics', 'find', 'of_model', 'of_settings']
+    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'CrossScores',
+    'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
+    'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Run',
+    'ScoreFn', 'Scores', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']

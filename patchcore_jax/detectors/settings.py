@@ -15,10 +15,14 @@ from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
     DSEBM,
+    ITAE,
     DifferNet,
     ExplainedVAE,
     GammaVAE,
     GANomaly,
+    GeoTrans,
+    PatchSVDD,
+    Student,
 )
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
 
@@ -334,6 +338,10 @@ DETECTORS: dict[str, Any] = {
     'gamma_vae': GammaVAE,
     'explained_vae': ExplainedVAE,
     'differnet': DifferNet,
+    'patch_svdd': PatchSVDD,
+    'student': Student,
+    'geotrans': GeoTrans,
+    'itae': ITAE,
     'ensemble': Ensemble,
 }
 

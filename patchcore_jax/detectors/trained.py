@@ -30,7 +30,6 @@ from patchcore_jax.settings import SearchSpec
 _LOOKS = 20  # at the loss on images that are held out
 _SAVE_EVERY = 60.0  # seconds between two checkpoints
 _LONG = 3600.0  # seconds
-_AT_ONCE = 32  # images for which `computed` calls a function
 _VARIABLES = 'params', 'batch_stats', 'given', 'finished'
 
 
@@ -112,19 +111,20 @@ def descent(
   return loop.Task(start, step), lambda variables, images, key: loss(variables, images, key, False)[0]
 
 
-def computed(fn: Callable, variables: Any, examples: Any) -> Any:
+def computed(fn: Callable, variables: Any, examples: Any, at_once: int = 32) -> Any:
   """Computes `fn` of many examples, some at a time, at the highest precision.
 
   Args:
     fn: (variables, examples [b, ...]) -> a pytree of arrays [b, ...]. It is compiled once where it is the
       same object again.
     examples: a pytree of arrays [n, ...] on the host.
+    at_once: how many `fn` is called with.
 
   Returns:
     The results [n, ...] on the host.
   """
   number = len(jax.tree.leaves(examples)[0])
-  groups = np.resize(np.arange(number), (-(-number // _AT_ONCE), min(number, _AT_ONCE)))
+  groups = np.resize(np.arange(number), (-(-number // at_once), min(number, at_once)))
   with jax.default_matmul_precision('highest'):
     found = [jax.device_get(jax.jit(fn)(variables, jax.tree.map(lambda a, at=at: a[at], examples)))
              for at in groups]

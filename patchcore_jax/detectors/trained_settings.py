@@ -33,6 +33,7 @@ class Trained(Detector):
   module: ClassVar[str] = 'patchcore_jax.detectors.trained'
   needs_network: ClassVar[bool] = False
   trains: ClassVar[bool] = True
+  least_batch: ClassVar[int] = 2  # such as batch norm takes
   method: ClassVar[str] = ''
 
   size: int = 128
@@ -52,7 +53,7 @@ class Trained(Detector):
     return f'{self.size} px, {trained}{standardised}'
 
   def __post_init__(self):
-    for name, least in (('size', 16), ('batch_size', 2), ('steps', 0)):
+    for name, least in (('size', 16), ('batch_size', self.least_batch), ('steps', 0)):
       if getattr(self, name) < least:
         raise ValueError(f'{self.name}.{name}={getattr(self, name)}: expected at least {least}.')
     if not 0 < self.learning_rate <= 1:
@@ -477,5 +478,138 @@ class PatchSVDD(Trained):
       raise ValueError(f'patch_svdd.size={self.size}: expected at least 64, as large patches have.')
     if not 0 <= self.closeness < math.inf or not 0 < self.bank_ratio <= 1:
       raise ValueError(
-          f'patch_svdd.closeness={self.closeness}, bank_ratio={self.bank_ratio}: expected 0 or more, and more '
-          'than 0, at most 1.')
+          f'patch_svdd.closeness={self.closeness}, bank_ratio={self.bank_ratio}: expected 0 or more, and '
+          'more than 0, at most 1.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Student(Trained):
+  """Uninformed students (Bergmann et al., "Uninformed Students: Student-Teacher Anomaly Detection with
+  Discriminative Latent Embeddings", CVPR 2020): a small network that describes patches, the teacher, is
+  imitated by others on good images. They fail, and disagree, on anything else.
+
+  The teacher learns to describe patches as a pretrained network does, any one, on images drawn by program in
+  place of the paper's ImageNet. It is distilled once for all fits of a process with the same network and
+  seed.
+
+  Attributes:
+    field: what a descriptor sees, 17, 33 or 65 pixels across.
+    width: channels of the first layer; the paper's is 128.
+    descriptor: numbers that describe a patch; the paper's are 128.
+    students: how many; the paper's are 3.
+    dense: whether there is a descriptor for every pixel, as in the paper; else for every 4th with a field of
+      33, and for every 8th with 65, which takes 5 to 9 times less.
+    teacher_steps: steps of 64 patches; with 0 the teacher stays as it starts, for comparison.
+    compactness: what must not be correlated in the teacher's descriptors: 'dimensions' over patches, as in
+      the paper, or 'samples', as public implementations have it.
+  """
+
+  name: ClassVar[str] = 'student'
+  title: ClassVar[str] = 'Student'
+  method: ClassVar[str] = 'patchcore_jax.detectors.student'
+  needs_network: ClassVar[bool] = True
+  least_batch: ClassVar[int] = 1
+
+  batch_size: int = 4
+  steps: int = 800
+  learning_rate: float = 4e-4
+  held_out: float = 0.1
+  field: int = 33
+  width: int = 32
+  descriptor: int = 32
+  students: int = 2
+  dense: bool = False
+  teacher_steps: int = 2000
+  compactness: str = 'dimensions'
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.field not in (17, 33, 65):
+      raise ValueError(f'student.field={self.field}: expected 17, 33 or 65.')
+    self._check_choice('compactness', ('dimensions', 'samples'))
+    self._check_counts('width', 'descriptor', 'students')
+    self._check_size(8)
+    if self.size < (least := 8 * (self.field // 16 + 1)):  # as borders are mirrored
+      raise ValueError(
+          f'student.size={self.size}: expected at least {least} for a field of {self.field} pixels.')
+    if self.teacher_steps < 0:
+      raise ValueError(f'student.teacher_steps={self.teacher_steps}: expected 0 or more.')
+
+
+@dataclasses.dataclass(frozen=True)
+class GeoTrans(Trained):
+  """GeoTrans (Golan and El-Yaniv, "Deep Anomaly Detection Using Geometric Transformations", NeurIPS 2018): a
+  network tells which of 72 transformations was applied to an image. It makes no maps.
+
+  An image scores how unlike its answers are to those for the good images, of which a Dirichlet distribution
+  is fitted for each transformation. With textures that look the same when they are turned it cannot work.
+
+  Attributes:
+    at_once: transformations of each image of a step, of the 72.
+    depth: of the wide residual network, 6 n + 4; the authors have 10 at 32 pixels, and 16 at 64.
+    width: its channels, times 16, 32 and 64; the authors have 4 and 8.
+    score: 'dirichlet' as in the paper, or 'simple', by the mean probability of what was applied.
+  """
+
+  name: ClassVar[str] = 'geotrans'
+  title: ClassVar[str] = 'GeoTrans'
+  method: ClassVar[str] = 'patchcore_jax.detectors.geotrans'
+  only_scoring: ClassVar[tuple[str, ...]] = ('score',)
+
+  size: int = 32
+  batch_size: int = 16
+  steps: int = 500
+  learning_rate: float = 1e-3
+  at_once: int = 8
+  depth: int = 10
+  width: int = 2
+  score: str = 'dirichlet'
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_size(32)
+    self._check_choice('score', ('dirichlet', 'simple'))
+    self._check_counts('width')
+    if not 1 <= self.at_once <= 72:
+      raise ValueError(f'geotrans.at_once={self.at_once}: expected 1 to 72.')
+    if self.depth < 10 or (self.depth - 4) % 6:
+      raise ValueError(f'geotrans.depth={self.depth}: expected 6 n + 4, at least 10.')
+
+
+@dataclasses.dataclass(frozen=True)
+class ITAE(Trained):
+  """ITAE (Ye et al., "Attribute Restoration Framework for Anomaly Detection", 2019): colour and orientation
+  are taken from an image, and a network restores it.
+
+  An image scores its mean error, for each of four quarter turns in units of that of the good images; of those
+  that are held out, where there are any. Where good images are gray, colour is nothing to be restored, and
+  the network learns little.
+
+  Attributes:
+    width: channels of the first level of the network; the public implementation's is 64.
+    flip: how images may be mirrored in training: 'none', 'horizontal' or 'both'.
+    optimizer: 'adam', or the published 'sgd' with a rate that is halved at every tenth of the steps, which is
+      slow where these are few.
+  """
+
+  name: ClassVar[str] = 'itae'
+  title: ClassVar[str] = 'ITAE'
+  method: ClassVar[str] = 'patchcore_jax.detectors.itae'
+
+  size: int = 64
+  steps: int = 600
+  learning_rate: float = 1e-3
+  width: int = 16
+  flip: str = 'horizontal'
+  optimizer: str = 'adam'
+
+  def __post_init__(self):
+    super().__post_init__()
+    self._check_size(16)
+    self._check_choice('flip', ('none', 'horizontal', 'both'))
+    self._check_choice('optimizer', ('adam', 'sgd'))
+    self._check_counts('width')
+    if self.minutes and self.optimizer == 'sgd':
+      raise ValueError(
+          f"itae.minutes={self.minutes}: with optimizer='sgd' the rate follows the number of steps; expected "
+          '0, and fewer steps.')
