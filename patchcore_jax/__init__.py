@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       ITAE,
       OCSVM,
       SPADE,
+      AnomalyDINO,
       DifferNet,
       Ensemble,
       ExplainedVAE,
@@ -50,15 +51,15 @@ _PLACES = {
     **dict.fromkeys((
         'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
         'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet', 'PatchSVDD',
-        'Student', 'GeoTrans', 'ITAE'), 'detectors'),
+        'Student', 'GeoTrans', 'ITAE', 'AnomalyDINO'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'CoresetSpec', 'DifferNet', 'EmbeddingSpec',
-    'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
+    'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
+    'EmbeddingSpec', 'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
     'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
     'Preprocessing', 'ScoringSpec', 'Student', '__version__', 'backbones', 'coreset', 'detectors',
     'evaluate', 'fit', 'load', 'metrics', 'neighbors']

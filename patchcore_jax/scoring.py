@@ -28,6 +28,23 @@ def image_scores(scores: jax.Array) -> jax.Array:
   return scores.max(axis=(1, 2))
 
 
+def top_share_scores(scores: jax.Array, share: float) -> jax.Array:
+  """Averages the largest patch scores of each image: int(share * patches) of them, at least one.
+
+  Args:
+    scores: patch scores [b, h, w], or maps.
+    share: in [0, 1].
+
+  Returns:
+    [b] float32.
+
+  >>> top_share_scores(jnp.array([[[1., 5.], [3., 2.]]]), 0.5)
+  Array([4.], dtype=float32)
+  """
+  flat = scores.reshape(len(scores), -1)
+  return lax.top_k(flat, max(1, int(share * flat.shape[1])))[0].mean(1)
+
+
 def reweighted_image_scores(
     embeddings: jax.Array,
     distances_sq: jax.Array,

@@ -23,6 +23,7 @@ from patchcore_jax.detectors import (
     ITAE,
     OCSVM,
     SPADE,
+    AnomalyDINO,
     Detector,
     DifferNet,
     Ensemble,
@@ -100,6 +101,10 @@ CASES = {
         dataclasses.replace(PATCHCORE, scoring=ScoringSpec(num_neighbors=2)),
         evidence=('patch', 'nearest'), bank=True),
     'spade': Case(SPADE(num_images=3), NETWORK, None, SPADE(num_images=2)),
+    'anomaly_dino': Case(
+        AnomalyDINO(rotations=2), NETWORK, (AnomalyDINO(rotations=3), 'settings.rotations'),
+        AnomalyDINO(rotations=2, foreground='pca', num_neighbors=2), evidence=('patch', 'nearest'),
+        bank=True),
     'padim': Case(
         PaDiM(num_dims=6), NETWORK, (PaDiM(num_dims=6, epsilon=0.1), 'settings.epsilon'),
         PaDiM(num_dims=6, sigma=0.0), evidence=('patch',)),

@@ -14,6 +14,7 @@ from patchcore_jax.detectors.settings import (
     DETECTORS,
     OCSVM,
     SPADE,
+    AnomalyDINO,
     Ensemble,
     MahalanobisAD,
     PaDiM,
@@ -38,7 +39,7 @@ from patchcore_jax.detectors.trained_settings import (
 )
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'CrossScores',
+    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'AnomalyDINO', 'CrossScores',
     'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
     'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Run',
     'ScoreFn', 'Scores', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
+from patchcore_jax.detectors.successor_settings import AnomalyDINO
 from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
@@ -330,6 +331,7 @@ DETECTORS: dict[str, Any] = {
     'padim': PaDiM,
     'mahalanobis_ad': MahalanobisAD,
     'ocsvm': OCSVM,
+    'anomaly_dino': AnomalyDINO,
     'ae_ssim': AESSIM,
     'ganomaly': GANomaly,
     'dsebm': DSEBM,

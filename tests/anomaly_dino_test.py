@@ -1,0 +1,154 @@
+"""AnomalyDINO and what it shares: against NumPy in float64, its released code, and anomalib."""
+
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from experiments import reference
+from patchcore_jax import foreground, rotation, scoring
+from patchcore_jax.detectors import AnomalyDINO, anomaly_dino
+from patchcore_jax.search import search_bank
+from patchcore_jax.settings import ScoringSpec
+from tests import small
+
+pytestmark = pytest.mark.accelerator
+
+
+@pytest.fixture(scope='module')
+def arrays(golden):
+  with np.load(golden / 'successors/anomaly_dino.npz') as found:
+    return dict(found)
+
+
+def _patch_scores(arrays, bank=None, **settings):
+  """The patch scores [4, rows, columns] of the stored tokens against references [m, 16]."""
+  detector = AnomalyDINO(rotations=1, **settings)
+  bank = arrays['ref_tokens'].reshape(-1, 16) if bank is None else bank
+  prepared = search_bank.in_one_pass(np.asarray(anomaly_dino.directed(bank, detector.distance)))
+  score = jax.jit(lambda tokens, prepared: anomaly_dino.patch_scores(
+      tokens, prepared, detector, size=len(bank), kernels=False)[0])
+  return score(arrays['test_tokens'].reshape(4, *arrays['grid'], 16), prepared)
+
+
+def _close(found, expected, tolerance=1e-6):
+  np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+class TestReleasedCode:
+
+  @pytest.mark.parametrize('name, settings', [
+      ('plain', {}), ('masked', {'foreground': 'pca_raster'}), ('k3', {'num_neighbors': 3}),
+      ('l2', {'distance': 'euclidean'})])
+  def test_scores(self, arrays, name, settings):
+    patches = _patch_scores(arrays, **settings)
+    _close(patches, arrays[f'authors_{name}_dist'])
+    _close(scoring.top_share_scores(patches, 0.01), arrays[f'authors_{name}_score'])
+    if name == 'plain':
+      maps = scoring.anomaly_maps(patches, tuple(arrays['map_size']), ScoringSpec())
+      _close(maps, arrays['authors_plain_map'])
+
+  def test_principal_scores(self, arrays):
+    found = jax.jit(foreground.principal_scores)(arrays['test_tokens'])
+    np.testing.assert_allclose(found, arrays['first_pc_full_f64'], rtol=0, atol=1e-4)
+
+  @pytest.mark.parametrize('along, name', [('raster', 'authors'), ('grid', 'anomalib')])
+  def test_masks(self, arrays, along, name):
+    tokens = arrays['test_tokens'].reshape(4, *arrays['grid'], 16)
+    found = jax.jit(foreground.masks, static_argnums=1)(tokens, along)
+    np.testing.assert_array_equal(found.reshape(4, -1), arrays[f'{name}_mask'])
+
+  def test_rotations(self, arrays):
+    height, width, _ = arrays['rotation_image_shape']
+    image = reference.successor_image(32, height, width)
+    assert zlib.crc32(image.tobytes()) == arrays['rotation_image_crc32']
+    for degrees, expected in zip(arrays['rotation_angles'], arrays['rotated'], strict=True):
+      found = rotation.turned(image[None], *rotation.tables((height, width), degrees))[0]
+      assert np.abs(np.asarray(found, int) - expected).max() <= 1
+      assert (np.asarray(found) != expected).mean() < 1e-3  # halves that are rounded
+
+
+@pytest.mark.parametrize('name', ['plain', 'masked'])
+def test_equals_anomalib(arrays, name):
+  bank = arrays['ref_tokens'].reshape(-1, 16)
+  if name == 'masked':  # as it has it, of the references too
+    bank = bank[np.asarray(foreground.masks(arrays['ref_tokens'].reshape(3, *arrays['grid'], 16))).ravel()]
+  assert len(bank) == arrays[f'anomalib_{name}_bank_rows']
+  patches = _patch_scores(arrays, bank, foreground='pca' if name == 'masked' else 'none')
+  _close(scoring.top_share_scores(patches, 0.01), arrays[f'anomalib_{name}_score'])
+  spec = ScoringSpec(upsampling='nearest', blur_edges='reflect')
+  maps = scoring.anomaly_maps(patches, tuple(arrays['map_size']), spec)
+  _close(maps, arrays[f'anomalib_{name}_map'], 2e-6)  # its float32 is off by 6e-7 itself
+
+
+class TestRotation:
+
+  def test_by_interpolation(self):
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    angle = np.deg2rad(30)
+    y, x = np.mgrid[:9, :14] - np.array([4.5, 7])[:, None, None]
+    at = [np.sin(angle) * x + np.cos(angle) * y + 4.5, np.cos(angle) * x - np.sin(angle) * y + 7]
+    channels = np.moveaxis(image.astype(float), -1, 0)
+    expected = np.stack([ndimage.map_coordinates(c, at, order=1, mode='mirror') for c in channels], -1)
+    found = rotation.turned(image[None], *rotation.tables((9, 14), 30))[0]
+    np.testing.assert_allclose(found, expected, atol=0.501)
+
+  def test_counterclockwise_as_seen(self):
+    image = np.zeros((1, 40, 40, 1), np.uint8)
+    image[0, 18:22, 35:38] = 255  # at the right
+    found = np.asarray(rotation.turned(image, *rotation.tables((40, 40), 90)))[0, ..., 0]
+    rows, columns = np.nonzero(found > 128)
+    assert rows.max() < 6 and 15 < columns.mean() < 25  # at the top
+
+  def test_of_one_pixel(self):
+    image = np.full((1, 1, 1, 3), 7, np.uint8)
+    np.testing.assert_array_equal(rotation.turned(image, *rotation.tables((1, 1), 45)), image)
+
+
+class TestFit:
+
+  @pytest.mark.parametrize('detector', [
+      AnomalyDINO(rotations=2), AnomalyDINO(rotations=1, num_neighbors=3, top_share=0.2, sigma=0.0),
+      AnomalyDINO(rotations=1, distance='euclidean', top_share=0)])
+  def test_equals_brute_force(self, detector):
+    good, new = small.images(3), small.images(4, 7)
+    model = small.fit(detector, good, network=small.backbone(('a',)))
+    copies = [good]
+    if detector.rotations == 2:
+      # Half a turn about the corner of four pixels: pixel i is pixel n - i, and 0 is n, mirrored: n - 2.
+      rows, columns = (np.r_[n - 2, np.arange(n - 1, 0, -1)] for n in good.shape[1:3])
+      copies.append(good[:, rows][:, :, columns])
+    bank = np.stack([small.maps(x, ('a',))[0] for x in copies], 1).reshape(-1, 7)
+    tokens = small.maps(new, ('a',))[0]
+    if detector.distance == 'cosine':
+      bank, unit = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (bank, tokens))
+      each = np.sort(1 - unit @ bank.T, -1)[..., :detector.num_neighbors].mean(-1)
+    else:
+      each = np.linalg.norm(tokens[..., None, :] - bank, axis=-1).min(-1)
+    _close(model.arrays['embeddings'], bank, 1e-5)
+    found = small.predict(detector, model, new, network=small.backbone(('a',)))
+    flat = -np.sort(-each.reshape(4, -1), 1)
+    _close(found.image, flat[:, :max(1, int(detector.top_share * flat.shape[1]))].mean(1), 1e-5)
+    np.testing.assert_array_equal(found.evidence['patch'], each.reshape(4, -1).argmax(1))
+
+  def test_a_row_knows_the_patch_that_it_came_from(self):
+    model = small.fit(AnomalyDINO(rotations=4), small.images(2), network=small.backbone(('a',)))
+    rows, columns = model.description.grid
+    indices = model.arrays['indices'].reshape(2, 4, rows, columns)
+    upright = np.arange(rows * columns).reshape(rows, columns)
+    np.testing.assert_array_equal(indices[:, 0], [upright, upright + upright.size])
+    # Half a turn, about the middle of a cell's pixels: at most one cell beside the opposite one.
+    opposite = np.stack(np.divmod(upright[::-1, ::-1], columns))
+    assert np.abs(np.stack(np.divmod(indices[0, 2], columns)) - opposite).max() <= 1
+    assert indices.min() == 0 and indices.max() < 2 * rows * columns
+
+
+@pytest.mark.parametrize('fields, message', [
+    ({'rotations': 0}, 'rotations=0'), ({'num_neighbors': 0}, 'num_neighbors=0'),
+    ({'distance': 'other'}, "distance='other'"), ({'foreground': 'other'}, "foreground='other'"),
+    ({'top_share': 1.5}, 'top_share=1.5'), ({'sigma': -1.0}, 'sigma=-1.0')])
+def test_values_out_of_range(fields, message):
+  with pytest.raises(ValueError, match=message):
+    AnomalyDINO(**fields)
