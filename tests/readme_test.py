@@ -8,6 +8,7 @@ import time
 import pytest
 
 from configs import default
+from patchcore_jax import cli
 from patchcore_jax.banks.model import flat
 from tests import conftest
 
@@ -62,3 +63,41 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_package():
   for message in messages:
     for part in message.split('...'):
       assert part.strip() in said, message
+
+
+def _commands(path):
+  """Each `patchcore ...` and `python -m experiments...` of a page: in blocks to the end of the line."""
+  text = path.read_text().replace('\\\n', ' ')
+  blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
+  lines = [line.split('  #')[0] for block in blocks for line in block.splitlines()]
+  spans = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
+  for line in (*lines, *(' '.join(span.split()) for span in spans)):
+    if found := re.search(r'(?:^|\s)(patchcore [a-z]|python -m experiments\.)', line):
+      yield line[found.start(1):].split('&&')[0]
+
+
+def _options(command):
+  """The options that a command knows, and whether it is one of the package's."""
+  words = command.split()
+  if words[0] == 'patchcore':
+    known = cli.command
+    for word in words[1:]:
+      found = known.get_command(None, word) if hasattr(known, 'get_command') else None
+      if found is None:
+        break
+      known = found
+    return {name for p in known.params for name in (*p.opts, *p.secondary_opts)}
+  return _flags(words[2].replace('.', '/'), 'experiments/cli', 'experiments/wiring')
+
+
+def _flags(*modules):
+  """The flags that modules define."""
+  source = ''.join((conftest.ROOT / f'{module}.py').read_text() for module in modules)
+  return {f'--{name}' for name in re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*'(?:--)?(\w+)'", source)}
+
+
+@pytest.mark.parametrize('path', _DOCUMENTS, ids=lambda p: p.name)
+def test_commands_have_the_options_that_they_are_given(path):
+  for command in _commands(path):
+    for option in re.findall(r'(?<=\s)--[A-Za-z][\w.-]*', command):
+      assert option.startswith('--config.') or option in _options(command) | {'--help'}, command
