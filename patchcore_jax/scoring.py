@@ -42,7 +42,16 @@ def top_share_scores(scores: jax.Array, share: float) -> jax.Array:
   Array([4.], dtype=float32)
   """
   flat = scores.reshape(len(scores), -1)
-  return lax.top_k(flat, max(1, int(share * flat.shape[1])))[0].mean(1)
+  return lax.top_k(flat, top_count(flat.shape[1], share))[0].mean(1)
+
+
+def top_count(number: int, share: float) -> int:
+  """Counts the scores that a share of them is, at least one.
+
+  >>> top_count(1369, 0.01), top_count(50, 0.01)
+  (13, 1)
+  """
+  return max(1, int(share * number))
 
 
 def reweighted_image_scores(

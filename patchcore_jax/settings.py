@@ -173,8 +173,9 @@ class ScoringSpec:
   Attributes:
     num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
     distance: 'squared' (the paper's released code) or 'root'.
-    image_score: 'max' (the released code: the largest patch score) or 'reweighted' (the paper's
-      equation 7).
+    image_score: 'max' (the released code: the largest patch score), 'reweighted' (the paper's
+      equation 7), or 'top_share' (AnomalyDINO: the mean of the largest patch scores).
+    top_share: the share of the patches that this mean is over, at least one patch; only for 'top_share'.
     support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
       included; only for 'reweighted'.
     upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
@@ -189,17 +190,20 @@ class ScoringSpec:
   num_neighbors: int = 1
   distance: str = 'squared'
   image_score: str = 'max'
+  top_share: float = 0.01
   support_neighbors: int = 9
   upsampling: str = 'bilinear'
   sigma: float = 4.0
   blur_edges: str = 'symmetric'
 
   def __post_init__(self):
-    for field, (one, other) in {
-        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted'),
+    for field, values in {
+        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted', 'top_share'),
         'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
-      if (value := getattr(self, field)) not in (one, other):
-        raise ValueError(f'scoring.{field}={value!r}: expected {one!r} or {other!r}.')
+      if (value := getattr(self, field)) not in values:
+        raise ValueError(f'scoring.{field}={value!r}: expected {" or ".join(map(repr, values))}.')
+    if not 0 < self.top_share <= 1:
+      raise ValueError(f'scoring.top_share={self.top_share}: expected more than 0, and at most 1.')
     if self.num_neighbors < 1 or self.support_neighbors < 2:
       raise ValueError(
           f'scoring.num_neighbors={self.num_neighbors}, support_neighbors={self.support_neighbors}: '

@@ -187,7 +187,8 @@ class TestScores:
 
   @pytest.mark.parametrize('spec', [
       ScoringSpec(), ScoringSpec(num_neighbors=3, distance='root'),
-      ScoringSpec(distance='root', image_score='reweighted', support_neighbors=4)])
+      ScoringSpec(distance='root', image_score='reweighted', support_neighbors=4),
+      ScoringSpec(image_score='top_share', top_share=0.1)])
   def test_equals_float64(self, model, spec):
     found = predict_at(model, (0.2, 10 / 480), dataclasses.replace(DETECTOR, scoring=spec))
     queries = points_of(NEW)
@@ -203,6 +204,8 @@ class TestScores:
           support = np.linalg.norm(rows - rows[m], axis=-1).argsort()[:4]
           e = np.exp(distances[j, patch])
           image[j] *= 1 - e[m] / e[support].sum()
+      if spec.image_score == 'top_share':  # 4 of 48 patches
+        image = np.sort(patches, -1)[:, -4:].mean(-1)
       # Embeddings are right to 1e-7 of their length, which weighs up to 1e-5 in a small distance.
       np.testing.assert_allclose(value.image, image, rtol=1e-5)
       maps = scoring.anomaly_maps(jnp.asarray(patches.reshape(6, 8, 6)), (32, 24), spec)

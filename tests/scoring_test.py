@@ -99,7 +99,7 @@ class TestErrors:
       ({'distance': 'cosine'}, 'scoring.distance'), ({'upsampling': 'cubic'}, 'scoring.upsampling'),
       ({'blur_edges': 'wrap'}, 'scoring.blur_edges'), ({'image_score': 'mean'}, 'image_score'),
       ({'num_neighbors': 0}, 'num_neighbors'), ({'support_neighbors': 1}, 'support_neighbors'),
-      ({'sigma': -1.0}, 'sigma')])
+      ({'sigma': -1.0}, 'sigma'), ({'top_share': 0.0}, 'top_share'), ({'top_share': 1.1}, 'top_share')])
   def test_spec_names_the_field(self, kwargs, words):
     with pytest.raises(ValueError, match=words):
       ScoringSpec(**kwargs)

@@ -218,14 +218,15 @@ class TestMerge:
         np.median(distances.min(1)) / editing.covering_radius(inspector.model), rel=1e-3)
     np.testing.assert_array_equal(found.nearest, distances.argmin(1)[found.rows])
 
-  def test_reweighted_scores_are_compared_with_their_threshold(self, inspector, others):
-    def reweighted(model):
+  @pytest.mark.parametrize('image_score', ['reweighted', 'top_share'])
+  def test_other_image_scores_are_compared_with_their_threshold(self, inspector, others, image_score):
+    def other(model):
       settings = dict(model.description.settings)
       return model.with_description(settings=settings | {
-          'scoring': settings['scoring'] | {'image_score': 'reweighted'}})
+          'scoring': settings['scoring'] | {'image_score': image_score, 'top_share': 0.5}})
 
     plain = editing.compare(inspector.model, others['same']).scores
-    found = editing.compare(reweighted(inspector.model), reweighted(others['same'])).scores
+    found = editing.compare(other(inspector.model), other(others['same'])).scores
     assert (found > 0).all() and (found < plain).all()
 
 

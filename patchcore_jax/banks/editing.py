@@ -5,6 +5,7 @@ to the thresholds is said at each.
 """
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import NamedTuple
@@ -126,6 +127,8 @@ def compare(bank: Model, other: Model) -> Comparison:
     scores[rows] = scoring.reweighted_image_scores(
         jnp.asarray(theirs[rows, None]), jnp.asarray(distances_sq[rows, None]),
         jnp.asarray(indices[rows, None]), prepared, spec)
+  elif spec.image_score == 'top_share':  # the others may be 0
+    scores = scores / scoring.top_count(math.prod(bank.description.grid), spec.top_share)
   radius = max(covering_radius(bank), _TINY)
   return Comparison(
       float(np.median(np.sqrt(distances_sq[:, 0]))) / radius, _own_distance(bank) / radius, rows,

@@ -139,6 +139,8 @@ def scores_of_embeddings(
       patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
       if spec.image_score == 'max':
         image_scores = scoring.image_scores(patches)
+      elif spec.image_score == 'top_share':
+        image_scores = scoring.top_share_scores(patches, spec.top_share)
       else:
         image_scores = scoring.reweighted_image_scores(
             embeddings.reshape(b, -1, dim), distances_sq.reshape(b, -1, spec.num_neighbors),
