@@ -120,7 +120,7 @@ class TestScores:
     finished = method.finish(self.NOTHING, self.IMAGES, self.IMAGES[:0])
     scores = method.score({**self.NOTHING, 'finished': finished}, self.IMAGES)
     assert scores.map is None
-    x = 2 * self.IMAGES / 255 - 1
+    x = 2 * (self.IMAGES / 255) - 1
     total = 0.0
     for i in range(72):
       moved = np.array(geotrans.transformed(jnp.asarray(x), jnp.full(6, i)), np.float64)
