@@ -206,6 +206,18 @@ class TestCheckpoints:
   def test_number_of_values(self, architecture, values):
     assert sum(map(math.prod, FAMILY.state_dict_shapes(architecture).values())) == values
 
+  @pytest.mark.parametrize('name', [
+      'vit_small_patch16_dinov3.lvd1689m', 'vit_small_plus_patch16_dinov3_qkvb.lvd1689m'])
+  def test_by_name_from_a_file(self, name, tmp_path):
+    shapes = FAMILY.state_dict_shapes(name.partition('.')[0])
+    state = {k: np.full(s, i, np.float32) for i, (k, s) in enumerate(shapes.items())}
+    safetensors.numpy.save_file(state, tmp_path / 'model.safetensors')
+    network = backbones.create(name, weights=str(tmp_path / 'model.safetensors'))
+    assert (network.name, network.layers, network.mean) == (name, ('blocks.11',), checkpoints.IMAGENET_MEAN)
+    # Every array of the file has its place, the deepest layer needs all, and no other value is there.
+    values = sorted(float(np.unique(leaf).item()) for leaf in jax.tree.leaves(network.variables))
+    assert values == list(range(len(shapes)))
+
   def test_the_file_of_another_variant_is_refused(self):
     def zeros(name):
       return {k: np.zeros(s, np.float32) for k, s in FAMILY.state_dict_shapes(name).items()}
