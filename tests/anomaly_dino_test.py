@@ -9,7 +9,10 @@ from scipy import ndimage
 
 from experiments import reference
 from patchcore_jax import foreground, rotation, scoring
+from patchcore_jax.banks import editing
+from patchcore_jax.banks.model import BankError
 from patchcore_jax.detectors import AnomalyDINO, anomaly_dino
+from patchcore_jax.inspection import colours
 from patchcore_jax.search import search_bank
 from patchcore_jax.settings import ScoringSpec
 from tests import small
@@ -152,3 +155,16 @@ class TestFit:
 def test_values_out_of_range(fields, message):
   with pytest.raises(ValueError, match=message):
     AnomalyDINO(**fields)
+
+
+class TestModel:
+  """What other rooms make of a bank that is not PatchCore's."""
+
+  def test_is_not_changed_row_by_row(self):
+    model = small.fit(AnomalyDINO(rotations=1), small.images(2), network=small.backbone(('a',)))
+    with pytest.raises(BankError, match='A model of anomaly_dino has no rows to add or take out'):
+      editing.check_is_bank(model)
+
+  def test_colours_of_maps_without_thresholds(self):
+    inspector = small.inspector(AnomalyDINO(rotations=1), calibration=None)
+    assert colours.limits(inspector) is None

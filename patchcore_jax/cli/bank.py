@@ -265,8 +265,8 @@ def info(model: Any) -> list[str]:
     lines = [f'{d.detector}, {nbytes / 1e6:.1f} MB, from {d.num_images} images']
   else:
     lines = [
-        f'{len(rows)} patches of {rows.shape[1]} values, {rows.nbytes / 1e6:.1f} MB, from {d.num_patches} '
-        f'patches of {d.num_images} images']
+        f'{len(rows)} patches of {rows.shape[1]} values, {rows.nbytes / 1e6:.1f} MB, from {d.num_images} '
+        f'images of {d.num_patches // d.num_images} patches']
   lines += [
       f'backbone {network.name}, layers {", ".join(network.layers)}, weights {network.weights}, precision '
       f'{network.precision}, made on {d.device or "an unknown device"}' for network in d.backbones]

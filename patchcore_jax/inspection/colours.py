@@ -42,11 +42,10 @@ def limits_of_map(values: np.ndarray) -> tuple[float, float]:
 
 
 def _spread(inspector):
-  """Computes the median score of some of a bank's patches against the others; None without a bank."""
-  rows = inspector.model.arrays.get('embeddings')
-  if rows is None:
+  """Computes the median score of some of a bank's patches against the others; None for other methods."""
+  rows, spec = inspector.model.arrays.get('embeddings'), getattr(inspector.detector, 'scoring', None)
+  if rows is None or spec is None:
     return None
-  spec = inspector.detector.scoring
   if len(rows) < 2:
     return 0.0
   sample = rows[np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)]
