@@ -18,7 +18,7 @@ from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent, fit, fit_and_cross_score
 from patchcore_jax.detectors.trained_settings import PatchSVDD
 from patchcore_jax.learned import transforms
-from patchcore_jax.learned.layers import TORCH, Conv, ConvWithin, Dense
+from patchcore_jax.learned.layers import TORCH, ConvWithin, Dense
 from patchcore_jax.search import coreset, neighbors, search_bank
 from patchcore_jax.settings import SearchSpec
 
@@ -28,6 +28,8 @@ STRIDES = {64: 16, 32: 4}  # of patches that are scored, by their side
 _NOISE = 0.02  # standard deviation of what is added to colours and to values
 _SIGNS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])  # of the eight directions
 _leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
+# Behind eight layers that start as PyTorch's do, all codes would be the same but for rounding.
+_conv = functools.partial(ConvWithin, kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'uniform'))
 
 
 class Encoder(nn.Module):
@@ -44,8 +46,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     for i, factor in enumerate((1, 2, 4, 4, 2, 1, 1)):
-      x = _leaky_relu(ConvWithin(factor * self.width, stride=1 if i else 2)(x))
-    return jnp.tanh(ConvWithin(self.code)(x))
+      x = _leaky_relu(_conv(factor * self.width, stride=1 if i else 2)(x))
+    return jnp.tanh(_conv(self.code)(x))
 
 
 class Network(nn.Module):
@@ -59,7 +61,7 @@ class Network(nn.Module):
 
   def setup(self):
     self.encoder = Encoder(self.width, self.code)
-    self.head = [ConvWithin(2 * self.code, 2), Conv(self.code, 1)]
+    self.head = [_conv(2 * self.code, 2), _conv(self.code, 1)]
     self.places = {str(side): _Place() for side in STRIDES}
 
   def __call__(self, large: jax.Array, small: jax.Array) -> tuple[jax.Array, jax.Array]:
