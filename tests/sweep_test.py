@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import mvtec, sweep, wiring
+from patchcore_jax import detectors
 from patchcore_jax.banks import store
 from patchcore_jax.data.folder import Example
 from patchcore_jax.evaluation import checks, images
 from patchcore_jax.report import figures, per_image, runs
-from tests import conftest, plates
+from tests import conftest, plates, small
 
 CONFIGS = sorted(p.stem for p in (conftest.ROOT / 'configs').glob('*.py') if p.stem != '__init__')
 
@@ -197,6 +199,28 @@ class TestSweep:
     sweep.run(config, tmp_path / 'run')
     lines = figures.make('S6', runs.find(tmp_path / 'run')).axes[0].lines
     assert [len(line.get_xdata()) for line in lines] == [2, 1, 1, 2]
+
+
+def test_methods_that_train_see_the_images_themselves(monkeypatch):
+  """The others share the maps of one pass."""
+  seen, passes = {}, []
+
+  def experiment(name, detector):
+    return types.SimpleNamespace(
+        settings=types.SimpleNamespace(detector=detector, backbone=None, seed=0),
+        evaluate=lambda networks, images: seen.update({name: (networks[0].apply is small.apply, images)}))
+
+  monkeypatch.setattr(sweep, 'create', lambda *_: (small.backbone(),))
+  monkeypatch.setattr(sweep, 'Images', lambda *_: types.SimpleNamespace(with_features=lambda found: 'maps'))
+  monkeypatch.setattr(sweep, '_features', lambda points, *_: passes.append(len(points)) or 'features')
+  category = types.SimpleNamespace(name='nut')
+  sweep._run_group({name: experiment(name, detectors.find(name)()) for name in (
+      'padim', 'differnet', 'ocsvm')}, category, Path())
+  assert passes == [2] and seen['padim'] == seen['ocsvm'] == (False, 'maps')
+  assert seen['differnet'][0] and seen['differnet'][1] != 'maps'
+  sweep._run_group({name: experiment(name, detectors.find(name)()) for name in (
+      'differnet', 'student')}, category, Path())
+  assert passes == [2] and seen['student'][0]
 
 
 class TestConfigs:
