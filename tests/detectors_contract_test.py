@@ -92,7 +92,7 @@ EXPLAINED_VAE = ExplainedVAE(**UNTRAINED, latent=4, width=4)
 DIFFERNET = DifferNet(**UNTRAINED | {'size': 16}, turns=2, test_turns=2, blocks=1, hidden=4)
 PATCH_SVDD = PatchSVDD(**UNTRAINED | {'size': 64}, width=2, code=3, bank_ratio=0.5)
 STUDENT = Student(**UNTRAINED | {'size': 16}, field=17, width=2, descriptor=3, teacher_steps=0)
-GEOTRANS = GeoTrans(**UNTRAINED, width=1)
+GEOTRANS = GeoTrans(**UNTRAINED | {'size': 16}, width=1)
 OF_ATTRIBUTES = ITAE(**UNTRAINED | {'size': 16}, width=2)
 OF_ATTENTION = CAVGA(**UNTRAINED, widths=(4, 6), latent=3)
 CASES = {

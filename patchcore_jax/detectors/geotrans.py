@@ -49,7 +49,8 @@ class WideResNet(nn.Module):
         x = _conv(features)(y) + (x if x.shape[-1] == features else _conv(features, 1, stride)(a))
     x = nn.relu(Norm()(x, train))
     b, h, w, c = x.shape
-    x = x.reshape(b, h // 8, 8, w // 8, 8, c).mean(axis=(2, 4)).reshape(b, -1)
+    cells = min(h, 8)  # the mean of which counts, along either axis
+    x = x.reshape(b, h // cells, cells, w // cells, cells, c).mean(axis=(2, 4)).reshape(b, -1)
     return Dense(len(TRANSFORMATIONS), kernel_init=_uniform)(x)
 
 

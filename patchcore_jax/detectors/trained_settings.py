@@ -567,7 +567,7 @@ class GeoTrans(Trained):
 
   def __post_init__(self):
     super().__post_init__()
-    self._check_size(32)
+    self._check_size(16 if self.size == 16 else 32)
     self._check_choice('score', ('dirichlet', 'simple'))
     self._check_counts('width')
     if not 1 <= self.at_once <= 72:
