@@ -11,7 +11,7 @@ from experiments import reference
 from patchcore_jax import foreground, rotation, scoring
 from patchcore_jax.banks import editing
 from patchcore_jax.banks.model import BankError
-from patchcore_jax.detectors import AnomalyDINO, anomaly_dino
+from patchcore_jax.detectors import AnomalyDINO, Run, anomaly_dino
 from patchcore_jax.inspection import colours
 from patchcore_jax.search import search_bank
 from patchcore_jax.settings import ScoringSpec
@@ -135,6 +135,14 @@ class TestFit:
     flat = -np.sort(-each.reshape(4, -1), 1)
     _close(found.image, flat[:, :max(1, int(detector.top_share * flat.shape[1]))].mean(1), 1e-5)
     np.testing.assert_array_equal(found.evidence['patch'], each.reshape(4, -1).argmax(1))
+
+  def test_says_that_background_is_not_scored(self):
+    for foreground_of, told in (('none', []), ('pca', ['foreground=pca: what is taken for background scores 0, '
+                                                       'whatever is on it'])):
+      lines = []
+      AnomalyDINO(rotations=1, foreground=foreground_of).fit(
+          small.data(small.images(2)), (small.backbone(('a',)),), Run(notify=lines.append))
+      assert lines == told
 
   def test_a_row_knows_the_patch_that_it_came_from(self):
     model = small.fit(AnomalyDINO(rotations=4), small.images(2), network=small.backbone(('a',)))

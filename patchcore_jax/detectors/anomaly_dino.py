@@ -38,6 +38,8 @@ def fit(detector: AnomalyDINO, data: Data, backbones: Sequence[Backbone], run: R
   Raises:
     ValueError: no images.
   """
+  if detector.foreground != 'none':
+    run.notify(f'foreground={detector.foreground}: what is taken for background scores 0, whatever is on it')
   (backbone,), read = backbones, Recorder(data.batches(), run.keep_images)
   first, batches = streaming.first_of(read)
   size = first.image.shape[1:3]
