@@ -137,8 +137,8 @@ class TestFit:
     np.testing.assert_array_equal(found.evidence['patch'], each.reshape(4, -1).argmax(1))
 
   def test_says_that_background_is_not_scored(self):
-    for foreground_of, told in (('none', []), ('pca', ['foreground=pca: what is taken for background scores 0, '
-                                                       'whatever is on it'])):
+    said = 'foreground=pca: what is taken for background scores 0, whatever is on it'
+    for foreground_of, told in (('none', []), ('pca', [said])):
       lines = []
       AnomalyDINO(rotations=1, foreground=foreground_of).fit(
           small.data(small.images(2)), (small.backbone(('a',)),), Run(notify=lines.append))
