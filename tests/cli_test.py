@@ -310,3 +310,10 @@ def test_binaries_that_are_gone_say_where_they_went(name):
       [sys.executable, '-m', f'experiments.{name}', '--config=configs/own.py'], capture_output=True,
       text=True, cwd=conftest.ROOT)
   assert result.returncode == 2 and f'patchcore {name} ' in result.stderr and result.stderr.count('\n') == 1
+
+
+def test_the_demo_is_that_of_the_config():
+  from configs import demo as config
+  from patchcore_jax.cli import demo
+  assert config.get_config().coreset.ratios == demo._RATIOS
+  assert config.get_config().backbone.name == demo._BACKBONE
