@@ -301,8 +301,8 @@ class BackboneSpec:
   """The settings of the network that embeds the images.
 
   Attributes:
-    name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the best that
-      is on this machine: the paper's, else EfficientNet-Lite0, else the one that comes with the package.
+    name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the best
+      that is on this machine: the paper's, else EfficientNet-Lite0, else the one that comes with the package.
     weights: '' for the tag's checkpoint, a file, or 'random'.
     layers: names of its layers; () for the backbone's own, layer2 and layer3 for ResNets.
     precision: 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough
