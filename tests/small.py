@@ -98,10 +98,11 @@ def on_devices(count: int, module: str, expression: str):
   script = (
       f'import json, jax\nfrom tests import {module} as t\n'
       f'print(json.dumps([jax.local_device_count(), t.{expression}.tolist()]))')
-  flags = f'--xla_force_host_platform_device_count={count}'
+  settings = {
+      'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}  # most of the time is the compiler's
   result = subprocess.run(
-      [sys.executable, '-c', script], env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
-      check=True, capture_output=True, text=True)
+      [sys.executable, '-c', script], env=os.environ | settings, check=True, capture_output=True, text=True)
   found, value = json.loads(result.stdout)
   assert found == count
   return value
