@@ -179,3 +179,9 @@ class TestTransforms:
     found = transforms.cropped(image, jax.random.key(0), 4)
     assert set(np.asarray(found[:, 0, 0, 0]).tolist()) == {0, 1, 2, 6, 7, 8, 12, 13, 14}
     np.testing.assert_array_equal(found[:, 1, 1] - found[:, 0, 0], 7)
+
+
+def test_gradients_of_the_largest_are_of_one_of_them():
+  x = jnp.array([[[[1.0], [2.0]], [[2.0], [0.0]]]])
+  assert float(layers.max_pool(x).sum()) == 2
+  assert jax.grad(lambda x: layers.max_pool(x).sum())(x).ravel().tolist() in ([0, 1, 0, 0], [0, 0, 1, 0])

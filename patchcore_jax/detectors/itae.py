@@ -15,7 +15,7 @@ from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import ITAE
 from patchcore_jax.learned import transforms
-from patchcore_jax.learned.layers import Conv, Norm
+from patchcore_jax.learned.layers import Conv, Norm, max_pool
 
 TURNS = 4  # quarter turns
 
@@ -34,9 +34,7 @@ class UNet(nn.Module):
     x, skips = _Twice(self.width)(x, train), []
     for times in (2, 4, 8, 8):
       skips.append(x)
-      b, h, w, c = x.shape
-      x = x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-      x = _Twice(times * self.width)(x, train)
+      x = _Twice(times * self.width)(max_pool(x), train)
     for times, skip in zip((4, 2, 1, 1), reversed(skips), strict=True):
       x = _Twice(times * self.width)(jnp.concatenate([skip, doubled(x)], axis=-1), train)
     return jnp.tanh(Conv(3, use_bias=False)(x))

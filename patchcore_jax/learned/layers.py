@@ -260,6 +260,26 @@ class Norm(nn.Module):
         scale_init=self.scale_init)(x)
 
 
+def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Takes the larger of two, the first of equals.
+
+  JAX's own maxima compare with their result in the gradient. XLA may compute that anew, with other rounding,
+  and find nothing equal, which divides 0 by 0.
+  """
+  return jnp.where(a >= b, a, b)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+  """Takes the largest of each 2x2 pixels; of an odd number of rows or columns the last is left out.
+
+  >>> max_pool(jnp.arange(15.0).reshape(1, 3, 5, 1))[0, :, :, 0].tolist()
+  [[6.0, 8.0]]
+  """
+  h, w = (n // 2 * 2 for n in x.shape[1:3])
+  x = larger(x[:, :h:2], x[:, 1:h:2])
+  return larger(x[:, :, :w:2], x[:, :, 1:w:2])
+
+
 def nearest_double(x: jax.Array) -> jax.Array:
   """Repeats every pixel twice along both axes."""
   return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

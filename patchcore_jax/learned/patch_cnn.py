@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from patchcore_jax.learned.layers import ConvWithin
+from patchcore_jax.learned.layers import ConvWithin, larger, max_pool
 
 # By receptive field: the size of the kernel, how many times the width it has as channels (0: those of the
 # descriptor), and whether there is pooling behind it.
@@ -48,21 +48,15 @@ class PatchNet(nn.Module):
       x = _leaky_relu(x) if i else x
       x = ConvWithin(times * self.width or self.descriptor, size, dilation=apart)(x)
       if pooled:  # before the activation, which keeps the order
-        x = _largest_near(x, apart) if self.dense else _pooled(x)
+        x = _largest_near(x, apart) if self.dense else max_pool(x)
         apart *= 2 if self.dense else 1
     return x
 
 
-def _pooled(x):
-  """Takes the largest of each 2 x 2 cells; of an odd number of rows or columns the last is left out."""
-  b, h, w, c = x.shape
-  return x[:, :h // 2 * 2, :w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-
-
 def _largest_near(x, apart):
   """Takes the largest of 2 x 2 cells so far apart, for every cell that has them."""
-  x = jnp.maximum(x[:, :-apart], x[:, apart:])
-  return jnp.maximum(x[:, :, :-apart], x[:, :, apart:])
+  x = larger(x[:, :-apart], x[:, apart:])
+  return larger(x[:, :, :-apart], x[:, :, apart:])
 
 
 def surrounded(images: jax.Array, field: int, dense: bool) -> jax.Array:
