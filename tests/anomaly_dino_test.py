@@ -1,5 +1,6 @@
 """AnomalyDINO and what it shares: against NumPy in float64, its released code, and anomalib."""
 
+import re
 import zlib
 
 import jax
@@ -32,7 +33,8 @@ def _patch_scores(arrays, bank=None, **settings):
   bank = arrays['ref_tokens'].reshape(-1, 16) if bank is None else bank
   prepared = search_bank.in_one_pass(np.asarray(anomaly_dino.directed(bank, detector.distance)))
   score = jax.jit(lambda tokens, prepared: anomaly_dino.patch_scores(
-      tokens, prepared, detector, size=len(bank), kernels=False)[0])
+      tokens, prepared, detector, anomaly_dino.background(tokens, detector), size=len(bank),
+      kernels=False)[0])
   return score(arrays['test_tokens'].reshape(4, *arrays['grid'], 16), prepared)
 
 
@@ -143,6 +145,13 @@ class TestFit:
       AnomalyDINO(rotations=1, foreground=foreground_of).fit(
           small.data(small.images(2)), (small.backbone(('a',)),), Run(notify=lines.append))
       assert lines == told
+
+  def test_a_finding_tells_how_much_is_background(self):
+    for foreground_of in ('none', 'pca'):
+      inspector = small.inspector(AnomalyDINO(rotations=1, foreground=foreground_of))
+      note = inspector.inspect(small.images(1)[0]).note
+      found = re.search(r'([\d.]+) % of the image is taken for background and not scored', note)
+      assert bool(found) == (foreground_of == 'pca') and (not found or 0 < float(found[1]) <= 100)
 
   def test_a_row_knows_the_patch_that_it_came_from(self):
     model = small.fit(AnomalyDINO(rotations=4), small.images(2), network=small.backbone(('a',)))

@@ -95,28 +95,40 @@ def scores_fn(
   def score(parameters, images):
     variables, bank = parameters
     tokens = tokens_fn(variables, images)
-    patches, indices = patch_scores(tokens, bank, detector, size=size, axis_name=axis_name, kernels=kernels)
+    ignored = background(tokens, detector)
+    patches, indices = patch_scores(
+        tokens, bank, detector, ignored, size=size, axis_name=axis_name, kernels=kernels)
     b = len(tokens)
     worst = jnp.argmax(patches.reshape(b, -1), axis=1).astype(jnp.int32)
     nearest = jnp.take_along_axis(indices.reshape(b, -1), worst[:, None], axis=1)[:, 0]
     return Scores(
         scoring.top_share_scores(patches, detector.top_share),
         scoring.anomaly_maps(patches, images.shape[1:3], ScoringSpec(sigma=detector.sigma)),
-        {'patch': worst, 'nearest': nearest.astype(jnp.int32)})
+        {'patch': worst, 'nearest': nearest.astype(jnp.int32)} | (
+            {} if ignored is None else {'background': ignored.sum(axis=(1, 2), dtype=jnp.int32)}))
 
   return score
 
 
+def background(tokens: jax.Array, detector: AnomalyDINO) -> jax.Array | None:
+  """Finds the patches that are not scored, [b, rows, columns] bool; None where all are."""
+  if detector.foreground == 'none':
+    return None
+  return ~foreground.masks(tokens, 'raster' if detector.foreground == 'pca_raster' else 'grid')
+
+
 def patch_scores(
-    tokens: jax.Array, bank: jax.Array | search_bank.SearchBank, detector: AnomalyDINO, *,
-    size: int | None = None, axis_name: str | None = None, kernels: bool = True,
+    tokens: jax.Array, bank: jax.Array | search_bank.SearchBank, detector: AnomalyDINO,
+    ignored: jax.Array | None = None, *, size: int | None = None, axis_name: str | None = None,
+    kernels: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-  """Scores patches by their distance to the nearest of the bank; those of the background get 0.
+  """Scores patches by their distance to the nearest of the bank.
 
   Args:
     tokens: [b, rows, columns, d] float32.
     bank: [m, d] float32, or what `search_bank.prepare` made of it.
     detector: the settings.
+    ignored: patches that get 0, [b, rows, columns] bool; None for no such.
     size: rows of the bank; None for those of the array.
     axis_name, kernels: see `neighbors.nested_nearest_neighbors`.
 
@@ -132,9 +144,8 @@ def patch_scores(
   scores = distances_sq.mean(1)
   scores = scores / 2 if detector.distance == 'cosine' else jnp.sqrt(scores)
   scores = scores.reshape(b, rows, columns)
-  if detector.foreground != 'none':
-    along = 'raster' if detector.foreground == 'pca_raster' else 'grid'
-    scores = jnp.where(foreground.masks(tokens, along), scores, 0)
+  if ignored is not None:
+    scores = jnp.where(ignored, 0, scores)
   return scores, indices[:, 0].reshape(b, rows, columns)
 
 

@@ -141,7 +141,7 @@ def find(
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
       note='; '.join(filter(None, (
           image_sizes.remark(original_size[::-1], description),
-          image_sizes.FULL_RANGE if full_range else ''))),
+          image_sizes.FULL_RANGE if full_range else '', _about_background(scores, i, description.grid)))),
       path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
@@ -159,6 +159,14 @@ def find(
     answer = dataclasses.replace(
         answer, nearest=origin, nearest_box=cell(inspector, origin.row, origin.column))
   return answer
+
+
+def _about_background(scores, i, grid) -> str:
+  """Tells what share of an image is not scored, because a method takes it for background; '' for none."""
+  count = scores.evidence['background'][i] if 'background' in scores.evidence else 0
+  if not count:
+    return ''
+  return f'{_percent(count / (grid[0] * grid[1]))} of the image is taken for background and not scored'
 
 
 def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Finding:
