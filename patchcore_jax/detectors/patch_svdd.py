@@ -25,6 +25,7 @@ from patchcore_jax.settings import SearchSpec
 __all__ = ['fit', 'fit_and_cross_score', 'method', 'score_fn']
 
 STRIDES = {64: 16, 32: 4}  # of patches that are scored, by their side
+_AT_ONCE = 32  # images that are brought to [0, 1] together
 _NOISE = 0.02  # standard deviation of what is added to colours and to values
 _SIGNS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])  # of the eight directions
 _leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
@@ -140,8 +141,9 @@ def method(detector: PatchSVDD) -> Method:
     return transforms.scaled(images, detector.standardise) - variables['given']['mean']
 
   def given(pretrained, images, run):
-    total = sum(np.asarray(transforms.scaled(images[i:i + 1], detector.standardise)[0], np.float64)
-                for i in range(len(images)))
+    total = sum(
+        np.asarray(transforms.scaled(images[i:i + _AT_ONCE], detector.standardise), np.float64).sum(axis=0)
+        for i in range(0, len(images), _AT_ONCE))
     return {'mean': (total / len(images)).astype(np.float32)}
 
   def drawn(x, key, draw, side, noise):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import extras, processes
+from patchcore_jax import extras, parallel, processes
 from patchcore_jax.backbones import Backbone, fingerprint
 from patchcore_jax.banks.model import BankError, Model
 from patchcore_jax.banks.provenance import Recorder
@@ -125,10 +125,13 @@ def computed(fn: Callable, variables: Any, examples: Any, at_once: int = 32) -> 
   """
   number = len(jax.tree.leaves(examples)[0])
   groups = np.resize(np.arange(number), (-(-number // at_once), min(number, at_once)))
+  run, variables, found = jax.jit(fn), jax.device_put(variables), []
   with jax.default_matmul_precision('highest'):
-    found = [jax.device_get(jax.jit(fn)(variables, jax.tree.map(lambda a, at=at: a[at], examples)))
-             for at in groups]
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *found)
+    for at in groups:
+      found.append(run(variables, jax.tree.map(lambda a, at=at: a[at], examples)))
+      parallel.fetch(found[-1])
+      found[-2:-1] = jax.device_get(found[-2:-1])  # while the next are computed
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:number], *jax.device_get(found))
 
 
 def fit(detector: Trained, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
