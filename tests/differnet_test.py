@@ -22,7 +22,7 @@ IMAGES = trained.parts(6, 32)
 
 
 def _features(images):
-  """Those of images that are not turned, in float64."""
+  """Computes the features of images that are not turned, in float64."""
   return np.concatenate([
       layer.mean(axis=(1, 2)) for scale in (1, 2, 4) for layer in small.maps(images[:, ::scale, ::scale])], 1)
 

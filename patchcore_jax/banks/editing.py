@@ -256,7 +256,7 @@ def calibrate(
 
 def check_is_bank(model: Model) -> None:
   """Raises BankError for the model of a method without rows that can be added or taken out."""
-  if model.description.detector != 'patchcore':
+  if 'embeddings' not in model.arrays or 'coreset' not in model.description.settings:
     raise BankError(
         f'A model of {model.description.detector} has no rows to add or take out: expected a bank of '
         'patchcore. Fit again with other images.')
