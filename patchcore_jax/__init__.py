@@ -45,13 +45,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
 
 __version__ = '0.1.0'
 
-_PLACES = {
+_PLACES = {  # all other names are detectors
     'fit': 'inspection', 'load': 'inspection', 'evaluate': 'evaluation', 'Inspector': 'inspection',
     'Finding': 'inspection', 'NotAccepted': 'inspection',
-    **dict.fromkeys((
-        'PatchCore', 'SPADE', 'PaDiM', 'MahalanobisAD', 'OCSVM', 'Ensemble', 'AESSIM', 'GANomaly',
-        'DSEBM', 'PixelStatistics', 'CAVGA', 'GammaVAE', 'ExplainedVAE', 'DifferNet', 'PatchSVDD',
-        'Student', 'GeoTrans', 'ITAE', 'AnomalyDINO'), 'detectors'),
     **dict.fromkeys(('Preprocessing', 'EmbeddingSpec', 'CoresetSpec', 'ScoringSpec'), 'settings')}
 _MODULES = {
     'backbones': 'backbones', 'detectors': 'detectors', 'metrics': 'metrics', 'coreset': 'search.coreset',
@@ -66,10 +62,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-  if name in _PLACES:
-    return getattr(importlib.import_module(f'{__name__}.{_PLACES[name]}'), name)
   if name in _MODULES:
     return importlib.import_module(f'{__name__}.{_MODULES[name]}')
+  if name in __all__:
+    return getattr(importlib.import_module(f'{__name__}.{_PLACES.get(name, "detectors")}'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
