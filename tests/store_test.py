@@ -26,7 +26,7 @@ from patchcore_jax.banks.model import (
     Source,
 )
 from patchcore_jax.cli import bank
-from patchcore_jax.detectors import PaDiM, PatchCore, patchcore
+from patchcore_jax.detectors import Ensemble, PaDiM, PatchCore, patchcore
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import small
 
@@ -86,6 +86,17 @@ class TestDescription:
     found = Description.from_json(values)
     assert found.preprocessing.background == found.members[0].preprocessing.background == ()
     assert Preprocessing().background == (255, 255, 255)
+
+  def test_settings_that_came_later_have_their_defaults(self):
+    """So a run goes on with its older model, whichever record of the settings grew."""
+    values = _full_description().to_json()
+    detector = PatchCore()
+    values['settings'], values['members'][0]['settings'] = detector.settings(), Ensemble(detector).settings()
+    for settings in (values['settings'], values['members'][0]['settings']['member']['settings']):
+      del settings['scoring']['top_share'], settings['coreset']['start'], settings['embedding']['patch_size']
+    found = Description.from_json(values)
+    found.check({'settings': detector.settings()})
+    found.members[0].check({'settings': Ensemble(detector).settings()})
 
   @pytest.mark.parametrize('change', [
       lambda v: v.pop('image_size'), lambda v: v.update(unheard_of=1),

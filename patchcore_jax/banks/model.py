@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from patchcore_jax.settings import Preprocessing
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
+
+# What settings hold, by its name there.
+_RECORDS = {'embedding': EmbeddingSpec, 'coreset': CoresetSpec, 'scoring': ScoringSpec}
 
 
 class BankError(ValueError):
@@ -205,7 +208,7 @@ class Description:
     """
     values = _of_format_2(values) if 'backbone' in values else values
     try:
-      return from_json(cls, _with_background(values))
+      return from_json(cls, _of_today(values))
     except (KeyError, TypeError, ValueError) as e:
       raise BankError(f'The description of the model cannot be read ({type(e).__name__}: {e}).') from e
 
@@ -273,14 +276,24 @@ def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
   return leaves
 
 
-def _with_background(old: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Has models that were made when transparency was dropped go on so."""
+def _of_today(old: Mapping[str, Any]) -> Mapping[str, Any]:
+  """Fills in what an older version did not write: it dropped transparency, and did as the defaults of today."""
   changes = {}
+  if old.get('settings'):
+    changes['settings'] = _with_newer_settings(old['settings'])
   if old.get('preprocessing') and 'background' not in old['preprocessing']:
     changes['preprocessing'] = {**old['preprocessing'], 'background': []}
   if old.get('members'):
-    changes['members'] = [_with_background(member) for member in old['members']]
+    changes['members'] = [_of_today(member) for member in old['members']]
   return {**old, **changes}
+
+
+def _with_newer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds settings that came later to the records of a method, or to those of an ensemble's members."""
+  return {
+      name: {**to_json(_RECORDS[name]()), **value} if name in _RECORDS and isinstance(value, Mapping)
+      else _with_newer_settings(value) if isinstance(value, Mapping) else value
+      for name, value in settings.items()}
 
 
 def _of_format_2(old: Mapping[str, Any]) -> dict[str, Any]:
