@@ -277,7 +277,7 @@ def flat(tree: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def _of_today(old: Mapping[str, Any]) -> Mapping[str, Any]:
-  """Fills in what an older version did not write: it dropped transparency, and did as the defaults of today."""
+  """Fills in what an older version did not write: it dropped transparency, else did as defaults of today."""
   changes = {}
   if old.get('settings'):
     changes['settings'] = _with_newer_settings(old['settings'])
