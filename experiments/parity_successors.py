@@ -125,7 +125,7 @@ def _transformer(folder, name):
 def _tokens(label, arch, variables, arrays, image):
   """Compares tokens behind the blocks, all and those of the maps, and the parts of the first block."""
   blocks = [f'blocks.{i}' for i in arrays['blocks']]
-  layers = [name + kind for kind in ('.raw', '') for name in blocks]
+  layers = [name + kind for kind in ('.raw', '', '.cls') for name in blocks]
   model = vit.VisionTransformer(
       arch, tuple(layers), arithmetic.Arithmetic(for_cpu=jax.default_backend() == 'cpu'))
   maps, state = jax.jit(functools.partial(
@@ -143,6 +143,8 @@ def _tokens(label, arch, variables, arrays, image):
     tokens = [maps[name + suffix].reshape(-1, arch.width) for name in blocks]
     yield _row(f'{label} maps, {kind}', [x[index[patches] - arch.prefix] for x in tokens],
                arrays[f'{kind}_f64'][:, patches])
+  yield _row(f'{label} class tokens', [maps[f'{name}.cls'].reshape(1, -1) for name in blocks],
+             arrays['normed_f64'][:, :1])
   if 'block0_tokens' in arrays:
     block, index = found['blocks_0'], arrays['block0_tokens']
     parts = {

@@ -27,7 +27,8 @@ class Family:
     default_layers: (architecture) -> the layers used when none are asked for; 'colour' may be one of them.
     build: (architecture, layers, precision) -> the pure function (variables, images [b, h, w, 3] float32)
       -> {layer: [b, h', w', c] float32} with exactly these layers. A transformer's reshapes its tokens to
-      maps. It is the same object for the same arguments, because jit compiles every new one again.
+      maps; its class token is a map of one cell. It is the same object for the same arguments, because jit
+      compiles every new one again.
     init: (architecture, seed) -> random variables of the whole network, a pytree of NumPy arrays.
     state_dict_shapes: (architecture) -> {key: shape} of a checkpoint, in the layout that is published; None
       stands for the shape of what has no use here and may be absent, such as a classifier.

@@ -2,10 +2,11 @@
 
 They are those of Oquab et al. 2023 (arXiv 2304.07193), Darcet et al. 2023 (arXiv 2309.16588) and Simeoni et
 al. 2025 (arXiv 2508.10104), with the names and shapes of timm's checkpoints. Tokens of patches are given as
-maps; class token and registers take part in attention and are dropped.
+maps; registers take part in attention and are dropped.
 
 The layer 'blocks.11' is the residual stream after block 11 through the network's one final layer norm, as
-every published method on DINOv2 reads it; 'blocks.11.raw' is without that norm.
+every published method on DINOv2 reads it; 'blocks.11.raw' is without that norm; 'blocks.11.cls' is the class
+token through it, as a map of one cell.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from patchcore_jax.backbones.arithmetic import (
 )
 from patchcore_jax.backbones.family import Family
 
-_RAW = '.raw'
+_RAW, _CLASS = '.raw', '.cls'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,6 +321,8 @@ class VisionTransformer(nn.Module):
       patches = x[:, arch.prefix:].reshape(b, *grid, -1)
       if f'blocks.{i}' in self.layers:
         maps[f'blocks.{i}'] = norm(patches)
+      if f'blocks.{i}{_CLASS}' in self.layers:
+        maps[f'blocks.{i}{_CLASS}'] = norm(x[:, None, :1])
       maps[f'blocks.{i}{_RAW}'] = patches
     return {layer: maps[layer] for layer in self.layers}
 
@@ -390,10 +393,10 @@ def _apply_fn(arch: Architecture, layers: tuple[str, ...], precision: str):
 def layers_of(arch: Architecture) -> tuple[str, ...]:
   """Returns the layers that a member of the family has, shallow to deep.
 
-  >>> layers_of(ARCHITECTURES['vit_small_patch14_dinov2'])[-2:]
-  ('blocks.11.raw', 'blocks.11')
+  >>> layers_of(ARCHITECTURES['vit_small_patch14_dinov2'])[-3:]
+  ('blocks.11.raw', 'blocks.11.cls', 'blocks.11')
   """
-  return tuple(f'blocks.{i}{kind}' for i in range(arch.blocks) for kind in (_RAW, ''))
+  return tuple(f'blocks.{i}{kind}' for i in range(arch.blocks) for kind in (_RAW, _CLASS, ''))
 
 
 @functools.cache
