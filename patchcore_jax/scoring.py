@@ -69,8 +69,8 @@ def reweighted_image_scores(
 
   s* is the distance of the most anomalous patch to its nearest bank patch m*, and d are its distances
   to the `support_neighbors` bank patches nearest to m*, m* first. The weight is small where m* is
-  itself far from the other nominal patches. It always uses root distances; s* follows
-  `spec.distance`.
+  itself far from the other nominal patches. It always uses root distances, or squared ones where
+  `spec.image_score` is 'reweighted_squared'; s* follows `spec.distance`.
 
   Args:
     embeddings: [b, p, d], the p patches of each image.
@@ -96,7 +96,9 @@ def reweighted_image_scores(
   position = jnp.argsort(others >= 0, axis=1, stable=True)
   support = jnp.take_along_axis(support, position, axis=1).at[:, 0].set(nearest)
   difference = embeddings[batch, patch][:, None, :] - neighbors.bank_rows(bank, support, axis_name)
-  distances = jnp.sqrt(jnp.sum(jnp.square(difference), axis=-1))
+  distances = jnp.sum(jnp.square(difference), axis=-1)
+  if spec.image_score != 'reweighted_squared':
+    distances = jnp.sqrt(distances)
   weights = 1 - jax.nn.softmax(distances, axis=-1)[:, 0]
   return weights * _distance(distances_sq[batch, patch, 0], spec)
 
@@ -110,9 +112,28 @@ def anomaly_maps(scores: jax.Array, size: tuple[int, int], spec: ScoringSpec) ->
   >>> anomaly_maps(jnp.ones((1, 2, 2)), (4, 6), ScoringSpec()).shape
   (1, 4, 6)
   """
-  rows = _enlarge_and_blur(scores.shape[1], size[0], spec.upsampling, spec.sigma, spec.blur_edges)
-  columns = _enlarge_and_blur(
-      scores.shape[2], size[1], spec.upsampling, spec.sigma, spec.blur_edges)
+  return enlarged(scores, size, spec.upsampling, spec.sigma, edges=spec.blur_edges)
+
+
+def enlarged(
+    scores: jax.Array, size: tuple[int, int], upsampling: str = 'bilinear', sigma: float = 0.0, *,
+    radius: int | None = None, edges: str = 'symmetric') -> jax.Array:
+  """Enlarges and blurs patch scores as `anomaly_maps` does, in more ways.
+
+  Args:
+    scores: [b, h, w] float32.
+    size: (height, width) of the result.
+    upsampling: as of `ScoringSpec`, or 'aligned': bilinear, with the corners of both on each other.
+    sigma: as of `ScoringSpec`.
+    radius: taps of the Gaussian on either side of the middle one; None for as many as SciPy takes.
+    edges: as `ScoringSpec.blur_edges`, or 'zeros' where nothing lies beyond the edge.
+
+  >>> enlarged(jnp.array([[[0., 2.]]]), (1, 5), 'aligned')
+  Array([[[0. , 0.5, 1. , 1.5, 2. ]]], dtype=float32)
+  """
+  rows, columns = (
+      _enlarge_and_blur(cells, pixels, upsampling, sigma, edges, radius)
+      for cells, pixels in zip(scores.shape[1:], size))
   return jnp.einsum(
       'yi,bij,xj->byx', rows, scores, columns, precision=lax.Precision.HIGHEST)
 
@@ -123,26 +144,34 @@ def _distance(distances_sq, spec):
 
 @functools.lru_cache(maxsize=64)
 def _enlarge_and_blur(
-    cells: int, pixels: int, upsampling: str, sigma: float, edges: str) -> np.ndarray:
-  """Makes the matrix [pixels, cells] float32 of one axis, in float64; its rows sum to one."""
+    cells: int, pixels: int, upsampling: str, sigma: float, edges: str, radius: int | None) -> np.ndarray:
+  """Makes the matrix [pixels, cells] float32 of one axis, in float64.
+
+  Its rows sum to one, but for those near an edge beyond which are zeros.
+  """
   pixel = np.arange(pixels)
   enlarge = np.zeros((pixels, cells))
   if upsampling == 'nearest':
     enlarge[pixel, pixel * cells // pixels] = 1
   else:
-    position = np.clip((pixel + 0.5) * cells / pixels - 0.5, 0, cells - 1)
+    position = (
+        pixel * ((cells - 1) / max(pixels - 1, 1)) if upsampling == 'aligned'
+        else np.clip((pixel + 0.5) * cells / pixels - 0.5, 0, cells - 1))
     low = np.floor(position).astype(int)
     enlarge[pixel, low] += 1 - (position - low)
     enlarge[pixel, np.minimum(low + 1, cells - 1)] += position - low
   if not sigma:
     return enlarge.astype(np.float32)
-  radius = int(_TRUNCATE * sigma + 0.5)
+  radius = int(_TRUNCATE * sigma + 0.5) if radius is None else radius
   offsets = np.arange(-radius, radius + 1)
   kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
   kernel /= kernel.sum()
   # Which pixel each tap sees. numpy.pad knows the edges, and goes on mirroring where the kernel is
   # wider than the map.
-  source = np.pad(pixel, radius, edges)[pixel[:, None] + offsets + radius]
-  blur = np.zeros((pixels, pixels))
-  np.add.at(blur, (pixel[:, None], source), kernel)
-  return (blur @ enlarge).astype(np.float32)
+  blur = np.zeros((pixels, pixels + 1))
+  if edges == 'zeros':  # the last column is left out
+    source = np.pad(pixel, radius, 'constant', constant_values=pixels)
+  else:
+    source = np.pad(pixel, radius, edges)
+  np.add.at(blur, (pixel[:, None], source[pixel[:, None] + offsets + radius]), kernel)
+  return (blur[:, :pixels] @ enlarge).astype(np.float32)
