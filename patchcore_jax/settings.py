@@ -174,10 +174,11 @@ class ScoringSpec:
     num_neighbors: k; a patch score is the mean distance to its k nearest neighbours.
     distance: 'squared' (the paper's released code) or 'root'.
     image_score: 'max' (the released code: the largest patch score), 'reweighted' (the paper's
-      equation 7), or 'top_share' (AnomalyDINO: the mean of the largest patch scores).
+      equation 7), 'reweighted_squared' (MH-PatchCore: the same with squared distances in the weight), or
+      'top_share' (AnomalyDINO: the mean of the largest patch scores).
     top_share: the share of the patches that this mean is over, at least one patch; only for 'top_share'.
     support_neighbors: neighbours of the nearest bank patch that equation 7 looks at, itself
-      included; only for 'reweighted'.
+      included; only for 'reweighted' and 'reweighted_squared'.
     upsampling: from patches to pixels, 'bilinear' (the released code) or 'nearest' (anomalib).
     sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
     blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
@@ -198,7 +199,8 @@ class ScoringSpec:
 
   def __post_init__(self):
     for field, values in {
-        'distance': ('squared', 'root'), 'image_score': ('max', 'reweighted', 'top_share'),
+        'distance': ('squared', 'root'),
+        'image_score': ('max', 'reweighted', 'reweighted_squared', 'top_share'),
         'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
       if (value := getattr(self, field)) not in values:
         raise ValueError(f'scoring.{field}={value!r}: expected {" or ".join(map(repr, values))}.')

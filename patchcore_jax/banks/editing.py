@@ -122,7 +122,7 @@ def compare(bank: Model, other: Model) -> Comparison:
   order = np.lexsort((-scores, _images_of(other)))  # by image, the farthest row of each first
   _, first = np.unique(_images_of(other)[order], return_index=True)
   rows = order[first]
-  if spec.image_score == 'reweighted':
+  if spec.image_score in ('reweighted', 'reweighted_squared'):
     scores = np.full(len(scores), np.nan)
     scores[rows] = scoring.reweighted_image_scores(
         jnp.asarray(theirs[rows, None]), jnp.asarray(distances_sq[rows, None]),

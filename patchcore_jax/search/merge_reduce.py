@@ -48,12 +48,15 @@ class Reducer:
     key: PRNG key of the points from which selections start. The first selection uses the key itself.
     num_start, select_start: how many those are, and whether the single one is selected, see
       `coreset.greedy_k_center`.
+    outermost: whether the first selected is instead the point farthest from the mean of those that it is
+      selected from; nothing is random then.
     count: how many selections there were.
   """
 
   key: jax.Array
   num_start: int = 10
   select_start: bool = False
+  outermost: bool = False
   count: int = 0
 
   def reduce(
@@ -67,31 +70,38 @@ class Reducer:
     place = np.concatenate([np.arange(len(part.rows)) for part in parts])
     order = np.argsort(rows)
     points, rows, owner, place = points[order], rows[order], owner[order], place[order]
-    size, key = min(size, len(rows)), jax.random.fold_in(self.key, self.count) if self.count else self.key
-    start = np.asarray(jax.random.choice(
-        key, len(rows), (1 if self.select_start else min(self.num_start, len(rows)),), replace=False))
-    picks = coreset.greedy_k_center(
-        points, size, start=start, select_start=self.select_start, progress=progress)
+    size, start = min(size, len(rows)), self._start(points)
+    select_start = self.select_start or self.outermost
+    picks = coreset.greedy_k_center(points, size, start=start, select_start=select_start, progress=progress)
     self.count += 1
     values = np.empty((size, parts[0].values.shape[1]), np.float32)
     for i, part in enumerate(parts):  # not joined first: they are the most of the memory
       mine = owner[picks] == i
       values[mine] = part.values[place[picks[mine]]]
     radius = 0.0 if size == len(rows) else radius_bound(
-        points, picks, start=() if self.select_start else start)
+        points, picks, start=() if select_start else start)
     return Part(points[picks], rows[picks], values, max(part.bound for part in parts) + radius)
+
+  def _start(self, points):
+    """Chooses the indices of the points from which the next selection starts."""
+    if self.outermost:
+      return np.square(points - points.mean(axis=0, dtype=np.float64)).sum(axis=1).argmax(keepdims=True)
+    key = jax.random.fold_in(self.key, self.count) if self.count else self.key
+    num_start = 1 if self.select_start else min(self.num_start, len(points))
+    return np.asarray(jax.random.choice(key, len(points), (num_start,), replace=False))
 
 
 class Tree:
   """Takes blocks one after another, and holds the parts that are left of them, as the digits of a counter.
 
-  Where a level has `MERGED` parts, they become one of the next: of b blocks at most 3 parts on each of
-  1 + log4(b) levels are held. What has no more points than `size` is kept as it is: points that few are
-  not selected from before it is known what they are to be selected with.
+  Where a level has `merged` parts, they become one of the next: if that is 4, of b blocks at most 3 parts on
+  each of 1 + log4(b) levels are held. What has no more points than `size` is kept as it is: points that few
+  are not selected from before it is known what they are to be selected with.
 
   Args:
     size: points that are left of a part.
     reducer: how parts are reduced.
+    merged: how many parts of a level become one of the next.
 
   >>> tree = Tree(1, Reducer(jax.random.key(0)))
   >>> for row, x in enumerate([[1.0, 2.0, 9.0], [4.0]]):
@@ -102,8 +112,8 @@ class Tree:
   (array([2]), 13.0)
   """
 
-  def __init__(self, size: int, reducer: Reducer):
-    self.size, self._reducer = size, reducer
+  def __init__(self, size: int, reducer: Reducer, merged: int = MERGED):
+    self.size, self._reducer, self._merged = size, reducer, merged
     self._levels: list[list[Part]] = []
 
   @property
@@ -113,26 +123,26 @@ class Tree:
 
   def add(self, block: Part) -> None:
     """Adds points, and reduces what there is enough of."""
-    part, level = self._reduced([block]), 0
+    part, level = self._reduced([block], self.size), 0
     while True:
       if level == len(self._levels):
         self._levels.append([])
       self._levels[level].append(part)
-      if len(self._levels[level]) < MERGED:
+      if len(self._levels[level]) < self._merged:
         return
-      part, self._levels[level] = self._reduced(self._levels[level]), []
+      part, self._levels[level] = self._reduced(self._levels[level], self.size), []
       level += 1
 
-  def root(self) -> Part | None:
-    """Makes one part of all blocks, of at most `size` points; None if there were none."""
+  def root(self, size: int | None = None) -> Part | None:
+    """Makes one part of all blocks, of at most `size` points, by default the tree's; None for no blocks."""
     if len(parts := self.parts) > 1:
-      self._levels = [[self._reduced(parts)]]
+      self._levels = [[self._reduced(parts, size or self.size)]]
     return next(iter(self.parts), None)
 
-  def _reduced(self, parts):
+  def _reduced(self, parts, size):
     """Reduces parts that have more points than `size` together, and else only joins them."""
-    if sum(len(part.rows) for part in parts) > self.size:
-      return self._reducer.reduce(parts, self.size)
+    if sum(len(part.rows) for part in parts) > size:
+      return self._reducer.reduce(parts, size)
     return parts[0] if len(parts) == 1 else joined(parts)
 
 

@@ -11,7 +11,7 @@ import datetime
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -108,7 +108,7 @@ def _pass(detector, data, backbones, run, *, folds=0):
   reducer = merge_reduce.Reducer(key, spec.num_start_points, spec.start == 'point')
   rng, sample, trees, parts, ends = np.random.default_rng(run.seed), [], {}, {}, []
   share = _SAMPLE / (patches * num_images)
-  for part, positions, values in _blocks(
+  for part, positions, values in blocks(
       streaming.stream(embed, variables, batches), part_of, per_block, run.progress):
     if part not in trees:
       parts |= {i: tree.root() for i, tree in trees.items()}
@@ -159,8 +159,17 @@ def _part_by_part(data: Data, part_of: np.ndarray) -> Iterator[Batch]:
         yield batch._replace(index=np.where(batch.valid, positions[batch.index], -1).astype(np.int32))
 
 
-def _blocks(embedded, part_of, per_block, progress):
-  """Yields (part, positions [b], embeddings [b * patches, d]) of at most so many images of one part."""
+def blocks(
+    embedded: Iterable[tuple[Batch, np.ndarray]], part_of: np.ndarray, per_block: int,
+    progress: Callable[[str, int, int], None]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+  """Yields (part, positions [b], embeddings [b * patches, d]) of at most so many images of one part.
+
+  Args:
+    embedded: batches and their embeddings, as `streaming.stream` yields them.
+    part_of: [n] int, the part of each image.
+    per_block: b, of all blocks but the last of a part.
+    progress: called with ('embed', done, n).
+  """
   part, positions, block, done = None, [], None, 0
 
   def ready():

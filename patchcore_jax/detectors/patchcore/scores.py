@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from patchcore_jax import parallel, scoring
 from patchcore_jax.backbones import Backbone
@@ -14,7 +16,7 @@ from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.embedding import patch_embeddings
 from patchcore_jax.search import coreset, neighbors, search_bank
-from patchcore_jax.settings import EmbeddingSpec, SearchSpec
+from patchcore_jax.settings import EmbeddingSpec, ScoringSpec, SearchSpec
 
 
 def score_fn(
@@ -90,17 +92,38 @@ def _embed_fn(maps_fn, embedding):
 def _score_fn(detector, model, backbones, sizes, search, program):
   """Makes the `ScoreFn` that scores against the bank's first rows, one result for each of `sizes`."""
   (backbone,) = backbones
+  return against_bank(
+      embed_fn_of(backbone, detector.embedding), backbone.variables, model.arrays['embeddings'],
+      detector.scoring, sizes, search, program)
+
+
+def against_bank(
+    embed: Callable, variables: Any, bank: np.ndarray, spec: ScoringSpec, sizes: tuple[int, ...],
+    search: SearchSpec, program: str, *, weights: np.ndarray | None = None) -> ScoreFn:
+  """Makes the function that scores embeddings against a bank, with its parameters.
+
+  Args:
+    embed: (variables, images) -> [b, rows, columns, d]; the same object for the same settings.
+    variables: those of `embed`, a pytree.
+    bank: [m, d] float32.
+    spec: how distances become scores.
+    sizes: numbers of leading rows of the bank; the function returns a tuple, the `Scores` of each.
+    search, program: see `Detector.score_fn`.
+    weights: [m] float32, by which the score of a patch is multiplied whose nearest row it is; None for none.
+
+  Raises:
+    ValueError: more neighbours than patches.
+  """
   devices = jax.local_device_count()
   sharded = search.bank == 'sharded' and devices > 1 and program == LIVE
-  fn = scores_of_embeddings(
-      embed_fn_of(backbone, detector.embedding), detector.scoring, sizes,
-      parallel.AXIS if sharded else None, program == LIVE)
-  bank = model.arrays['embeddings']
+  fn = scores_of_embeddings(embed, spec, sizes, parallel.AXIS if sharded else None, program == LIVE)
   if program == LOOP_FREE:
     prepared = search_bank.in_one_pass(bank)
   else:
     prepared = search_bank.prepare(bank, search.shortlist, num_shards=devices if sharded else None)
-  return ScoreFn(fn, (backbone.variables, prepared), (False, sharded))
+  if weights is None:
+    return ScoreFn(fn, (variables, prepared), (False, sharded))
+  return ScoreFn(fn, (variables, prepared, weights), (False, sharded, False))
 
 
 @functools.lru_cache(maxsize=16)
@@ -116,9 +139,11 @@ def only(fn: Callable) -> Callable:
 
 @functools.lru_cache(maxsize=16)
 def scores_of_embeddings(
-    embed: Callable, spec: scoring.ScoringSpec, sizes: tuple[int, ...], axis_name: str | None = None,
+    embed: Callable, spec: ScoringSpec, sizes: tuple[int, ...], axis_name: str | None = None,
     kernels: bool = True) -> Callable:
   """Makes ((variables, bank), images) -> `Scores` for each of some numbers of leading rows.
+
+  The weights of `against_bank` are a third parameter, where there are some.
 
   Args:
     embed: (variables, images) -> [b, rows, columns, d].
@@ -128,7 +153,7 @@ def scores_of_embeddings(
   """
 
   def score(parameters, images):
-    variables, bank = parameters
+    variables, bank, *weights = parameters
     embeddings = embed(variables, images)
     b, rows, columns, dim = embeddings.shape
     found = neighbors.nested_nearest_neighbors(
@@ -136,7 +161,10 @@ def scores_of_embeddings(
         kernels=kernels)
     results = []
     for size, (distances_sq, indices) in zip(sizes, found, strict=True):
-      patches = scoring.patch_scores(distances_sq, spec).reshape(b, rows, columns)
+      patches = scoring.patch_scores(distances_sq, spec)
+      if weights:
+        patches *= weights[0][indices[:, 0]]
+      patches = patches.reshape(b, rows, columns)
       if spec.image_score == 'max':
         image_scores = scoring.image_scores(patches)
       elif spec.image_score == 'top_share':
