@@ -4,8 +4,8 @@
 
 The reference is a folder of arrays made by running the paper's released code ("PI") and anomalib
 ("AL"), in float32 and in float64, evaluation code of data sets (`parity_evaluation`), and later networks
-(`parity_successors`); `tests/testdata/README.md` says how. Prints a table and exits with
-1 if anything is out of tolerance. What the folder does not hold is listed as not compared.
+(`parity_successors`) and methods (`parity_retrieval`); `tests/testdata/README.md` says how. Prints a table
+and exits with 1 if anything is out of tolerance. What the folder does not hold is listed as not compared.
 """
 
 import functools
@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, entries, parity_evaluation, parity_successors, reference
+from experiments import cli, entries, parity_evaluation, parity_retrieval, parity_successors, reference
 from experiments.comparisons import Arrays, Row, compare, load, path_of
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
@@ -32,6 +32,8 @@ from patchcore_jax.search import coreset, neighbors
 from patchcore_jax.settings import EmbeddingSpec, Preprocessing, ScoringSpec
 
 cli.key_flags()
+
+_PARTS = parity_evaluation, parity_successors, parity_retrieval
 
 _REFERENCE = flags.DEFINE_string(
     'reference', 'tests/testdata', 'Folder with the reference arrays.')
@@ -49,7 +51,7 @@ def main(_) -> None:
   print_rows(rows)
   failed = [row.quantity for row in rows if not row.passed]
   terminal.console.print(f'{len(rows) - len(failed)} passed, {len(failed)} failed')
-  if absent := [name for name in (*_FILES, *parity_evaluation.FILES, *parity_successors.FILES)
+  if absent := [name for name in (*_FILES, *(file for part in _PARTS for file in part.FILES))
                 if not path_of(folder, name).exists()]:
     terminal.console.print(f'not compared, because {folder} has no {", ".join(absent)}')
   if failed or not rows:
@@ -250,7 +252,7 @@ def measures(folder: Path) -> Iterator[Row]:
 
 CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (
     preprocessing, networks, embeddings, selections, end_to_end_paper, end_to_end_anomalib, measures,
-    *parity_evaluation.CHECKS, *parity_successors.CHECKS)
+    *(check for part in _PARTS for check in part.CHECKS))
 _FILES = (
     'preprocessing.npz', 'images_preprocessing.npz', 'backbones.npz', 'images_backbones.npz',
     'embedding.npz', 'coreset.npz', 'metrics.npz', 'scoring_synthetic_pi.npz',

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       DSEBM,
       ITAE,
       OCSVM,
+      RAD,
       SPADE,
       AnomalyDINO,
       DifferNet,
@@ -54,7 +55,7 @@ _MODULES = {
     'neighbors': 'search.neighbors'}
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
+    'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
     'EmbeddingSpec', 'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
     'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
     'Preprocessing', 'ScoringSpec', 'Student', '__version__', 'backbones', 'coreset', 'detectors',

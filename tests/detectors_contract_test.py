@@ -22,6 +22,7 @@ from patchcore_jax.detectors import (
     DSEBM,
     ITAE,
     OCSVM,
+    RAD,
     SPADE,
     AnomalyDINO,
     Detector,
@@ -82,6 +83,7 @@ class Case(NamedTuple):
 
 NETWORK = (small.backbone(),)
 PATCHCORE = PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
+RETRIEVED = RAD(num_images=3, map_size=(16, 16))
 TRAINED = {'size': 32, 'batch_size': 4, 'steps': 2}
 # What all trainings share is seen with three methods. These compile for long; their own tests train them.
 UNTRAINED = TRAINED | {'steps': 0}
@@ -106,6 +108,9 @@ CASES = {
         AnomalyDINO(rotations=2), NETWORK, (AnomalyDINO(rotations=3), 'settings.rotations'),
         AnomalyDINO(rotations=2, foreground='pca', num_neighbors=2), evidence=('patch', 'nearest'),
         bank=True),
+    'rad': Case(
+        RETRIEVED, (small.with_token(),), (dataclasses.replace(RETRIEVED, dtype='float32'), 'settings.dtype'),
+        dataclasses.replace(RETRIEVED, radius=-1), evidence=('patch',)),
     'padim': Case(
         PaDiM(num_dims=6), NETWORK, (PaDiM(num_dims=6, epsilon=0.1), 'settings.epsilon'),
         PaDiM(num_dims=6, sigma=0.0), evidence=('patch',)),

@@ -1,5 +1,6 @@
 """A network and images small enough for tests of whole detectors; the network in NumPy too."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -38,6 +39,16 @@ def backbone(layers=LAYERS) -> Backbone:
   channels = {'a': 7, 'b': 6, 'c': 5}
   variables = {k: rng.standard_normal((3, channels[k])).astype(np.float32) for k in LAYERS}
   return Backbone(apply, variables, tuple(layers), (0.5,) * 3, (0.25,) * 3, 'small')
+
+
+def with_token(layers=('b', 'c')) -> Backbone:
+  """Makes the network with a class token as its last layer: the mean of layer 'a'."""
+  return dataclasses.replace(backbone(layers), apply=_apply_with_token, layers=(*layers, 'token'))
+
+
+def _apply_with_token(variables, images):
+  found = apply(variables, images)
+  return found | {'token': found['a'].mean((1, 2), keepdims=True)}
 
 
 def maps(images, layers=LAYERS) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from patchcore_jax.detectors.base import (
 from patchcore_jax.detectors.settings import (
     DETECTORS,
     OCSVM,
+    RAD,
     SPADE,
     AnomalyDINO,
     Ensemble,
@@ -39,7 +40,7 @@ from patchcore_jax.detectors.trained_settings import (
 )
 
 __all__ = [
-    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'SPADE', 'AnomalyDINO', 'CrossScores',
+    'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CrossScores',
     'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
     'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Run',
     'ScoreFn', 'Scores', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']

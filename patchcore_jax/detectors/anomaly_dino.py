@@ -16,6 +16,7 @@ from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import AnomalyDINO
+from patchcore_jax.detectors.tokens import unit_length
 from patchcore_jax.embedding import patch_embeddings
 from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import EmbeddingSpec, ScoringSpec, SearchSpec
@@ -175,7 +176,7 @@ def directed(tokens: jax.Array, distance: str) -> jax.Array:
   """Brings tokens [..., d] to unit length where the distance is 'cosine'."""
   if distance != 'cosine':
     return tokens
-  return tokens / jnp.maximum(jnp.sqrt(jnp.square(tokens).sum(-1, keepdims=True)), 1e-12)
+  return unit_length(tokens)
 
 
 def _upright(taps, weights, size, grid):

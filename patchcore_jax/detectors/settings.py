@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.successor_settings import AnomalyDINO
+from patchcore_jax.detectors.successor_settings import RAD, AnomalyDINO
 from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
@@ -332,6 +332,7 @@ DETECTORS: dict[str, Any] = {
     'mahalanobis_ad': MahalanobisAD,
     'ocsvm': OCSVM,
     'anomaly_dino': AnomalyDINO,
+    'rad': RAD,
     'ae_ssim': AESSIM,
     'ganomaly': GANomaly,
     'dsebm': DSEBM,

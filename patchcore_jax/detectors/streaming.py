@@ -227,7 +227,7 @@ def collect(
       memory; it has no name, and is gone with the arrays. The stage of the progress is 'embed'.
 
   Returns:
-    The results [n, ...] float32 in the order of the batches, padding dropped, and the (height, width) of the
+    The results [n, ...] in the order of the batches, padding dropped, and the (height, width) of the
     images.
 
   Raises:
@@ -237,7 +237,7 @@ def collect(
   for batch, values in stream(fn, parallel.replicate(parameters), batches):
     if arrays is None:
       image_size = tuple(batch.image.shape[1:3])
-      arrays = tuple(_empty((num_images, *v.shape[1:]), run.scratch) for v in values)
+      arrays = tuple(_empty((num_images, *v.shape[1:]), v.dtype, run.scratch) for v in values)
     count = int(batch.valid.sum())
     for array, value in zip(arrays, values, strict=True):
       array[done:done + count] = value[batch.valid]
@@ -278,9 +278,9 @@ def made(
       versions={'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__}))
 
 
-def _empty(shape, scratch):
+def _empty(shape, dtype, scratch):
   """Makes an array in memory or, with a scratch folder, in a file without a name there."""
   if scratch is None:
-    return np.empty(shape, np.float32)
+    return np.empty(shape, dtype)
   with TemporaryFile(dir=scratch) as file:  # the mapping outlives the file object
-    return np.memmap(file, np.float32, 'w+', shape=shape)
+    return np.memmap(file, dtype, 'w+', shape=shape)
