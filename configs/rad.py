@@ -11,11 +11,11 @@ Mean over the 15 categories of MVTec AD, in percent:
 | all, a bank for each category | measured | not measured here: needs the weights and the data |
 | one, `--config.data.shots=1` | measured | not measured here, as above |
 
-The network is DINOv3 ViT-B/16, whose licence is shown before the first download. An image is compared with all
-of its category, at most 391, where the paper retrieves 150 of all categories; one bank of all is a fit on the
-pattern 'PATH/*/train/good', which this program does not measure. Masks are compared at 448 px, the published
-ones at 256 px. Hardware: any. Time: not measured. Memory: 4.8 MB for each good image, on the host and on the
-device.
+The network is DINOv3 ViT-B/16, whose licence is shown before the first download. An image is compared with
+all of its category, at most 391, where the paper retrieves 150 of all categories; one bank of all is a fit on
+the pattern 'PATH/*/train/good', which this program does not measure. Masks are compared at 448 px, the
+published ones at 256 px. Hardware: any. Time: not measured. Memory: 4.8 MB for each good image, on the host
+and on the device.
 """
 
 from configs import default
