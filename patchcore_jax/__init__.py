@@ -33,10 +33,12 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       GANomaly,
       GeoTrans,
       MahalanobisAD,
+      MHPatchCore,
       PaDiM,
       PatchCore,
       PatchSVDD,
       PixelStatistics,
+      SoftPatch,
       Student,
   )
   from patchcore_jax.evaluation import evaluate
@@ -57,9 +59,9 @@ _MODULES = {
 __all__ = [
     'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
     'EmbeddingSpec', 'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
-    'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
-    'Preprocessing', 'ScoringSpec', 'Student', '__version__', 'backbones', 'coreset', 'detectors',
-    'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'MHPatchCore', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
+    'Preprocessing', 'ScoringSpec', 'SoftPatch', 'Student', '__version__', 'backbones', 'coreset',
+    'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str) -> Any:

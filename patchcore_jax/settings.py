@@ -6,6 +6,8 @@ stands here and nowhere else; those of the methods are in `detectors.settings`.
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -443,6 +445,29 @@ def max_pixels(max_megapixels: float | None) -> int:
     ValueError: not more than 0.
   """
   return (DataSpec() if max_megapixels is None else DataSpec(max_megapixels=max_megapixels)).max_pixels
+
+
+def embedding_of(kind: str, backbones: Sequence[Any]) -> str:
+  """Settles a kind of embedding, where it is 'auto', by the network: `embedding_for`."""
+  if kind != 'auto':
+    return kind
+  (backbone,) = backbones
+  return embedding_for(backbone.source[0] if backbone.source else ':')
+
+
+def embedding_for(backbone: str) -> str:
+  """Names the kind of embedding for a network: the paper's is made for the channels of usual ResNets.
+
+  Others keep all channels of all layers, which finds more in the built-in data (docs/pretrained.md).
+
+  Args:
+    backbone: its name; with a colon, one of the user's own.
+
+  >>> embedding_for('resnet50.tv_in1k'), embedding_for('module:factory')
+  ('adaptive', 'mean')
+  """
+  own = ':' in backbone or backbone.startswith(('resnet18_slim', 'efficientnet_lite', 'vit_'))
+  return 'mean' if own else 'adaptive'
 
 
 def check_ratio(ratio: float) -> None:

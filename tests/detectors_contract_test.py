@@ -33,11 +33,13 @@ from patchcore_jax.detectors import (
     GANomaly,
     GeoTrans,
     MahalanobisAD,
+    MHPatchCore,
     PaDiM,
     PatchCore,
     PatchSVDD,
     PixelStatistics,
     Run,
+    SoftPatch,
     Student,
     find,
     of_model,
@@ -94,6 +96,8 @@ GAMMA_VAE = GammaVAE(**UNTRAINED, latent=4, moves=4)
 EXPLAINED_VAE = ExplainedVAE(**UNTRAINED, latent=4, width=4)
 DIFFERNET = DifferNet(**UNTRAINED | {'size': 16}, turns=2, test_turns=2, blocks=1, hidden=4)
 PATCH_SVDD = PatchSVDD(**UNTRAINED | {'size': 64}, width=2, code=3, bank_ratio=0.5)
+SOFT_PATCH = SoftPatch(0.5, 'mean', num_neighbors=3, projection_dim=4)
+MH_PATCHCORE = MHPatchCore('mean', variance=1.0, block_images=3, block_patches=20)
 STUDENT = Student(**UNTRAINED | {'size': 16}, field=17, width=2, descriptor=3, teacher_steps=0)
 GEOTRANS = GeoTrans(**UNTRAINED | {'size': 16}, width=1)
 OF_ATTRIBUTES = ITAE(**UNTRAINED | {'size': 16}, width=2)
@@ -125,6 +129,12 @@ CASES = {
     'ensemble': Case(
         Ensemble(PaDiM(num_dims=6)), (small.backbone(('a',)), small.backbone(('b', 'c'))),
         (Ensemble(PaDiM(num_dims=5)), 'settings.member.settings.num_dims'), None),
+    'soft_patch': Case(
+        SOFT_PATCH, NETWORK, (dataclasses.replace(SOFT_PATCH, noise_share=0.1), 'settings.noise_share'),
+        dataclasses.replace(SOFT_PATCH, weighted=False), evidence=('patch', 'nearest'), bank=True),
+    'mh_patchcore': Case(
+        MH_PATCHCORE, NETWORK, (dataclasses.replace(MH_PATCHCORE, variance=0.9), 'settings.variance'),
+        dataclasses.replace(MH_PATCHCORE, support_neighbors=1), evidence=('patch', 'nearest'), bank=True),
     'ae_ssim': Case(
         AE_SSIM, (), (dataclasses.replace(AE_SSIM, latent=5), 'settings.latent'),
         dataclasses.replace(AE_SSIM, stride=20)),

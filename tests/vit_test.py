@@ -12,9 +12,8 @@ from PIL import Image
 
 import patchcore_jax as pc
 from experiments import parity_successors, reference
-from patchcore_jax import backbones
+from patchcore_jax import backbones, settings
 from patchcore_jax.backbones import arithmetic, checkpoints, port, vit
-from patchcore_jax.detectors import settings as detectors_settings
 from tests import command, precision
 
 pytestmark = pytest.mark.accelerator
@@ -280,4 +279,4 @@ class TestPatchCore:
     assert 'multiples of 14 pixels; these are 112 x 150' in error and '(112, 140)' in error
 
   def test_all_channels_of_its_layers_are_kept(self):
-    assert detectors_settings.embedding_for('vit_small_patch14_dinov2.lvd142m') == 'mean'
+    assert settings.embedding_for('vit_small_patch14_dinov2.lvd142m') == 'mean'

@@ -18,9 +18,11 @@ from patchcore_jax.detectors.settings import (
     AnomalyDINO,
     Ensemble,
     MahalanobisAD,
+    MHPatchCore,
     PaDiM,
     PatchCore,
     PixelStatistics,
+    SoftPatch,
     find,
     of_model,
     of_settings,
@@ -42,5 +44,5 @@ from patchcore_jax.detectors.trained_settings import (
 __all__ = [
     'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CrossScores',
     'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
-    'HostScoreFn', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics', 'Run',
-    'ScoreFn', 'Scores', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']
+    'HostScoreFn', 'MHPatchCore', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
+    'Run', 'ScoreFn', 'Scores', 'SoftPatch', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.successor_settings import RAD, AnomalyDINO
+from patchcore_jax.detectors.successor_settings import RAD, AnomalyDINO, MHPatchCore, SoftPatch
 from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
@@ -25,7 +25,7 @@ from patchcore_jax.detectors.trained_settings import (
     PatchSVDD,
     Student,
 )
-from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, check_ratio, embedding_of
 
 # What is enough, by the built-in data: docs/own_images.md.
 _ENOUGH, _LARGEST_SHARE = 10_000, 0.25
@@ -73,10 +73,7 @@ class PatchCore(Detector):
 
   def resolved(self, backbones: Sequence[Any]) -> 'PatchCore':
     """Settles the kind of the embedding, where it is 'auto', by the network."""
-    if self.embedding.kind != 'auto':
-      return self
-    (backbone,) = backbones
-    kind = embedding_for(backbone.source[0] if backbone.source else ':')
+    kind = embedding_of(self.embedding.kind, backbones)
     return dataclasses.replace(self, embedding=dataclasses.replace(self.embedding, kind=kind))
 
 
@@ -309,21 +306,6 @@ class Ensemble(Detector):
     return cls(of_settings(member['detector'], member['settings']), tuple(settings['ratios']))
 
 
-def embedding_for(backbone: str) -> str:
-  """Names the kind of embedding for a network: the paper's is made for the channels of usual ResNets.
-
-  Others keep all channels of all layers, which finds more in the built-in data (docs/pretrained.md).
-
-  Args:
-    backbone: its name; with a colon, one of the user's own.
-
-  >>> embedding_for('resnet50.tv_in1k'), embedding_for('module:factory')
-  ('adaptive', 'mean')
-  """
-  own = ':' in backbone or backbone.startswith(('resnet18_slim', 'efficientnet_lite', 'vit_'))
-  return 'mean' if own else 'adaptive'
-
-
 # A method is one line here: its record, or 'module:Record' of one elsewhere.
 DETECTORS: dict[str, Any] = {
     'patchcore': PatchCore,
@@ -333,6 +315,8 @@ DETECTORS: dict[str, Any] = {
     'ocsvm': OCSVM,
     'anomaly_dino': AnomalyDINO,
     'rad': RAD,
+    'soft_patch': SoftPatch,
+    'mh_patchcore': MHPatchCore,
     'ae_ssim': AESSIM,
     'ganomaly': GANomaly,
     'dsebm': DSEBM,

@@ -98,12 +98,12 @@ def in_tuple(score_fn: ScoreFn) -> ScoreFn:
   """Makes a score function return its result in a tuple, as those of several ratios do."""
   if isinstance(score_fn, HostScoreFn):
     return dataclasses.replace(score_fn, finish=lambda results: (score_fn.finish(results),))
-  return dataclasses.replace(score_fn, fn=_in_tuple(score_fn.fn))
+  return dataclasses.replace(score_fn, fn=result_in_tuple(score_fn.fn))
 
 
 @functools.lru_cache(maxsize=16)
-def _in_tuple(fn):
-  """Makes a function return its result in a tuple."""
+def result_in_tuple(fn: Callable) -> Callable:
+  """Makes a function of parameters and images return its result in a tuple."""
   return lambda parameters, images: (fn(parameters, images),)
 
 

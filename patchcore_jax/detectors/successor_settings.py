@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from patchcore_jax.detectors.base import Detector
+from patchcore_jax.settings import embedding_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,3 +124,140 @@ class RAD(Detector):
       raise ValueError(f'rad.top_share={self.top_share}: expected 0 to 1.')
     if self.dtype not in ('float16', 'float32'):
       raise ValueError(f"rad.dtype={self.dtype!r}: expected 'float16' or 'float32'.")
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftPatch(Detector):
+  """SoftPatch (Jiang et al., "SoftPatch: Unsupervised Anomaly Detection with Noisy Data", NeurIPS 2022), for
+  training images among which are defects. Each patch is compared with those at its place in the other images;
+  those that stand out most are left out of a PatchCore bank, and the others keep by how much they do, as a
+  weight of what is scored against them.
+
+  The defaults are those of the released code as it runs, where `num_neighbors` and `num_start_points` are not
+  those of its command line, but for one: its first pick may be a patch taken for noise (`first_pick`). Its
+  further variant 'lof_gpu' is the same factor from rounded distances, and is not another setting here.
+
+  It takes all images for good ones when thresholds are made: with defects among them, these come out too
+  high.
+
+  Attributes:
+    ratio: the share of all patches that the bank keeps, in (0, 1 - noise_share].
+    embedding: how patches are embedded, as `EmbeddingSpec.kind` has it: 'adaptive', 'mean', or 'auto' to have
+      it settled by the network.
+    outlyingness: what weighs a patch against those at its place: the local outlier factor ('lof'), 1 + the
+      distance to the nearest of them ('nearest'), or 1 + the Mahalanobis distance to their mean ('gaussian').
+    num_neighbors: k of the local outlier factor, which takes k + 1 images at least.
+    noise_share: the share of all patches that are taken for noise, in [0, 1): those above that quantile of
+      the weights. Where no image is a defect, they are left out all the same.
+    first_pick: the patch selected first is one that is not taken for noise ('inlier', the paper), or any,
+      which is often noise ('any', the released code).
+    projection_dim: dimensions of the random projections in which patches are weighed, and selected.
+    num_start_points: random patches, of all, to which a selection starts with the mean distance.
+    weighted: whether a score is multiplied by the weight of the nearest patch in the bank.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'soft_patch'
+  title: ClassVar[str] = 'SoftPatch'
+  module: ClassVar[str] = 'patchcore_jax.detectors.soft_patch'
+  only_scoring: ClassVar[tuple[str, ...]] = ('weighted', 'sigma')
+
+  ratio: float = 0.1
+  embedding: str = 'auto'
+  outlyingness: str = 'lof'
+  num_neighbors: int = 5
+  noise_share: float = 0.15
+  first_pick: str = 'inlier'
+  projection_dim: int = 128
+  num_start_points: int = 128
+  weighted: bool = True
+  sigma: float = 4.0
+
+  def __post_init__(self):
+    if not 0 <= self.noise_share < 1:
+      raise ValueError(f'soft_patch.noise_share={self.noise_share}: expected 0 or more, and less than 1.')
+    if not 0 < self.ratio <= 1 - self.noise_share:
+      raise ValueError(
+          f'soft_patch.ratio={self.ratio}: expected more than 0, and at most {1 - self.noise_share:g}, what '
+          f'is left beside noise_share={self.noise_share}.')
+    for field, values in {
+        'embedding': ('auto', 'adaptive', 'mean'), 'outlyingness': ('lof', 'nearest', 'gaussian'),
+        'first_pick': ('inlier', 'any')}.items():
+      if (value := getattr(self, field)) not in values:
+        raise ValueError(f'soft_patch.{field}={value!r}: expected {" or ".join(map(repr, values))}.')
+    if self.num_neighbors < 1 or self.projection_dim < 1 or self.num_start_points < 1:
+      raise ValueError(
+          f'soft_patch.num_neighbors={self.num_neighbors}, projection_dim={self.projection_dim}, '
+          f'num_start_points={self.num_start_points}: expected at least 1.')
+    if not 0 <= self.sigma < math.inf:
+      raise ValueError(f'soft_patch.sigma={self.sigma}: expected 0 or more pixels.')
+
+  def resolved(self, backbones: Sequence[Any]) -> 'SoftPatch':
+    """Settles the kind of the embedding, where it is 'auto', by the network."""
+    return dataclasses.replace(self, embedding=embedding_of(self.embedding, backbones))
+
+
+@dataclasses.dataclass(frozen=True)
+class MHPatchCore(Detector):
+  """MH-PatchCore (Ferrari et al., arXiv 2605.27748): PatchCore with a covariance, in memory that does not
+  grow with the number of images. Patches are brought to their principal components, whitened, and selected
+  block by block; distances are Mahalanobis distances.
+
+  The defaults are those of the released code, whose network is wide_resnet50_2.tv2_in1k. Three things differ,
+  by rounding alone if a block has at least as many patches as each has values: the principal components are
+  those of all patches, where that code cuts off what a smaller first block lacks; the covariance of what is
+  projected follows from them, without a pass of its own over the images; whitened patches are float32.
+
+  A bank depends on the order of the images and on the sizes of blocks; the number of images that pass through
+  the network at once has no influence.
+
+  Attributes:
+    embedding: how patches are embedded, as `EmbeddingSpec.kind` has it: 'adaptive', 'mean', or 'auto' to have
+      it settled by the network.
+    variance: the share of the variance that the principal components keep, in (0, 1].
+    shrinkage: the share of the identity in the covariance, in [0, 1].
+    bank_size: the most patches that the bank keeps.
+    block_images: images whose patches are a block.
+    block_patches: the most patches that are kept of a block, and of two such that are merged.
+    support_neighbors: neighbours that equation 7 of PatchCore looks at for an image's score, with squared
+      distances; 1 for the largest patch score as it is.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'mh_patchcore'
+  title: ClassVar[str] = 'MH-PatchCore'
+  module: ClassVar[str] = 'patchcore_jax.detectors.mh_patchcore'
+  only_scoring: ClassVar[tuple[str, ...]] = ('support_neighbors', 'sigma')
+
+  embedding: str = 'auto'
+  variance: float = 0.99
+  shrinkage: float = 0.07
+  bank_size: int = 1000
+  block_images: int = 16
+  block_patches: int = 256
+  support_neighbors: int = 9
+  sigma: float = 4.0
+
+  def __post_init__(self):
+    if self.embedding not in ('auto', 'adaptive', 'mean'):
+      raise ValueError(
+          f"mh_patchcore.embedding={self.embedding!r}: expected 'auto', 'adaptive' or 'mean'.")
+    if not 0 < self.variance <= 1:
+      raise ValueError(f'mh_patchcore.variance={self.variance}: expected more than 0, and at most 1.')
+    if not 0 <= self.shrinkage <= 1:
+      raise ValueError(f'mh_patchcore.shrinkage={self.shrinkage}: expected 0 to 1.')
+    for field in ('bank_size', 'block_images', 'block_patches', 'support_neighbors'):
+      if getattr(self, field) < 1:
+        raise ValueError(f'mh_patchcore.{field}={getattr(self, field)}: expected at least 1.')
+    if not 0 <= self.sigma < math.inf:
+      raise ValueError(f'mh_patchcore.sigma={self.sigma}: expected 0 or more pixels.')
+
+  def resolved(self, backbones: Sequence[Any]) -> 'MHPatchCore':
+    """Settles the kind of the embedding, where it is 'auto', by the network."""
+    return dataclasses.replace(self, embedding=embedding_of(self.embedding, backbones))

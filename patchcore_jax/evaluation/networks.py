@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from patchcore_jax import backbones
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.detectors import PatchCore
-from patchcore_jax.detectors.settings import embedding_for
 from patchcore_jax.evaluation.settings import Settings, network_names
-from patchcore_jax.settings import BackboneSpec
+from patchcore_jax.settings import BackboneSpec, embedding_for
 
 NO_NETWORK = 'none'  # what settings say of a method that takes none
 
