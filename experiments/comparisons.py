@@ -62,6 +62,16 @@ def compare(quantity: str, origin: str, value, truth, tolerance: float, reason: 
   return Row(quantity, origin, difference, difference / scale, tolerance, reason, 'absolute')
 
 
+def of_largest(quantity: str, origin: str, value, truth, tolerance: float = 1e-6, reason: str = '') -> Row:
+  """Compares numbers by the largest difference over the largest number.
+
+  >>> of_largest('scores', 'hand', [1.0, 2.5], [1.0, 2.0]).relative
+  0.25
+  """
+  row = compare(quantity, origin, value, truth, tolerance, reason or 'float32 sums, of the largest value')
+  return row._replace(limits='relative') if np.isfinite(row.absolute) else row
+
+
 def refusal(quantity: str, origin: str, compute: Callable[[], object], reason: str) -> Row:
   """Checks that input is refused of which the original makes a number, or an error of its own."""
   try:

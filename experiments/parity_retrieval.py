@@ -7,13 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from experiments.comparisons import Row, compare, load
+from experiments.comparisons import Row, compare, load, of_largest
 from patchcore_jax import scoring
 from patchcore_jax.detectors import RAD, rad, tokens
-
-_WHY = 'float32 sums'
 
 
 def retrieved_comparisons(folder: Path) -> Iterator[Row]:
@@ -34,22 +31,16 @@ def retrieved_comparisons(folder: Path) -> Iterator[Row]:
       ('global', 4, -1), ('radius0', 4, 0), ('radius1', 4, 1), ('radius2', 4, 2), ('radius1_k2', 2, 1)):
     detector = RAD(radius=radius)
     found[name] = rad.patch_scores(patches, banks, images[:, :k], detector)
-    yield _of_largest(f'RAD {name} patch scores', 'RAD', found[name], arrays[f'authors_{name}_patch_f64'])
+    yield of_largest(f'RAD {name} patch scores', 'RAD', found[name], arrays[f'authors_{name}_patch_f64'])
     maps = rad.anomaly_maps(found[name], size, detector)
     if f'authors_{name}_map_f64' in arrays:
-      yield _of_largest(f'RAD {name} map', 'RAD', maps, arrays[f'authors_{name}_map_f64'])
-    yield _of_largest(f'RAD {name} image scores', 'RAD', scoring.top_share_scores(maps, detector.top_share),
+      yield of_largest(f'RAD {name} map', 'RAD', maps, arrays[f'authors_{name}_map_f64'])
+    yield of_largest(f'RAD {name} image scores', 'RAD', scoring.top_share_scores(maps, detector.top_share),
                       arrays[f'authors_{name}_score_f64'])
   maps = rad.anomaly_maps(found['radius1'], (96, 96), RAD(blur_edges='reflect'))
-  yield _of_largest('RAD map', 'AL', maps[:, ::2, ::2], arrays['anomalib_radius1_map'])
-  yield _of_largest('RAD image scores', 'AL', scoring.top_share_scores(maps, 0.01),
+  yield of_largest('RAD map', 'AL', maps[:, ::2, ::2], arrays['anomalib_radius1_map'])
+  yield of_largest('RAD image scores', 'AL', scoring.top_share_scores(maps, 0.01),
                     arrays['anomalib_radius1_score'])
-
-
-def _of_largest(quantity, origin, value, truth, tolerance=1e-6):
-  """Compares numbers by the largest difference over the largest number."""
-  row = compare(quantity, origin, value, truth, tolerance, f'{_WHY}, of the largest value')
-  return row._replace(limits='relative') if np.isfinite(row.absolute) else row
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (retrieved_comparisons,)
