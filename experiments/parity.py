@@ -4,8 +4,9 @@
 
 The reference is a folder of arrays made by running the paper's released code ("PI") and anomalib
 ("AL"), in float32 and in float64, evaluation code of data sets (`parity_evaluation`), and later networks
-(`parity_successors`) and methods (`parity_retrieval`); `tests/testdata/README.md` says how. Prints a table
-and exits with 1 if anything is out of tolerance. What the folder does not hold is listed as not compared.
+(`parity_successors`) and methods (`parity_banks`, `parity_retrieval`); `tests/testdata/README.md` says how.
+Prints a table and exits with 1 if anything is out of tolerance. What the folder does not hold is listed as
+not compared.
 """
 
 import functools
@@ -20,7 +21,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, entries, parity_evaluation, parity_retrieval, parity_successors, reference
+from experiments import (
+    cli,
+    entries,
+    parity_banks,
+    parity_evaluation,
+    parity_retrieval,
+    parity_successors,
+    reference,
+)
 from experiments.comparisons import Arrays, Row, compare, load, path_of
 from patchcore_jax import backbones, embedding, metrics
 from patchcore_jax.backbones import checkpoints, resnet
@@ -33,7 +42,7 @@ from patchcore_jax.settings import EmbeddingSpec, Preprocessing, ScoringSpec
 
 cli.key_flags()
 
-_PARTS = parity_evaluation, parity_successors, parity_retrieval
+_PARTS = parity_evaluation, parity_successors, parity_banks, parity_retrieval
 
 _REFERENCE = flags.DEFINE_string(
     'reference', 'tests/testdata', 'Folder with the reference arrays.')

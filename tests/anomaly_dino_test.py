@@ -1,91 +1,23 @@
-"""AnomalyDINO and what it shares: against NumPy in float64, its released code, and anomalib."""
+"""AnomalyDINO and what it shares, against NumPy in float64; `parity_test` has its released code beside it."""
 
 import re
-import zlib
 
-import jax
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from experiments import reference
-from patchcore_jax import foreground, rotation, scoring
+from patchcore_jax import rotation
 from patchcore_jax.banks import editing
 from patchcore_jax.banks.model import BankError
-from patchcore_jax.detectors import AnomalyDINO, Run, anomaly_dino
+from patchcore_jax.detectors import AnomalyDINO, Run
 from patchcore_jax.inspection import colours
-from patchcore_jax.search import search_bank
-from patchcore_jax.settings import ScoringSpec
 from tests import small
 
 pytestmark = pytest.mark.accelerator
 
 
-@pytest.fixture(scope='module')
-def arrays(golden):
-  with np.load(golden / 'successors/anomaly_dino.npz') as found:
-    return dict(found)
-
-
-def _patch_scores(arrays, bank=None, **settings):
-  """The patch scores [4, rows, columns] of the stored tokens against references [m, 16]."""
-  detector = AnomalyDINO(rotations=1, **settings)
-  bank = arrays['ref_tokens'].reshape(-1, 16) if bank is None else bank
-  prepared = search_bank.in_one_pass(np.asarray(anomaly_dino.directed(bank, detector.distance)))
-  score = jax.jit(lambda tokens, prepared: anomaly_dino.patch_scores(
-      tokens, prepared, detector, anomaly_dino.background(tokens, detector), size=len(bank),
-      kernels=False)[0])
-  return score(arrays['test_tokens'].reshape(4, *arrays['grid'], 16), prepared)
-
-
 def _close(found, expected, tolerance=1e-6):
   np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
-
-
-class TestReleasedCode:
-
-  @pytest.mark.parametrize('name, settings', [
-      ('plain', {}), ('masked', {'foreground': 'pca_raster'}), ('k3', {'num_neighbors': 3}),
-      ('l2', {'distance': 'euclidean'})])
-  def test_scores(self, arrays, name, settings):
-    patches = _patch_scores(arrays, **settings)
-    _close(patches, arrays[f'authors_{name}_dist'])
-    _close(scoring.top_share_scores(patches, 0.01), arrays[f'authors_{name}_score'])
-    if name == 'plain':
-      maps = scoring.anomaly_maps(patches, tuple(arrays['map_size']), ScoringSpec())
-      _close(maps, arrays['authors_plain_map'])
-
-  def test_principal_scores(self, arrays):
-    found = jax.jit(foreground.principal_scores)(arrays['test_tokens'])
-    np.testing.assert_allclose(found, arrays['first_pc_full_f64'], rtol=0, atol=1e-4)
-
-  @pytest.mark.parametrize('along, name', [('raster', 'authors'), ('grid', 'anomalib')])
-  def test_masks(self, arrays, along, name):
-    tokens = arrays['test_tokens'].reshape(4, *arrays['grid'], 16)
-    found = jax.jit(foreground.masks, static_argnums=1)(tokens, along)
-    np.testing.assert_array_equal(found.reshape(4, -1), arrays[f'{name}_mask'])
-
-  def test_rotations(self, arrays):
-    height, width, _ = arrays['rotation_image_shape']
-    image = reference.successor_image(32, height, width)
-    assert zlib.crc32(image.tobytes()) == arrays['rotation_image_crc32']
-    for degrees, expected in zip(arrays['rotation_angles'], arrays['rotated'], strict=True):
-      found = rotation.turned(image[None], *rotation.tables((height, width), degrees))[0]
-      assert np.abs(np.asarray(found, int) - expected).max() <= 1
-      assert (np.asarray(found) != expected).mean() < 1e-3  # halves that are rounded
-
-
-@pytest.mark.parametrize('name', ['plain', 'masked'])
-def test_equals_anomalib(arrays, name):
-  bank = arrays['ref_tokens'].reshape(-1, 16)
-  if name == 'masked':  # as it has it, of the references too
-    bank = bank[np.asarray(foreground.masks(arrays['ref_tokens'].reshape(3, *arrays['grid'], 16))).ravel()]
-  assert len(bank) == arrays[f'anomalib_{name}_bank_rows']
-  patches = _patch_scores(arrays, bank, foreground='pca' if name == 'masked' else 'none')
-  _close(scoring.top_share_scores(patches, 0.01), arrays[f'anomalib_{name}_score'])
-  spec = ScoringSpec(upsampling='nearest', blur_edges='reflect')
-  maps = scoring.anomaly_maps(patches, tuple(arrays['map_size']), spec)
-  _close(maps, arrays[f'anomalib_{name}_map'], 2e-6)  # its float32 is off by 6e-7 itself
 
 
 class TestRotation:

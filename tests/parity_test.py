@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import parity, parity_evaluation, parity_retrieval, parity_successors
+from experiments import parity, parity_banks, parity_evaluation, parity_retrieval, parity_successors
 from patchcore_jax.backbones import checkpoints
 from tests import conftest
 
@@ -23,7 +23,7 @@ def _assert_passed(rows, *, some=True):
 # Those whose arrays are too large for the repository.
 _FULL_SET_ONLY = (
     parity_evaluation.mvtec_large, parity_evaluation.ad_2, parity_evaluation.validation_thresholds,
-    *parity_successors.CHECKS, *parity_retrieval.CHECKS)
+    *parity_successors.CHECKS, *parity_banks.CHECKS, *parity_retrieval.CHECKS)
 _SLOW = (parity.networks, parity_evaluation.mvtec_large, parity_successors.transformers)
 
 
