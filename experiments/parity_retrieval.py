@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments.comparisons import Row, compare, load, of_largest
 from patchcore_jax import scoring
-from patchcore_jax.detectors import RAD, rad, tokens
+from patchcore_jax.detectors import RAD, MuSc, musc, rad, tokens
 
 
 def retrieved_comparisons(folder: Path) -> Iterator[Row]:
@@ -43,5 +44,33 @@ def retrieved_comparisons(folder: Path) -> Iterator[Row]:
                     arrays['anomalib_radius1_score'])
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (retrieved_comparisons,)
-FILES = ('rad.npz',)
+def mutual_comparisons(folder: Path) -> Iterator[Row]:
+  """Compares what MuSc aggregates, its mutual scores and maps, and its image scores, shared or not."""
+  arrays = load(folder, 'musc.npz')
+  if not arrays:
+    return
+  grid, size, share = tuple(arrays['grid']), tuple(map(int, arrays['map_size'])), MuSc().share
+  layers = [layer.reshape(len(layer), *grid, -1) for layer in arrays['tokens']]
+  found = [jax.jit(musc.aggregated, static_argnums=1)(layer, 3) for layer in layers]
+  yield of_largest('MuSc aggregated', 'MuSc', np.stack(found, 3).reshape(arrays['aggregated_r3_f64'].shape),
+                   arrays['aggregated_r3_f64'])
+  means = []
+  for degree in arrays['r_list'].tolist():
+    scores = np.stack([musc.mutual_scores(layer, degree, share) for layer in layers])
+    truth = arrays[f'mutual_r{degree}_f64']
+    yield of_largest(f'MuSc mutual scores, r = {degree}', 'MuSc', scores.reshape(truth.shape), truth)
+    means.append(scores.mean(0))
+  scores = np.mean(means, 0)
+  yield of_largest('MuSc patch scores', 'MuSc', scores.reshape(len(scores), -1), arrays['patch_scores_f64'])
+  maps = musc.maps(scores, size)
+  yield of_largest('MuSc maps', 'MuSc', maps, arrays['map_f64'])
+  maxima = np.asarray(maps).max((1, 2))
+  yield of_largest('MuSc largest of maps', 'MuSc', maxima, arrays['image_max_f64'])
+  for ks in ((1, 2, 3), (2, 3)):
+    scores = musc.rescored(maxima, arrays['class_tokens'], ks)
+    truth = arrays[f'rscin_k{"".join(map(str, ks))}_f64']
+    yield of_largest(f'MuSc image scores, k in {ks}', 'MuSc', scores, truth)
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (retrieved_comparisons, mutual_comparisons)
+FILES = ('rad.npz', 'musc.npz')

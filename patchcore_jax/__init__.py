@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       GeoTrans,
       MahalanobisAD,
       MHPatchCore,
+      MuSc,
       PaDiM,
       PatchCore,
       PatchSVDD,
@@ -59,9 +60,9 @@ _MODULES = {
 __all__ = [
     'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
     'EmbeddingSpec', 'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
-    'MHPatchCore', 'MahalanobisAD', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
-    'Preprocessing', 'ScoringSpec', 'SoftPatch', 'Student', '__version__', 'backbones', 'coreset',
-    'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'MHPatchCore', 'MahalanobisAD', 'MuSc', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD',
+    'PixelStatistics', 'Preprocessing', 'ScoringSpec', 'SoftPatch', 'Student', '__version__', 'backbones',
+    'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str) -> Any:

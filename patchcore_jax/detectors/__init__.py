@@ -19,6 +19,7 @@ from patchcore_jax.detectors.settings import (
     Ensemble,
     MahalanobisAD,
     MHPatchCore,
+    MuSc,
     PaDiM,
     PatchCore,
     PixelStatistics,
@@ -44,5 +45,6 @@ from patchcore_jax.detectors.trained_settings import (
 __all__ = [
     'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CrossScores',
     'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
-    'HostScoreFn', 'MHPatchCore', 'MahalanobisAD', 'PaDiM', 'PatchCore', 'PatchSVDD', 'PixelStatistics',
-    'Run', 'ScoreFn', 'Scores', 'SoftPatch', 'Statistics', 'Student', 'find', 'of_model', 'of_settings']
+    'HostScoreFn', 'MHPatchCore', 'MahalanobisAD', 'MuSc', 'PaDiM', 'PatchCore', 'PatchSVDD',
+    'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'SoftPatch', 'Statistics', 'Student', 'find',
+    'of_model', 'of_settings']

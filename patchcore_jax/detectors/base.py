@@ -159,6 +159,8 @@ class Detector:
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
       a `HostScoreFn`, and is neither exported nor a member of ensembles.
+    of_a_set: whether it scores the very images that it was fitted on, unlabelled, by each other. Such a
+      method has a `host_step`, an evaluation fits it on the test images, and it has no thresholds.
   """
 
   name: ClassVar[str]
@@ -170,6 +172,7 @@ class Detector:
   uses_defects: ClassVar[bool] = False
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''
+  of_a_set: ClassVar[bool] = False
 
   @property
   def row(self) -> str:
@@ -249,6 +252,10 @@ class Detector:
     """
     if folds < 2:
       raise ValueError(f'folds={folds}: expected at least 2.')
+    if self.of_a_set:
+      raise ValueError(
+          f'{self.title} has no thresholds: {self.host_step}. Fit it without (--folds 0, or '
+          'false_alarm_rate=None in Python).')
     self.check_defects(sum(example.label != 0 for example in data.examples))
     code = self._code()
     if not hasattr(code, 'fit_and_cross_score'):

@@ -261,3 +261,51 @@ class MHPatchCore(Detector):
   def resolved(self, backbones: Sequence[Any]) -> 'MHPatchCore':
     """Settles the kind of the embedding, where it is 'auto', by the network."""
     return dataclasses.replace(self, embedding=embedding_of(self.embedding, backbones))
+
+
+@dataclasses.dataclass(frozen=True)
+class MuSc(Detector):
+  """MuSc (Li et al., "MuSc: Zero-Shot Industrial Anomaly Classification and Segmentation with Mutual Scoring
+  of the Unlabeled Images", ICLR 2024). It needs no good images: those of a set score each other.
+
+  A fit is given the images that are to be scored, good and bad without labels, and finds their scores; the
+  model knows these images again, and no others. It has no thresholds, which come from good images, no export,
+  and no service.
+
+  The last of the network's layers is the class token, those before it are of patches; the paper's for DINOv2
+  are blocks.5, blocks.11, blocks.17, blocks.23 and blocks.23.cls of ViT-L/14, or 2, 5, 8, 11 of ViT-B/14. The
+  defaults are those of the released code for MVTec AD, whose network of the main tables is CLIP's, which is
+  not here, and which computes it in half precision.
+
+  Attributes:
+    degrees: r, for each of which patches are averaged over r x r neighbours before they are compared.
+    share: the share of the other images by which a patch is scored, those nearest to it.
+    neighborhoods: an image's score is averaged over the k images most like it by their class tokens, itself
+      among them, for each of these k, and lies between 0 and 1; () for the largest value of its map.
+      Published: (1, 2, 3) for MVTec AD and BTAD, (1, 8, 9) for VisA.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'musc'
+  title: ClassVar[str] = 'MuSc'
+  module: ClassVar[str] = 'patchcore_jax.detectors.musc'
+  only_scoring: ClassVar[tuple[str, ...]] = ('neighborhoods',)
+  of_a_set: ClassVar[bool] = True
+  host_step: ClassVar[str] = 'it scores the images of one set by each other, and none alone'
+
+  degrees: tuple[int, ...] = (1, 3, 5)
+  share: float = 0.3
+  neighborhoods: tuple[int, ...] = (1, 2, 3)
+
+  def __post_init__(self):
+    if not self.degrees or any(degree < 1 or degree % 2 == 0 for degree in self.degrees):
+      raise ValueError(f'musc.degrees={self.degrees}: expected odd numbers, such as (1, 3, 5).')
+    if not 0 < self.share <= 1:
+      raise ValueError(f'musc.share={self.share}: expected more than 0, and at most 1.')
+    if any(k < 1 for k in self.neighborhoods):
+      raise ValueError(f'musc.neighborhoods={self.neighborhoods}: expected numbers from 1, or () for none.')
+
+  def check_defects(self, number: int) -> None:
+    """Takes every image: labels are not looked at."""

@@ -168,6 +168,11 @@ class Experiment:
     if self.settings.report.maps:
       with extras.needed_for('Writing anomaly maps as TIFF'):
         import tifffile  # noqa: F401, which is missed before anything long
+    method, protocol = self.settings.method, self.settings.metrics.protocol
+    if method.of_a_set and PROTOCOLS[protocol].validation:
+      raise ValueError(
+          f'metrics.protocol={protocol} takes a threshold from validation images, and {method.title} makes '
+          f'none: {method.host_step}. Take another protocol.')
     for category in categories:
       if not self.has(category.name):
         protocols.check(self.settings.metrics, category, self.settings.data.root)
@@ -304,7 +309,7 @@ class Experiment:
     path.parent.mkdir(parents=True, exist_ok=True)
     members = path.with_name(f'{path.name}.members')
     began = time.monotonic()
-    model = detector.fit(images.train, backbones, Run(
+    model = detector.fit(images.test if detector.of_a_set else images.train, backbones, Run(
         progress=progress, notify=lambda plan: self._listener.say(f'{images.name}: {plan}'),
         seed=self.settings.seed, memory_gb=self.settings.fit.memory_gb, scratch=path.parent,
         checkpoints=members, several_processes=jax.process_count() > 1))

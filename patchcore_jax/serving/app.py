@@ -107,8 +107,10 @@ def create_app(
     on_ready: called when all is compiled, with None, or with the exception that prevented it.
 
   Raises:
-    ValueError: regions are to be ignored, and the bank knows none.
+    ValueError: regions are to be ignored, and the bank knows none; or a method that scores no image alone.
   """
+  if inspector.detector.of_a_set:
+    raise ValueError(f'{inspector.detector.title} has no service: {inspector.detector.host_step}.')
   if options and options.min_area:
     inspection.check_knows_regions(inspector)
   service = _Service(inspector, name, options or Options(), token)
