@@ -121,6 +121,19 @@ class TestMergeReduce:
     points = np.float32([[0], [0.1], [0.2], [100], [103]])
     assert merge_reduce.radius_bound(points, np.array([4, 3]), start=[0, 1, 2]) == 100
 
+  def test_selects_from_the_outermost_point_on(self):
+    points = np.float32([[0], [1], [2], [10]])  # their mean is 3.25
+    found = Reducer(KEY, outermost=True).reduce([merge_reduce.Part(points, np.arange(4), points)], 3)
+    assert found.rows.tolist() == [3, 0, 2] and found.bound == 2  # no farther than the last was
+
+  def test_two_of_a_level_are_merged_where_that_is_asked_for(self):
+    tree, held = Tree(10, Reducer(KEY, outermost=True), merged=2), []
+    for block in blocks(200):
+      tree.add(block)
+      held.append(len(tree.parts))
+    assert held == [bin(i + 1).count('1') for i in range(len(held))] and len(held) > 4
+    assert len(tree.root(15).rows) == min(15, 10 * held[-1])
+
   def test_errors(self):
     with pytest.raises(ValueError, match='num_selected=5: there are 0 points'):
       merge_reduce.merge_reduce([], 5, reducer())

@@ -39,19 +39,21 @@ class TestReweightedImageScores:
     return scoring.reweighted_image_scores(
         embeddings, distances_sq.reshape(b, p, 1), indices.reshape(b, p, 1), bank, spec)
 
-  @pytest.mark.parametrize('distance', ['root', 'squared'])
+  @pytest.mark.parametrize('distance, image_score', [
+      ('root', 'reweighted'), ('squared', 'reweighted'), ('squared', 'reweighted_squared')])
   @pytest.mark.parametrize('support', [2, 9])
-  def test_equals_equation_7(self, distance, support):
+  def test_equals_equation_7(self, distance, image_score, support):
     embeddings, bank = self._inputs()
-    spec = ScoringSpec(distance=distance, image_score='reweighted', support_neighbors=support)
+    spec = ScoringSpec(distance=distance, image_score=image_score, support_neighbors=support)
     expected = []
     for image in embeddings.astype(np.float64):
       distances = np.linalg.norm(image[:, None] - bank, axis=-1)
       patch = distances.min(1).argmax()
       nearest = distances[patch].argmin()
       others = np.linalg.norm(bank - bank[nearest], axis=-1).argsort(kind='stable')[:support]
-      exponentials = np.exp(distances[patch][others])
-      weight = 1 - np.exp(distances[patch, nearest]) / exponentials.sum()
+      power = 2 if image_score == 'reweighted_squared' else 1
+      exponentials = np.exp(distances[patch][others]**power)
+      weight = 1 - np.exp(distances[patch, nearest]**power) / exponentials.sum()
       score = distances[patch, nearest]
       expected.append(weight * (score if distance == 'root' else score**2))
     np.testing.assert_allclose(self._value(embeddings, bank, spec), expected, rtol=2e-6)

@@ -279,11 +279,15 @@ def info(model: Any) -> list[str]:
         f'({found.method}): at most {100 * found.guaranteed_rate:.2g} % of good images are called anomalous')
   else:
     lines.append('no thresholds')
+  noise = model.arrays.get('noise')
+  if noise is not None:
+    lines.append(f'{np.sum(noise)} of {d.num_patches} patches were taken for noise')
   lines += [f'{event.when} {event.what}' for event in d.history]
   if 'indices' in model.arrays:
     image = np.asarray(model.arrays['indices']) // (d.num_patches // d.num_images)
     counts = np.bincount(image, minlength=d.num_images)
-    lines += [f'  {count:6} patches of {name}' for count, name in zip(counts, d.images)]
+    others = [''] * d.num_images if noise is None else [f', {n} taken for noise' for n in noise]
+    lines += [f'  {count:6} patches of {name}{rest}' for count, name, rest in zip(counts, d.images, others)]
   else:
     lines += [f'  {name}' for name in d.images]
   return lines
