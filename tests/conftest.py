@@ -42,12 +42,39 @@ def forgetful():
     jax.clear_caches()
 
 
-@pytest.fixture(scope='session', autouse=True)
-def float32_products():
-  """Has products in float32 where a test does not ask for bfloat16: a second type is compiled once more."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr('patchcore_jax.search.slots._may_be_fast', lambda: False)
+@pytest.fixture(scope='module', autouse=True)
+def small_programs(request):
+  """Has programs made small and compiled with little care, also in processes that tests start.
+
+  The compiler takes most of the time of small tests, and a third of it is enough: banks are compared as a
+  whole, learnt layers convolve by products, and products are in float32 only, as a second type is compiled once
+  more. Modules that are about these, about rounding or about speed are marked `as_shipped`.
+  """
+  if request.node.get_closest_marker('as_shipped'):
     yield
+    return
+  import jax
+
+  from patchcore_jax.learned import layers
+  from patchcore_jax.search import neighbors, slots
+
+  on_cpu = jax.default_backend() == 'cpu'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(slots, '_may_be_fast', lambda: False)
+    patch.setattr(layers, '_FEWEST_CELLS', 10**9)
+    if on_cpu:
+      patch.setattr(neighbors, '_in_stages', _compare_all)
+      patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
+      jax.config.update('jax_disable_most_optimizations', True)
+    yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+def _compare_all(queries, bank, *, sizes, k, blocks, kernel=None):
+  """Searches as `neighbors._in_stages` does, without stages."""
+  from patchcore_jax.search import neighbors
+
+  return neighbors._by_all(queries, bank, sizes, k)[0]
 
 
 @pytest.fixture(scope='session')
@@ -93,17 +120,3 @@ def browser():
   options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
   with webdriver.Chrome(options, webdriver.ChromeService(driver)) as opened:
     yield opened
-
-
-@pytest.fixture(scope='module')
-def quickly_compiled():
-  """Has small networks compiled with little care, and convolve by products: slower, but ready in a sixth."""
-  import jax
-
-  from patchcore_jax.learned import layers  # which imports JAX too
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(layers, '_FEWEST_CELLS', 10**9)
-    jax.config.update('jax_disable_most_optimizations', jax.default_backend() == 'cpu')
-    yield
-    jax.config.update('jax_disable_most_optimizations', False)

@@ -10,7 +10,7 @@ import pytest
 from patchcore_jax.search import coreset, k_center, k_center_gpu, slots
 from tests import precision
 
-pytestmark = pytest.mark.accelerator
+pytestmark = [pytest.mark.accelerator, pytest.mark.as_shipped]
 
 
 def _points(n=300, d=8, seed=0):  # more than a block of lanes, and not a multiple

@@ -56,7 +56,7 @@ from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, Sc
 from tests import precision, small
 from tests.toy import Toy
 
-pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
+pytestmark = pytest.mark.accelerator
 
 GOOD, NEW = small.images(12), small.images(7, seed=3)
 FOLDS = 2
@@ -498,7 +498,7 @@ def scores_of_every_detector():
   That devices share a training is tested in float64, by `loop_test`. Scoring by such networks is split by the
   same code, so one of them stands for all, which would be minutes of compiling.
   """
-  layers._FEWEST_CELLS = 10**9  # as by `quickly_compiled`, which another process knows nothing of
+  layers._FEWEST_CELLS = 10**9  # as by `small_programs`, which another process knows nothing of
   found = []
   for name, case in CASES.items():
     if isinstance(case.detector, Trained):

@@ -14,8 +14,6 @@ from patchcore_jax.detectors.trained import adam
 from patchcore_jax.learned import flow
 from tests import small, trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = DifferNet(size=32, batch_size=4, steps=2, turns=4, angles='even', test_turns=4, blocks=2, hidden=8)
 NETWORK = (small.backbone(),)
 IMAGES = trained.parts(6, 32)

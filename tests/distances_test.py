@@ -7,7 +7,7 @@ import pytest
 
 from patchcore_jax.search import distances
 
-pytestmark = pytest.mark.accelerator
+pytestmark = [pytest.mark.accelerator, pytest.mark.as_shipped]
 
 
 def _points(n, d, seed=0):

@@ -11,8 +11,6 @@ from patchcore_jax.detectors import DSEBM, dsebm
 from patchcore_jax.learned import transforms
 from tests import trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = DSEBM(size=16, batch_size=4, filters=4, hidden=8)
 NETWORK = dsebm.Energy(4, 8, 'relu')
 IMAGES = trained.parts(4, 16)

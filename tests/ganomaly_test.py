@@ -13,8 +13,6 @@ from patchcore_jax.detectors import GANomaly, ganomaly
 from patchcore_jax.learned import transforms
 from tests import trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = GANomaly(size=16, batch_size=4, filters=4, latent=5)
 IMAGES = trained.parts(4, 16)
 X = 2 * transforms.scaled(jnp.asarray(IMAGES)) - 1

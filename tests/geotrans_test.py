@@ -13,8 +13,6 @@ from patchcore_jax.detectors import GeoTrans, geotrans
 from patchcore_jax.detectors.trained import adam
 from tests import trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = GeoTrans(size=32, batch_size=4, width=1, at_once=3)
 EVERY = jnp.arange(72)
 

@@ -12,8 +12,6 @@ from patchcore_jax.detectors import ITAE, itae
 from patchcore_jax.learned import transforms
 from tests import small, trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = ITAE(size=16, batch_size=4, steps=2, width=2)
 IMAGES = trained.parts(6, 16)
 

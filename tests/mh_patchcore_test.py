@@ -13,7 +13,7 @@ from patchcore_jax.detectors import MHPatchCore, Run, patchcore
 from patchcore_jax.settings import EmbeddingSpec
 from tests import small
 
-pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
+pytestmark = pytest.mark.accelerator
 
 _RNG = np.random.default_rng(0)
 ROWS = (_RNG.standard_normal((90, 6)) * [9, 5, 3, 2, 1, 0.1]) @ _RNG.standard_normal((6, 6)) + 4

@@ -15,7 +15,7 @@ from patchcore_jax.serving import app
 from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing
 from tests import small
 
-pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
+pytestmark = pytest.mark.accelerator
 
 DETECTOR, SET = MuSc(degrees=(1, 3), share=0.5), small.images(7)  # by the nearest 3 of the others
 

@@ -10,7 +10,7 @@ from patchcore_jax.search import distances, neighbors, neighbors_gpu, search_ban
 from patchcore_jax.settings import SearchSpec
 from tests import precision
 
-pytestmark = pytest.mark.accelerator
+pytestmark = [pytest.mark.accelerator, pytest.mark.as_shipped]
 
 
 def _data(q=100, m=300, d=32, offset=0.0):

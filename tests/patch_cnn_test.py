@@ -9,7 +9,6 @@ from patchcore_jax.learned import loop, patch_cnn
 from patchcore_jax.learned.patch_cnn import EXTENTS, STRIDES, PatchNet
 from tests import trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
 FIELDS = (17, 33, 65)
 
 

@@ -12,8 +12,6 @@ from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchSVDD, patch_svdd
 from tests import small, trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = PatchSVDD(size=96, batch_size=4, width=3, code=5, bank_ratio=1.0)
 UNTRAINED = dataclasses.replace(SMALL, steps=0, batch_size=2)
 NETWORK = patch_svdd.Network(3, 5)

@@ -10,7 +10,7 @@ from patchcore_jax.detectors import RAD, rad
 from patchcore_jax.settings import SearchSpec
 from tests import small
 
-pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
+pytestmark = pytest.mark.accelerator
 
 
 def _unit(x):

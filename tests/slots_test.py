@@ -6,6 +6,8 @@ import pytest
 
 from patchcore_jax.search import slots
 
+pytestmark = pytest.mark.as_shipped
+
 
 def _shortlist(queries, rows, length, dtype='float32', count=None):
   queries, columns = jnp.asarray(queries, dtype), jnp.asarray(rows.T, dtype)

@@ -13,7 +13,7 @@ from patchcore_jax.detectors import Run, SoftPatch, patchcore, soft_patch
 from patchcore_jax.settings import EmbeddingSpec
 from tests import small
 
-pytestmark = [pytest.mark.accelerator, pytest.mark.usefixtures('quickly_compiled')]
+pytestmark = pytest.mark.accelerator
 
 GROUPS = np.random.default_rng(0).standard_normal((5, 14, 9)).astype(np.float32)
 

@@ -15,8 +15,6 @@ from patchcore_jax.detectors import trained as trained_methods
 from patchcore_jax.learned.patch_cnn import PatchNet
 from tests import small, trained
 
-pytestmark = pytest.mark.usefixtures('quickly_compiled')
-
 SMALL = Student(size=32, field=17, width=3, descriptor=4, steps=0, teacher_steps=0, batch_size=2)
 NETWORK = (small.backbone(),)
 IMAGES = trained.parts(6, 32)
