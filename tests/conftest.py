@@ -47,8 +47,8 @@ def small_programs(request):
   """Has programs made small and compiled with little care, also in processes that tests start.
 
   The compiler takes most of the time of small tests, and a third of it is enough: banks are compared as a
-  whole, learnt layers convolve by products, and products are in float32 only, as a second type is compiled once
-  more. Modules that are about these, about rounding or about speed are marked `as_shipped`.
+  whole, learnt layers convolve by products, and products are in float32 only, as a second type is compiled
+  anew. Modules that are about these, about rounding or about speed are marked `as_shipped`.
   """
   if request.node.get_closest_marker('as_shipped'):
     yield

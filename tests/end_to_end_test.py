@@ -19,8 +19,6 @@ from patchcore_jax.banks.model import flat
 from patchcore_jax.report import per_image
 from tests import conftest, plates, small
 
-pytestmark = pytest.mark.as_shipped
-
 
 def _command(data, workdir, **overrides):
   flags = [

@@ -1,4 +1,5 @@
-"""Labelled defects, of which some methods learn: how they come in, and that none is counted twice or lost."""
+"""Labelled defects, of which some methods learn, or that pass for good images: how they come in, and that none is
+counted twice or lost."""
 
 import dataclasses
 import functools
@@ -193,3 +194,40 @@ class TestEvaluation:
       self.settings(root, detector=MeanImage())
     with pytest.raises(ValueError, match='labelled defects too, and there are none'):
       self.settings(root, 0)
+
+
+class TestNoise:
+  """Defects that pass for good training images."""
+
+  def images(self, root, noise, **data):
+    settings = Settings(DataSpec(root=str(root), noise=noise, **data), MeanImage(),
+                        preprocessing=Preprocessing(resize=(), crop=()))
+    return Images(settings, folder.MVTEC.load_category(root, 'part'))
+
+  def test_drawn_from_the_test_images_and_gone_from_there(self, root):
+    category, images = folder.MVTEC.load_category(root, 'part'), self.images(root, 0.49)
+    assert len(images.noise) == 3  # of 8, rounded down
+    assert list(images.train.examples) == [*category.train, *images.noise]
+    assert not any(example.label for example in images.train.examples)
+    drawn = [example._replace(label=1) for example in images.noise]
+    assert sorted([*images.test.examples, *drawn]) == sorted(category.test)
+    assert self.images(root, 0.49).noise == images.noise
+    assert len({tuple(self.images(root, 0.49, draw=i).noise) for i in range(8)}) > 1
+    assert not self.images(root, 0).noise
+
+  def test_counted_and_named(self, root, tmp_path):
+    given = {'detector': MeanImage(size=32, batch_size=4, steps=2), 'out': tmp_path,
+             'preprocessing': Preprocessing(resize=(), crop=())}
+    with pytest.warns(UserWarning, match=r'2 anomalous images are trained on as if .*: square/\d.png, square/'):
+      (row,) = pc.evaluate(root, noise=0.25, **given)
+    assert (row['num_train'], row['num_noise'], row['num_test'], row['num_leaked']) == (10, 2, 6, 0)
+    assert pc.evaluate(root, noise=0.25, **given)[0]['num_noise'] == 2  # from the file
+    with pytest.raises(ValueError, match='data.noise was 0.25, now 0.5'):
+      pc.evaluate(root, noise=0.5, **given)
+
+  @pytest.mark.parametrize('noise, words', [
+      (0.1, '0 of the 5 anomalous test images of part would join the 8 training images'),
+      (0.7, '5 of the 5 anomalous test images'), (1.5, 'data.noise=1.5: expected 0 to 1')])
+  def test_errors(self, root, noise, words):
+    with pytest.raises(ValueError, match=words):
+      self.images(root, noise)
