@@ -104,7 +104,7 @@ def _features(points: Sequence[Settings], category: Category, workdir: Path) -> 
   first, *_ = points
   needed = {layer for p in points for network in create(p.backbone, p.seed) for layer in network.layers}
   (network,) = create(dataclasses.replace(first.backbone, layers=tuple(sorted(needed))), first.seed)
-  everything = dataclasses.replace(first, data=dataclasses.replace(first.data, shots=0))
+  everything = dataclasses.replace(first, data=dataclasses.replace(first.data, shots=0, noise=0.0))
   with terminal.progress_bar(category.name) as progress:
     return Features(network, Images(everything, category), workdir, progress)
 

@@ -258,6 +258,9 @@ class DataSpec:
     labelled_defects: for methods that learn from some, as a share of the number of training images: so many
       defects, at least one, are drawn from the test images, and are none of those any more. The paper of
       CAVGA has 0.02.
+    noise: to measure how a method bears defects among its training images, as a share of their number: so
+      many anomalous test images, rounded down, are drawn, join them as if they were good, and are no test
+      images any more (SoftPatch's protocol, which has 0.1).
     batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
@@ -275,6 +278,7 @@ class DataSpec:
   shots: int = 0
   draw: int = 0
   labelled_defects: float = 0.0
+  noise: float = 0.0
   batch_size: int = 0
   num_workers: int = 0
   on_error: str = 'raise'
@@ -292,6 +296,8 @@ class DataSpec:
       raise ValueError(f'data.shots={self.shots}, data.draw={self.draw}: expected at least 0.')
     if not 0 <= self.labelled_defects <= 1:
       raise ValueError(f'data.labelled_defects={self.labelled_defects}: expected 0 to 1.')
+    if not 0 <= self.noise <= 1:
+      raise ValueError(f'data.noise={self.noise}: expected 0 to 1.')
     if self.on_error not in ('raise', 'skip'):
       raise ValueError(f"data.on_error={self.on_error!r}: expected 'raise' or 'skip'.")
     if self.batch_size < 0 or self.num_workers < 0:

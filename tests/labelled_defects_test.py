@@ -1,5 +1,5 @@
-"""Labelled defects, of which some methods learn, or that pass for good images: how they come in, and that none is
-counted twice or lost."""
+"""Labelled defects, of which some methods learn, or that pass for good images: how they come in, and that
+none is counted twice or lost."""
 
 import dataclasses
 import functools
@@ -218,7 +218,7 @@ class TestNoise:
   def test_counted_and_named(self, root, tmp_path):
     given = {'detector': MeanImage(size=32, batch_size=4, steps=2), 'out': tmp_path,
              'preprocessing': Preprocessing(resize=(), crop=())}
-    with pytest.warns(UserWarning, match=r'2 anomalous images are trained on as if .*: square/\d.png, square/'):
+    with pytest.warns(UserWarning, match=r'2 anomalous images are trained on .*: square/\d.png, square/'):
       (row,) = pc.evaluate(root, noise=0.25, **given)
     assert (row['num_train'], row['num_noise'], row['num_test'], row['num_leaked']) == (10, 2, 6, 0)
     assert pc.evaluate(root, noise=0.25, **given)[0]['num_noise'] == 2  # from the file

@@ -126,8 +126,8 @@ class TestSweep:
     """Shared feature maps or not, the rows are those of experiments.mvtec."""
     points = (
         'detector=patchcore coreset.ratios=0.2', 'data.shots=3 data.draw=1 backbone.layers=layer1',
-        'detector=padim padim.num_dims=20', 'detector=spade spade.num_images=2', 'detector=ocsvm',
-        'preprocess.crop=48')
+        'detector=padim padim.num_dims=20', 'detector=spade spade.num_images=2',
+        'detector=ocsvm data.noise=0.4', 'preprocess.crop=48')
     config = plates.config(pristine, sweep=points, data__categories=('bolt',))
     sweep.run(config, tmp_path / 'sweep')
     for point in points:

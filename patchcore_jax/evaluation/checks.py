@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from patchcore_jax.data import image_contents, image_files, preprocess, value_range
 from patchcore_jax.data.folder import Category, Example
@@ -74,6 +75,15 @@ def defect_notes(images: Images) -> list[str]:
   kinds = collections.Counter(example.defect for example in images.defects)
   return [f'{len(images.defects)} defects are learned from, and are no test images any more: '
           f'{", ".join(f"{n} {kind}" for kind, n in kinds.items())}']
+
+
+def noise_notes(images: Images) -> list[str]:
+  """Lists what the user must know of anomalous images that pass for good ones in the training."""
+  if not images.noise:
+    return []
+  names = ', '.join(f'{e.defect}/{Path(e.image_path).name}' for e in images.noise)
+  return [f'{len(images.noise)} anomalous images are trained on as if they were good, and are no test images '
+          f'any more: {names}']
 
 
 def range_notes(images: Images) -> list[str]:

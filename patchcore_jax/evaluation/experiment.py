@@ -191,7 +191,7 @@ class Experiment:
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
     settings, model = self.settings, self._restored(backbones, images)
-    told = [*checks.defect_notes(images), *checks.range_notes(images)]
+    told = [*checks.noise_notes(images), *checks.defect_notes(images), *checks.range_notes(images)]
     self._tell(images.name, told)
     with self._listener.progress(images.name) as progress:
       model = model or self._fitted(backbones, images, progress)
@@ -216,6 +216,7 @@ class Experiment:
           'bank_size': size, **rated.values, 'fit_seconds': round(model.description.fit_seconds, 2),
           'ms_per_image': round(_ms_per_image(tested.times, images.batch_size), 2),
           results.LEAKED: len(leaks.pairs),
+          **({results.NOISE: len(images.noise)} if images.noise else {}),
           **({results.DEFECTS: model.description.num_defects} if images.defects else {})})
       scores_of_images += per_image.scores(ratio, rated.examples, rated.scores.image, rated.per_image)
       intervals += [(ratio, *item) for item in rated.intervals.items()]

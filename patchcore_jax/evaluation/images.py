@@ -31,8 +31,9 @@ class Images:
     preprocessing: what is done to them: that of the settings, with the value range of the training images.
     train, test: its images; those of the test with masks where there are any.
     validation: good images that are neither, where the protocol needs them; else empty.
-    defects: labelled defects among the training images, behind the good ones. They were test images, and are
-      none any more.
+    noise: anomalous images among the training images, behind the good ones, which pass for good. They were
+      test images, and are none any more.
+    defects: labelled defects among the training images, behind these. They were test images too.
     files: training and test images, also where `train` and `test` are feature maps.
     has_masks: whether there are masks.
     batch_size: images that pass through the network at once.
@@ -48,13 +49,16 @@ class Images:
     self.shots = tuple(Path(e.image_path).name for e in train) if settings.data.shots else ()
     self.defects = labelled_defects(category.test, len(train), settings)
     taken = {e.image_path for e in self.defects}
+    self.noise = noise([e for e in category.test if e.image_path not in taken], len(train), settings)
+    taken |= {e.image_path for e in self.noise}
     tested = [e for e in category.test if e.image_path not in taken]
     self.batch_size = parallel.divisible_batch_size(settings.data.batch_size)
     self.digests: dict[str, bytes] = {}
     train, test = (
         DigestedData(**vars(data_of(settings, examples, self.skipped, with_masks=with_masks)),
                      digests=self.digests)
-        for examples, with_masks in ((train + self.defects, False), (tested, category.has_masks)))
+        for examples, with_masks in (
+            (train + self.noise + self.defects, False), (tested, category.has_masks)))
     self.train = train.measured()
     self.preprocessing = self.train.preprocessing
     self.test = dataclasses.replace(test, preprocessing=self.preprocessing)
@@ -124,9 +128,9 @@ class Features:
 
   def _add(self, example, batch, row, maps, scratch, total):
     """Adds the feature maps and the mask of one image."""
-    at = self.rows[example] = len(self.rows)
+    at = self.rows[example.image_path] = len(self.rows)
     if batch.mask is not None:
-      self.masks[example] = batch.mask[row]
+      self.masks[example.image_path] = batch.mask[row]
     for layer, values in zip(self.layers, maps, strict=True):
       if layer not in self.maps:
         self.maps[layer] = disk_arrays.DiskArray(scratch, (total, *values.shape[1:]))
@@ -169,17 +173,17 @@ class FeatureData:
     if shuffle is not None or augment is not None:
       raise ValueError('Feature maps that are shared are neither shuffled nor augmented: fit on the images.')
     features, batch_size = self.features, self.data.batch_size
-    known = [(i, e) for i, e in enumerate(self.examples) if e in features.rows]
+    known = [(i, e.image_path) for i, e in enumerate(self.examples) if e.image_path in features.rows]
     for begin in range(0, len(known), batch_size):
       part = known[begin:begin + batch_size]
       missing = batch_size - len(part)
-      rows = np.pad(np.array([features.rows[e] for _, e in part]), (0, missing), mode='edge')
+      rows = np.pad(np.array([features.rows[path] for _, path in part]), (0, missing), mode='edge')
       maps = {layer: array[rows] for layer, array in features.maps.items()}
       index = np.array([i for i, _ in part] + [-1] * missing, np.int32)
       masks = None
       if self.data.with_masks:
         masks = np.stack(
-            [features.masks[e] for _, e in part] + [np.zeros(features.image_size, bool)] * missing)
+            [features.masks[path] for _, path in part] + [np.zeros(features.image_size, bool)] * missing)
       yield Batch(FeatureMaps(maps, features.image_size), masks, index)
 
 
@@ -231,6 +235,32 @@ def labelled_defects(test: Sequence[Example], num_train: int, settings: Settings
         f'data.labelled_defects={settings.data.labelled_defects}: {count} of the {len(defects)} defects '
         f'among the test images of {test[0].category} would be learned from: expected fewer.')
   return _some_of(defects, count, settings.seed, settings.data.draw)
+
+
+def noise(test: Sequence[Example], num_train: int, settings: Settings) -> list[Example]:
+  """Draws from the test images the defects that pass for good training images, and keeps their order.
+
+  Args:
+    test: all test images, but for those that are learned from as defects.
+    num_train: training images, of whose number there is a share.
+    settings: of the run.
+
+  Returns:
+    The images with the label of good ones; [] where none are wanted.
+
+  Raises:
+    ValueError: a share that is no image, or so many that no defect would be left to test.
+  """
+  if not settings.data.noise:
+    return []
+  count = int(settings.data.noise * num_train)
+  defects = [example for example in test if example.label]
+  if not 0 < count < len(defects):
+    raise ValueError(
+        f'data.noise={settings.data.noise}: {count} of the {len(defects)} anomalous test images of '
+        f'{test[0].category} would join the {num_train} training images: expected at least one, and fewer '
+        'than there are.')
+  return [e._replace(label=0) for e in _some_of(defects, count, settings.seed, settings.data.draw)]
 
 
 def _some_of(examples, count, seed, draw):

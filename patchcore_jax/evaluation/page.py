@@ -28,6 +28,7 @@ from patchcore_jax.settings import Preprocessing
 _WHICH = {'category': page.Column('Category'), 'coreset_ratio': page.Column('Coreset', 'percent')}
 _SIZES_AND_TIMINGS = {
     'num_train': page.Column('Trained on', 'count'), 'num_test': page.Column('Tested on', 'count'),
+    results.NOISE: page.Column('Noise among them', 'count'),
     results.DEFECTS: page.Column('Defects trained on', 'count'),
     'num_skipped': page.Column('Skipped', 'count'), results.LEAKED: page.Column('Trained on too', 'count'),
     'bank_size': page.Column('Bank', 'count'),
@@ -146,7 +147,7 @@ def write(workdir: str | os.PathLike, settings: Settings, rows: Sequence[results
   columns = _WHICH | {m.name: page.Column(m.heading, m.kind) for m in measured} | _SIZES_AND_TIMINGS
   if not banks:
     del columns['coreset_ratio'], columns['bank_size']
-  for name in ('num_skipped', results.LEAKED, results.DEFECTS):
+  for name in ('num_skipped', results.LEAKED, results.DEFECTS, results.NOISE):
     if not any(row.get(name) for row in rows):
       del columns[name]
   for metric in measured:  # one that no category has is of another protocol
@@ -184,6 +185,8 @@ def _facts(settings, ratios):
               ('Scores and images at', f'{100 * ratios[0]:g} %' if ratios else '–')]
   if settings.data.shots:
     facts.append(('Training images', f'{settings.data.shots}, draw {settings.data.draw}'))
+  if settings.data.noise:
+    facts.append(('Noise', f'{100 * settings.data.noise:g} %, draw {settings.data.draw}'))
   return (*facts, ('Seed', str(settings.seed)))
 
 

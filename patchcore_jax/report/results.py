@@ -20,6 +20,7 @@ from patchcore_jax import atomic_files, metrics
 COUNTS = ('num_train', 'num_test', 'num_skipped', 'bank_size')
 LEAKED = 'num_leaked'  # test images that are training images; older files lack it
 DEFECTS = 'num_defects'  # that were learned from beside the good images; only where there are some
+NOISE = 'num_noise'  # anomalous images among `num_train` that pass for good; only where there are some
 TIMINGS = ('fit_seconds', 'ms_per_image')
 
 Row = Mapping[str, Any]
@@ -71,12 +72,12 @@ def read_csv(path: str | os.PathLike) -> list[Row]:
 
 def _value(column, text):
   """Converts the text of a cell to its value."""
-  if column == 'category' or column not in (*columns(), LEAKED, DEFECTS):
+  if column == 'category' or column not in (*columns(), LEAKED, DEFECTS, NOISE):
     return text
   if not text:
     return None
   metric = metrics.METRICS.get(column)
-  is_count = column in (*COUNTS, LEAKED, DEFECTS) or metric is not None and metric.kind == 'count'
+  is_count = column in (*COUNTS, LEAKED, DEFECTS, NOISE) or metric is not None and metric.kind == 'count'
   return int(text) if is_count else float(text)
 
 
