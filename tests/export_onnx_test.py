@@ -66,7 +66,7 @@ class TestFile:
   def test_another_program_does_not_pass(self, inspector, tmp_path, monkeypatch):
     in_one_pass = program.program_in_one_pass
     detector = dataclasses.replace(inspector.detector, scoring=ScoringSpec(distance='root'))
-    other = inspector._replace(detector=detector)
+    other = dataclasses.replace(inspector, detector=detector)
     monkeypatch.setattr(
         program, 'program_in_one_pass', lambda _, **arguments: in_one_pass(other, **arguments))
     with pytest.raises(folder.ParityError, match='image_score'):
