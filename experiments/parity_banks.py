@@ -111,7 +111,7 @@ def whitened_patches(folder: Path) -> Iterator[Row]:
   if not arrays:
     return
   detector = MHPatchCore(
-      bank_size=int(arrays['bank_size']), block_patches=int(arrays['local_coreset_size']))
+      bank_patches=int(arrays['bank_size']), block_patches=int(arrays['local_coreset_size']))
   ends = np.cumsum(arrays['batch_sizes'])
   found = functools.reduce(
       whitening.merged, map(whitening.moments, np.split(arrays['batches'], ends[:-1])))
@@ -137,7 +137,7 @@ def whitened_patches(folder: Path) -> Iterator[Row]:
     tree.add(_part(rows, begin, end))
     levels.append(sum(len(part.rows) for part in tree.parts))
   yield _different('MH-PatchCore patches held', 'AL', levels, arrays['level_sizes_after_batch'].sum(axis=1))
-  bank = tree.root(detector.bank_size)
+  bank = tree.root(detector.bank_patches)
   yield _different('MH-PatchCore bank', 'AL', bank.rows, arrays['bank_index'])
   for name, origin in (('bank', 'AL'), ('authors_bank', 'authors')):
     yield of_largest('MH-PatchCore bank', origin, bank.points, arrays[name])

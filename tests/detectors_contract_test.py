@@ -279,6 +279,9 @@ class TestSettings:
     settings, of_fit = fitted.detector.settings(), fitted.detector.fit_settings()
     assert settings.keys() - of_fit.keys() == set(fitted.detector.only_scoring)
 
+  def test_none_hides_what_the_contract_has(self, fitted):
+    assert not {field.name for field in dataclasses.fields(fitted.detector)} & set(dir(Detector))
+
   def test_every_detector_is_here(self):
     scored_alone = {name for name in DETECTORS if not find(name).of_a_set}  # `musc_test` has the other
     assert {case.detector.name for case in CASES.values()} == scored_alone

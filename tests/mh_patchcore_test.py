@@ -70,7 +70,7 @@ class TestWhitening:
       whitening.principal_components(whitening.moments(np.ones((3, 2))))
 
 
-DETECTOR = MHPatchCore('mean', bank_size=30, block_images=1, block_patches=12, support_neighbors=3)
+DETECTOR = MHPatchCore('mean', bank_patches=30, block_images=1, block_patches=12, support_neighbors=3)
 GOOD = small.images(7)
 
 
@@ -159,7 +159,7 @@ class TestFit:
 @pytest.mark.parametrize('fields, message', [
     ({'embedding': 'other'}, "embedding='other'"), ({'variance': 0.0}, 'variance=0.0'),
     ({'variance': 1.1}, 'variance=1.1'), ({'shrinkage': -0.1}, 'shrinkage=-0.1'),
-    ({'bank_size': 0}, 'bank_size=0'), ({'block_images': 0}, 'block_images=0'),
+    ({'bank_patches': 0}, 'bank_patches=0'), ({'block_images': 0}, 'block_images=0'),
     ({'block_patches': 0}, 'block_patches=0'), ({'support_neighbors': 0}, 'support_neighbors=0'),
     ({'sigma': -1.0}, 'sigma=-1.0')])
 def test_values_out_of_range(fields, message):

@@ -127,6 +127,8 @@ CHECKPOINTS = {c.name: c for c in (
     _torchvision('resnext101_32x8d', 356, 'resnext101_32x8d-8ba56ff5.pth'),
     Checkpoint('wide_resnet50_2.racm_in1k', 'Apache-2.0',
                'https://github.com/huggingface/pytorch-image-models', 276),
+    Checkpoint('wide_resnet50_2.tv2_in1k', 'BSD-3-Clause', 'https://github.com/pytorch/vision', 276,
+               torch_file='wide_resnet50_2-9ba9bcbe.pth'),
     Checkpoint(BUILT_IN, 'Apache-2.0', 'this package (experiments/pretrain.py)', 1.4,
                'images drawn by program', packaged=f'weights/{BUILT_IN}.safetensors'),
     # As TensorFlow's model has it, of values from 0 to 255: mean 127, standard deviation 128.

@@ -60,7 +60,7 @@ def fit(detector: MHPatchCore, data: Data, backbones: Sequence[Backbone], run: R
       _whitened_fn(embed), (backbone.variables, mean, axes), data.batches(), 'coreset'):
     numbers = (positions[:, None] * (rows * columns) + np.arange(rows * columns)).ravel()
     tree.add(merge_reduce.Part(values, numbers, np.empty((len(values), 0), np.float32)))
-  bank = tree.root(detector.bank_size)
+  bank = tree.root(detector.bank_patches)
   image, patch = np.divmod(bank.rows, rows * columns)
   image = np.searchsorted(read.index, image)  # some may have been no images
   run.notify(
@@ -109,7 +109,7 @@ def whitening_of(found: whitening.Moments, detector: MHPatchCore) -> tuple[np.nd
 def tree_of(detector: MHPatchCore) -> merge_reduce.Tree:
   """Makes what reduces blocks as they come: two of a level become one of the next, from the outermost on."""
   return merge_reduce.Tree(
-      min(detector.block_patches, detector.bank_size),
+      min(detector.block_patches, detector.bank_patches),
       merge_reduce.Reducer(jax.random.key(0), outermost=True), merged=2)
 
 

@@ -219,7 +219,7 @@ class MHPatchCore(Detector):
       it settled by the network.
     variance: the share of the variance that the principal components keep, in (0, 1].
     shrinkage: the share of the identity in the covariance, in [0, 1].
-    bank_size: the most patches that the bank keeps.
+    bank_patches: the most patches that the bank keeps.
     block_images: images whose patches are a block.
     block_patches: the most patches that are kept of a block, and of two such that are merged.
     support_neighbors: neighbours that equation 7 of PatchCore looks at for an image's score, with squared
@@ -238,7 +238,7 @@ class MHPatchCore(Detector):
   embedding: str = 'auto'
   variance: float = 0.99
   shrinkage: float = 0.07
-  bank_size: int = 1000
+  bank_patches: int = 1000
   block_images: int = 16
   block_patches: int = 256
   support_neighbors: int = 9
@@ -252,7 +252,7 @@ class MHPatchCore(Detector):
       raise ValueError(f'mh_patchcore.variance={self.variance}: expected more than 0, and at most 1.')
     if not 0 <= self.shrinkage <= 1:
       raise ValueError(f'mh_patchcore.shrinkage={self.shrinkage}: expected 0 to 1.')
-    for field in ('bank_size', 'block_images', 'block_patches', 'support_neighbors'):
+    for field in ('bank_patches', 'block_images', 'block_patches', 'support_neighbors'):
       if getattr(self, field) < 1:
         raise ValueError(f'mh_patchcore.{field}={getattr(self, field)}: expected at least 1.')
     if not 0 <= self.sigma < math.inf:
