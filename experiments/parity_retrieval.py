@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from experiments.comparisons import Row, compare, load, of_largest
-from patchcore_jax import scoring
-from patchcore_jax.detectors import RAD, MuSc, musc, rad, tokens
+from patchcore_jax import morphology, scoring, windows
+from patchcore_jax.detectors import RAD, MuSc, SuperADD, musc, rad, superadd, tokens
 
 
 def retrieved_comparisons(folder: Path) -> Iterator[Row]:
@@ -72,5 +72,64 @@ def mutual_comparisons(folder: Path) -> Iterator[Row]:
     yield of_largest(f'MuSc image scores, k in {ks}', 'MuSc', scores, truth)
 
 
-CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (retrieved_comparisons, mutual_comparisons)
-FILES = ('rad.npz', 'musc.npz')
+def windowed_comparisons(folder: Path) -> Iterator[Row]:
+  """Compares SuperADD's windows, thinning, distances, map and steps of binary maps, and anomalib's map."""
+  arrays = load(folder, 'superadd.npz')
+  if not arrays:
+    return
+  for name, window, overlap in (('split_64_16_16', 64, 16), ('split_640_128_16', 640, 128)):
+    found = [
+        (side, 16 * place.start, 16 * place.start + window, place.first, place.last)
+        for side in np.unique(arrays[name][:, 0])
+        for place in windows.plan(side // 16, window // 16, overlap // 16)]
+    yield compare(f'SuperADD windows of {window}', 'SuperADD', found, arrays[name][:, :5], 0, 'integers')
+  rows, columns = (windows.cells_of(windows.plan(cells, 4, 1)) for cells in (7, 5))
+  found = np.stack([
+      rows[:, None, 0] * (columns[:, 0].max() + 1) + columns[:, 0],
+      *np.broadcast_arrays(rows[:, None, 1], columns[:, 1])], -1)
+  yield compare('SuperADD joined windows', 'SuperADD', found, arrays['stitched_112x80'], 0, 'integers')
+  kept = superadd.thinned(
+      arrays['features'], int(arrays['subsample_target']), rounds=4, num_neighbors=20,
+      rng=np.random.RandomState(3))
+  yield compare('SuperADD thinned', 'SuperADD', kept, arrays['subsample_index'], 0, 'indices')
+  bank = arrays['features'][kept]
+  for i, queries in enumerate(arrays['queries']):
+    distances = 6 * superadd.patch_scores([queries[None, None]], [bank])[0, 0]
+    yield of_largest(f'SuperADD distances {i}', 'SuperADD', distances, arrays['nearest_distance'][i])
+  layers, size = [layer[None] for layer in arrays['predict_tokens']], tuple(arrays['predict_image_size'] // 4)
+  found = superadd.patch_scores(layers, [bank, arrays['predict_bank1']])
+  yield of_largest('SuperADD map', 'SuperADD', scoring.enlarged(found, size)[0], arrays['predict_map'])
+  found = superadd.patch_scores(layers, [arrays['features'][:50], arrays['features'][50:100]])
+  found = scoring.enlarged(found, (80, 96), sigma=4.0, edges='reflect')
+  yield of_largest('SuperADD map', 'AL', found[0], arrays['anomalib_map_80x96'], 5e-6, 'theirs is float32')
+  score = scoring.top_share_scores(found, SuperADD().top_share)
+  yield of_largest('SuperADD image score', 'AL', score, arrays['anomalib_score'])
+  yield from _binary_maps(arrays)
+
+
+def _binary_maps(arrays):
+  """Compares the steps from a map of SuperADD to its binary map, by the numbers of other pixels."""
+  for radius, tolerance in ((5, 0), (26, 8)):
+    yield _pixels(f'lines of radius {radius}', np.stack(morphology.line_elements(radius)),
+                  arrays[f'kernels_r{radius}'], tolerance)
+  found, threshold = arrays['post_input'], float(arrays['post_threshold'])
+  radius, lower = int(arrays['post_radius']), float(arrays['post_lower'])
+  closed = morphology.closed_along_lines(found > threshold, radius)
+  yield _pixels('closed', closed, arrays['post_closed_no_lower'])
+  closed &= found > lower * threshold
+  yield _pixels('closed above the lower threshold', closed, arrays['post_closed'])
+  yield _pixels('filled', morphology.without_holes(closed), arrays['post_filled'])
+  yield _pixels('binary map', superadd.marked(found, threshold, radius, lower), arrays['post_eroded'])
+  yield _pixels('filled by 4 neighbours', morphology.without_holes(arrays['fill_input'] > 0),
+                arrays['fill_output'])
+
+
+def _pixels(quantity, found, truth, tolerance=0):
+  """Counts the pixels that differ."""
+  number = float(np.sum(found != (truth > 0)))
+  return Row(f'SuperADD {quantity}', 'SuperADD', number, number / found.size, tolerance, 'pixels', 'absolute')
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Row]], ...] = (
+    retrieved_comparisons, mutual_comparisons, windowed_comparisons)
+FILES = ('rad.npz', 'musc.npz', 'superadd.npz')

@@ -87,7 +87,8 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
 def _run_group(experiments: dict[str, Experiment], category: Category, workdir: Path) -> None:
   """Runs points that share images and a network, for one category."""
   features = None
-  sharing = {name: e.settings for name, e in experiments.items() if not e.settings.detector.trains}
+  sharing = {name: e.settings for name, e in experiments.items() if not (
+      e.settings.detector.trains or e.settings.detector.changes_images)}
   for name, experiment in experiments.items():
     terminal.say(f'{category.name} {name}')
     settings = experiment.settings

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which see nothing of what is
       PixelStatistics,
       SoftPatch,
       Student,
+      SuperADD,
   )
   from patchcore_jax.evaluation import evaluate
   from patchcore_jax.inspection import Finding, Inspector, NotAccepted, fit, load
@@ -61,8 +62,8 @@ __all__ = [
     'AESSIM', 'CAVGA', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CoresetSpec', 'DifferNet',
     'EmbeddingSpec', 'Ensemble', 'ExplainedVAE', 'Finding', 'GANomaly', 'GammaVAE', 'GeoTrans', 'Inspector',
     'MHPatchCore', 'MahalanobisAD', 'MuSc', 'NotAccepted', 'PaDiM', 'PatchCore', 'PatchSVDD',
-    'PixelStatistics', 'Preprocessing', 'ScoringSpec', 'SoftPatch', 'Student', '__version__', 'backbones',
-    'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
+    'PixelStatistics', 'Preprocessing', 'ScoringSpec', 'SoftPatch', 'Student', 'SuperADD', '__version__',
+    'backbones', 'coreset', 'detectors', 'evaluate', 'fit', 'load', 'metrics', 'neighbors']
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ from patchcore_jax.detectors import (
     Run,
     SoftPatch,
     Student,
+    SuperADD,
     find,
     of_model,
     of_settings,
@@ -87,6 +88,7 @@ class Case(NamedTuple):
 NETWORK = (small.backbone(),)
 PATCHCORE = PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
 RETRIEVED = RAD(num_images=3, map_size=(16, 16))
+THINNED = SuperADD(window=24, overlap=8, bank_rows=60, rounds=3, thinning_neighbors=5, radius=2)
 TRAINED = {'size': 32, 'batch_size': 4, 'steps': 2}
 # What all trainings share is seen with three methods. These compile for long; their own tests train them.
 UNTRAINED = TRAINED | {'steps': 0}
@@ -116,6 +118,10 @@ CASES = {
     'rad': Case(
         RETRIEVED, (small.with_token(),), (dataclasses.replace(RETRIEVED, dtype='float32'), 'settings.dtype'),
         dataclasses.replace(RETRIEVED, radius=-1), evidence=('patch',)),
+    'super_add': Case(
+        THINNED, (small.backbone(('b', 'c')),),
+        (dataclasses.replace(THINNED, brightness=0.1), 'settings.brightness'),
+        dataclasses.replace(THINNED, sigma=2.0), evidence=('patch',), bank=True),
     'padim': Case(
         PaDiM(num_dims=6), NETWORK, (PaDiM(num_dims=6, epsilon=0.1), 'settings.epsilon'),
         PaDiM(num_dims=6, sigma=0.0), evidence=('patch',)),

@@ -15,9 +15,9 @@ from tests.conftest import ROOT
 # A room may import from those before it, and from itself.
 ROOMS = (
     'settings', 'extras', 'atomic_files', 'disk_arrays', 'parallel', 'processes', 'data', 'backbones',
-    'search', 'outliers', 'whitening', 'embedding', 'rotation', 'foreground', 'scoring', 'metrics', 'banks',
-    'learned', 'builtin', 'detectors', 'inspection', 'report', 'export', 'serving', 'evaluation', 'cli',
-    '__main__')
+    'search', 'outliers', 'whitening', 'embedding', 'rotation', 'foreground', 'windows', 'morphology',
+    'scoring', 'metrics', 'banks', 'learned', 'builtin', 'detectors', 'inspection', 'report', 'export',
+    'serving', 'evaluation', 'cli', '__main__')
 
 # Seconds to import, for what few commands do.
 RARE = 'sklearn scipy.ndimage grain matplotlib optax tensorflow_datasets starlette torch'

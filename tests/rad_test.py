@@ -28,13 +28,14 @@ def _by_definition(queries, bank, images, radius):
   return found
 
 
-class TestSimilarities:
+@pytest.fixture(scope='module')
+def arrays():
+  rng = np.random.default_rng(0)
+  queries, bank = (_unit(rng.standard_normal(s)).astype(np.float32) for s in ((2, 5, 4, 6), (7, 5, 4, 6)))
+  return queries, bank, np.array([[0, 3, 6], [5, 4, 3]])
 
-  @pytest.fixture(scope='class')
-  def arrays(self):
-    rng = np.random.default_rng(0)
-    queries, bank = (_unit(rng.standard_normal(s)).astype(np.float32) for s in ((2, 5, 4, 6), (7, 5, 4, 6)))
-    return queries, bank, np.array([[0, 3, 6], [5, 4, 3]])
+
+class TestSimilarities:
 
   @pytest.mark.parametrize('radius', [-1, 0, 1])
   def test_by_definition_whatever_is_gathered_at_once(self, arrays, radius, monkeypatch):

@@ -24,6 +24,7 @@ from patchcore_jax.detectors.settings import (
     PatchCore,
     PixelStatistics,
     SoftPatch,
+    SuperADD,
     find,
     of_model,
     of_settings,
@@ -46,5 +47,5 @@ __all__ = [
     'AESSIM', 'CAVGA', 'DETECTORS', 'DSEBM', 'ITAE', 'OCSVM', 'RAD', 'SPADE', 'AnomalyDINO', 'CrossScores',
     'Data', 'Detector', 'DifferNet', 'Ensemble', 'ExplainedVAE', 'GANomaly', 'GammaVAE', 'GeoTrans',
     'HostScoreFn', 'MHPatchCore', 'MahalanobisAD', 'MuSc', 'PaDiM', 'PatchCore', 'PatchSVDD',
-    'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'SoftPatch', 'Statistics', 'Student', 'find',
-    'of_model', 'of_settings']
+    'PixelStatistics', 'Run', 'ScoreFn', 'Scores', 'SoftPatch', 'Statistics', 'Student', 'SuperADD',
+    'find', 'of_model', 'of_settings']

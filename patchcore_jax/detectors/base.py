@@ -155,6 +155,8 @@ class Detector:
     needs_network: whether it takes pretrained networks; without, it is given none.
     trains: whether a fit trains a network, on the images themselves: it takes minutes and can be gone on
       with, its model is worth keeping, and maps that a network made cannot stand in for the images.
+    changes_images: whether the network sees images turned, in windows or in other ways, so that maps of whole
+      images cannot stand in for them.
     uses_defects: whether it learns from labelled defects beside the good images, which all others refuse.
     only_scoring: settings that may differ from those of the fit.
     host_step: why scoring cannot be one compiled function, in one line; '' where it can. Such a method gives
@@ -169,6 +171,7 @@ class Detector:
   has_coreset: ClassVar[bool] = False
   needs_network: ClassVar[bool] = True
   trains: ClassVar[bool] = False
+  changes_images: ClassVar[bool] = False
   uses_defects: ClassVar[bool] = False
   only_scoring: ClassVar[tuple[str, ...]] = ()
   host_step: ClassVar[str] = ''

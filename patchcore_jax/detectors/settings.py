@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 
 from patchcore_jax.banks.model import Model, from_json, to_json
 from patchcore_jax.detectors.base import Detector
-from patchcore_jax.detectors.successor_settings import RAD, AnomalyDINO, MHPatchCore, MuSc, SoftPatch
+from patchcore_jax.detectors.successor_settings import (
+    RAD,
+    AnomalyDINO,
+    MHPatchCore,
+    MuSc,
+    SoftPatch,
+    SuperADD,
+)
 from patchcore_jax.detectors.trained_settings import (
     AESSIM,
     CAVGA,
@@ -316,6 +323,7 @@ DETECTORS: dict[str, Any] = {
     'anomaly_dino': AnomalyDINO,
     'rad': RAD,
     'musc': MuSc,
+    'super_add': SuperADD,
     'soft_patch': SoftPatch,
     'mh_patchcore': MHPatchCore,
     'ae_ssim': AESSIM,

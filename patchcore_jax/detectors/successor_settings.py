@@ -36,6 +36,7 @@ class AnomalyDINO(Detector):
   name: ClassVar[str] = 'anomaly_dino'
   title: ClassVar[str] = 'AnomalyDINO'
   module: ClassVar[str] = 'patchcore_jax.detectors.anomaly_dino'
+  changes_images: ClassVar[bool] = True
   only_scoring: ClassVar[tuple[str, ...]] = ('num_neighbors', 'foreground', 'top_share', 'sigma')
 
   rotations: int = 8
@@ -309,3 +310,77 @@ class MuSc(Detector):
 
   def check_defects(self, number: int) -> None:
     """Takes every image: labels are not looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SuperADD(Detector):
+  """SuperADD (Roming et al., arXiv 2605.14808), made for MVTec AD 2. Large images pass through the network in
+  windows, each layer has a bank of its own, and dense places of a bank are thinned.
+
+  The paper's layers are blocks.7.raw, blocks.15.raw, blocks.23.raw and blocks.31.raw of DINOv3's ViT-H+/16,
+  of images whose sides are 0.625 of the original's. The defaults are those of the released code, which
+  defines no image scores; those here are anomalib's. Four things differ: images become brighter or darker as
+  the network sees them, rounded to whole gray values, where that code changes them before they are resized,
+  by other draws; the seed is that of the run; every eighth image is counted among those that can be read; the
+  closing lines are those of `morphology.line_elements`.
+
+  Thresholds are those of the contract, by images that a model has not seen. The paper's own threshold and its
+  binary maps, with gaps closed and holes filled, are had by `superadd.binary_maps`.
+
+  Attributes:
+    window: side of the windows in pixels, a multiple of the network's patch; 0 for one image as it is.
+    overlap: half of what neighbouring windows share at least, in pixels.
+    brightness: images for the bank are multiplied by factors of 1 plus or minus at most this.
+    held_out: every so manyth image, from the first, makes no part of the bank, but the threshold of the
+      paper; 0 for none.
+    bank_rows: the most vectors of a layer's bank.
+    rounds: of its thinning.
+    thinning_neighbors: the most neighbours of a vector that are counted there, itself among them.
+    top_share: an image's score is the mean of this share of its map, the largest; 0 for the maximum.
+    sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none; anomalib has 4.
+    map_scale: the size of binary maps, as a share of the images' as the network sees them.
+    quantile, factor: the paper's threshold is this quantile of the maps of images held out, times the factor.
+    radius: half the length of the lines along which gaps of binary maps are closed, in their pixels.
+    lower: no pixel of at most this share of the threshold is marked.
+
+  Raises:
+    ValueError: values out of range.
+  """
+
+  name: ClassVar[str] = 'super_add'
+  title: ClassVar[str] = 'SuperADD'
+  module: ClassVar[str] = 'patchcore_jax.detectors.superadd'
+  changes_images: ClassVar[bool] = True
+  only_scoring: ClassVar[tuple[str, ...]] = ('top_share', 'sigma', 'radius', 'lower')
+
+  window: int = 640
+  overlap: int = 128
+  brightness: float = 0.2
+  held_out: int = 8
+  bank_rows: int = 100_000
+  rounds: int = 100
+  thinning_neighbors: int = 100
+  top_share: float = 0.001
+  sigma: float = 0.0
+  map_scale: float = 0.4
+  quantile: float = 0.95
+  factor: float = 1.421
+  radius: int = 26
+  lower: float = 0.8
+
+  def __post_init__(self):
+    if self.window < 0 or self.overlap < 0 or self.window and 2 * self.overlap >= self.window:
+      raise ValueError(
+          f'super_add.window={self.window}, overlap={self.overlap}: expected an overlap of less than half of '
+          'the window, or a window of 0 for none.')
+    if self.held_out < 0 or self.held_out == 1:
+      raise ValueError(f'super_add.held_out={self.held_out}: expected at least 2, or 0 for none.')
+    if min(self.bank_rows, self.rounds, self.thinning_neighbors, self.radius) < 1:
+      raise ValueError(
+          f'super_add.bank_rows={self.bank_rows}, rounds={self.rounds}, thinning_neighbors='
+          f'{self.thinning_neighbors}, radius={self.radius}: expected at least 1.')
+    for field, low, high in (
+        ('brightness', 0, 1), ('top_share', 0, 1), ('quantile', 0, 1), ('lower', 0, 1), ('map_scale', 0, 1),
+        ('factor', 0, math.inf), ('sigma', 0, math.inf)):
+      if not low <= getattr(self, field) <= high or field == 'map_scale' and not self.map_scale:
+        raise ValueError(f'super_add.{field}={getattr(self, field)}: expected {low} to {high}.')
