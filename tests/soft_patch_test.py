@@ -162,5 +162,5 @@ class TestErrors:
   @pytest.mark.parametrize('detector, number, needed', [
       (DETECTOR, 3, 4), (dataclasses.replace(DETECTOR, outlyingness='nearest'), 1, 2)])
   def test_too_few_images(self, detector, number, needed):
-    with pytest.raises(ValueError, match=f'^{number} images: .* at least {needed} .*[^\n]$'):
+    with pytest.raises(ValueError, match=f'^{number} images: .* at least {needed}, .*[^\n]$'):
       detector.fit(small.data(small.images(number)), (NETWORK,))

@@ -155,5 +155,6 @@ def _check_number(detector, number):
   needed = detector.num_neighbors + 1 if detector.outlyingness == 'lof' else 2
   if number < needed:
     raise ValueError(
-        f'{number} images: SoftPatch compares each patch with those of other images and needs at least '
-        f'{needed} here, also of those that thresholds leave: give more, or lower soft_patch.num_neighbors.')
+        f'{number} images: SoftPatch compares each patch with those of the other images: expected at least '
+        f'{needed}, also where thresholds leave some out (--folds). Give more, or lower '
+        'soft_patch.num_neighbors.')
