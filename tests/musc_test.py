@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import patchcore_jax as pc
+from patchcore_jax import inspection
 from patchcore_jax.banks import store
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.detectors import MuSc, musc, of_model
@@ -101,6 +102,11 @@ class TestScores:
       np.testing.assert_array_equal(found.map[:, ::31, ::23], scores[:, ::3, ::2])  # corners on corners
       np.testing.assert_array_equal(found.evidence['patch'], scores.reshape(7, -1).argmax(1))
 
+  def test_one_by_one(self, inspector, model):
+    score = inspection.scorer(inspector, 2)
+    assert score.compile(2).map is not None  # as a prediction does first
+    np.testing.assert_array_equal(score(SET[3:4]).map.max((1, 2)), model.arrays['maxima'][3:4])
+
   def test_without_neighborhoods_the_largest_value_of_the_map(self, model, network):
     found = small.predict(dataclasses.replace(DETECTOR, neighborhoods=()), model, SET, network=network)
     np.testing.assert_array_equal(found.image, model.arrays['maxima'])
@@ -124,9 +130,12 @@ class TestEvaluation:
         pristine, detector=DETECTOR, backbone=network, categories=['bolt'], preprocessing=preprocessing)
     assert row['num_train'] == row['num_test'] > 5 and 0 <= row['image_auroc'] <= 1
 
-  def test_thresholds_of_validation_images(self, pristine):
-    settings = Settings(DataSpec(root=str(pristine)), DETECTOR, metrics=MetricsSpec('mvtec_ad_2'))
-    with pytest.raises(ValueError, match='protocol=mvtec_ad_2 takes a threshold from .* MuSc makes none'):
+  @pytest.mark.parametrize('data, protocol, words', [
+      ({}, 'mvtec_ad_2', 'protocol=mvtec_ad_2 takes a threshold from .* MuSc makes none'),
+      ({'shots': 2}, 'paper', 'data.shots=2, data.noise=0.0: MuSc takes no training images')])
+  def test_what_has_no_use_for_test_images(self, pristine, data, protocol, words):
+    settings = Settings(DataSpec(root=str(pristine), **data), DETECTOR, metrics=MetricsSpec(protocol))
+    with pytest.raises(ValueError, match=words):
       experiment.Experiment(settings, pristine / 'none').check(())
 
 

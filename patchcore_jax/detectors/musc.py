@@ -90,8 +90,9 @@ def score_fn(
       raise BankError(
           f'{at.count(None)} of {len(at)} images are none of the {len(known)} that this model of MuSc was '
           'fitted on, as the network saw them: expected images of that set. Fit on those to be scored.')
+    at = np.array(at, int)
     found = patch_scores[at]
-    worst = found.reshape(len(at), -1).argmax(1).astype(np.int32)
+    worst = found.reshape(len(at), math.prod(patch_scores.shape[1:])).argmax(1).astype(np.int32)
     return Scores(images[at], np.asarray(maps(found, image_size)), {'patch': worst})
 
   return HostScoreFn(_as_they_are, (), finish=finish)

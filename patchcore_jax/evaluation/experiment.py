@@ -168,7 +168,11 @@ class Experiment:
     if self.settings.report.maps:
       with extras.needed_for('Writing anomaly maps as TIFF'):
         import tifffile  # noqa: F401, which is missed before anything long
-    method, protocol = self.settings.method, self.settings.metrics.protocol
+    method, protocol, data = self.settings.method, self.settings.metrics.protocol, self.settings.data
+    if method.of_a_set and (data.shots or data.noise):
+      raise ValueError(
+          f'data.shots={data.shots}, data.noise={data.noise}: {method.title} takes no training images. Leave '
+          'them out.')
     if method.of_a_set and PROTOCOLS[protocol].validation:
       raise ValueError(
           f'metrics.protocol={protocol} takes a threshold from validation images, and {method.title} makes '

@@ -258,6 +258,8 @@ class Scorer:
       `Scores` without meaning, whose fields are None where those of images are.
     """
     images = np.zeros((parallel.divisible_batch_size(size), *self._inspector.image_size, 3), np.uint8)
+    if self._inspector.detector.of_a_set:  # black images are none of it
+      return streaming.finished(self._score_fn, images[:0])
     if isinstance(self._score_fn, HostScoreFn) or jax.default_backend() != 'cpu':
       return self(images)  # an accelerator tells only then whether its memory is enough
     return parallel.compiled(self._score_fn.fn, self._parameters, images)
