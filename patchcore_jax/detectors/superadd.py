@@ -28,7 +28,8 @@ def fit(detector: SuperADD, data: Data, backbones: Sequence[Backbone], run: Run)
   """Thins the patches of good images to a bank for each layer, and sets a threshold by those held out.
 
   Memory on the host: n r c d floats, with r x c patches of d channels in all layers: 156 MB an image of
-  1530 x 1280 px for ViT-H+/16 and four layers, on disk while they are made if `run.scratch` is given.
+  1530 x 1280 px for ViT-H+/16 and four layers, on disk if `run.scratch` is given, but for one layer at a
+  time.
 
   Returns:
     A `Model` of the arrays
