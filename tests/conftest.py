@@ -63,18 +63,23 @@ def small_programs(request):
     patch.setattr(slots, '_may_be_fast', lambda: False)
     patch.setattr(layers, '_FEWEST_CELLS', 10**9)
     if on_cpu:
-      patch.setattr(neighbors, '_in_stages', _compare_all)
+      patch.setattr(neighbors, '_in_stages', _with_all_of_small_banks(neighbors._in_stages))
       patch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
       jax.config.update('jax_disable_most_optimizations', True)
     yield
   jax.config.update('jax_disable_most_optimizations', False)
 
 
-def _compare_all(queries, bank, *, sizes, k, blocks, kernel=None):
-  """Searches as `neighbors._in_stages` does, without stages."""
+def _with_all_of_small_banks(in_stages):
+  """Makes `neighbors._in_stages` compare a query with all rows of a bank, where these are few."""
   from patchcore_jax.search import neighbors
 
-  return neighbors._by_all(queries, bank, sizes, k)[0]
+  def search(queries, bank, *, sizes, k, **arguments):
+    if len(queries) * bank.rows.size > 2**24:
+      return in_stages(queries, bank, sizes=sizes, k=k, **arguments)
+    return neighbors._by_all(queries, bank, sizes, k)[0]
+
+  return search
 
 
 @pytest.fixture(scope='session')

@@ -68,7 +68,7 @@ def program_in_one_pass(inspector: Inspector, *, camera: tuple[int, int] | None 
   """Makes `program` for a batch of known size, without loops: for converters to other runtimes."""
   score_fn = _score_fn(inspector, LOOP_FREE, SearchSpec())
   fn = _program_of_parts(inspector, score_fn, camera)
-  return lambda images: fn(score_fn.parameters, images)
+  return lambda images: fn(jax.tree.map(jnp.asarray, score_fn.parameters), images)
 
 
 def serialize(fn: Program, shape: Sequence[int], platforms: Sequence[str]) -> bytearray:
