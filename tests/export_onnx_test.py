@@ -12,6 +12,7 @@ import pytest
 from jax import lax
 
 from patchcore_jax.export import folder, onnx, program
+from patchcore_jax.learned import transforms
 from patchcore_jax.settings import ScoringSpec
 from tests import export_test
 
@@ -62,6 +63,27 @@ class TestFile:
     images = folder.probes(inspector, 3, camera)
     results = onnx.runner(tmp_path / 'made/program.onnx')(images)
     assert results['anomaly_map'].shape == (3, 32, 24) and results['anomalous'].dtype == bool
+
+  def test_a_gradient_and_a_mean_that_is_rounded(self, tmp_path):
+    """Trained methods score by such."""
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, 2)), jnp.float32)
+
+    def energy(x):
+      return (nn.softplus(lax.conv_general_dilated(
+          x, kernel, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))) ** 2).sum()
+
+    def fn(images):
+      return {'gradient': jax.grad(energy)(transforms.scaled(transforms.squared(images, 16)))}
+
+    images = np.random.default_rng(1).integers(0, 256, (1, 32, 24, 3), dtype=np.uint8)
+    onnx.convert(fn, images.shape, tmp_path / 'program.onnx')
+    found = onnx.runner(tmp_path / 'program.onnx')(images)['gradient']
+    np.testing.assert_allclose(found, jax.jit(fn)(images)['gradient'], atol=1e-4)
+
+  def test_what_onnx_runtime_refuses_is_one_line(self, tmp_path):
+    (tmp_path / 'program.onnx').write_bytes(b'none')
+    with pytest.raises(ValueError, match='^ONNX Runtime does not take .* Write it without --onnx.$'):
+      onnx.runner(tmp_path / 'program.onnx')
 
   def test_another_program_does_not_pass(self, inspector, tmp_path, monkeypatch):
     in_one_pass = program.program_in_one_pass

@@ -3,7 +3,8 @@
 jax2onnx translates what JAX traced, operation by operation. Where it knows no translation, or one that ONNX
 Runtime refuses, the program is put in other words here, with the same result:
   - what depends on the platform is settled beforehand (`lax.platform_dependent` has no counterpart);
-  - a maximum over windows is the maximum of shifted images (its MaxPool has four axes, ONNX Runtime's three).
+  - a maximum over windows is the maximum of shifted images (its MaxPool has four axes, ONNX Runtime's three);
+  - convolutions have their axes in one order.
 """
 
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend import core
 
 from patchcore_jax import extras
@@ -109,8 +111,20 @@ def _evaluated(eqn, values):
     return _settled(inner.jaxpr, inner.consts, *values)
   if name == 'reduce_window_max' and values[0].ndim > 3 and _undilated(params):
     return [_shifted_maximum(values[0], params, eqn.outvars[0].aval.shape)]
+  if name == 'conv_general_dilated' and params['batch_group_count'] == 1:
+    return [_usual_convolution(*values, params)]
   results = eqn.primitive.bind(*values, **params)
   return results if eqn.primitive.multiple_results else [results]
+
+
+def _usual_convolution(images, kernel, params):
+  """Convolves with the axes in the usual order, which those of a gradient are not in."""
+  given = params['dimension_numbers']
+  usual = lax.ConvDimensionNumbers(*3 * (tuple(range(images.ndim)),))
+  found = lax.conv_general_dilated_p.bind(
+      jnp.transpose(images, given.lhs_spec), jnp.transpose(kernel, given.rhs_spec),
+      **params | {'dimension_numbers': usual})
+  return jnp.transpose(found, np.argsort(given.out_spec))
 
 
 def _undilated(params):

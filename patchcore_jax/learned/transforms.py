@@ -5,6 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 
 FLIPS = ('none', 'horizontal', 'both')
+# Means of few gray values often lie halfway between two. A little above that, no sum of another order, as on
+# another device, rounds them to another value.
+_HALF = 0.5 + 2**-10
 
 
 def squared(images: jax.Array, size: int) -> jax.Array:
@@ -13,7 +16,7 @@ def squared(images: jax.Array, size: int) -> jax.Array:
     return images
   shape = (len(images), size, size, images.shape[-1])
   resized = jax.image.resize(images.astype(jnp.float32), shape, 'linear')
-  return jnp.round(resized).clip(0, 255).astype(jnp.uint8)
+  return jnp.floor(resized + _HALF).clip(0, 255).astype(jnp.uint8)
 
 
 def scaled(images: jax.Array, standardise: bool = False) -> jax.Array:
