@@ -21,8 +21,8 @@ CASES = SHARED / 'cases'
 _FIT = ('--backbone=resnet18_slim.procedural', '--ratio=0.02', '--folds=3', '--batch-size=4')
 _EVALUATE = ('--backbone=resnet18_slim.procedural', '--ratio=0.02', '--batch-size=4')
 
-pytestmark = pytest.mark.skipif(
-    not CASES.is_dir(), reason=f'REFERENCE DATA ABSENT: {CASES}; these checks did not run')
+pytestmark = [pytest.mark.as_shipped, pytest.mark.skipif(
+    not CASES.is_dir(), reason=f'REFERENCE DATA ABSENT: {CASES}; these checks did not run')]
 
 
 class Case(NamedTuple):
@@ -127,6 +127,8 @@ def test_command(case, tmp_path):
   assert len(set(pictures)) == len(pictures) and all((tmp_path / 'out' / p).is_file() for p in pictures)
 
 
+# All gray values take one way to the network, whichever door they come by.
+@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8')
 def test_python(case):
   found, bank, new = case
   inspector = inspection.load(bank)
@@ -148,6 +150,7 @@ def test_python(case):
   assert all(any(name in str(w.message) for w in said) for name in found.named)
 
 
+@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8')
 def test_http(case):
   found, bank, new = case
   options = dataclasses.replace(serve_test._OPTIONS, max_bytes=10**7)

@@ -27,6 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / 'shared'
 
 
+@pytest.hookimpl(tryfirst=True)  # before slow ones are deselected
+def pytest_collection_modifyitems(items):
+  """Marks cases of a test as slow: those that `slow_for` names, by an id of its parameters."""
+  for item in items:
+    ids = set(item.callspec.id.split('-')) if hasattr(item, 'callspec') else ()
+    if any(ids & set(marker.args) for marker in item.iter_markers('slow_for')):
+      item.add_marker(pytest.mark.slow)
+
+
 def _folder(path):
   if not path.is_dir():
     pytest.skip(f'REFERENCE DATA ABSENT: {path}; this check did not run')

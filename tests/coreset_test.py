@@ -84,7 +84,7 @@ class TestGreedyKCenter:
       coreset.greedy_k_center(points, 5, start=[0])
 
 
-def _clustered(n=3000, d=16, seed=0):
+def _clustered(n=1200, d=16, seed=0):
   rng = np.random.default_rng(seed)
   centers = 10 * rng.standard_normal((20, d))
   return (centers[rng.integers(20, size=n)] + rng.standard_normal((n, d))).astype(np.float32)
@@ -93,14 +93,14 @@ def _clustered(n=3000, d=16, seed=0):
 # What the lazy loop could get wrong: few and many rounds, distances that tie or nearly so, products
 # that cancel, points that coincide.
 _CLOUDS = {
-    'normal': _points(3000, 16),
+    'normal': _points(1200, 16),
     'clusters': _clustered(),
     'far from the origin': _clustered() + np.float32(1000),
-    'grid': np.random.default_rng(0).integers(0, 4, (3000, 5)).astype(np.float32),
-    'three values': np.random.default_rng(0).integers(0, 3, (3000, 1)).astype(np.float32),
-    'doubled': np.tile(_points(1000, 7), (3, 1)),
+    'grid': np.random.default_rng(0).integers(0, 4, (1200, 5)).astype(np.float32),
+    'three values': np.random.default_rng(0).integers(0, 3, (1200, 1)).astype(np.float32),
+    'doubled': np.tile(_points(400, 7), (3, 1)),
     'all equal': np.ones((500, 3), np.float32),
-    'a wide range': (_points(3000, 16) * 10.0 ** _points(3000, 1, seed=1)).astype(np.float32),
+    'a wide range': (_points(1200, 16) * 10.0 ** _points(1200, 1, seed=1)).astype(np.float32),
 }
 
 

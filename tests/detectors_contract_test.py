@@ -178,6 +178,10 @@ CASES = {
     'toy': Case(Toy(), (), (Toy(range=2.0), 'settings.range'), Toy(weight=2.0)),
 }
 
+# Their networks take long to compile, and are scored and exported by the same code as AE-SSIM's.
+slow_for_others = pytest.mark.slow_for(
+    'ganomaly', 'dsebm', 'cavga', 'gamma_vae', 'explained_vae', 'patch_svdd', 'student', 'geotrans', 'itae')
+
 
 class Fitted(NamedTuple):
   """A case with its model and what that says of `NEW`, made once."""
@@ -366,6 +370,7 @@ class TestScores:
     assert scores.evidence.keys() == set(fitted.case.evidence)
     assert all(v.shape == (7,) and v.dtype == np.int32 for v in scores.evidence.values())
 
+  @slow_for_others
   def test_batch_size_and_padding_have_no_influence(self, fitted):
     assert_close_scores(fitted.predict(batch_size=4), fitted.scores)
     score_fn = fitted.detector.score_fn(fitted.model, fitted.case.networks)
@@ -480,12 +485,14 @@ class TestInspector:
       text = finding.to_json()
       assert json.loads(json.dumps(text, allow_nan=False)) == text
 
+  @slow_for_others
   def test_scores_images_that_come_one_by_one(self, fitted, inspector):
     score = inspection.scorer(inspector, 8)
     for n in (7, 1):
       scores = score(NEW[:n])
       assert_same_scores(scores, fitted.predict(images=NEW[:n]))
 
+  @slow_for_others
   def test_export(self, fitted, inspector, tmp_path):
     platforms = (export.default_export_platform(),)
     if fitted.detector.host_step:
