@@ -12,7 +12,7 @@ not compared.
 import functools
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import jax
@@ -112,12 +112,12 @@ def preprocessing(folder: Path) -> Iterator[Row]:
               difference / arrays[f'{case}/float_stats'][1], 1e-6, 'two float32 roundings')
 
 
-def networks(folder: Path) -> Iterator[Row]:
-  """Compares the maps of every layer of the ResNets."""
+def networks(folder: Path, architectures: Collection[str] = tuple(resnet.ARCHITECTURES)) -> Iterator[Row]:
+  """Compares the maps of every layer of the ResNets, or of some."""
   arrays = load(folder, 'backbones.npz')
   real = load(folder, 'images_backbones.npz')
   names = sorted(
-      {tuple(k.split('/')[:2]) for k in arrays if k.partition('/')[0] in resnet.ARCHITECTURES})
+      {tuple(k.split('/')[:2]) for k in arrays if k.partition('/')[0] in architectures})
   for architecture, size in names:
     if size == 'synthetic':
       pixels = reference.image(224, 224)

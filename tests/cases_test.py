@@ -150,7 +150,7 @@ def test_python(case):
   assert all(any(name in str(w.message) for w in said) for name in found.named)
 
 
-@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8')
+@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8', 'alpha', 'several defects')
 def test_http(case):
   found, bank, new = case
   options = dataclasses.replace(serve_test._OPTIONS, max_bytes=10**7)

@@ -87,6 +87,7 @@ def test_an_image_alone_and_in_a_batch_in_the_weak_form():
   assert (together.image > 0).all() and (together.image < 1).all()
 
 
+@pytest.mark.slow
 def test_two_players_who_do_not_help_each_other():
   # With so large a weight the auto-encoder plays against the discriminator alone; and the steps are small.
   detector = dataclasses.replace(WEAK, adversarial_weight=1e4, learning_rate=1e-5)

@@ -327,6 +327,7 @@ class TestFit:
     assert model.description == fitted.model.description
     assert_close_scores(fitted.predict(model), fitted.scores)
 
+  @slow_for_others
   def test_an_unreadable_file_is_left_out_and_counted(self, fitted, crossed, tmp_path):
     examples = []
     for i, image in enumerate(GOOD):
@@ -446,9 +447,11 @@ class TestScores:
 
 class TestCrossScores:
 
+  @slow_for_others
   def test_come_with_the_model_of_a_plain_fit(self, fitted, crossed):
     assert_same_model(crossed[0], fitted.model)
 
+  @slow_for_others
   def test_are_those_of_models_of_the_other_images(self, fitted, crossed):
     _, scores = crossed
     assert scores.image.shape == (12,) and scores.image.dtype == np.float32
@@ -470,6 +473,7 @@ class TestCrossScores:
 
 class TestInspector:
 
+  @slow_for_others
   def test_findings(self, fitted, inspector):
     threshold = inspector.calibration.image_threshold
     for i in range(7):

@@ -76,6 +76,7 @@ class TestMaps:
     np.testing.assert_allclose(of_each, jnp.maximum(signed, 0), atol=1e-6)
     assert (signed > 0).any() and (signed < 0).any()
 
+  @pytest.mark.slow_for('mean_sum')
   @pytest.mark.parametrize('inference', ['mean_sum', 'per_latent'])
   def test_are_of_the_images_size_and_of_one_image(self, inference):
     method, variables = started(dataclasses.replace(SMALL, inference=inference))
@@ -115,6 +116,7 @@ def test_loss_by_hand():
   np.testing.assert_allclose(jax.jit(method.loss)(variables, IMAGES, key), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_decoder_of_zeros_has_a_finite_gradient():
   method, variables = started(SMALL)
   zeros = jax.tree.map(jnp.zeros_like, variables['params']['decoder'])

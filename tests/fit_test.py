@@ -179,6 +179,7 @@ class TestFit:
     assert not (tmp_path / 'b').exists()
 
 
+@pytest.mark.slow_for('tensorfloat32')
 class TestOtherDevices:
   """A bank that is used where the network is computed otherwise."""
 

@@ -84,6 +84,7 @@ def test_loss_by_hand(restoring):
   assert float(found) == pytest.approx(float(jnp.square(x).mean()), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_published_rate_is_halved_at_every_tenth():
   """SGD without momentum: the second step goes half as far, where a tenth of the steps is one."""
   task = itae.method(dataclasses.replace(SMALL, optimizer='sgd', steps=10, learning_rate=0.1)).task
@@ -114,6 +115,7 @@ def test_errors(changes, words):
     ITAE(**changes)
 
 
+@pytest.mark.slow
 def test_learned_model_scores_its_own_images_1_on_the_mean():
   model = SMALL.fit(ArrayData(IMAGES), ())
   assert small.predict(SMALL, model, IMAGES).image.mean() == pytest.approx(1, rel=1e-4)

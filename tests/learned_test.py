@@ -108,9 +108,9 @@ class TestSimilarity:
       x, y = (jnp.asarray(rng.uniform(0, 1, (1, 12, 12, 1))) for _ in range(2))
       gradient = jax.grad(lambda y: ssim.similarity(x, y).mean())(y)
       for at in ((0, 3, 4, 0), (0, 11, 0, 0)):
-        step = jnp.zeros_like(y).at[at].set(1e-6)
-        slope = (ssim.similarity(x, y + step).mean() - ssim.similarity(x, y - step).mean()) / 2e-6
-        assert float(gradient[at]) == pytest.approx(float(slope), rel=1e-5)
+        step = jnp.zeros_like(y).at[at].set(1e-4)
+        slope = (ssim.similarity(x, y + step).mean() - ssim.similarity(x, y - step).mean()) / 2e-4
+        assert float(gradient[at]) == pytest.approx(float(slope), rel=1e-4)
 
   def test_a_map_has_the_size_of_the_image(self):
     x, y = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 3)).at[0, :, 8:].set(1)

@@ -15,8 +15,6 @@ from patchcore_jax.search.merge_reduce import Part, Reducer, Tree
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec
 from tests import small
 
-pytestmark = pytest.mark.as_shipped
-
 POINTS = np.random.default_rng(3).standard_normal((2000, 3)).astype(np.float32)
 KEY = jax.random.key(5)
 NETWORK = small.backbone(('a', 'b'))  # 48 patches

@@ -24,17 +24,26 @@ def _assert_passed(rows, *, some=True):
 _FULL_SET_ONLY = (
     parity_evaluation.mvtec_large, parity_evaluation.ad_2, parity_evaluation.validation_thresholds,
     *parity_successors.CHECKS, *parity_banks.CHECKS, *parity_retrieval.CHECKS)
-_SLOW = (parity.networks, parity_evaluation.mvtec_large, parity_successors.transformers)
+_SLOW = (
+    parity.networks, parity.end_to_end_paper, parity.end_to_end_anomalib, parity_evaluation.mvtec_large,
+    parity_successors.transformers)
+
+
+def _few_networks(folder):
+  """Compares networks of either kind of block; the others are found by `-m slow`."""
+  return parity.networks(folder, ('resnet18', 'wide_resnet50_2'))
 
 
 @pytest.mark.parametrize(
-    'check', [c for c in parity.CHECKS if c not in _FULL_SET_ONLY], ids=lambda c: c.__name__)
+    'check', [_few_networks, *(
+        pytest.param(c, marks=[pytest.mark.slow] if c is parity.networks else [])
+        for c in parity.CHECKS if c not in _FULL_SET_ONLY)], ids=lambda c: c.__name__)
 def test_arrays_in_the_repository(check):
   _assert_passed(list(check(_TESTDATA)))
 
 
-# The ResNets are those of the repository's arrays, at more sizes; 25 million pixels take a gigabyte; the tiny
-# transformers have all parts of the small ones.
+# The ResNets and whole runs are those of the repository's arrays, at more sizes; 25 million pixels take a
+# gigabyte; the tiny transformers have all parts of the small ones.
 @pytest.mark.parametrize('check', [
     pytest.param(c, marks=[pytest.mark.slow] if c in _SLOW else []) for c in parity.CHECKS],
     ids=lambda c: c.__name__)

@@ -160,6 +160,7 @@ def _trained():
 
 class TestNetwork:
 
+  @pytest.mark.slow
   def test_what_is_exported_is_what_was_trained(self, tmp_path):
     state, _ = _trained()
     images = np.stack([procedural.draw(0, i, 64) for i in range(8)])
@@ -322,6 +323,7 @@ def _config(**changes):
 
 class TestRun:
 
+  @pytest.mark.slow
   def test_same_seed_same_losses_and_resumed_as_uninterrupted(self, tmp_path):
     whole = pretrain.run(_config(), tmp_path / 'whole')
     assert len(whole) == 12

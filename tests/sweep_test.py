@@ -56,6 +56,7 @@ class TestDetectors:
         values.append((per_image.read_scores(folder / 'scores/nut.csv'), rows[0]['pixel_auroc']))
       assert values[0] != values[1], field
 
+  @pytest.mark.slow
   def test_an_ensemble_has_both_members(self, pristine, tmp_path):
     rows = {}
     for name in ('resnet18', 'resnet34', 'resnet18+resnet34'):

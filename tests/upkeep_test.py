@@ -80,6 +80,7 @@ class TestAppendAndCalibrate:
     assert asked.nearest == inspector.inspect(root / 'mixed/oops.png').nearest.name
     assert '--accept oops.png' in str(refused.value)
 
+  @pytest.mark.slow_for('calibrate')
   @pytest.mark.parametrize('change', ['append', 'calibrate'])
   @pytest.mark.parametrize('accept', ['oops.png', ['mixed/oops.png'], 'all'])
   def test_accepted_it_counts(self, change, accept, inspector, root):
@@ -87,6 +88,7 @@ class TestAppendAndCalibrate:
     assert after.calibration.image_threshold > inspector.calibration.image_threshold
     assert not after.inspect(root / 'mixed/oops.png').anomalous
 
+  @pytest.mark.slow_for('calibrate')
   @pytest.mark.parametrize('change', ['append', 'calibrate'])
   def test_good_ones_are_not_asked_about(self, change, inspector, root):
     images = [root / f'mixed/g{i}.png' for i in range(3)]
@@ -94,6 +96,7 @@ class TestAppendAndCalibrate:
     number = len(inspector.calibration.image_scores) if change == 'append' else 0
     assert len(after.calibration.image_scores) == number + 3
 
+  @pytest.mark.slow_for('calibrate')
   @pytest.mark.parametrize('change', ['append', 'calibrate'])
   def test_of_an_array_they_have_numbers(self, change, inspector):
     images = np.stack([_part(100), _part(200, defect=True), _part(101)])
@@ -116,6 +119,7 @@ class TestAppendAndCalibrate:
     assert after.calibration.image_scores[-1] == pytest.approx(
         inspector.inspect(root / 'lot/v0.png').score, rel=1e-4)
 
+  @pytest.mark.slow_for('calibrate')
   @pytest.mark.parametrize('change', ['append', 'calibrate'])
   def test_without_thresholds_what_stands_out_is_asked_about(self, change, inspector, root):
     blind = inspector.with_model(inspector.model.with_description(calibration=None))
