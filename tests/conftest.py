@@ -31,7 +31,7 @@ SHARED = ROOT.parent / 'shared'
 def pytest_collection_modifyitems(items):
   """Marks cases of a test as slow: those that `slow_for` names, by an id of its parameters."""
   for item in items:
-    ids = set(item.callspec.id.split('-')) if hasattr(item, 'callspec') else ()
+    ids = set(item.callspec.id.split('-') if hasattr(item, 'callspec') else ())
     if any(ids & set(marker.args) for marker in item.iter_markers('slow_for')):
       item.add_marker(pytest.mark.slow)
 
