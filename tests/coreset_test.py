@@ -175,7 +175,7 @@ class TestLazyEqualsDense:
       coreset.greedy_k_center(rows, 900, start=place[:1], valid=valid)
 
   def test_goes_on_from_a_state(self):
-    points, states = _clustered(), []
+    points, states = _clustered(3000), []
     whole = coreset.greedy_k_center(
         points, 1500, start=[0],
         checkpoint=lambda state: states.append(jax.tree.map(np.array, state)))
@@ -188,7 +188,7 @@ class TestLazyEqualsDense:
       coreset.greedy_k_center(points, 1000, start=[0], resume=states[0])
 
   def test_streams_from_a_memory_map(self, tmp_path):
-    points = _clustered()
+    points = _clustered(3000)
     np.save(tmp_path / 'points.npy', points)
     mapped = np.load(tmp_path / 'points.npy', mmap_mode='r')
     np.testing.assert_array_equal(
