@@ -75,6 +75,10 @@ PREDICTED = {
 }
 
 
+# What else is read as full16 and float are.
+_GRAYS = ('eight', 'twelve', 'thermal', 'raw16', 'stretched8')
+
+
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
   """A function that draws a case, once, and returns its folder."""
@@ -115,6 +119,7 @@ def case(request, drawn, bank_of):
   return found, bank, drawn(found.script) / found.new
 
 
+@pytest.mark.slow_for(*_GRAYS)
 def test_command(case, tmp_path):
   found, bank, new = case
   result = command.run('predict', bank, new, '--out', tmp_path / 'out')
@@ -128,7 +133,7 @@ def test_command(case, tmp_path):
 
 
 # All gray values take one way to the network, whichever door they come by.
-@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8')
+@pytest.mark.slow_for(*_GRAYS, 'alpha', 'same stem')
 def test_python(case):
   found, bank, new = case
   inspector = inspection.load(bank)
@@ -150,7 +155,7 @@ def test_python(case):
   assert all(any(name in str(w.message) for w in said) for name in found.named)
 
 
-@pytest.mark.slow_for('eight', 'twelve', 'thermal', 'raw16', 'stretched8', 'alpha', 'several defects')
+@pytest.mark.slow_for(*PREDICTED.keys() - {'wide', 'bands'})
 def test_http(case):
   found, bank, new = case
   options = dataclasses.replace(serve_test._OPTIONS, max_bytes=10**7)
@@ -250,6 +255,7 @@ class TestFeedback:
       inspector.append(images)
     assert sorted(Path(image.name).name for image in refused.value.images) == asked
 
+  @pytest.mark.slow
   def test_variants_pass_afterwards_and_defects_do_not(self, drawn, bank_of, tmp_path):
     bank, images = bank_of('32_feedback', 'train'), drawn('32_feedback') / 'append_ok'
     command.done('bank', 'append', bank, images, '--out', tmp_path / 'more', '--accept', 'all')

@@ -511,7 +511,7 @@ class TestInspector:
       assert written['bank']['detector'] == fitted.detector.name
 
 
-def scores_of_every_detector():
+def scores_of_detectors(*names):
   """[cases, 2, 7], of fits and predictions of this process; image scores, and the maxima of maps.
 
   Networks are not trained here: Adam's first steps are as long for a gradient of rounding as for any other.
@@ -520,7 +520,8 @@ def scores_of_every_detector():
   """
   layers._FEWEST_CELLS = 10**9  # as by `small_programs`, which another process knows nothing of
   found = []
-  for name, case in CASES.items():
+  for name in names or CASES:
+    case = CASES[name]
     if isinstance(case.detector, Trained):
       if name != 'ae_ssim':
         continue
@@ -536,8 +537,10 @@ def scores_of_every_detector():
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='Only of a CPU can there be several for a test.')
-def test_number_of_devices_has_no_influence():
-  value = np.array(small.on_devices(2, 'detectors_contract_test', 'scores_of_every_detector()'))
-  expected = scores_of_every_detector()
+@pytest.mark.parametrize('names', [
+    ('patchcore', 'padim', 'anomaly_dino', 'rad'), pytest.param((), marks=pytest.mark.slow)])  # () for all
+def test_number_of_devices_has_no_influence(names):
+  value = np.array(small.on_devices(2, 'detectors_contract_test', f'scores_of_detectors(*{names})'))
+  expected = scores_of_detectors(*names)
   for one, want in zip(value, expected, strict=True):
     assert_close(one, want)

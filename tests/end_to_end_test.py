@@ -104,6 +104,7 @@ class TestPresets:
     assert {k for k in ours if ours[k] != defaults[k]} == {'coreset.ratios', 'backbone.precision'}
     assert ours['backbone.precision'] == theirs['backbone.precision'] == 'float32'
 
+  @pytest.mark.slow
   @pytest.mark.parametrize('preset', [paper, anomalib])
   def test_they_run(self, preset, data, tmp_path):
     config = preset.get_config()

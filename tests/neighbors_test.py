@@ -51,6 +51,7 @@ def _by_definition(queries, bank, k):
 
 class TestNearestNeighbors:
 
+  @pytest.mark.slow_for('blocks1', 'blocks2')
   @pytest.mark.parametrize('k', [1, 3, 9])
   @pytest.mark.parametrize('blocks', [(1024, 4096), (32, 64), (100, 300), (7, 11), (1, 1)])
   def test_equals_float64(self, k, blocks):
@@ -119,6 +120,7 @@ class TestNestedNearestNeighbors:
 
 class TestPrepare:
 
+  @pytest.mark.slow_for('5')
   @pytest.mark.parametrize('shortlist', ['float32', 'bfloat16'])
   @pytest.mark.parametrize('k', [1, 5])
   @pytest.mark.parametrize('data', [_data, _low_rank])

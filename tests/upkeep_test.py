@@ -103,6 +103,7 @@ class TestAppendAndCalibrate:
     assert _asked(getattr(inspector, change), images) == ['images[1]']
     getattr(inspector, change)(images, accept='images[1]')
 
+  @pytest.mark.slow
   def test_a_new_lot_is_scored_as_its_later_images_will_be(self, inspector, root):
     names = [f'v{i}.png' for i in range(6)]
     assert set(_asked(inspector.append, root / 'lot')) == set(names)
