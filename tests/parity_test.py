@@ -36,7 +36,8 @@ def _few_networks(folder):
 
 @pytest.mark.slow_for('networks', 'end_to_end_anomalib')
 @pytest.mark.parametrize(
-    'check', [_few_networks, *(c for c in parity.CHECKS if c not in _FULL_SET_ONLY)], ids=lambda c: c.__name__)
+    'check', [_few_networks, *(c for c in parity.CHECKS if c not in _FULL_SET_ONLY)],
+    ids=lambda c: c.__name__)
 def test_arrays_in_the_repository(check):
   _assert_passed(list(check(_TESTDATA)))
 
