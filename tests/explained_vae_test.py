@@ -76,7 +76,7 @@ class TestMaps:
     np.testing.assert_allclose(of_each, jnp.maximum(signed, 0), atol=1e-6)
     assert (signed > 0).any() and (signed < 0).any()
 
-  @pytest.mark.slow_for('mean_sum')
+  @pytest.mark.slow
   @pytest.mark.parametrize('inference', ['mean_sum', 'per_latent'])
   def test_are_of_the_images_size_and_of_one_image(self, inference):
     method, variables = started(dataclasses.replace(SMALL, inference=inference))

@@ -49,6 +49,7 @@ def test_the_best_variance_is_the_mean_squared_error():
   assert np.isfinite(latent.gaussian_loss(jnp.zeros(1), count, jnp.array(-1e9)))
 
 
+@pytest.mark.slow
 def test_loss_by_hand():
   images, key = trained.parts(4, 16), jax.random.key(3)
   drawing = jax.random.split(key)[1]

@@ -54,6 +54,7 @@ def _coordinates(n=5, size=128):
 
 class TestViews:
 
+  @pytest.mark.slow
   def test_points_of_both_views_show_the_same_place(self):
     (first, second), points, visible = views.draw(jax.random.key(0), _coordinates(40), PLAIN)
     assert first.shape == (40, 32, 32, 3) and points.shape == (2, 40, 16, 2)
@@ -179,6 +180,7 @@ class TestNetwork:
     assert {v.dtype for v in safetensors.numpy.load_file(tmp_path / 'net.safetensors').values()} == {
         np.dtype(np.float16)}
 
+  @pytest.mark.slow
   def test_rescaled_changes_each_layer_by_its_factor_alone(self):
     state, _ = _trained()
     named = network.state_dict({'params': state['params']['trunk'], 'batch_stats': state['stats']['trunk']})

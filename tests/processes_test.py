@@ -106,6 +106,7 @@ class TestMvtec:
     again = _run(*command)
     assert [code for code, *_ in again] == [0] * COUNT and 'finished before' in again[0][1]
 
+  @pytest.mark.slow
   def test_another_detector_and_an_ensemble(self, data, tmp_path):
     for i, overrides in enumerate((
         {'detector': 'padim', 'padim__num_dims': 6},

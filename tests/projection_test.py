@@ -74,6 +74,7 @@ class TestProjection:
     first, other = (project(half, images(), moves=9, closeness=weight).images for weight in (0.0, 0.05))
     assert (abs(other - images()) < abs(first - images())).all()
 
+  @pytest.mark.slow
   def test_energy_never_rises(self):
     network = Network(16, 4)
     x = jnp.asarray(trained.parts(20, 16) / 255, jnp.float32)

@@ -127,6 +127,7 @@ def test_another_method(shell):
 
 
 @pytest.mark.parametrize('method', [('--ratio=0.01',), ('--detector=padim', '--padim-num-dims=50')])
+@pytest.mark.slow
 def test_real_parts(shell, realdata, method):
   """Few images of a transistor, at the usual size; how well they are told apart is not for so few."""
   transistor, name = realdata / 'mvtec_ad/transistor', method[-1].strip('-')
