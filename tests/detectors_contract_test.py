@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from typing import Any, NamedTuple
 
 import jax
@@ -469,6 +470,15 @@ class TestCrossScores:
       fitted.detector.fit_and_cross_score(data, fitted.case.networks, folds=1)
     with pytest.raises(ValueError):  # one image; some methods have more to say of it
       fitted.detector.fit_and_cross_score(data, fitted.case.networks, folds=2)
+
+
+  def test_folds_that_leave_too_few_are_seen_before_the_fit(self, fitted):
+    fewest = fitted.detector.fewest_images()
+    # They cannot be read.
+    data = types.SimpleNamespace(examples=small.data(np.resize(GOOD, (fewest, *GOOD.shape[1:]))).examples)
+    if fewest > 1:
+      with pytest.raises(ValueError, match=f'^{fewest} good images in 2 folds leave .* at least {fewest}: '):
+        fitted.detector.fit_and_cross_score(data, fitted.case.networks, folds=2)
 
 
 class TestInspector:

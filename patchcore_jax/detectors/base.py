@@ -252,6 +252,10 @@ class Detector:
 
     Returns:
       The model of all images, and the scores in the order of the good images that could be read.
+
+    Raises:
+      ValueError: fewer than two folds, a method without thresholds, or folds that leave fewer images to fit
+        on than it takes, which is seen before the first fit.
     """
     if folds < 2:
       raise ValueError(f'folds={folds}: expected at least 2.')
@@ -259,7 +263,9 @@ class Detector:
       raise ValueError(
           f'{self.title} has no thresholds: {self.host_step}. Fit it without (--folds 0, or '
           'false_alarm_rate=None in Python).')
-    self.check_defects(sum(example.label != 0 for example in data.examples))
+    defects = sum(example.label != 0 for example in data.examples)
+    self.check_defects(defects)
+    self._check_folds(len(data.examples) - defects, defects, folds)
     code = self._code()
     if not hasattr(code, 'fit_and_cross_score'):
       code = importlib.import_module('patchcore_jax.detectors.cross_fitting')
@@ -290,6 +296,20 @@ class Detector:
     if not self.has_coreset:
       return [self.statistics(model, data, backbones, run)]
     return self._code().statistics_at(self, model, data, tuple(backbones), run, ratios, search=SearchSpec())
+
+  def fewest_images(self, num_defects: int = 0) -> int:
+    """Counts the good images that a fit takes at least, beside so many labelled defects."""
+    return 1
+
+  def _check_folds(self, num_images, num_defects, folds):
+    """Raises ValueError where the whole can be fitted, but not what the largest of its folds leaves."""
+    fewest, folds = self.fewest_images(num_defects), max(1, min(folds, num_images))
+    left = num_images - math.ceil(num_images / folds)
+    if left < fewest <= num_images:
+      raise ValueError(
+          f'{num_images} good images in {folds} folds leave {left} to fit on, and {self.title} with these '
+          f'settings takes at least {fewest}: expected more folds (--folds), more images, or no thresholds '
+          '(--folds 0).')
 
   def check_defects(self, number: int) -> None:
     """Refuses labelled defects where the method takes all images for good, and none where it needs some.

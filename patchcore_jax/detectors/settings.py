@@ -121,6 +121,9 @@ class SPADE(Detector):
     if not 0 <= self.sigma < math.inf:
       raise ValueError(f'spade.sigma={self.sigma}: expected 0 or more pixels.')
 
+  def fewest_images(self, num_defects: int = 0) -> int:
+    return self.num_images
+
 
 @dataclasses.dataclass(frozen=True)
 class PaDiM(Detector):

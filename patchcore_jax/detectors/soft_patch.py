@@ -152,7 +152,7 @@ def select(
 
 def _check_number(detector, number):
   """Raises ValueError for fewer images than a weight takes."""
-  needed = detector.num_neighbors + 1 if detector.outlyingness == 'lof' else 2
+  needed = detector.fewest_images()
   if number < needed:
     raise ValueError(
         f'{number} images: SoftPatch compares each patch with those of the other images: expected at least '

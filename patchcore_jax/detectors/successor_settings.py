@@ -126,6 +126,9 @@ class RAD(Detector):
     if self.dtype not in ('float16', 'float32'):
       raise ValueError(f"rad.dtype={self.dtype!r}: expected 'float16' or 'float32'.")
 
+  def fewest_images(self, num_defects: int = 0) -> int:
+    return max(1, self.num_images)
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftPatch(Detector):
@@ -195,6 +198,9 @@ class SoftPatch(Detector):
           f'num_start_points={self.num_start_points}: expected at least 1.')
     if not 0 <= self.sigma < math.inf:
       raise ValueError(f'soft_patch.sigma={self.sigma}: expected 0 or more pixels.')
+
+  def fewest_images(self, num_defects: int = 0) -> int:
+    return self.num_neighbors + 1 if self.outlyingness == 'lof' else 2
 
   def resolved(self, backbones: Sequence[Any]) -> 'SoftPatch':
     """Settles the kind of the embedding, where it is 'auto', by the network."""

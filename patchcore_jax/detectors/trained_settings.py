@@ -1,6 +1,7 @@
 """The methods whose network is trained on the good images: their settings. It imports no JAX."""
 
 import dataclasses
+import itertools
 import math
 from typing import ClassVar
 
@@ -43,6 +44,11 @@ class Trained(Detector):
   minutes: float = 0.0
   held_out: float = 0.0
   standardise: bool = False
+
+  def fewest_images(self, num_defects: int = 0) -> int:
+    return next(
+        n for n in itertools.count(1)
+        if n - round(self.held_out * n) + num_defects >= self.batch_size)
 
   @property
   def in_short(self) -> str:
