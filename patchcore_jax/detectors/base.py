@@ -305,7 +305,7 @@ class Detector:
     """Raises ValueError where the whole can be fitted, but not what the largest of its folds leaves."""
     fewest, folds = self.fewest_images(num_defects), max(1, min(folds, num_images))
     left = num_images - math.ceil(num_images / folds)
-    if left < fewest <= num_images:
+    if 1 < fewest <= num_images and left < fewest:  # of one image the methods have more to say
       raise ValueError(
           f'{num_images} good images in {folds} folds leave {left} to fit on, and {self.title} with these '
           f'settings takes at least {fewest}: expected more folds (--folds), more images, or no thresholds '
