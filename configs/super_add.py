@@ -8,9 +8,8 @@
 | measured | not measured here: needs the weights and the data |
 
 The network is DINOv3 ViT-H+/16, whose licence is shown before the first download. The authors scale both
-sides by 0.625, which differs by category: here the short side has 1024 pixels, and all is seen but for less
-than a patch. Hardware: any. Time: not measured. Memory: for each image of 1530 x 1280 px 156 MB on disk, and
-2 GB for the bank.
+sides by 0.625, which differs by category: here the short side has 1024 pixels. Hardware: any. Time: not
+measured. Memory: for each image of 1530 x 1280 px 156 MB on disk, and 2 GB for the bank.
 """
 
 from configs import default

@@ -56,8 +56,8 @@ def joined_maps(
 
   Args:
     fn: (windows [b, window, window, 3]) -> maps [b, cells, cells, c] of each layer.
-    images: [b, h, w, 3]; pixels beyond the last whole cell are not seen.
-    rows, columns: by `plan`.
+    images: [b, h, w, 3]; where the last cells are not whole, the edge is repeated.
+    rows, columns: by `plan`, of all cells, the last ones too.
     window: the side of a window, in pixels.
     pixels: the side of a cell.
     loops: whether the windows pass one after another, in the memory of one; else all at once.
@@ -65,6 +65,9 @@ def joined_maps(
   Returns:
     Maps [b, rows, columns, c] of each layer.
   """
+  sides = zip(images.shape[1:3], (rows, columns))
+  missing = [(0, (places[-1].start + places[-1].last) * pixels - length) for length, places in sides]
+  images = jnp.pad(images, [(0, 0), *missing, (0, 0)], mode='edge')
   parts = jnp.stack([
       images[:, row.start * pixels:, column.start * pixels:][:, :window, :window]
       for row in rows for column in columns])

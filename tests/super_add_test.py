@@ -33,9 +33,10 @@ class TestWindows:
       b, height, width, _ = parts.shape
       return [parts.reshape(b, height // 4, 4, width // 4, 4, 3).mean((2, 4))]
 
-    rows, columns = (windows.plan(cells, 3, 1) for cells in (5, 8))
+    rows, columns = (windows.plan(cells, 3, 1) for cells in (6, 8))
     (found,) = windows.joined_maps(means, images, rows, columns, 12, 4, loops=loops)
-    np.testing.assert_allclose(found, means(images[:, :20])[0], rtol=0, atol=1e-6)
+    whole = np.pad(images, [(0, 0), (0, 1), (0, 0), (0, 0)], mode='edge')
+    np.testing.assert_allclose(found, means(whole)[0], rtol=0, atol=1e-6)
 
   @pytest.mark.parametrize('fields, words', [
       ({'window': 32}, 'window=32: expected at most the sides of the images, which are 32 x 24 pixels'),
@@ -159,6 +160,15 @@ class TestFit:
   def test_layers_of_several_grids(self):
     with pytest.raises(ValueError, match='SuperADD compares patches of one grid: .* got 3 x 3, 6 x 6'):
       small.fit(PLAIN, GOOD, network=small.backbone(('a', 'b')))
+
+  def test_the_last_pixels_are_seen_where_they_lie(self, network):
+    detector = dataclasses.replace(PLAIN, window=16, overlap=0, held_out=0)
+    good = np.full((3, 18, 25, 3), 90, np.uint8)
+    model = small.fit(detector, good, network=network)
+    new = good[:1].copy()
+    new[0, 16, 24] = 255  # in the corner that is no whole patch
+    found = small.predict(detector, model, new, network=network)
+    assert found.map.shape == (1, 18, 25) and found.map[0].argmax() == 17 * 25 + 24
 
   def test_one_window_is_the_image_as_it_is(self, model, network):
     # Each position of this network sees one pixel: windows change nothing.

@@ -325,10 +325,11 @@ class SuperADD(Detector):
 
   The paper's layers are blocks.7.raw, blocks.15.raw, blocks.23.raw and blocks.31.raw of DINOv3's ViT-H+/16,
   of images whose sides are 0.625 of the original's. The defaults are those of the released code, which
-  defines no image scores; those here are anomalib's. Four things differ: images become brighter or darker as
-  the network sees them, rounded to whole gray values, where that code changes them before they are resized,
-  by other draws; the seed is that of the run; every eighth image is counted among those that can be read; the
-  closing lines are those of `morphology.line_elements`.
+  defines no image scores; those here are anomalib's. Five things differ: pixels beyond the last whole patch
+  are seen, in a patch that repeats the edge, where that code leaves them out; images become brighter or
+  darker as the network sees them, rounded to whole gray values, where that code changes them before they are
+  resized, by other draws; the seed is that of the run; every eighth image is counted among those that can be
+  read; the closing lines are those of `morphology.line_elements`.
 
   Thresholds are those of the contract, by images that a model has not seen. The paper's own threshold and its
   binary maps, with gaps closed and holes filled, are had by `superadd.binary_maps`.

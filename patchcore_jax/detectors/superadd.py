@@ -46,6 +46,10 @@ def fit(detector: SuperADD, data: Data, backbones: Sequence[Backbone], run: Run)
       _brightened(read, detector, run.seed), len(data.examples), run)
   n, rows, columns, _ = layers[0].shape
   held = _held_out(np.arange(n), detector)
+  if held.any():
+    run.notify(
+        f'{held.sum()} of {n} images are held out of the bank, for the threshold of binary maps; '
+        'super_add.held_out=0 holds out none')
   if held.all():
     raise ValueError(
         f'super_add.held_out={detector.held_out} leaves no image of {n} for the bank: expected more, or 0 to '
@@ -59,8 +63,10 @@ def fit(detector: SuperADD, data: Data, backbones: Sequence[Backbone], run: Run)
             'thin', i * all_of + done, len(layers) * all_of))
     arrays[f'bank_{i}'] = np.ascontiguousarray(vectors[kept])
   if held.any():
-    found = [maps(patch_scores([layer[at][None] for layer in layers], arrays.values()), detector, image_size)
-             for at in np.flatnonzero(held)]
+    seen = _seen(streaming.maps_of(backbone), backbone.variables, image_size, detector.window)
+    found = [
+        maps(patch_scores([layer[at][None] for layer in layers], arrays.values()), detector, image_size, seen)
+        for at in np.flatnonzero(held)]
     threshold = np.quantile(np.concatenate(found).astype(np.float64), detector.quantile) * detector.factor
     arrays['pixel_threshold'] = np.array([threshold])
   return streaming.made(
@@ -81,8 +87,8 @@ def score_fn(
       search_bank.in_one_pass(bank) if program == LOOP_FREE else search_bank.prepare(
           bank, search.shortlist, num_shards=devices if sharded else None) for bank in banks)
   fn = _scores_fn(
-      _tokens_fn(streaming.maps_of(backbone), detector.window, detector.overlap, program != LOOP_FREE),
-      detector, tuple(map(len, banks)), parallel.AXIS if sharded else None, program == LIVE)
+      streaming.maps_of(backbone), detector, tuple(map(len, banks)), parallel.AXIS if sharded else None,
+      program)
   return ScoreFn(fn, (backbone.variables, prepared), (False, sharded))
 
 
@@ -144,9 +150,18 @@ def patch_scores(
   return sum(found) / len(found)
 
 
-def maps(patches: jax.Array, detector: SuperADD, image_size: tuple[int, int]) -> jax.Array:
-  """Enlarges patch scores to the maps of thresholds and binary maps: [b, *map_size] float32."""
-  return scoring.enlarged(patches, map_size(detector, image_size))
+def maps(
+    patches: jax.Array, detector: SuperADD, image_size: tuple[int, int], seen: tuple[int, int]) -> jax.Array:
+  """Enlarges patch scores to the maps of thresholds and binary maps: [b, *map_size] float32.
+
+  Args:
+    patches: [b, rows, columns] float32.
+    detector: its `map_scale`.
+    image_size: (height, width) of the images.
+    seen: that of the images with their edges repeated, which the patches cover.
+  """
+  height, width = map_size(detector, image_size)
+  return scoring.enlarged(patches, map_size(detector, seen))[:, :height, :width]
 
 
 def map_size(detector: SuperADD, image_size: tuple[int, int]) -> tuple[int, int]:
@@ -250,31 +265,48 @@ def _tokens_fn(maps_fn: Callable, window: int, overlap: int, loops: bool) -> Cal
       raise ValueError(
           f'super_add.window={window}: expected at most the sides of the images, which are {size[0]} x '
           f'{size[1]} pixels. Set a smaller window, or 0 for images as they are.')
-    of_window = jax.eval_shape(maps_fn, variables, jax.ShapeDtypeStruct((1, window, window, 3), images.dtype))
-    side = tokens.on_one_grid(of_window, SuperADD.title)[0].shape[1]
-    pixels = window // side
-    if pixels * side != window or overlap % pixels:
+    pixels = _cell(maps_fn, variables, window)
+    if window % pixels or overlap % pixels:
       raise ValueError(
           f'super_add.window={window}, overlap={overlap}: expected multiples of the {pixels} pixels of a '
           'patch.')
-    rows, columns = (windows.plan(length // pixels, side, overlap // pixels) for length in size)
+    rows, columns = (
+        windows.plan(-(-length // pixels), window // pixels, overlap // pixels) for length in size)
     return tuple(windows.joined_maps(
         functools.partial(maps_fn, variables), images, rows, columns, window, pixels, loops=loops))
 
   return found
 
 
+def _cell(maps_fn, variables, window):
+  """Computes the side of a patch, in pixels, by the grid that the network makes of a window."""
+  of_window = jax.eval_shape(maps_fn, variables, jax.ShapeDtypeStruct((1, window, window, 3), jnp.uint8))
+  return window // tokens.on_one_grid(of_window, SuperADD.title)[0].shape[1]
+
+
+def _seen(maps_fn, variables, size, window):
+  """Computes the size of what patches cover: in windows, whole patches, to which edges are repeated."""
+  if not window:
+    return size
+  pixels = _cell(maps_fn, variables, window)
+  return tuple(-(-length // pixels) * pixels for length in size)
+
+
 @functools.lru_cache(maxsize=16)
 def _scores_fn(
-    tokens_fn: Callable, detector: SuperADD, sizes: tuple[int, ...], axis_name: str | None, kernels: bool,
+    maps_fn: Callable, detector: SuperADD, sizes: tuple[int, ...], axis_name: str | None, program: str,
 ) -> Callable:
   """Makes the function ((variables, banks), images) -> `Scores`."""
+  tokens_fn = _tokens_fn(maps_fn, detector.window, detector.overlap, program != LOOP_FREE)
 
   def score(parameters, images):
     variables, banks = parameters
     patches = patch_scores(
-        tokens_fn(variables, images), banks, sizes=sizes, axis_name=axis_name, kernels=kernels)
-    found = scoring.enlarged(patches, images.shape[1:3], sigma=detector.sigma, edges=_BLUR_EDGES)
+        tokens_fn(variables, images), banks, sizes=sizes, axis_name=axis_name, kernels=program == LIVE)
+    height, width = size = images.shape[1:3]
+    found = scoring.enlarged(
+        patches, _seen(maps_fn, variables, size, detector.window), sigma=detector.sigma, edges=_BLUR_EDGES)
+    found = found[:, :height, :width]
     worst = jnp.argmax(patches.reshape(len(patches), -1), axis=1).astype(jnp.int32)
     return Scores(scoring.top_share_scores(found, detector.top_share), found, {'patch': worst})
 
