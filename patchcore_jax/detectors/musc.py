@@ -57,7 +57,8 @@ def fit(detector: MuSc, data: Data, backbones: Sequence[Backbone], run: Run) -> 
       patch_scores += mutual_scores(
           layer, degree, detector.share, lambda count, done=done: run.progress('score', done + count, total))
   patch_scores = (patch_scores / (total / n)).astype(np.float32)
-  maxima = [np.asarray(maps(scores[None], image_size)).max() for scores in patch_scores]
+  enlarged = jax.jit(maps, static_argnums=1)
+  maxima = [np.asarray(enlarged(scores[None], image_size)).max() for scores in patch_scores]
   unlabelled = types.SimpleNamespace(
       examples=[example._replace(label=0) for example in data.examples], preprocessing=data.preprocessing,
       outside_range=getattr(data, 'outside_range', None))

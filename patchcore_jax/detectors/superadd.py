@@ -64,8 +64,9 @@ def fit(detector: SuperADD, data: Data, backbones: Sequence[Backbone], run: Run)
     arrays[f'bank_{i}'] = np.ascontiguousarray(vectors[kept])
   if held.any():
     seen = _seen(streaming.maps_of(backbone), backbone.variables, image_size, detector.window)
+    banks = [jnp.asarray(bank) for bank in arrays.values()]  # on the device once for all images
     found = [
-        maps(patch_scores([layer[at][None] for layer in layers], arrays.values()), detector, image_size, seen)
+        maps(patch_scores([layer[at][None] for layer in layers], banks), detector, image_size, seen)
         for at in np.flatnonzero(held)]
     threshold = np.quantile(np.concatenate(found).astype(np.float64), detector.quantile) * detector.factor
     arrays['pixel_threshold'] = np.array([threshold])
