@@ -13,6 +13,8 @@ from scipy import ndimage
 
 from patchcore_jax.learned import layers, ssim, tiles, transforms
 
+pytestmark = pytest.mark.as_shipped
+
 
 def _random(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
