@@ -63,6 +63,14 @@ class TestHelp:
     told = ' '.join(command.done('fit', '--help').split())
     assert all(name in told for name in DETECTORS if name != 'ensemble')
 
+  @pytest.mark.parametrize('name', ['fit', 'evaluate'])
+  def test_only_options_of_the_chosen_method_are_shown(self, name):
+    told, of_padim = (
+        ' '.join(command.done(name, *chosen, '--help').split()) for chosen in ([], ['--detector', 'padim']))
+    assert '--coreset-method' in told and '--padim-num-dims' not in told and '--detector NAME --help' in told
+    assert '--coreset-method' not in of_padim and '--padim-num-dims' in of_padim
+    assert all('--memory-gb' in shown for shown in (told, of_padim))
+
   def test_version(self):
     assert patchcore_jax.__version__ in command.done('--version')
 

@@ -28,7 +28,7 @@ def common(**defaults: Any) -> Callable:
         options.of_record(
             'backbone', BackboneSpec, group='Common', only=('name',), defaults={'name': 'auto'}),
         options.of_record('patchcore', PatchCore, group='Common', only=('ratio',), defaults=defaults),
-        options.option('--detector', default='patchcore', group='Common', metavar='NAME',
+        options.option('--detector', default='patchcore', group='Common', metavar='NAME', is_eager=True,
                        help=f"The method: {names}; or 'module:Record' for one of your own.")):
       function = decorate(function)
     return function
@@ -40,10 +40,11 @@ def detailed(function: Callable) -> Callable:
   """Adds the other options of the network and of every method, in groups of their own."""
   for name in reversed(_OTHERS):
     kind = detectors.find(name)
-    function = options.of_record(name, kind, group=f'{kind.title} (with --detector {name})')(function)
+    function = options.of_record(name, kind, group=kind.title, method=name)(function)
   for section, kind in reversed(_SECTIONS.items()):
     defaults = {'kind': 'auto'} if section == 'embedding' else {}
-    function = options.of_record(section, kind, group='PatchCore', defaults=defaults)(function)
+    function = options.of_record(
+        section, kind, group=PatchCore.title, method='patchcore', defaults=defaults)(function)
   return options.of_record('backbone', BackboneSpec, group='Network', without=('name',))(function)
 
 

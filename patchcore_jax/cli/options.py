@@ -34,17 +34,25 @@ _NAMES = {
 
 
 class Command(click.Command):
-  """A command whose help has its options in groups, common ones first."""
+  """A command whose help has its options in groups, common ones first; of methods, only the chosen one's."""
 
   def format_options(self, ctx, formatter):
-    groups = {}
+    groups, of_others = {}, False
     for parameter in self.get_params(ctx):
+      method = getattr(parameter, 'method', '')
+      if method and method != ctx.params.get('detector', 'patchcore'):
+        of_others = True
+        continue
       record = parameter.get_help_record(ctx)
       if record is not None and isinstance(parameter, click.Option):
         groups.setdefault(getattr(parameter, 'group', 'Options'), []).append(record)
     for title, rows in groups.items():
       with formatter.section(title):
         formatter.write_dl(rows)
+    if of_others:
+      formatter.write_paragraph()
+      formatter.write_text(
+          f'The options of another method are shown by {ctx.command_path} --detector NAME --help.')
 
 
 class Group(click.Group):
@@ -63,11 +71,11 @@ class Group(click.Group):
 
 
 class Option(click.Option):
-  """An option that belongs to a group of the help."""
+  """An option that belongs to a group of the help, and perhaps to one `method` that --detector chooses."""
 
-  def __init__(self, *args, group: str = 'Options', **kwargs):
+  def __init__(self, *args, group: str = 'Options', method: str = '', **kwargs):
     super().__init__(*args, **kwargs)
-    self.group = group
+    self.group, self.method = group, method
 
 
 def option(*names: str, group: str = 'Options', **arguments) -> Callable:
@@ -77,7 +85,8 @@ def option(*names: str, group: str = 'Options', **arguments) -> Callable:
 
 
 def of_record(
-    section: str, record: type, *, group: str, only: Sequence[str] = (), without: Sequence[str] = (),
+    section: str, record: type, *, group: str, method: str = '', only: Sequence[str] = (),
+    without: Sequence[str] = (),
     defaults: Mapping[str, Any] = types.MappingProxyType({}),
     shown: Mapping[str, str] = types.MappingProxyType({})) -> Callable:
   """Adds an option for each field of a settings record.
@@ -86,6 +95,7 @@ def of_record(
     section: as config files call it; begins the flag's name.
     record: a dataclass whose docstring explains its attributes.
     group: title in the help.
+    method: the one whose options they are, '' where all methods have them.
     only: the fields that count; () for all.
     without: fields that do not.
     defaults: other defaults than the record's.
@@ -102,7 +112,7 @@ def of_record(
       flag, kind = flag_of(section, field.name), _Kind(hints[field.name])
       names = (f'--{flag}/--no-{flag}',) if kind.kind is bool else (f'--{flag}',)
       function = option(
-          *names, f'{section}__{field.name}', group=group, type=None if kind.kind is bool else kind,
+          *names, f'{section}__{field.name}', group=group, method=method, type=None if kind.kind is bool else kind,
           default=default if kind.kind is bool else kind.written(default),
           show_default=shown.get(field.name, True),
           help=explained[field.name][:1].upper() + explained[field.name][1:])(function)
