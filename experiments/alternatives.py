@@ -171,7 +171,7 @@ def faiss_search(bank):
   return lambda q: index.search(q, 1)[0][:, 0]
 
 
-# The paper's network and steps.
+# Networks, and the paper's steps.
 
 
 def torch_wide_resnet():
@@ -216,16 +216,56 @@ def torch_wide_resnet():
   return Network().eval()
 
 
-def torch_network(precision='float32', *, whole=False, compiled=False):
-  """Makes a function of images [b, 3, h, w] float32 -> (layer2, layer3), channels last on torch's device.
+def torch_vit_small(patch=14, width=384, blocks=12, heads=6):
+  """Makes a random ViT-S/14 as DINOv2 has it, for images of 518 pixels: images [b, 3, 518, 518] -> tokens."""
+  torch = torch_on_all_cores()
+  nn = torch.nn
+
+  class Block(nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      self.norm1, self.norm2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+      self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+      self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+      self.gamma = nn.Parameter(torch.full((2, width), 0.1))
+
+    def forward(self, x):
+      b, n, _ = x.shape
+      q, k, v = self.qkv(self.norm1(x)).reshape(b, n, 3, heads, -1).permute(2, 0, 3, 1, 4)
+      y = nn.functional.scaled_dot_product_attention(q, k, v)
+      x = x + self.gamma[0] * self.out(y.transpose(1, 2).reshape(b, n, width))
+      return x + self.gamma[1] * self.mlp(self.norm2(x))
+
+  class Network(nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      self.embed = nn.Conv2d(3, width, patch, patch)
+      self.start, self.positions = (
+          nn.Parameter(0.02 * torch.randn(1, n, width)) for n in (1, 1 + (518 // patch) ** 2))
+      self.blocks = nn.Sequential(*(Block() for _ in range(blocks)))
+      self.norm = nn.LayerNorm(width, 1e-6)
+
+    def forward(self, x):
+      x = self.embed(x).flatten(2).transpose(1, 2)
+      x = torch.cat([self.start.expand(len(x), -1, -1), x], 1) + self.positions
+      return self.norm(self.blocks(x)[:, 1:])
+
+  return Network().eval()
+
+
+def torch_network(precision='float32', *, make=torch_wide_resnet, whole=False, compiled=False):
+  """Makes a function of images [b, 3, h, w] float32 -> maps or tokens, channels last on torch's device.
 
   Args:
     precision: see `torch_precision`.
+    make: () -> the network, on the host.
     whole: bfloat16 throughout, weights too, in place of automatic casts.
     compiled: whether torch.compile compiles it, which raises TimeoutError where it takes too long.
   """
   torch = torch_on_all_cores()
-  network = torch_wide_resnet().to(torch_device(), memory_format=torch.channels_last)
+  network = make().to(torch_device(), memory_format=torch.channels_last)
   network = network.to(torch.bfloat16) if whole else network
   forward, seconds = torch.compile(network) if compiled else network, _COMPILE_SECONDS
 

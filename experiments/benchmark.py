@@ -5,14 +5,14 @@
         --config.data.root=PATH --config.data.categories=screw
     python -m experiments.benchmark --subject=own_images --root=PATH --category=transistor
 
-Subjects: coreset, neighbors, backbone, predict, fit, memory, own_images, one_pass, metrics
-(experiments.metrics_speed), and intervals, which counts how often intervals hold the truth
-(experiments.coverage). The others print a table: medians, the range, how many times our median each
-takes, and the share of what the machine can do at all (the time in which it could do the products, and
-read and write what must be, by the time taken). With --config, features of real images (of the config's
-first category) are measured too. Everything runs on the device that JAX runs on: on a GPU torch's side
-does so too. Alternatives that are not installed are named and
-left out: pip install torch faiss-cpu. `experiments.gpu_check` is one command for a GPU.
+Subjects: coreset, neighbors, backbone, vit (at --size=518, which torch's side is made for), predict, fit,
+memory, own_images, one_pass, metrics (experiments.metrics_speed), and intervals, which counts how often
+intervals hold the truth (experiments.coverage). The others print a table: medians, the range, how many times
+our median each takes, and the share of what the machine can do at all (the time in which it could do the
+products, and read and write what must be, by the time taken). With --config, features of real images (of the
+config's first category) are measured too. Everything runs on the device that JAX runs on: on a GPU torch's
+side does so too. Alternatives that are not installed are named and left out: pip install torch faiss-cpu.
+`experiments.gpu_check` is one command for a GPU.
 """
 
 import functools
@@ -53,7 +53,7 @@ cli.key_flags('config', 'root', 'networks')
 
 _SUBJECT = flags.DEFINE_enum(
     'subject', None,
-    ['coreset', 'neighbors', 'backbone', 'predict', 'fit', 'memory', 'own_images', 'one_pass',
+    ['coreset', 'neighbors', 'backbone', 'vit', 'predict', 'fit', 'memory', 'own_images', 'one_pass',
      'metrics', 'intervals'],
     'What to measure.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Runs of each, in turn.', lower_bound=1)
@@ -178,6 +178,10 @@ def measure_neighbors(limits: timing.Limits) -> Iterator[str]:
     return
   queries, bank = entries.of_rank(6272, 25_000, 1024, 1024)
   yield from _neighbors_table('made, the same in every direction', queries, bank, limits)
+  # A ViT-S/14's patches of one image of 448 px among those of 16 images, in 8 rotations each.
+  queries, bank = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in entries.of_rank(
+      1024, 131_072, 384, 64))
+  yield from _neighbors_table('made, of rank 64 and unit length', queries, bank, limits, plain=False)
   if not entries.on_cpu():
     queries, bank = entries.of_rank(50_176, 250_000, 1024, 64)
     yield from _neighbors_table('made, of rank 64', queries, bank, limits, plain=False)
@@ -216,6 +220,21 @@ def measure_backbone(limits: timing.Limits) -> Iterator[str]:
   yield from timing.table(
       f'{entries.network().name} to layer3, {_SIZE.value} px, one of {len(images)} images', work, seconds,
       notes, limits)
+
+
+def measure_vit(limits: timing.Limits) -> Iterator[str]:
+  """Measures a Vision Transformer, DINOv2's ViT-S/14, on a batch of images."""
+  if _SIZE.value != 518:
+    raise ValueError(f'--size={_SIZE.value}: expected 518, the size of the positions on torch\'s side.')
+  images = entries.pictures(_BATCH.value, _SIZE.value)
+  precisions = ('float32', 'bfloat16') if entries.on_cpu() else timing.PRECISIONS
+  work, maps = entries.network_entries(
+      images, precisions, architecture=entries.VIT_SMALL, torch_compile=_TORCH_COMPILE.value)
+  yield from _not_installed('torch')
+  seconds = timing.race(work, _REPEATS.value)
+  yield from timing.table(
+      f'{entries.VIT_SMALL}, {_SIZE.value} px, one of {len(images)} images', work, seconds,
+      entries.rate_notes(work, seconds, maps), limits)
 
 
 def measure_predict(limits: timing.Limits) -> Iterator[str]:

@@ -19,7 +19,7 @@ from patchcore_jax.banks.model import Description, Model
 from patchcore_jax.detectors import PatchCore, ScoreFn
 from patchcore_jax.search import coreset, neighbors, search_bank
 
-WIDE_RESNET = 'wide_resnet50_2'
+WIDE_RESNET, VIT_SMALL = 'wide_resnet50_2', 'vit_small_patch14_dinov2'
 BANK_SIZE = 16_384  # patches of the banks that predictions are measured with
 
 Entries = dict[str, Entry]
@@ -225,12 +225,12 @@ def network_entries(
     images: np.ndarray, precisions: tuple[str, ...], *, architecture: str = WIDE_RESNET,
     torch_compile: bool = False,
 ) -> tuple[Entries, dict[str, Any]]:
-  """Makes entries of networks up to layer3; the times are those of one image.
+  """Makes entries of networks, a ResNet's up to layer3; the times are those of one image.
 
   Args:
     images: [b, h, w, 3] uint8.
     precisions: those of ours and, on a GPU, of torch's.
-    architecture: that of ours; torch's is WideResNet-50-2.
+    architecture: that of ours; torch's is a ViT-S/14 for `VIT_SMALL`, else WideResNet-50-2.
     torch_compile: whether there are entries with torch.compile.
 
   Returns:
@@ -250,7 +250,8 @@ def network_entries(
     entries[f'JAX {precision}'] = Entry(
         keep, 1 / b, {precision: flops}, prepare=functools.partial(_compile, run, variables, pixels))
   if alternatives.available('torch'):
-    entries |= _torch_network_entries(images, precisions, flops, torch_compile)
+    make = alternatives.torch_vit_small if architecture == VIT_SMALL else alternatives.torch_wide_resnet
+    entries |= _torch_network_entries(make, images, precisions, flops, torch_compile)
   return entries, maps
 
 
@@ -276,20 +277,19 @@ def _relative(a, b):
   return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def _torch_network_entries(images, precisions, flops, torch_compile):
+def _torch_network_entries(make, images, precisions, flops, torch_compile):
   """Makes the entries of `network_entries` that are of torch."""
   torch, b = alternatives.torch_on_all_cores(), len(images)
   x = alternatives.torch_tensor(images).permute(0, 3, 1, 2).float().contiguous()
   if on_cpu():
-    plain = alternatives.torch_wide_resnet()
-    last = alternatives.torch_network()
+    plain, last = make(), alternatives.torch_network(make=make)
     return {'torch': Entry(lambda: plain(x), 1 / b, {'float32': flops}),
             'torch, channels last': Entry(lambda: last(x), 1 / b, {'float32': flops})}
   x = (x / 255).to(memory_format=torch.channels_last)
   entries = {}
 
   def add(name, precision, **how):
-    forward = alternatives.torch_network(precision, **how)
+    forward = alternatives.torch_network(precision, make=make, **how)
 
     def run():
       forward(x)
@@ -330,7 +330,7 @@ def prediction_entries(
     images: [b, h, w, 3] uint8.
     rows: [m, 1024] float32, the bank.
     precisions: those of ours and, on a GPU, of torch's network.
-    architecture: that of ours; torch's is WideResNet-50-2.
+    architecture: that of ours; torch's is a ViT-S/14 for `VIT_SMALL`, else WideResNet-50-2.
     stream: how many batches further entries run one after the other, as `streaming.predict` does; or 0.
 
   Returns:

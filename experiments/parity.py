@@ -32,7 +32,7 @@ from experiments import (
 )
 from experiments.comparisons import Arrays, Row, compare, load, path_of
 from patchcore_jax import backbones, embedding, metrics
-from patchcore_jax.backbones import checkpoints, resnet
+from patchcore_jax.backbones import checkpoints, densenet, registry, resnet
 from patchcore_jax.cli import terminal
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.dataset import ArrayData
@@ -112,8 +112,10 @@ def preprocessing(folder: Path) -> Iterator[Row]:
               difference / arrays[f'{case}/float_stats'][1], 1e-6, 'two float32 roundings')
 
 
-def networks(folder: Path, architectures: Collection[str] = tuple(resnet.ARCHITECTURES)) -> Iterator[Row]:
-  """Compares the maps of every layer of the ResNets, or of some."""
+def networks(
+    folder: Path, architectures: Collection[str] = (*resnet.ARCHITECTURES, *densenet.ARCHITECTURES),
+) -> Iterator[Row]:
+  """Compares the maps of every layer of the ResNets and of every block of the DenseNets, or of some."""
   arrays = load(folder, 'backbones.npz')
   real = load(folder, 'images_backbones.npz')
   names = sorted(
@@ -126,10 +128,14 @@ def networks(folder: Path, architectures: Collection[str] = tuple(resnet.ARCHITE
     else:
       continue
     maps = _network(architecture)(_normalized(pixels)[None])
-    for layer in resnet.LAYERS:
-      name = f'{architecture}/{size}/{layer}'
+    stored = {layer: f'{architecture}/{size}/{layer}' for layer in resnet.LAYERS}
+    origin = 'torchvision'
+    if architecture in densenet.ARCHITECTURES:  # of these the blocks are stored, as the paper's code has them
+      stored = {layer: f'{architecture}/{size}/features.{layer}' for layer in densenet.LAYERS[1:]}
+      origin = 'timm'
+    for layer, name in stored.items():
       value = np.asarray(maps[layer]).transpose(0, 3, 1, 2)
-      yield _sampled_row(f'backbone {name}', 'torchvision', value, arrays, name, 1e-5,
+      yield _sampled_row(f'backbone {name}', origin, value, arrays, name, 1e-5,
                          'float32 sums, L2 of difference / L2 of map', norm=True)
 
 
@@ -298,8 +304,9 @@ def _normalized(pixels):
 @functools.lru_cache(maxsize=1)
 def _network(architecture):
   """Makes the function of images that gives all layers of a network with reference weights."""
-  variables = reference.variables(architecture)
-  return jax.jit(functools.partial(resnet.apply_fn(architecture, resnet.LAYERS), variables))
+  family = registry.find_family(architecture)
+  apply = family.build(architecture, family.layers(architecture), 'float32')
+  return jax.jit(functools.partial(apply, reference.variables(architecture)))
 
 
 _embed_maps = jax.jit(embedding.patch_embeddings, static_argnums=1)

@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from patchcore_jax.backbones import port, resnet
+from patchcore_jax.backbones import port, registry
 
 
 def rng_for(name: str) -> np.random.Generator:
@@ -65,9 +65,10 @@ def successor_image(seed: int, height: int, width: int) -> np.ndarray:
 
 def variables(architecture: str) -> dict:
   """Makes the Flax variables of a network whose PyTorch weights are `weight(key, shape)`."""
-  shapes = resnet.state_dict_shapes(architecture)
+  family = registry.find_family(architecture)
+  shapes = family.state_dict_shapes(architecture)
   state = {key: weight(key, shape) for key, shape in shapes.items() if shape is not None}
-  return port.port(state, resnet.FAMILY, architecture, source='reference')
+  return port.port(state, family, architecture, source='reference')
 
 
 def image(width: int, height: int) -> np.ndarray:

@@ -12,8 +12,8 @@ import safetensors.numpy
 
 from experiments import parity_successors
 from patchcore_jax import backbones
-from patchcore_jax.backbones import local_colour, port, registry, vit
-from tests import precision
+from patchcore_jax.backbones import densenet, local_colour, port, registry, vit
+from tests import densenet_test, precision
 
 pytestmark = pytest.mark.accelerator
 
@@ -69,10 +69,9 @@ def _transformer() -> backbones.Family:
       multiple=lambda architecture: patch)
 
 
-FAMILIES = (
-    *(family for family in registry.FAMILIES if family is not vit.FAMILY),
-    vit.family_of(vit.ARCHITECTURES | parity_successors.TINY),  # the smallest is compiled
-    _transformer())
+FAMILIES = (  # the smallest of each is compiled
+    *(family for family in registry.FAMILIES if family not in (densenet.FAMILY, vit.FAMILY)),
+    densenet_test.FAMILY, vit.family_of(vit.ARCHITECTURES | parity_successors.TINY), _transformer())
 
 
 @pytest.fixture(scope='module', params=FAMILIES, ids=lambda family: next(iter(family.architectures)))

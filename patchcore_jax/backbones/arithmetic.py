@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -55,12 +55,49 @@ class Arithmetic:
         'precision': lax.Precision.HIGH if self.precision == 'tensorfloat32' else lax.Precision.HIGHEST,
         'preferred_element_type': jnp.float32}
 
+  def convolve(self, x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+    """Convolves `rounded` operands with PyTorch's padding of (size - 1) / 2 on every side.
+
+    Args:
+      x: [b, h, w, c].
+      kernel: [size, size, c / groups, features].
+      stride: along both axes.
+      groups: of channels.
+    """
+    size = len(kernel)
+    if size == 1 and self.products:
+      return jnp.dot(x[:, ::stride, ::stride], kernel[0, 0], **self.accuracy)
+    pad = (size - 1) // 2
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), [(pad, pad), (pad, pad)], dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups, **self.accuracy)
+
 
 def check_precision(precision: str) -> None:
   """Raises ValueError for another precision than those of `PRECISIONS`."""
   if precision not in PRECISIONS:
     raise ValueError(
         f'backbone.precision={precision!r}: expected one of {", ".join(map(repr, PRECISIONS))}.')
+
+
+def per_platform(network: Callable[[Arithmetic], Apply], precision: str, cpu_pixels: int) -> Apply:
+  """Makes the function that computes in the form which is quick on the device that it is compiled for.
+
+  Args:
+    network: makes the network's function for an arithmetic.
+    precision: one of `PRECISIONS`.
+    cpu_pixels: the most that a CPU takes at a time, see `in_parts`.
+
+  Raises:
+    ValueError: another precision.
+  """
+  check_precision(precision)
+  branches = {
+      'cpu': in_parts(network(Arithmetic(precision, for_cpu=True)), cpu_pixels),
+      'default': network(Arithmetic(precision, products=precision != 'bfloat16'))}
+  if precision == 'tensorfloat32':
+    branches['cuda'] = network(Arithmetic(precision, products=False))
+  return lambda variables, images: lax.platform_dependent(variables, images, **branches)
 
 
 def in_parts(apply: Apply, pixels: int) -> Apply:

@@ -183,10 +183,10 @@ def _state_dict_shapes(architecture: str) -> dict[str, tuple[int, ...] | None]:
     conv, norm = _names(layer)
     height, width, inputs, outputs = target['kernel'].shape
     result[f'{conv}.weight'] = (outputs, inputs, height, width)
-    result |= {f'{norm}.{name}': (outputs,) for name in ('weight', 'bias', 'running_mean', 'running_var')}
+    result |= {f'{norm}.{name}': (outputs,) for name in port.BATCH_NORM}
     result[f'{norm}.num_batches_tracked'] = None
   head = ('_conv_head.weight', '_fc.weight', '_fc.bias', *(
-      f'_bn1.{name}' for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')))
+      f'_bn1.{name}' for name in (*port.BATCH_NORM, 'num_batches_tracked')))
   return result | dict.fromkeys(head)
 
 

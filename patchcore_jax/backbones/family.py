@@ -39,6 +39,8 @@ class Family:
       patch size of a transformer. Images of another size are refused when the network is traced.
     precisions: the modes that `build` takes; 'float32' is one of them always.
     auto_precisions: {platform: the mode that 'auto' stands for there}; 'float32' on platforms not named.
+    current_key: (key of a checkpoint) -> the key as `state_dict_shapes` spells it, where files of another
+      spelling were published too.
   """
 
   architectures: Collection[str]
@@ -52,3 +54,4 @@ class Family:
   multiple: Callable[[str], int] = _any_size
   precisions: tuple[str, ...] = ('float32',)
   auto_precisions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  current_key: Callable[[str], str] = str

@@ -14,6 +14,7 @@ import safetensors.numpy
 from patchcore_jax.backbones import torch_file
 from patchcore_jax.backbones.family import Family
 
+BATCH_NORM = ('weight', 'bias', 'running_mean', 'running_var')  # what a checkpoint has of one
 BATCH_NORM_EPS = 1e-5  # PyTorch's default
 
 
@@ -65,8 +66,12 @@ def port(
   """
   expected = family.state_dict_shapes(architecture)
   needed = {key: shape for key, shape in expected.items() if shape is not None}
+  spelt = {key: family.current_key(key) for key in state_dict}
+  twice = [key for key, name in spelt.items() if key != name and name in state_dict]
+  state_dict = {name: state_dict[key] for key, name in spelt.items()}
   _report(
-      source, [key for key in needed if key not in state_dict], sorted(state_dict.keys() - expected.keys()),
+      source, [key for key in needed if key not in state_dict],
+      sorted([*(state_dict.keys() - expected.keys()), *twice]),
       [f'{key} {state_dict[key].shape}, expected {shape}' for key, shape in needed.items()
        if key in state_dict and state_dict[key].shape != shape])
   return family.convert(state_dict, architecture)
@@ -93,12 +98,32 @@ def fold_batch_norm(
   >>> folded['kernel'].item(), folded['bias'].item()
   (1.5, -2.0)
   """
-  weight, gamma, beta, mean, variance = (np.asarray(state_dict[key], np.float64) for key in (
-      f'{conv}.weight', f'{norm}.weight', f'{norm}.bias', f'{norm}.running_mean', f'{norm}.running_var'))
+  scale, bias = _scale_and_bias(state_dict, norm, epsilon)
+  weight = np.asarray(state_dict[f'{conv}.weight'], np.float64)
+  return {'kernel': kernel(weight * scale[:, None, None, None]), 'bias': bias.astype(np.float32)}
+
+
+def batch_norm(
+    state_dict: Mapping[str, np.ndarray], norm: str, *, epsilon: float = BATCH_NORM_EPS
+) -> dict[str, np.ndarray]:
+  """Converts a batch norm that no convolution comes before: 'scale' and 'bias' [channels], float32.
+
+  Arguments and sums are those of `fold_batch_norm`.
+  """
+  scale, bias = _scale_and_bias(state_dict, norm, epsilon)
+  return {'scale': scale.astype(np.float32), 'bias': bias.astype(np.float32)}
+
+
+def kernel(weight: np.ndarray) -> np.ndarray:
+  """Converts PyTorch's [out, in / groups, height, width] to [height, width, in / groups, out] float32."""
+  return np.ascontiguousarray(weight.transpose(2, 3, 1, 0), np.float32)
+
+
+def _scale_and_bias(state_dict, norm, epsilon):
+  """Computes what a batch norm multiplies each channel by, and what it adds, in float64."""
+  gamma, beta, mean, variance = (np.asarray(state_dict[f'{norm}.{name}'], np.float64) for name in BATCH_NORM)
   scale = gamma / np.sqrt(variance + epsilon)
-  kernel = (weight * scale[:, None, None, None]).transpose(2, 3, 1, 0)
-  return {'kernel': np.ascontiguousarray(kernel, np.float32),
-          'bias': (beta - mean * scale).astype(np.float32)}
+  return scale, beta - mean * scale
 
 
 def _report(source, missing, left, wrong, most=6):

@@ -11,6 +11,7 @@ from absl import logging
 
 from patchcore_jax.backbones import (
     checkpoints,
+    densenet,
     efficientnet_lite,
     local_colour,
     port,
@@ -23,6 +24,7 @@ from patchcore_jax.backbones.family import Family
 
 FAMILIES = (
     resnet.FAMILY,
+    densenet.FAMILY,
     efficientnet_lite.FAMILY,
     vit.FAMILY,
 )

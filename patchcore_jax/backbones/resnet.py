@@ -18,16 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from patchcore_jax.backbones import cpu_convolutions, port
-from patchcore_jax.backbones.arithmetic import (
-    AUTO_PRECISIONS,
-    PRECISIONS,
-    Arithmetic,
-    check_precision,
-    in_parts,
-)
+from patchcore_jax.backbones.arithmetic import AUTO_PRECISIONS, PRECISIONS, Arithmetic, per_platform
 from patchcore_jax.backbones.family import Family
 
 LAYERS = ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
@@ -100,13 +93,7 @@ class Conv(nn.Module):
         return cpu_convolutions.convolve_3x3(x, kernel)
       if (self.size, self.stride) == (7, 2) and cpu_convolutions.pays_7x7(*extent, self.features):
         return cpu_convolutions.convolve_7x7(x, kernel)
-    accuracy = self.arithmetic.accuracy
-    if self.size == 1 and self.arithmetic.products:
-      return jnp.dot(x[:, ::self.stride, ::self.stride], kernel[0, 0], **accuracy)
-    pad = (self.size - 1) // 2
-    return lax.conv_general_dilated(
-        x, kernel, (self.stride, self.stride), [(pad, pad), (pad, pad)],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=self.groups, **accuracy)
+    return self.arithmetic.convolve(x, kernel, self.stride, self.groups)
 
 
 class Block(nn.Module):
@@ -173,21 +160,8 @@ def apply_fn(architecture: str, layers: tuple[str, ...], precision: str = 'float
   Raises:
     ValueError: another precision.
   """
-  check_precision(precision)
-
-  def network(**kwargs):
-    return ResNet(ARCHITECTURES[architecture], tuple(layers), Arithmetic(precision, **kwargs)).apply
-
-  branches = {
-      'cpu': in_parts(network(for_cpu=True), _CPU_PIXELS),
-      'default': network(products=precision != 'bfloat16')}
-  if precision == 'tensorfloat32':
-    branches['cuda'] = network(products=False)
-
-  def apply(variables: Any, images: jax.Array) -> Mapping[str, jax.Array]:
-    return lax.platform_dependent(variables, images, **branches)
-
-  return apply
+  arch, layers = ARCHITECTURES[architecture], tuple(layers)
+  return per_platform(lambda arithmetic: ResNet(arch, layers, arithmetic).apply, precision, _CPU_PIXELS)
 
 
 def layers_of(architecture: str) -> tuple[str, ...]:
@@ -236,8 +210,7 @@ def state_dict_shapes(architecture: str) -> dict[str, tuple[int, ...] | None]:
     conv, norm = _torch_names(path)
     height, width, inputs, outputs = target['kernel'].shape
     result[f'{conv}.weight'] = (outputs, inputs, height, width)
-    for name in ('weight', 'bias', 'running_mean', 'running_var'):
-      result[f'{norm}.{name}'] = (outputs,)
+    result |= {f'{norm}.{name}': (outputs,) for name in port.BATCH_NORM}
     result[f'{norm}.num_batches_tracked'] = None
   return result | {'fc.weight': None, 'fc.bias': None}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 _KEEP = {
     'preprocessing.npz': r'synthetic_\d+x\d+/(u8_crc32|mask_u8_crc32|mask_counts|float_.*)',
-    'backbones.npz': r'(wide_)?resne[^/]+/synthetic/[^/]+/(shape|idx|f64|stats_f64)',
+    'backbones.npz': r'((wide_)?resne|densenet)[^/]+/synthetic/[^/]+/(shape|idx|f64|stats_f64)',
     'embedding.npz': r'[^/]+/(patchsize_pretrain_target|layers|feature_shapes|shape|idx|f64|stats_f64)',
     'coreset.npz': r'[^/]+/(pi_approx|anomalib)/(indices|projection|start_points)',
     'metrics.npz': (
