@@ -5,10 +5,13 @@ import itertools
 import math
 import os
 
-from patchcore_jax.search import coreset, merge_reduce
+from patchcore_jax.search import merge_reduce
 
 # What the selection keeps for each patch: its distance, age and place in the order, and passes over them.
 _STATE_BYTES = 40
+# Rows whose memory is set aside for a projection, and for what a selection takes beside its arrays: with so
+# many, peaks that were measured stayed below the plan. A projection alone takes less (`coreset.BLOCK`).
+_SPARE_ROWS = 65536
 # Programs that select and score parts of the images, and batches of embeddings under way: 0.3 GB were seen.
 _PROGRAM_BYTES = 400_000_000
 _DEVICE_SHARE = 0.85  # of a device's memory; the rest is for programs, and for what falls between arrays
@@ -95,7 +98,7 @@ def plan(
   """
   embeddings, points = 4 * num_patches * dim, 4 * num_patches * projection_dim
   bank, state = 4 * num_selected * dim, _STATE_BYTES * num_patches
-  block = 3 * 4 * coreset.BLOCK * (dim + projection_dim)  # read, on the device, and its result
+  block = 3 * 4 * _SPARE_ROWS * (dim + projection_dim)  # read, on the device, and its result
   centers = 4 * num_selected * projection_dim
   on_host = device_bytes is None
   host_batch_bytes = batch_bytes if on_host else 0
