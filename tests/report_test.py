@@ -161,10 +161,14 @@ class TestTables:
   def test_s6_known_and_other_networks(self, tmp_path):
     write_run(tmp_path / 'a', MVTEC, backbone__name='resnet101.tv_in1k')
     write_run(tmp_path / 'b', backbone__name='module:create')
+    write_run(tmp_path / 'c', MVTEC, backbone__name='resnet101.tv_in1k+densenet201.tv_in1k')
     table = tables.make('S6', runs.find(tmp_path))
     (_, ours), _ = rows_of(table, 'ResNet101')
     assert ours['backbone'].startswith('ours (resnet101.tv_in1k') and ours['image AUROC'] == '90.0'
-    assert [d['AUPRO'] for o, d in rows_of(table, 'ours (resnet101')] == ['-22.5', '-22.2']
+    assert [d['AUPRO'] for o, d in rows_of(table, 'ours (resnet101.tv_in1k,')] == ['-22.5', '-22.2']
+    # An ensemble is none of its members, with whose published numbers it would be compared.
+    together = rows_of(table, 'ours (resnet101.tv_in1k+densenet201.tv_in1k, ')
+    assert len(together) == 2 and all(after['backbone'] != tables.DIFFERENCE for _, after in together)
     assert len(rows_of(table, 'ours (module:create')) == 2
 
   def test_text_forms_hold_the_same_cells(self, tmp_path):

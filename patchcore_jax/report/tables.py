@@ -23,7 +23,7 @@ DIFFERENCE = 'difference'
 _CATEGORIES = 15  # number of categories of MVTec AD, over which the published averages go
 _ARCHITECTURES = {
     'resnet50': 'ResNet50', 'wide_resnet50_2': 'WideResNet50', 'resnet101': 'ResNet101',
-    'wide_resnet101_2': 'WideResNet101', 'resnext101_32x8d': 'ResNeXt101'}
+    'wide_resnet101_2': 'WideResNet101', 'resnext101_32x8d': 'ResNeXt101', 'densenet201': 'DenseNet201'}
 
 
 class Table(NamedTuple):
@@ -147,8 +147,7 @@ def _s6(measured: list[Measured], published: Path) -> Table:
   for m in measured:
     if (m.detector == 'patchcore' and not m.shots and m.coreset_method == 'greedy' and
         m.coreset_ratio in (0.1, 0.01)):
-      name = _ARCHITECTURES.get(m.backbone.partition('.')[0], m.backbone)
-      ours.setdefault((name, m.coreset_ratio), []).append(m)
+      ours.setdefault((_networks(m.backbone), m.coreset_ratio), []).append(m)
   rows = []
   lines = {(row['backbone'], float(row['coreset_ratio'])): row for row in theirs}
   for key in dict.fromkeys((*lines, *sorted(ours, key=lambda k: (k[0], -k[1])))):
@@ -199,6 +198,16 @@ def _names(ours, name) -> list[str]:
   """Names each of ours, with the run's folder where names would be the same."""
   names = [name(m) for m in ours]
   return [f'{n} {m.folder.name}' if names.count(n) > 1 else n for n, m in zip(names, ours, strict=True)]
+
+
+def _networks(backbone: str) -> str:
+  """Names a network as the paper does, and each member of an ensemble.
+
+  >>> _networks('resnet50.tv_in1k'), _networks('densenet201.tv_in1k + module:factory')
+  ('ResNet50', 'DenseNet201 + module:factory')
+  """
+  names = [name.strip() for name in backbone.split('+')]
+  return ' + '.join(_ARCHITECTURES.get(name.partition('.')[0], name) for name in names)
 
 
 def _heading(category):
