@@ -313,7 +313,8 @@ class BackboneSpec:
   Attributes:
     name: architecture.tag or module:factory; several, joined by '+', make an ensemble; 'auto' for the best
       that is on this machine: the paper's, else EfficientNet-Lite0, else the one that comes with the package.
-    weights: '' for the tag's checkpoint, a file, or 'random'.
+    weights: '' for the tag's checkpoint, a file, or 'random'; for an ensemble a file for each network, in
+      their order, joined by '+'.
     layers: names of its layers; () for the backbone's own, layer2 and layer3 for ResNets.
     precision: 'float32', 'tensorfloat32' or 'bfloat16'; 'auto' for the fastest that is good enough
       (docs/precision.md).
@@ -364,7 +365,7 @@ class CalibrationSpec:
   def __post_init__(self):
     if not 0 < self.false_alarm_rate < 1:
       raise ValueError(
-          f'calibration.false_alarm_rate={self.false_alarm_rate}: expected a share between 0 and 1, such as '
+          f'calibration.false_alarm_rate={self.false_alarm_rate}: expected a share between 0 and 1; 1 % is '
           '0.01.')
     if self.folds < 0 or self.folds == 1:
       raise ValueError(f'calibration.folds={self.folds}: expected at least 2, or 0 for none.')
@@ -461,8 +462,27 @@ def embedding_of(kind: str, backbones: Sequence[Any]) -> str:
   return embedding_for(backbone.source[0] if backbone.source else ':')
 
 
+def weights_of_each(weights: str, number: int) -> tuple[str, ...]:
+  """Lists the weights of each of several networks: what is said once is for all, unless it is a file.
+
+  Raises:
+    ValueError: another number of files than of networks.
+
+  >>> weights_of_each('a.pth+b.pth', 2), weights_of_each('random', 2)
+  (('a.pth', 'b.pth'), ('random', 'random'))
+  """
+  if number == 1 or weights in ('', 'random'):
+    return (weights,) * number
+  files = tuple(file.strip() for file in weights.split('+'))
+  if len(files) != number:
+    raise ValueError(
+        f'weights {weights!r}: {len(files)} for {number} networks. Expected a file for each, in their order, '
+        "joined by '+'.")
+  return files
+
+
 def embedding_for(backbone: str) -> str:
-  """Names the kind of embedding for a network: the paper's is made for the channels of usual ResNets.
+  """Names the kind of embedding for a network: the paper's is made for usual ResNets and DenseNets.
 
   Others keep all channels of all layers, which finds more in the built-in data (docs/pretrained.md).
 

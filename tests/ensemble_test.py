@@ -1,10 +1,14 @@
 """Ensembles: statistics against NumPy in float64, and means of members that are computed one by one."""
 
 import dataclasses
+import shutil
+from importlib import resources
 
 import numpy as np
 import pytest
 
+from patchcore_jax import backbones
+from patchcore_jax.backbones import checkpoints
 from patchcore_jax.banks.model import BankError
 from patchcore_jax.detectors import (
     SPADE,
@@ -18,7 +22,8 @@ from patchcore_jax.detectors import (
     streaming,
 )
 from patchcore_jax.detectors.patchcore import cross_scores, scores
-from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, SearchSpec
+from patchcore_jax.evaluation import networks
+from patchcore_jax.settings import BackboneSpec, CoresetSpec, EmbeddingSpec, ScoringSpec, SearchSpec
 from tests import precision, small
 
 GOOD, NEW = small.images(10), small.images(6, 7)
@@ -168,6 +173,17 @@ class TestEnsemble:
     model = detector.fit(small.data(GOOD), (ONE, OTHER))
     with pytest.raises(ValueError, match=r'Ratios \[0.1\]: the statistics of this ensemble are of \[\]'):
       ensemble.score_fn_at(detector, model, (ONE, OTHER), (0.1,))
+
+
+def test_each_network_can_have_a_file_of_its_own(tmp_path):
+  built_in = resources.files(backbones).joinpath(f'weights/{checkpoints.BUILT_IN}.safetensors')
+  for name in ('a', 'b'):
+    shutil.copy(str(built_in), tmp_path / f'{name}.safetensors')
+  files = '+'.join(str(tmp_path / f'{name}.safetensors') for name in ('a', 'b'))
+  made = networks.create(BackboneSpec('resnet18_slim+resnet18_slim', files))
+  assert [network.source[1] for network in made] == files.split('+')
+  with pytest.raises(ValueError, match="3 for 2 networks. Expected a file for each, in their order"):
+    networks.create(BackboneSpec('resnet18_slim+resnet18_slim', f'{files}+c'))
 
 
 def test_products_of_the_statistics_ask_for_the_highest_precision():

@@ -77,7 +77,7 @@ class TestDetectors:
       ({'detector': 'best'}, "detector='best': expected one of patchcore, spade"),
       ({'detector': 'spade', 'backbone__name': 'resnet18+resnet34'}, 'SPADE has no ensembles: it gathers'),
       ({'backbone__name': 'resnet18+resnet34', 'backbone__weights': 'a.safetensors'},
-       'is one file, for 2 backbones'),
+       '1 for 2 networks. Expected a file for each'),
       ({'data__shots': 7}, 'data.shots=7: bolt has 6 training images'),
       ({'data__shots': -1}, 'data.shots=-1.*at least 0'),
       ({'coreset__method': 'kmeans'}, 'another bank for every ratio: expected one'),

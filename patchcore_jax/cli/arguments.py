@@ -11,7 +11,8 @@ from patchcore_jax.settings import DataSpec
 
 backbone_weights = options.option(
     '--backbone-weights', default='', metavar='FILE', group='Machine', show_default='as at the fit',
-    help="File of the network's weights, where it lies elsewhere than at the fit.")
+    help="File of the network's weights, where it lies elsewhere than at the fit; for an ensemble a file for "
+    "each network, in their order, joined by '+'.")
 
 max_megapixels = options.option(
     '--max-megapixels', type=click.FloatRange(0, min_open=True), default=DataSpec.max_megapixels,
@@ -28,7 +29,13 @@ accept = options.option(
 
 def check_model(path: str) -> None:
   """Raises ValueError where no model can be."""
-  if os.path.isdir(path) or os.path.isdir(f'{path}.before'):  # the second is what a killed change left
+  if os.path.isdir(f'{path}.before'):  # what a killed change left
+    return
+  if os.path.isdir(path):
+    if not any(os.path.exists(os.path.join(path, name)) for name in ('description', 'arrays')):
+      raise ValueError(
+          f'{path} is a folder, and no model: expected one that `patchcore fit` made. Look at the path, and '
+          'at the order of the arguments.')
     return
   found = 'it is a file' if os.path.exists(path) else 'there is nothing'
   raise ValueError(

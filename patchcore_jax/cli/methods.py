@@ -9,7 +9,8 @@ import click
 from patchcore_jax import detectors
 from patchcore_jax.cli import options
 from patchcore_jax.detectors import DETECTORS, Detector, Ensemble, PatchCore
-from patchcore_jax.settings import BackboneSpec, CoresetSpec, EmbeddingSpec, ScoringSpec
+from patchcore_jax.evaluation.settings import network_names
+from patchcore_jax.settings import BackboneSpec, CoresetSpec, EmbeddingSpec, ScoringSpec, weights_of_each
 
 _SECTIONS = {'embedding': EmbeddingSpec, 'coreset': CoresetSpec, 'scoring': ScoringSpec}
 _OTHERS = tuple(name for name in DETECTORS if name not in ('patchcore', 'ensemble'))
@@ -105,18 +106,16 @@ def networks_of(values: Mapping[str, Any], seed: int) -> tuple:
   """Makes the networks that --backbone names, joined by '+' where there are several.
 
   Raises:
-    ValueError: what `backbones.create` raises, or one file of weights for several networks.
+    ValueError: other numbers of networks and of files, besides what `backbones.create` raises.
   """
   from patchcore_jax import backbones
 
   spec = options.record(BackboneSpec, 'backbone', values)
   if not detectors.find(values['detector']).needs_network:
     return ()
-  names = [name.strip() for name in spec.name.split('+')]
-  if names == [backbones.AUTO] and not spec.weights:  # `terminal.say_which` says what a log would
-    names = [backbones.checkpoints.best_installed()]
-  if len(names) > 1 and spec.weights not in ('', backbones.RANDOM):
-    raise ValueError(f'--backbone-weights={spec.weights} is one file, for {len(names)} networks.')
+  if spec.name == backbones.AUTO and not spec.weights:  # `terminal.say_which` says what a log would
+    spec = dataclasses.replace(spec, name=backbones.checkpoints.best_installed())
+  names = network_names(spec)
   return tuple(
-      backbones.create(name, weights=spec.weights, layers=spec.layers, seed=seed, precision=spec.precision)
-      for name in names)
+      backbones.create(name, weights=weights, layers=spec.layers, seed=seed, precision=spec.precision)
+      for name, weights in zip(names, weights_of_each(spec.weights, len(names)), strict=True))

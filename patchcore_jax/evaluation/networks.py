@@ -8,7 +8,7 @@ from patchcore_jax import backbones
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.detectors import PatchCore
 from patchcore_jax.evaluation.settings import Settings, network_names
-from patchcore_jax.settings import BackboneSpec, embedding_for
+from patchcore_jax.settings import BackboneSpec, embedding_for, weights_of_each
 
 NO_NETWORK = 'none'  # what settings say of a method that takes none
 
@@ -60,16 +60,14 @@ def create(backbone: BackboneSpec, seed: int = 0) -> tuple[Backbone, ...]:
     seed: seed of random weights.
 
   Raises:
-    ValueError: several with a file of weights, which can be of one only, besides what
-      `backbones.create` raises.
+    ValueError: other numbers of networks and of files, besides what `backbones.create` raises.
   """
   if backbone.name == NO_NETWORK:
     return ()
   names = network_names(backbone)
-  if len(names) > 1 and backbone.weights not in ('', backbones.RANDOM):
-    raise ValueError(f'backbone.weights={backbone.weights!r} is one file, for {len(names)} backbones.')
   return tuple(
-      _created(name, backbone.weights, backbone.layers, seed, backbone.precision) for name in names)
+      _created(name, weights, backbone.layers, seed, backbone.precision)
+      for name, weights in zip(names, weights_of_each(backbone.weights, len(names)), strict=True))
 
 
 @functools.lru_cache(maxsize=4)

@@ -26,7 +26,7 @@ from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Detector, ScoreFn, Scores, streaming
 from patchcore_jax.detectors.base import HostScoreFn
 from patchcore_jax.inspection import inputs
-from patchcore_jax.settings import Preprocessing, SearchSpec, max_pixels
+from patchcore_jax.settings import Preprocessing, SearchSpec, max_pixels, weights_of_each
 
 _AS_THEY_COME = Preprocessing(resize=(), crop=())
 
@@ -156,7 +156,7 @@ def load(
   Args:
     path: folder of the model.
     name, weights: those of the backbone, where it is called otherwise or lies elsewhere on this machine; ''
-      for what the model says.
+      for what the model says. Of several networks, a name for one only, and a file for each, joined by '+'.
     backbone: the network itself, or several, where the model was fitted with networks from Python.
 
   Raises:
@@ -177,11 +177,13 @@ def of_model(
     detector = detectors.of_model(model)
     streaming.check(detector, model, given)
     return Inspector(detector, model, given)
-  if (name or weights) and len(networks) != 1:
+  if name and len(networks) != 1 or weights and not networks:
     raise ValueError(
-        f'The model {path} has {len(networks)} networks: a name or a file of weights can be given for one '
-        'only.')
-  made = tuple(_made_again(network, name, weights, path) for network in networks)
+        f'The model {path} has {len(networks)} networks: a name can be given for one only, and a file of '
+        'weights where there is one.')
+  made = tuple(
+      _made_again(network, name, file, path)
+      for network, file in zip(networks, weights_of_each(weights, len(networks)), strict=True))
   return Inspector(detectors.of_model(model), model, made)
 
 
