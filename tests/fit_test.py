@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 
 import jax
@@ -110,6 +111,9 @@ class TestFit:
     shutil.copy(pristine / 'bolt/test/hole/001.png', root / 'zz.png')
     _, told = _fit(root, tmp_path / 'b', folds=13)
     assert '1 training image looks unlike the others' in told and 'zz.png (score' in told
+    without, found = (
+        float(re.search(pattern, told)[1]) for pattern in (r'would be ([\d.]+):', r'threshold ([\d.]+) for'))
+    assert without < found
     assert 'were asked for, which takes 99 images; 13 can vouch for 7.1 %' in told
 
   def test_times_are_told_beforehand(self, good, tmp_path, monkeypatch):
@@ -143,6 +147,7 @@ class TestFit:
     bank, told = _fit(root, tmp_path / 'b', folds=0, accept='flat.jpg')
     assert bank.description.num_images == 14 and bank.description.num_skipped == 2
     assert 'equal files' in told and 'copy.png' in told
+    assert f'cannot be read: 2 more ({root / "empty.png"}, ' in asked.out
     assert 'skipped: Cannot read' in told and 'empty.png' in told and 'text.png' in told
     assert '14 of 16 images were used, 2 could not be read' in told
     assert bank.description.calibration is None
@@ -176,6 +181,10 @@ class TestFit:
         (tmp_path / 'none', tmp_path / 'b', 'No images in'), (tmp_path / '*.png', tmp_path / 'b',
                                                               'matches no image')):
       assert message in command.refused('fit', where, '--out', out, *command.flags())
+    (tmp_path / 'a.zip').write_text('not an image')
+    assert 'is not a known image' in command.refused('fit', tmp_path / 'a.zip', '--out', tmp_path / 'b')
+    code, out, err = command.run('fit', good, '--out', tmp_path / 'a.zip' / 'b', *command.flags())
+    assert code == 1 and 'There is a file where a folder is to be' in err and 'coreset' not in out
     assert not (tmp_path / 'b').exists()
 
 
@@ -351,8 +360,9 @@ class TestBank:
     told = command.done('bank', 'shrink', path, '--ratio=0.05')
     assert 'shrunk from' in told and 'Its thresholds are gone' in told
     assert store.restore(path).description.calibration is None
-    told = command.done('bank', 'calibrate', path, good, '--false-alarm-rate=0.2')
+    told = command.done('bank', 'calibrate', path, good, '--false-alarm-rate=0.05')
     assert '11 images have the name of a training image' in told
+    assert '5 % were asked for, which takes 19 images; 12 can vouch for 7.7 %' in told
     told = command.done('bank', 'info', path)
     for said in ('patches of ', 'new2.png', 'held out', 'appended 3 images', 'shrunk from'):
       assert said in told, said

@@ -73,8 +73,8 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
 
     if again := upkeep.known_names(inspector, images):
       terminal.say(
-          f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, they '
-          'count twice for the thresholds, and these promise too much.')
+          f'{_known(again)}: if they are the same, they count twice for the thresholds, and these promise '
+          'too much.')
     with terminal.progress_bar('images') as progress:
       return upkeep.append(
           inspector, images, accept=accept, batch_size=batch_size, max_megapixels=max_megapixels,
@@ -104,8 +104,8 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept
 
     if again := upkeep.known_names(inspector, images):
       terminal.say(
-          f'{len(again)} images have the name of a training image ({again[0]}): if they are the same, their '
-          'scores are too small, and so will be the thresholds.')
+          f'{_known(again)}: if they are the same, their scores are too small, and so will be the '
+          'thresholds.')
     return upkeep.calibrate(
         inspector, images, false_alarm_rate=false_alarm_rate, accept=accept, batch_size=batch_size,
         max_megapixels=max_megapixels, on_error=skipped.append)
@@ -201,6 +201,12 @@ def _change_inspector(
   _keep(bank, out, before, after)
 
 
+def _known(names) -> str:
+  """Counts images that have the name of a training image."""
+  have = 'image has' if len(names) == 1 else 'images have'
+  return f'{len(names)} {have} the name of a training image ({names[0]})'
+
+
 def _show(asked, bank, out, pictures, write, *what) -> None:
   """Writes a page that shows what is asked about, and adds to the lines of the error where it is.
 
@@ -241,9 +247,10 @@ def _keep(bank, out, before, after) -> None:
     store.replace(bank, after)
   terminal.say(f'{out or bank}: {after.description.history[-1].what}')
   if found := after.description.calibration:
-    from patchcore_jax.cli.fit import verdict
+    from patchcore_jax.cli.fit import promise
 
-    terminal.say(verdict(found, after.description.images)[0])
+    for line in promise(found):
+      terminal.say(line)
     if (old := before.description.calibration) and old.image_threshold != found.image_threshold:
       terminal.say(f'the threshold for images was {old.image_threshold:.4g}')
   if before.description.calibration and not after.description.calibration:

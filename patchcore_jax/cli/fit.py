@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import datetime
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,10 @@ def run(
   calibrate = options.record(CalibrationSpec, 'calibration', values)
   taken = image_files.training_folder(good)
   paths = image_finding.find_images(taken)  # before JAX, which takes a second to import
+  if len(paths) == 1:
+    from patchcore_jax.data import image_contents
+
+    image_contents.contents(paths[0])  # which says so where it is no image
   check_number(len(paths), calibrate.folds)
   detector.check_defects(0 if defects is None else len(image_finding.find_images(defects)))
   with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
@@ -89,6 +94,7 @@ def run(
     from patchcore_jax.data import survey
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
+    from patchcore_jax.report import answers
 
     labelled = inputs.find_defects(defects, paths)
     everything = [*paths, *labelled]
@@ -129,7 +135,9 @@ def run(
   unfinished = f'{out}.unfinished' if detector.trains else None
   what = detector.title if detector.trains else 'bank'
   scratch = Path(out).absolute().parent
-  scratch.mkdir(parents=True, exist_ok=True)
+  with answers.writing_to(Path(out)):  # before the long work
+    scratch.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=scratch).close()
   try:
     with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(
@@ -188,6 +196,30 @@ def report(found: Any) -> list[str]:
   lines += [f'odd, look at {"them" if len(paths) > 1 else "it"}: {_some(paths)} ({why})'
             for why, paths in reasons.items()]
   lines += [f'equal files, which count twice: {_some(group)}' for group in found.duplicates]
+  if found.unreadable:
+    lines.append(
+        f'cannot be read: {len(found.unreadable)} more ({_some([path for path, _ in found.unreadable])})')
+  return lines
+
+
+def promise(found: Any) -> list[str]:
+  """Tells in lines the thresholds of a `Calibration`, and what they guarantee, also where more was asked for.
+
+  >>> from patchcore_jax.banks import calibration
+  >>> for line in promise(calibration.calibrate([1, 2, 3], None, false_alarm_rate=0.1)):
+  ...   print(line)
+  threshold 3 for images, from 3 good images: at most 25 % of good images are called anomalous
+  10 % were asked for, which takes 9 images; 3 can vouch for 25 %. Give more good images for a smaller rate.
+  """
+  n, rate = len(found.image_scores), found.false_alarm_rate
+  pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
+  lines = [
+      f'threshold {found.image_threshold:.4g} for images{pixels}, from {n} good images: at most '
+      f'{100 * found.guaranteed_rate:.2g} % of good images are called anomalous']
+  if found.guaranteed_rate > rate:
+    lines.append(
+        f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
+        f'{100 * found.guaranteed_rate:.2g} %. Give more good images for a smaller rate.')
   return lines
 
 
@@ -200,15 +232,7 @@ def verdict(found: Any, names: Sequence[str]) -> list[str]:
   """
   from patchcore_jax.banks import calibration
 
-  n, rate = len(found.image_scores), found.false_alarm_rate
-  pixels = '' if found.pixel_threshold is None else f', {found.pixel_threshold:.4g} for pixels'
-  lines = [
-      f'threshold {found.image_threshold:.4g} for images{pixels}, from {n} good images: at most '
-      f'{100 * found.guaranteed_rate:.2g} % of good images are called anomalous']
-  if found.guaranteed_rate > rate:
-    lines.append(
-        f'{100 * rate:g} % were asked for, which takes {-(-1 // rate) - 1:.0f} images; {n} can vouch for '
-        f'{100 * found.guaranteed_rate:.2g} %. Give more good images for a smaller rate.')
+  lines = promise(found)
   if found.image_allowance or found.pixel_allowance:
     share = 100 * found.image_allowance / max(abs(found.image_threshold), 1e-30)
     lines.append(
@@ -220,9 +244,14 @@ def verdict(found: Any, names: Sequence[str]) -> list[str]:
         'another kind of device, fit it there, or with --precision float32.')
   odd = calibration.suspicious(found.image_scores)
   if odd:
+    rest = [score for i, score in enumerate(found.image_scores) if i not in odd]
+    without = calibration.threshold(rest, found.false_alarm_rate)[0] + found.image_allowance
+    high = '' if without >= found.image_threshold else (
+        f' Without {"them" if len(odd) > 1 else "it"} the threshold would be {without:.4g}: the higher one '
+        'lets defects pass.')
     lines.append(
         f'{len(odd)} training image{"s look" if len(odd) > 1 else " looks"} unlike the others; perhaps not '
-        'good, or of a rare kind. Look, remove what is defective, and fit again:')
+        f'good, or of a rare kind.{high} Look, remove what is defective, and fit again:')
     lines += [f'  {names[i] if names else i} (score {found.image_scores[i]:.4g})' for i in odd]
   return lines
 

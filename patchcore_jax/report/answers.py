@@ -146,7 +146,8 @@ class Answers:
     if self._min_area:
       notes.append(f'Regions of less than {self._min_area:g} pixels are ignored.')
     if self.failed:
-      notes.append(f'{self.failed} files could not be scored: see the errors in {predictions.CSV}.')
+      files = 'file' if self.failed == 1 else 'files'
+      notes.append(f'{self.failed} {files} could not be scored: see the errors in {predictions.CSV}.')
     if images > _REMEMBERED:
       notes.append(f'The histogram is of the latest {_REMEMBERED} images.')
     category = page.Category(
@@ -310,6 +311,8 @@ def _cannot_write(out, error):
       errno.ENOSPC: 'Make room for it', errno.EDQUOT: 'Make room for it',
       errno.EACCES: 'Change its permissions',
       errno.EPERM: 'Change its permissions',
+      errno.EEXIST: 'There is a file where a folder is to be: move it',
+      errno.ENOTDIR: 'There is a file where a folder is to be: move it',
       errno.ENOENT: 'It was moved or removed meanwhile. Leave it alone'}.get(error.errno, 'Look at the disk')
   return OSError(f'Cannot write to {out}: {error.strerror or error}. {advice}, or choose another --out.')
 
