@@ -18,7 +18,7 @@ import pytest
 import patchcore_jax
 from patchcore_jax import cli, settings
 from patchcore_jax.banks import store
-from patchcore_jax.cli import evaluate, fit, options
+from patchcore_jax.cli import evaluate, fit, options, terminal
 from patchcore_jax.detectors import DETECTORS, PatchCore
 from tests import command, conftest, plates
 
@@ -198,6 +198,11 @@ class TestConfigFile:
           text = f'v = {list(value)!r}' if isinstance(value, tuple) else f'v = {value!r}'
           assert parameter.type.convert(tomllib.loads(text)['v'], parameter, None) == value
 
+  def test_parentheses_of_the_explanations_can_be_typed(self):
+    crop = next(p for p in cli.command.get_command(None, 'fit').params if p.name == 'preprocess__crop')
+    for typed, meant in (('()', ()), ('none', ()), ('(256,)', (256,)), ('320, 480', (320, 480))):
+      assert crop.type.convert(typed, crop, None) == meant
+
 
 # What is typed, and what the answer must hold; {good} is a folder of images, {new} nothing.
 _SLIPS = {
@@ -215,6 +220,9 @@ _SLIPS = {
     'fit {good} --out {new} --spade-num-images=3': '--spade-num-images is for --detector spade',
     'fit {new} --out {new}': 'does not exist',
     'fit {good} --out {good}': 'is not overwritten',
+    'fit {good} {good} --out {new}': '). Put a path with spaces, and a pattern, in quotes. See',
+    'fit {good} --out {new} --false-alarm-rate=1': '1 % is 0.01',
+    'predict {good} {good} --out {new}': '{good} is a folder, and no model: expected one that',
     'predict {new} {good} --out {new}': 'No model at',
     'predict {good}': "Missing argument 'IMAGES'",
     'serve {new}': 'No model at',
@@ -234,8 +242,15 @@ class TestSlips:
     for typed, words in _SLIPS.items():
       arguments = typed.format(good=good, new=tmp_path / 'new').split()
       if words:
-        assert words.format(new=tmp_path / 'new') in command.refused(*arguments), typed
+        assert words.format(good=good, new=tmp_path / 'new') in command.refused(*arguments), typed
       assert not (tmp_path / 'new').exists(), typed
+
+  def test_an_error_of_the_system_is_said_in_words(self, capsys):
+    for error in (PermissionError(13, 'Permission denied', 'parts'), ValueError('parts: Permission denied.')):
+      with pytest.raises(SystemExit), terminal.readable_errors():
+        raise error
+      said = capsys.readouterr().err
+      assert said.startswith('error: parts: Permission denied.') and said.count('\n') == 1
 
   def test_none_of_them_waits_for_an_import_of_jax(self, good, tmp_path):
     slips = [typed.format(good=good, new=tmp_path / 'new').split() for typed in _SLIPS]

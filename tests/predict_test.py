@@ -471,7 +471,7 @@ class TestBadInput:
     assert _run(bank, folder, tmp_path / 'out')[:3:2] == (1, 1)
     said = capsys.readouterr().out
     assert r'a\nb\x1b[31m.png' in said and r'c\r.png' in said and r'd\n.avi' in said
-    begins = '[', '/', 'not read', '49 %', '1 images', 'see'
+    begins = '[', '/', 'not read', '49 %', '1 image in', 'see'
     assert all(line.startswith(begins) for line in said.splitlines())
     assert Path(_rows(tmp_path / 'out')[0]['path']).name == 'a\nb\x1b[31m.png'
     assert [p.name for p in (tmp_path / 'out/overlays').iterdir()] == ['a_b_[31m.png']
@@ -606,7 +606,7 @@ class TestMain:
           break
       rest, _ = process.communicate(timeout=60)
     assert process.returncode == 2, rest
-    assert '1 images in' in rest and '1 anomalous; 1 could not be scored' in rest
+    assert '1 image in' in rest and '1 anomalous; 1 could not be scored' in rest
     assert len(_rows(tmp_path / 'out')) == 2 and (tmp_path / 'out/report.html').exists()
 
 
@@ -666,11 +666,13 @@ class TestCommand:
   @pytest.mark.parametrize('arguments, code, words', [
       (['none', '.', '--out=x'], 1, 'No model at none: expected the folder that `patchcore fit` made'),
       ([__file__, '.', '--out=x'], 1, 'it is a file'),
-      (['.', 'none', '--out=x'], 1, 'none does not exist: expected a folder of images'),
-      (['.', 'none', '--out=x', '--watch'], 1, 'expected a folder in which images arrive'),
+      (['{model}', 'none', '--out=x'], 1, 'none does not exist: expected a folder of images'),
+      (['{model}', 'none', '--out=x', '--watch'], 1, 'expected a folder in which images arrive'),
       (['.', '.'], 2, '--out'), (['.', '.', '--out=x', '--scale=3'], 2, 'two numbers'),
       (['.', '.', '--out=x', '--maps=png'], 2, 'npy'), (['.', '.', '--out=x', '--batch-size=0'], 2, 'x>=1')])
-  def test_mistakes(self, arguments, code, words):
+  def test_mistakes(self, arguments, code, words, tmp_path):
+    (tmp_path / 'description').mkdir()  # as a model has
+    arguments = [argument.format(model=tmp_path) for argument in arguments]
     result = subprocess.run(
         [sys.executable, '-X', 'importtime', '-m', 'patchcore_jax', 'predict', *arguments], cwd=conftest.ROOT,
         capture_output=True, text=True)

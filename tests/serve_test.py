@@ -652,5 +652,6 @@ class TestBinary:
     monkeypatch.setitem(sys.modules, 'uvicorn', None)
     monkeypatch.delitem(sys.modules, 'patchcore_jax.serving.server')
     monkeypatch.delattr('patchcore_jax.serving.server')
+    (tmp_path / 'description').mkdir()  # as a model has
     result = CliRunner().invoke(serve.command, [str(tmp_path), '--port=0'])
     assert result.exit_code == 1 and "pip install 'patchcore_jax[serve]'" in result.stderr

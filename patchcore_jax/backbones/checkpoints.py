@@ -176,7 +176,8 @@ def find(name: str) -> Checkpoint:
   near = [] if known else difflib.get_close_matches(name, CHECKPOINTS, 1)
   raise ValueError(
       f'No checkpoint {name!r}{f"; did you mean {near[0]!r}?" if near else "."} There are: '
-      f'{", ".join(known or CHECKPOINTS)}. A file of your own is given as backbone.weights=PATH.')
+      f'{", ".join(known or CHECKPOINTS)}. A file of your own is given by '
+      '--backbone-weights PATH (--config.backbone.weights=PATH in experiments).')
 
 
 def best_installed() -> str:

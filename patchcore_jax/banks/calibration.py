@@ -104,7 +104,8 @@ def threshold(scores: Sequence[float], false_alarm_rate: float) -> tuple[float, 
   0.2
   """
   if not 0 < false_alarm_rate < 1:
-    raise ValueError(f'false_alarm_rate={false_alarm_rate}: expected a share between 0 and 1, such as 0.01.')
+    raise ValueError(
+        f'false_alarm_rate={false_alarm_rate}: expected a share between 0 and 1; 1 % is 0.01.')
   scores = np.sort(np.asarray(scores, np.float32))
   n = len(scores)
   if not n or not np.isfinite(scores).all():

@@ -69,8 +69,8 @@ def save_arrays(path: str | os.PathLike, arrays: Mapping[str, Any], description:
   except Exception as e:  # TensorStore reports a failed write as a ValueError, among other things
     _remove_unfinished(path)
     raise OSError(
-        f'Cannot write the model {path}: {str(e).splitlines()[0]}. Make room, or choose another '
-        'folder.') from e
+        f'Cannot write the model {path}: {str(e).splitlines()[0]}. Look at the permissions and the disk, or '
+        'choose another folder.') from e
 
 
 def replace(path: str | os.PathLike, model: Model) -> None:

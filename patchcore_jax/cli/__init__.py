@@ -52,6 +52,14 @@ def command() -> None:
   """
 
 
+def _sentence(error):
+  """Makes click's message of a mistake one line that ends as a sentence does, and says what is usual."""
+  text = ' '.join(error.format_message().split())
+  if text.startswith('Got unexpected extra argument'):
+    return f'{text}. Put a path with spaces, and a pattern, in quotes.'
+  return text if text.endswith(('.', '?', '?)')) else f'{text}.'
+
+
 def main(arguments: list[str] | None = None) -> None:
   """Runs the command line. A mistake is one line on the standard error, and exit code 2 or 1.
 
@@ -65,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     code = 0
   except click.ClickException as e:
     hint = f' See {e.ctx.command_path} --help.' if getattr(e, 'ctx', None) else ''
-    print(f'error: {" ".join(e.format_message().split())}{hint}', file=sys.stderr)
+    print(f'error: {_sentence(e)}{hint}', file=sys.stderr)
     code = 2
   except click.Abort:
     print('error: interrupted.', file=sys.stderr)

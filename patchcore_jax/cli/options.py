@@ -112,7 +112,8 @@ def of_record(
       flag, kind = flag_of(section, field.name), _Kind(hints[field.name])
       names = (f'--{flag}/--no-{flag}',) if kind.kind is bool else (f'--{flag}',)
       function = option(
-          *names, f'{section}__{field.name}', group=group, method=method, type=None if kind.kind is bool else kind,
+          *names, f'{section}__{field.name}', group=group, method=method,
+          type=None if kind.kind is bool else kind,
           default=default if kind.kind is bool else kind.written(default),
           show_default=shown.get(field.name, True),
           help=explained[field.name][:1].upper() + explained[field.name][1:])(function)
@@ -159,7 +160,10 @@ def explanations(record: type) -> dict[str, str]:
 
 
 class _Kind(click.ParamType):
-  """Values of one type; several in a tuple are separated by commas, and '' or 'none' is none."""
+  """Values of one type; several in a tuple are separated by commas, and '' or 'none' is none.
+
+  A tuple may have its parentheses, as the records' explanations write it: '()', '(256,)'.
+  """
 
   def __init__(self, hint):
     self.several = typing.get_origin(hint) is tuple
@@ -175,6 +179,8 @@ class _Kind(click.ParamType):
       return value
     if not isinstance(value, str):  # from a TOML file: read as on the command line
       value = ','.join(map(str, value)) if isinstance(value, list) else str(value)
+    if self.several and value.startswith('(') and value.endswith(')'):
+      value = value[1:-1]
     if value in ('', 'none') and (self.several or self.optional):
       return () if self.several else None
     try:

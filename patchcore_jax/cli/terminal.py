@@ -191,11 +191,18 @@ def readable_errors(debug: bool = False) -> Iterator[None]:
       raise
     for line in getattr(e, 'lines', ()):  # of `inspection.acceptance.NotAccepted`: one for each image
       print(one_line(line), file=sys.stderr)
-    fail(str(e) or type(e).__name__)
+    fail(_said(e))
   except RuntimeError as e:  # JAX's errors are such
     if debug or 'RESOURCE_EXHAUSTED' not in str(e):
       raise
     fail(f'out of memory: use a smaller batch size. ({str(e).splitlines()[0]})')
+
+
+def _said(error):
+  """Says an error in words; Python's own of a file, such as "[Errno 13] Permission denied: 'a'", as ours."""
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    return f'{error.filename}: {error.strerror}. Look at the path, at its permissions and at the disk.'
+  return str(error) or type(error).__name__
 
 
 def one_line(text: str) -> str:

@@ -43,8 +43,9 @@ class PatchCore(Detector):
   """PatchCore (Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022).
 
   Attributes:
-    ratio: the share of all patches that the bank keeps, in (0, 1]; 0 for a bank that is large enough whatever
-      the number of images: 10,000 patches, or a quarter of all where that is less.
+    ratio: the share of all patches that the bank keeps, in (0, 1]; in a fit with one network, not in an
+      evaluation, also 0 for a bank that is large enough whatever the number of images: 10,000 patches, or a
+      quarter of all where that is less.
     embedding: how patches are embedded.
     coreset: how they are selected.
     scoring: how distances become scores.

@@ -94,7 +94,7 @@ def run(
   for network in networks:
     listener.say(f'backbone {network.name}, layers {", ".join(network.layers)}')
     listener.say_which([network.name])
-  listener.say(f'{len(categories)} categories; results in {workdir}')
+  listener.say(f'{len(categories)} categor{"y" if len(categories) == 1 else "ies"}; results in {workdir}')
   if line := passed_by(settings.data):
     listener.notice(f'{line}.')
   experiment.check(categories)

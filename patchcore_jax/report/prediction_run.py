@@ -232,7 +232,8 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
     try:
       summary = _predict(inspector, score, paths, writer, options, stop)
       if summary.stopped:
-        say(f'stopped: {summary.images} of {len(paths)} images are done, in {place}. {STARTS_ANEW}')
+        done = summary.images + summary.failed
+        say(f'stopped: {done} of {len(paths)} images are done, in {place}. {STARTS_ANEW}')
         return summary
       passed_by = _passed_by(options)
       _report(writer, options, inspector, _speed(summary), passed_by)
@@ -247,7 +248,8 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
       raise KeyboardInterrupt(f'What was done until then lies in {place}. {STARTS_ANEW}') from e
   known = f', {summary.anomalous} anomalous' if writer.threshold is not None else ''
   failed = f'; {summary.failed} could not be scored' if summary.failed else ''
-  say(f'{summary.images} images in {summary.seconds:.1f} s, {_speed(summary) or "none"}{known}{failed}')
+  images = f'{summary.images} image{"" if summary.images == 1 else "s"}'
+  say(f'{images} in {summary.seconds:.1f} s, {_speed(summary) or "none"}{known}{failed}')
   for line in passed_by:  # what was said at the beginning is far up by now
     say(line)
   say(f'see {out / predictions.REPORT} and {out / predictions.CSV}')

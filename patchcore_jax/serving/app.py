@@ -38,7 +38,7 @@ from patchcore_jax.serving.batcher import Batcher, BatchError
 from patchcore_jax.serving.http_requests import RequestError
 from patchcore_jax.serving.prometheus import ServiceMetrics
 
-_FORMATS = 'PNG, JPEG, BMP, TIFF, WebP or GIF'
+_FORMATS = 'PNG, JPEG, BMP, TIFF, WebP, GIF or PPM'
 
 
 @dataclasses.dataclass(frozen=True)
