@@ -23,3 +23,11 @@ class TestWritten:
       aside.write_text('ne')
       raise error
     assert path.read_text() == 'old' and [p.name for p in tmp_path.iterdir()] == ['a.txt']
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+  atomic_files.check_place(tmp_path / 'not/there/yet')
+  assert not list(tmp_path.iterdir())
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(OSError, match='Cannot write to .*file/bank: .*choose another --out'):
+    atomic_files.check_place(tmp_path / 'file/bank')

@@ -182,6 +182,25 @@ class TestCalibrate:
     assert 'thresholds from 3 images' in found.description.history[-1].what
 
 
+class TestAtRate:
+
+  def test_as_if_it_had_been_asked_for_at_the_fit(self, half):
+    scores = [3.0, 1.0, 2.0, 4.0], [4.0, 6.0, 5.0, 7.0]
+    model = editing.calibrate(half, *scores, false_alarm_rate=0.2, allowances=(0.5, 0.25))
+    found = editing.at_rate(model, 0.4).description
+    assert found.calibration == editing.calibrate(
+        half, *scores, false_alarm_rate=0.4, allowances=(0.5, 0.25)).description.calibration
+    assert found.calibration.image_threshold < model.description.calibration.image_threshold
+    assert found.history[-1].what == (
+        'thresholds for a false-alarm rate of 0.4, from the 4 scores that were there')
+
+  def test_errors(self, half):
+    with pytest.raises(ValueError, match='no thresholds, and so no scores'):
+      editing.at_rate(half.with_description(calibration=None), 0.1)
+    with pytest.raises(ValueError, match='expected a share between 0 and 1'):
+      editing.at_rate(half, 5)
+
+
 class TestOtherModels:
 
   def test_that_have_no_rows(self, half):

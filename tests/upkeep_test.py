@@ -267,6 +267,24 @@ class TestCommand:
     assert store.restore(bank).description.calibration.image_threshold > (
         before.description.calibration.image_threshold)
 
+  def test_it_is_known_before_the_work_that_nothing_can_be_written(self, bank, root, tmp_path):
+    (tmp_path / 'file').write_text('')
+    for arguments in (
+        ['bank', 'append', bank, root / 'mixed', '--accept=all'], ['bank', 'drop', bank, 'g0.png'],
+        ['export', bank]):
+      result = command.run(*arguments, '--out', tmp_path / 'file/new')
+      assert result.code == 1 and 'error: Cannot write to' in result.err and not result.out, result
+
+  def test_another_rate_from_the_scores_that_are_there(self, bank, root):
+    before = store.restore(bank).description.calibration
+    assert 'expected good images, or --false-alarm-rate alone' in command.refused('bank', 'calibrate', bank)
+    refused = command.refused('bank', 'calibrate', bank, '--false-alarm-rate=0.4', '--accept=all')
+    assert '--accept has no effect without IMAGES' in refused
+    told = command.done('bank', 'calibrate', bank, '--false-alarm-rate=0.4')
+    after = store.restore(bank).description.calibration
+    assert 'the threshold for images was' in told and after.image_scores == before.image_scores
+    assert after.image_threshold < before.image_threshold and after.method == before.method
+
   def test_out_and_pictures(self, bank, root, tmp_path):
     result = command.run('bank', 'append', bank, root / 'mixed', '--out', tmp_path / 'more', '--pictures',
                          tmp_path / 'deep/page.html', '--accept', 'none.png')

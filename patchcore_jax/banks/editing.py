@@ -4,6 +4,7 @@ Every function takes banks and gives a new one, with a line in its history; noth
 to the thresholds is said at each.
 """
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Sequence
@@ -252,6 +253,25 @@ def calibrate(
       image_scores, map_maxima, false_alarm_rate=false_alarm_rate, allowances=allowances)
   return model.with_description(calibration=found).recorded(
       f'thresholds from {len(image_scores)} images that were given as new')
+
+
+def at_rate(model: Model, false_alarm_rate: float) -> Model:
+  """Gives a model, of any method, thresholds for another rate, from the scores that it keeps.
+
+  Args:
+    false_alarm_rate: the share of good images that may be called anomalous, in (0, 1).
+
+  Raises:
+    ValueError: a model without thresholds, which keeps no scores, or a rate out of range.
+  """
+  found = model.description.calibration
+  if found is None:
+    raise ValueError('The model has no thresholds, and so no scores to make others from: give good images.')
+  found = _recalibrated(
+      dataclasses.replace(found, false_alarm_rate=false_alarm_rate), found.image_scores, found.map_maxima)
+  return model.with_description(calibration=found).recorded(
+      f'thresholds for a false-alarm rate of {false_alarm_rate:g}, from the {len(found.image_scores)} scores '
+      'that were there')
 
 
 def check_is_bank(model: Model) -> None:

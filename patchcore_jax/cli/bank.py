@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from patchcore_jax import atomic_files
 from patchcore_jax.cli import arguments, options, terminal
 from patchcore_jax.data import image_finding, passed_by
 from patchcore_jax.settings import max_pixels
@@ -19,7 +20,8 @@ _HELP = {
     'merge': 'Make BANK cover what either of two banks does.',
     'drop': 'Take training images out.',
     'shrink': 'Make a smaller, faster bank.',
-    'calibrate': 'Make thresholds of good images that are not in the bank.',
+    'calibrate': 'Make thresholds of good images that are not in the bank; without IMAGES, for another '
+                 '--false-alarm-rate from the scores that the bank has.',
 }
 
 
@@ -87,7 +89,7 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
 
 @_action
 @click.argument('bank')
-@click.argument('images')
+@click.argument('images', required=False, default='')
 @options.option('--false-alarm-rate', default=0.01, group='Common',
                 help='The share of good images that may be called anomalous.')
 @_out
@@ -111,8 +113,34 @@ def _calibrate(bank: str, images: str, false_alarm_rate: float, out: str, accept
         max_megapixels=max_megapixels, on_error=skipped.append)
 
   with terminal.readable_errors(debug):
+    if not images:
+      _set_rate(bank, out, false_alarm_rate)
+      return
     _change_inspector(
         bank, out, pictures, backbone_weights, compilation_cache, images, max_megapixels, change)
+
+
+def _set_rate(bank, out, false_alarm_rate):
+  """Makes thresholds of the scores that the bank has; options about images are refused."""
+  context = click.get_current_context()
+  given = {
+      p.name: p.opts[0] for p in context.command.params
+      if context.get_parameter_source(p.name) is click.core.ParameterSource.COMMANDLINE}
+  needless = [
+      given[name] for name in ('accept', 'pictures', 'batch_size', 'max_megapixels', 'backbone_weights')
+      if name in given]
+  if needless or 'false_alarm_rate' not in given:
+    what = f'{", ".join(needless)} has no effect' if needless else 'nothing to do'
+    raise ValueError(
+        f'{what} without IMAGES: expected good images, or --false-alarm-rate alone for other thresholds from '
+        'the scores that the bank has.')
+
+  def change(model):
+    from patchcore_jax.banks import editing
+
+    return editing.at_rate(model, false_alarm_rate)
+
+  _change_model(bank, out, change)
 
 
 @_action
@@ -231,10 +259,14 @@ def _change_model(bank, out, change) -> None:
 
 
 def _check(bank, out) -> None:
-  """Raises ValueError where there is no model, or --out exists: before anything slow is imported."""
+  """Raises ValueError where there is no model, or --out exists, and OSError where it could not be written.
+
+  That is before anything slow is imported.
+  """
   arguments.check_model(bank)
   if out and Path(out).exists():
     raise ValueError(f'{out} exists: a model is not overwritten. Choose another --out.')
+  atomic_files.check_place(out or bank)
 
 
 def _keep(bank, out, before, after) -> None:

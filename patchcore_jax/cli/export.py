@@ -4,6 +4,7 @@ import re
 
 import click
 
+from patchcore_jax import atomic_files
 from patchcore_jax.cli import arguments, interrupts, options, terminal
 
 _PROGRAM = 'Program'
@@ -55,6 +56,7 @@ def command(bank, out, camera, platforms, at_once, onnx, backbone_weights, compi
   platforms = [name.strip() for name in platforms.split(',') if name.strip()]
   with terminal.readable_errors(debug):
     arguments.check_model(bank)
+    atomic_files.check_place(out)
     with interrupts.ends_at_once(f'error: interrupted. {interrupts.NOTHING_WRITTEN}'):
       from patchcore_jax import inspection
       from patchcore_jax.export import folder

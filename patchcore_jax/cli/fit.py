@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import datetime
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from patchcore_jax import atomic_files
 from patchcore_jax.cli import arguments, interrupts, methods, options, terminal
 from patchcore_jax.data import image_files, image_finding, passed_by
 from patchcore_jax.settings import CalibrationSpec, DataSpec, FitSpec, Preprocessing, SearchSpec, check_number
@@ -94,7 +94,6 @@ def run(
     from patchcore_jax.data import survey
     from patchcore_jax.detectors import Run
     from patchcore_jax.inspection import acceptance, fitting, image_sizes, inputs
-    from patchcore_jax.report import answers
 
     labelled = inputs.find_defects(defects, paths)
     everything = [*paths, *labelled]
@@ -135,9 +134,8 @@ def run(
   unfinished = f'{out}.unfinished' if detector.trains else None
   what = detector.title if detector.trains else 'bank'
   scratch = Path(out).absolute().parent
-  with answers.writing_to(Path(out)):  # before the long work
-    scratch.mkdir(parents=True, exist_ok=True)
-    tempfile.TemporaryFile(dir=scratch).close()
+  atomic_files.check_place(out)  # before the long work
+  scratch.mkdir(parents=True, exist_ok=True)
   try:
     with interrupts.never_lost(), terminal.progress_bar(name) as progress:
       inspector = inspection.fit_data(

@@ -1,7 +1,6 @@
 """Writes the findings of a prediction run as they come: rows, pictures and the report."""
 
 import collections
-import contextlib
 import datetime
 import errno
 import io
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchcore_jax import inspection
+from patchcore_jax import atomic_files, inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import placement
 from patchcore_jax.data.image_files import shown
@@ -73,7 +72,7 @@ class Answers:
     kinds = [(predictions.OVERLAYS, '.png')] * overlays + [(predictions.MASKS, '.png')] * masks
     kinds += [(predictions.MAPS, f'.{maps}')] * (maps != 'none') + [(predictions.WHY, '.png')] * why
     self._names = PictureNames(out, kinds)
-    with writing_to(out):
+    with atomic_files.writing_to(out):
       self._tables = predictions.Tables(out)
 
   def reserve(self, path: str) -> str:
@@ -99,7 +98,7 @@ class Answers:
       return self._draw(path, name, image, pixels, finding)
     except OSError as e:
       if e.errno not in _NAMES:
-        raise _cannot_write(self._out, e) from e
+        raise atomic_files.cannot_write(self._out, e) from e
       return Answer(path, error=f'{path}: its pictures cannot be written, {e.strerror}.'), None
 
   def add(
@@ -112,7 +111,7 @@ class Answers:
       place: begins the line.
     """
     now = datetime.datetime.now().astimezone().isoformat(timespec='milliseconds')
-    with writing_to(self._out):
+    with atomic_files.writing_to(self._out):
       self._tables.add(answer._replace(time=now))
     self._names.release(name)
     self.failed += answer.error is not None
@@ -159,7 +158,7 @@ class Answers:
     row = (category.name, images, self.anomalous if known else None,
            self.anomalous / images if known else None, self.failed)
     path = self._out / predictions.REPORT
-    with writing_to(self._out):
+    with atomic_files.writing_to(self._out):
       page.write(path, page.Page(
           f'Predictions: {category.name}', facts, columns, [row], categories=(category,),
           notes=tuple(notes), pictures_first=True))
@@ -294,27 +293,6 @@ def name_of(path: str, root: Path) -> str:
   """
   parts = Path(os.path.relpath(path, root)).parts
   return Path(*('up' if part == os.pardir else part for part in parts)).as_posix()
-
-
-@contextlib.contextmanager
-def writing_to(out: Path):
-  """Makes OSErrors in a block say where nothing could be written, and what to do."""
-  try:
-    yield
-  except OSError as e:
-    raise _cannot_write(out, e) from e
-
-
-def _cannot_write(out, error):
-  """Makes the error that says where nothing could be written, and what to do."""
-  advice = {
-      errno.ENOSPC: 'Make room for it', errno.EDQUOT: 'Make room for it',
-      errno.EACCES: 'Change its permissions',
-      errno.EPERM: 'Change its permissions',
-      errno.EEXIST: 'There is a file where a folder is to be: move it',
-      errno.ENOTDIR: 'There is a file where a folder is to be: move it',
-      errno.ENOENT: 'It was moved or removed meanwhile. Leave it alone'}.get(error.errno, 'Look at the disk')
-  return OSError(f'Cannot write to {out}: {error.strerror or error}. {advice}, or choose another --out.')
 
 
 def _fractions(box, width, height):

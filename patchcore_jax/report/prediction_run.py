@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from patchcore_jax import inspection
+from patchcore_jax import atomic_files, inspection
 from patchcore_jax.banks import provenance
 from patchcore_jax.data import (
   arrivals,
@@ -36,7 +36,7 @@ from patchcore_jax.data import (
 from patchcore_jax.data.image_files import shown
 from patchcore_jax.inspection import Inspector, colours
 from patchcore_jax.inspection.inspector import Scorer
-from patchcore_jax.report import answers, predictions
+from patchcore_jax.report import predictions
 from patchcore_jax.report.answers import Answers
 from patchcore_jax.report.predictions import Answer
 from patchcore_jax.settings import DataSpec, max_pixels
@@ -176,7 +176,7 @@ def prepare(options: Options, *, say: Say = _silent) -> Prepared:
     for line in (*passed_by.origins(options.images, paths), *_passed_by(options)):
       say(line)
   # It is tried now rather than after the long work.
-  with answers.writing_to(options.out), predictions.claimed(options.out):
+  with atomic_files.writing_to(options.out), predictions.claimed(options.out):
     predictions.discard(predictions.unfinished(options.out))
   began = time.monotonic()
   inspector = inspection.load(options.bank, weights=options.weights)
@@ -216,7 +216,7 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
   out, stop = Path(options.out), stop or threading.Event()
   inspector, score, paths, denied = prepared or prepare(options, say=say)
   with _stopping(stop), contextlib.ExitStack() as stack:
-    with answers.writing_to(out):
+    with atomic_files.writing_to(out):
       stack.enter_context(predictions.claimed(out))
       unfinished = predictions.unfinished(out)
       place = predictions.publish(unfinished) if options.watch else unfinished
@@ -238,7 +238,7 @@ def run(options: Options, prepared: Prepared | None = None, *, say: Say = _silen
       passed_by = _passed_by(options)
       _report(writer, options, inspector, _speed(summary), passed_by)
       if not options.watch:
-        with answers.writing_to(out):
+        with atomic_files.writing_to(out):
           predictions.publish(unfinished)
     except OSError as e:
       raise OSError(f'{e} What was done until then lies in {place}.') from e
