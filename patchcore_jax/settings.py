@@ -222,8 +222,8 @@ class SearchSpec:
 
   Attributes:
     shortlist: precision of the products that find candidates: 'float32', 'bfloat16', or 'auto', which
-      is bfloat16 but on a CPU. bfloat16 is faster where the hardware has it (of CPUs, those with
-      AVX512-BF16 or AMX), and takes less memory.
+      is bfloat16 where that is faster: on accelerators, and on CPUs where a short measurement says so
+      (those with AMX). It has no influence on the result.
     bank: 'replicated' on every device, which is faster, or 'sharded' over them, when it is too large.
 
   Raises:

@@ -10,14 +10,10 @@ import pytest
 from configs import default
 from patchcore_jax import cli
 from patchcore_jax.banks.model import flat
-from tests import conftest
-
-_DOCUMENTS = sorted(
-    [conftest.ROOT / 'README.md', conftest.ROOT / 'CONTRIBUTING.md',
-     *(conftest.ROOT / 'docs').glob('*.md'), *(conftest.ROOT / 'configs').rglob('*.py')])
+from tests import conftest, documented
 
 
-@pytest.mark.parametrize('path', _DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize('path', documented.DOCUMENTS, ids=lambda p: p.name)
 def test_named_files_fields_and_links_exist(path):
   text = path.read_text()
   for config in re.findall(r'--config=(\S+?\.py)', text):
@@ -65,17 +61,6 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_package():
       assert part.strip() in said, message
 
 
-def _commands(path):
-  """Each `patchcore ...` and `python -m experiments...` of a page: in blocks to the end of the line."""
-  text = path.read_text().replace('\\\n', ' ')
-  blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
-  lines = [line.split('  #')[0] for block in blocks for line in block.splitlines()]
-  spans = re.findall(r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))
-  for line in (*lines, *(' '.join(span.split()) for span in spans)):
-    if found := re.search(r'(?:^|\s)(patchcore [a-z]|python -m experiments\.)', line):
-      yield line[found.start(1):].split('&&')[0]
-
-
 def _options(command):
   """The options that a command knows, and whether it is one of the package's."""
   words = command.split()
@@ -96,8 +81,17 @@ def _flags(*modules):
   return {f'--{name}' for name in re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*'(?:--)?(\w+)'", source)}
 
 
-@pytest.mark.parametrize('path', _DOCUMENTS, ids=lambda p: p.name)
+@pytest.mark.parametrize('path', documented.DOCUMENTS, ids=lambda p: p.name)
 def test_commands_have_the_options_that_they_are_given(path):
-  for command in _commands(path):
+  for command in documented.commands(path):
     for option in re.findall(r'(?<=\s)--[A-Za-z][\w.-]*', command):
       assert option.startswith('--config.') or option in _options(command) | {'--help'}, command
+
+
+def test_each_command_is_run_by_a_test_or_listed_as_not_run():
+  found = documented.found()
+  unknown = [command for command, start in found.items() if start is None]
+  assert len(found) > 80 and not unknown
+  assert documented.TESTS.keys() | documented.NOT_RUN.keys() == set(found.values())
+  for start, name in documented.TESTS.items():
+    assert start.split()[-1].split('.')[-1] in (conftest.ROOT / f'tests/{name}.py').read_text(), start
