@@ -179,7 +179,7 @@ def sample_of(good: np.ndarray, anomalous: np.ndarray) -> Sample:
   """
   n = good.shape[1], anomalous.shape[1]
   ranks = _ranks(np.concatenate([good, anomalous], axis=1))
-  # Of the other class below an image: its rank among all less that among its own.
+  # How many of the other class lie below an image: its rank among all less that among its own.
   above, below = ranks[:, :n[0]] - _ranks(good), ranks[:, n[0]:] - _ranks(anomalous)
   return Sample(
       below.mean(axis=1) / n[0], (above / n[1]).var(axis=1, ddof=1), (below / n[0]).var(axis=1, ddof=1), *n)

@@ -26,6 +26,12 @@ def test_each_public_name_has_a_sentence(path):
       assert text or _is_known(node, tree), f'{name} has no docstring'
 
 
+@pytest.mark.parametrize('path', _FILES, ids=lambda p: str(p.relative_to(conftest.ROOT)))
+def test_no_comment_opens_as_a_fragment(path):
+  opened = re.findall(r'^ *# (?:Of|That|Those)\b.*', path.read_text(), re.MULTILINE)
+  assert not opened
+
+
 def _is_known(node, tree):
   """Whether it is a method, which may be told where its class or the one above it is."""
   return any(node in other.body for other in ast.walk(tree) if isinstance(other, ast.ClassDef))

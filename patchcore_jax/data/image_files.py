@@ -337,7 +337,7 @@ class _Walk:
       elif not link and entry.is_dir():
         self._look(inside, *flags)
       else:
-        # That a link leads nowhere is an error of its image.
+        # A link that leads nowhere is an error of its image.
         self._file(inside, link or entry.is_file(), *flags)
 
   def _file(self, path, is_file, hidden, written):

@@ -17,7 +17,7 @@ _COMPRESSIONS = {1, 5, 8, 32946, 32773, 34925, 50000}
 _PREDICTED = {5, 8, 32946, 34925, 50000}
 _NAMES = {2: 'CCITT', 3: 'CCITT', 4: 'CCITT', 6: 'JPEG', 7: 'JPEG', 34712: 'JPEG 2000', 50001: 'WebP'}
 _KINDS = {3: 'palette', 5: 'CMYK', 6: 'YCbCr', 8: 'LAB', 32803: 'mosaic'}
-# Of the samples of a pixel, so many are colours, by the photometric interpretation.
+# So many samples of a pixel are colours, by the photometric interpretation.
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 _FORMATS = {1: 'B', 3: 'H', 4: 'I', 6: 'b', 8: 'h', 9: 'i', 13: 'I', 16: 'Q', 17: 'q', 18: 'Q'}
 _BLOCK = 2**24  # bytes that are decoded at a time, where strips or tiles are no larger
@@ -231,7 +231,7 @@ def blocks(file: BinaryIO, directory: Directory, most_bytes: int) -> Iterator[np
       file.seek(offsets[i] + begin * in_a_row)
       return _piece(_exactly(file, count * in_a_row), directory, across, count, each)
     file.seek(offsets[i])
-    # Of a tile, rows that lie below the image are stored all the same.
+    # Rows of a tile that lie below the image are stored all the same.
     return _piece(_exactly(file, lengths[i]), directory, across, down if tiled else count, each)[:count]
 
   for row in range(rows):

@@ -19,7 +19,7 @@ from patchcore_jax.data.image_contents import Contents
 from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.settings import Preprocessing
 
-# Of each image, this share of the pixels at either end does not count: dead and hot pixels, and glints.
+# This share of the pixels of each image, at either end, does not count: dead and hot pixels, and glints.
 _ENDS = 1e-3
 # On either side of what was seen, this share of it: good images differ, and so do defects, which must not all
 # look alike. A quarter on both sides leaves 170 of the 256 levels to good parts.

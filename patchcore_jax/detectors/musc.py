@@ -82,7 +82,7 @@ def score_fn(
   patch_scores, image_size = model.arrays['patch_scores'], tuple(model.description.image_size)
   _check_enough(len(patch_scores), detector)
   images = rescored(model.arrays['maxima'], model.arrays['class_tokens'], detector.neighborhoods)
-  # Of equal images, which have equal scores, the last stands for all.
+  # The last of equal images, which have equal scores, stands for all.
   known = {digest.tobytes(): i for i, digest in enumerate(model.arrays['digests'])}
 
   def finish(seen):

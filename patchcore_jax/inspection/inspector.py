@@ -129,7 +129,7 @@ class Inspector:
 
   def export(self, path: str | os.PathLike, **arguments) -> dict[str, Any]:
     """Writes a program that scores images with JAX alone (`export.folder.write`, with its arguments)."""
-    # That room stands above this one.
+    # Imported here, because the export stands on this module.
     return importlib.import_module('patchcore_jax.export.folder').write(path, self, **arguments)
 
   def __reduce__(self):

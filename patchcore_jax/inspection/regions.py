@@ -17,7 +17,7 @@ from patchcore_jax.data.placement import Placement
 _SHARE = 0.5
 _NEIGHBORS = np.ones((3, 3), bool)  # pixels that touch at a corner belong together
 _STEP = 2 ** 0.25  # between the levels at which peaks are looked for
-# Of larger images every second pixel of a row and column is looked at, or every third, and so on.
+# In larger images every second pixel of a row and column is looked at, or every third, and so on.
 _MOST_PIXELS = 2**24
 
 Point = tuple[float, float]

@@ -141,8 +141,8 @@ def merge(
   apart = (f'{found.distance:.2f} covering radii from the nearest of the bank, and those of its own images '
            f'{found.own:.2f} from one another')
   say(f'half of the patches of {name} lie beyond {apart}')
-  # Of banks of the same transistors, screws or drawn parts, the first was at most 0.85 of the second; of
-  # different ones, at least 1.3 of it.
+  # The first was at most 0.85 of the second for banks of the same transistors, screws or drawn parts, and at
+  # least 1.3 of it for different ones.
   doubts, far = _doubts(bank, other, found), found.distance > found.own
   if far:
     questions = [Questioned(name, f'half of its patches lie beyond {apart}: perhaps it is of other parts')]

@@ -73,10 +73,10 @@ class Rates:
   compile_search: float = 2.5
 
 
-# Of a selection: a pick, a point in a round, a round, a point in all rounds (it is looked at three or four
-# times), and a value that the dense loop compares, or that is copied.
+# A selection has these parts: a pick, a point in a round, a round, a point in all rounds (it is looked at
+# three or four times), and a value that the dense loop compares, or that is copied.
 _STEP, _VISIT, _ROUND, _POINT, _DENSE, _COPY = 90e-6, 7e-8, 1e-3, 3.2e-6, 2e-10, 1.3e-8
-# Of a search: a query and a row compared, for all their values and for each; and a row made ready.
+# A search has these: a query and a row compared, for all their values and for each; and a row made ready.
 _PAIR, _PAIR_VALUE, _ROW = 1.5e-9, 0.6, 4e-5
 
 
