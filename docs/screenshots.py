@@ -3,7 +3,7 @@
     python -m experiments.mvtec --config=configs/demo.py --workdir=runs/demo
     patchcore fit runs/synthetic/circuit_board/train/good --out runs/circuit_board --ratio 0.01 \
         --backbone resnet18_slim.procedural
-    patchcore serve runs/circuit_board --port 8000 &
+    patchcore serve runs/circuit_board --port 8000 &     until it says "Ready"
     python docs/screenshots.py      needs -e '.[test]', Chromium and its driver
 """
 
