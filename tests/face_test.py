@@ -227,6 +227,22 @@ class TestInspect:
     assert first.score == pytest.approx(from_array.score, rel=1e-5) and len(taken) < 100
     np.testing.assert_allclose(first.map, from_array.map, rtol=1e-4, atol=1e-6)
 
+  def test_files_that_cannot_be_read_are_left_out_where_someone_is_told(self, folder, of_files, tmp_path):
+    (tmp_path / 'bad.png').write_text('not an image')
+    good, told = sorted((folder / 'new').iterdir())[:2], []
+    found = list(of_files.inspect(
+        [good[0], tmp_path / 'bad.png', good[1], tmp_path / 'nowhere.png'], on_error=told.append))
+    assert [finding.path for finding in found] == [str(path) for path in good]
+    assert len(told) == 2 and 'bad.png' in str(told[0]) and 'nowhere.png' in str(told[1])
+    with pytest.raises(ImageError, match='bad.png'):  # of one there would be nothing to return
+      of_files.inspect(tmp_path / 'bad.png', on_error=told.append)
+
+  def test_an_image_of_another_size_is_left_out_where_someone_is_told(self, of_arrays):
+    images, told = [*small.images(2, 3)], []
+    images.insert(1, images[0][:-8])
+    assert len(list(of_arrays.inspect(images, on_error=told.append))) == 2
+    assert len(told) == 1 and 'an array: The image is' in str(told[0])
+
   def test_a_file_that_cannot_be_read_is_named(self, folder, of_files, tmp_path):
     (tmp_path / 'bad.png').write_text('no image')
     with pytest.raises(ImageError, match='bad.png'):
@@ -336,6 +352,9 @@ class TestUpkeep:
     assert sum(alarms) <= 1
     with pytest.raises(ValueError, match='share between'):
       of_arrays.calibrate(held_out, false_alarm_rate=2)
+    other = again.calibrate(false_alarm_rate=0.5).calibration
+    assert other.image_scores == again.calibration.image_scores and other.false_alarm_rate == 0.5
+    assert other.image_threshold < again.calibration.image_threshold
 
   def test_export(self, of_arrays, tmp_path):
     about = of_arrays.export(tmp_path / 'program', platforms=['cpu'])

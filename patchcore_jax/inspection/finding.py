@@ -1,7 +1,7 @@
 """The answer for one image, from the network to CSV, JSON, HTTP and the page."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from patchcore_jax import parallel
 from patchcore_jax.banks import calibration, provenance
 from patchcore_jax.banks.provenance import Origin
 from patchcore_jax.data import placement, preprocess
+from patchcore_jax.data.image_errors import ImageError
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.detectors import Scores
 from patchcore_jax.inspection import image_sizes, inputs, regions
@@ -212,8 +213,8 @@ def cell(inspector: Inspector, row: int, column: int) -> Box:
 
 
 def findings(
-    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0,
-    max_pixels: int | None = None) -> Iterator[Finding]:
+    inspector: Inspector, images: Any, batch_size: int, *, min_area: float = 0, max_pixels: int | None = None,
+    on_error: Callable[[ImageError], Any] | None = None) -> Iterator[Finding]:
   """Yields what is found in each image, in order; the next images are read while some are scored.
 
   Args:
@@ -221,6 +222,7 @@ def findings(
     batch_size: images that pass through the network at once.
     min_area: regions of fewer pixels are ignored (`find`).
     max_pixels: as of `decoding.decode`.
+    on_error: as of `inputs.opened`; it is told of images of another size too.
 
   Raises:
     ImageError: a file cannot be read, or an image of a size that the model does not take.
@@ -236,8 +238,14 @@ def findings(
   def batches():
     waiting = []
     for number, (path, (pixels, original, decoded)) in enumerate(inputs.opened(
-        images, inspector.preprocessing, max_pixels=max_pixels, then=prepared)):
-      check_size(inspector, pixels.shape[:2])
+        images, inspector.preprocessing, max_pixels=max_pixels, then=prepared, on_error=on_error)):
+      try:
+        check_size(inspector, pixels.shape[:2])
+      except ImageError as e:
+        if on_error is None:
+          raise
+        on_error(ImageError(f'{path or "an array"}: {e}'))
+        continue
       known[number] = path, original, decoded
       waiting.append((number, pixels))
       if len(waiting) == size:

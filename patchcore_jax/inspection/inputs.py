@@ -201,7 +201,8 @@ def is_one(images: Any) -> bool:
 
 def opened(
     images: Any, preprocessing: Preprocessing, *, max_pixels: int | None = None,
-    then: Callable[[Decoded], Any] = lambda decoded: decoded) -> Iterator[tuple[str, Any]]:
+    then: Callable[[Decoded], Any] = lambda decoded: decoded,
+    on_error: Callable[[ImageError], Any] | None = None) -> Iterator[tuple[str, Any]]:
   """Yields the name of each image, '' for arrays, and the image in its original size.
 
   Files are decoded in threads, some ahead.
@@ -211,9 +212,11 @@ def opened(
     preprocessing: how files are decoded.
     max_pixels: as of `decoding.decode`.
     then: what is made of each decoded image and yielded in its place; what is large is best left behind.
+    on_error: called with the error of each file that cannot be read, which is then left out; by default the
+      first such error ends it.
 
   Raises:
-    ImageError: a file cannot be read.
+    ImageError: a file cannot be read, and there is no `on_error`.
     ValueError: something else than images.
   """
   if isinstance(images, Image.Image):
@@ -226,13 +229,22 @@ def opened(
     raise ValueError(f'{_WHAT}, got {_described(images)}.')
   with concurrent.futures.ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1))) as pool:
     pending = collections.deque()
+
+    def next_one():
+      try:
+        yield pending.popleft().result()
+      except ImageError as e:
+        if on_error is None:
+          raise
+        on_error(e)
+
     try:
       for image in _each_page(images):
         pending.append(pool.submit(_open, image, preprocessing, max_pixels, then))
         if len(pending) > _AHEAD:
-          yield pending.popleft().result()
+          yield from next_one()
       while pending:
-        yield pending.popleft().result()
+        yield from next_one()
     finally:
       for job in pending:
         job.cancel()

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -79,8 +79,8 @@ class Inspector:
     return dataclasses.replace(self, model=model)
 
   def inspect(
-      self, images: Any, *, batch_size: int = 8, min_area: float = 0,
-      max_megapixels: float | None = None) -> Any:
+      self, images: Any, *, batch_size: int = 8, min_area: float = 0, max_megapixels: float | None = None,
+      on_error: Callable[[ImageError], Any] | None = None) -> Any:
     """Inspects one image, or many.
 
     Args:
@@ -90,12 +90,14 @@ class Inspector:
       min_area: regions of fewer pixels are ignored; an image in which all are smaller is good.
       max_megapixels: files of more pixels are refused before they are decoded; None for the default of
         `settings.DataSpec`.
+      on_error: of many, called with the error of each that cannot be read, or has another size than the model
+        takes, which then has no finding; by default the first such error ends it.
 
     Returns:
       A `Finding`; of many an iterator over theirs, in order, which keeps the devices busy.
 
     Raises:
-      ImageError: a file cannot be read, or an image of a size that the model does not take.
+      ImageError: a file cannot be read (see `on_error`), or an image of a size that the model does not take.
       ValueError: something else than images, or a `min_area` for a model without a pixel threshold.
     """
     inputs.check(images)
@@ -105,7 +107,8 @@ class Inspector:
       finding.check_knows_regions(self)
     one = inputs.is_one(images)
     found = finding.findings(
-        self, images, 1 if one else batch_size, min_area=min_area, max_pixels=max_pixels(max_megapixels))
+        self, images, 1 if one else batch_size, min_area=min_area, max_pixels=max_pixels(max_megapixels),
+        on_error=None if one else on_error)
     return next(found) if one else found
 
   def save(self, path: str | os.PathLike) -> None:
@@ -122,8 +125,15 @@ class Inspector:
     inputs.warn_of_left_out(images)
     return importlib.import_module('patchcore_jax.inspection.upkeep').append(self, images, **arguments)
 
-  def calibrate(self, images: Any, **arguments) -> 'Inspector':
-    """Makes thresholds of good images not fitted on (`upkeep.calibrate`, with its arguments)."""
+  def calibrate(self, images: Any = None, **arguments) -> 'Inspector':
+    """Makes thresholds of good images not fitted on (`upkeep.calibrate`, with its arguments).
+
+    Without images they are made of the scores that the model keeps, for another `false_alarm_rate`
+    (`editing.at_rate`).
+    """
+    if images is None:
+      at_rate = importlib.import_module('patchcore_jax.banks.editing').at_rate
+      return self.with_model(at_rate(self.model, **arguments))
     inputs.warn_of_left_out(images)
     return importlib.import_module('patchcore_jax.inspection.upkeep').calibrate(self, images, **arguments)
 
