@@ -16,6 +16,6 @@ def get_config():
   config.data.num_workers = 0
   config.backbone.name = 'resnet18_slim.procedural'
   config.embedding.kind = 'mean'
-  config.coreset.ratios = (0.05, 0.01)
+  config.coreset.ratios = (0.02,)
   config.report.errors = True
   return config

@@ -18,6 +18,7 @@ numbers on it say that the software works, not how well a method does on real pa
 
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import itertools
 import json
@@ -251,12 +252,22 @@ def _mapper(num_workers):
     yield map
     return
   spawn = multiprocessing.get_context('spawn')
-  with concurrent.futures.ProcessPoolExecutor(num_workers, mp_context=spawn) as pool:
+  with concurrent.futures.ProcessPoolExecutor(
+      num_workers, mp_context=spawn, initializer=_keep_freed_memory) as pool:
     try:
       yield functools.partial(pool.map, chunksize=4)
     except BaseException:  # Ctrl-C included: do not draw the rest of the category first
       pool.shutdown(wait=True, cancel_futures=True)
       raise
+
+
+def _keep_freed_memory():
+  """Has glibc keep what is freed: else the kernel clears each map of some megabytes, 14 % of the time."""
+  trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+  with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(trim_threshold, 2**29)
+    mallopt(mmap_threshold, 2**25)
 
 
 def _write(task):

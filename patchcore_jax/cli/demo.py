@@ -12,7 +12,7 @@ from patchcore_jax.evaluation.settings import Settings
 from patchcore_jax.settings import BackboneSpec, DataSpec, EmbeddingSpec, ReportSpec
 
 _BACKBONE = 'resnet18_slim.procedural'  # comes with the package
-_RATIOS = (0.05, 0.01)
+_RATIOS = (0.02,)
 
 
 @click.command('demo', cls=options.Command)
