@@ -419,7 +419,7 @@ def _check_same_settings(settings, workdir):
   if not (workdir / 'results.csv').exists() and not list(workdir.glob('banks/*')):
     return  # nothing yet that could be mixed
   if not path.exists():
-    raise ValueError(f'{workdir} holds results but no config.json: use another workdir.')
+    raise ValueError(f'{workdir} holds results but no config.json: use another folder.')
   before, now = (_comparable(sections) for sections in (json.loads(path.read_text()), settings.to_json()))
   # Settings that were not there yet were what is now their default.
   before = {name: _DEFAULTS[name] for name in now if name in _DEFAULTS} | before
@@ -430,7 +430,7 @@ def _check_same_settings(settings, workdir):
       if before.get(name) != now.get(name) and not name.startswith(_NO_INFLUENCE + others)]
   if differences:
     raise ValueError(
-        f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another workdir, '
+        f'{workdir} holds a run with other settings: {"; ".join(differences)}. Use another folder, '
         'or the settings of that run.')
 
 
