@@ -45,7 +45,7 @@ def detailed(function: Callable) -> Callable:
   for section, kind in reversed(_SECTIONS.items()):
     defaults = {'kind': 'auto'} if section == 'embedding' else {}
     function = options.of_record(
-        section, kind, group=PatchCore.title, method='patchcore', defaults=defaults)(function)
+        section, kind, group=PatchCore.title, method=PatchCore.name, defaults=defaults)(function)
   return options.of_record('backbone', BackboneSpec, group='Network', without=('name',))(function)
 
 

@@ -38,9 +38,10 @@ class Command(click.Command):
 
   def format_options(self, ctx, formatter):
     groups, of_others = {}, False
+    chosen = {p.name: p.default for p in self.params} | ctx.params  # --help may come before --detector
     for parameter in self.get_params(ctx):
       method = getattr(parameter, 'method', '')
-      if method and method != ctx.params.get('detector', 'patchcore'):
+      if method and method != chosen['detector']:
         of_others = True
         continue
       record = parameter.get_help_record(ctx)
