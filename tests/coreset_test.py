@@ -234,7 +234,7 @@ class TestRandomProjection:
   def test_blocks_do_not_change_the_result(self, monkeypatch):
     points, key = _points(100, 32), jax.random.key(1)
     whole = coreset.random_projection(points, 16, key=key)
-    monkeypatch.setattr(coreset, 'BLOCK', 33)
+    monkeypatch.setattr(coreset, '_BLOCK', 33)
     np.testing.assert_allclose(
         coreset.random_projection(points, 16, key=key), whole, rtol=0, atol=1e-6)
 

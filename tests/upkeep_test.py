@@ -284,6 +284,9 @@ class TestCommand:
     after = store.restore(bank).description.calibration
     assert 'the threshold for images was' in told and after.image_scores == before.image_scores
     assert after.image_threshold < before.image_threshold and after.method == before.method
+    (bank.parent / 'rate.toml').write_text('false-alarm-rate = 0.3\n')
+    command.done('bank', 'calibrate', bank, '--config', bank.parent / 'rate.toml')
+    assert store.restore(bank).description.calibration.false_alarm_rate == 0.3
 
   def test_out_and_pictures(self, bank, root, tmp_path):
     result = command.run('bank', 'append', bank, root / 'mixed', '--out', tmp_path / 'more', '--pictures',

@@ -125,7 +125,7 @@ def _set_rate(bank, out, false_alarm_rate):
   context = click.get_current_context()
   given = {
       p.name: p.opts[0] for p in context.command.params
-      if context.get_parameter_source(p.name) is click.core.ParameterSource.COMMANDLINE}
+      if context.get_parameter_source(p.name) is not click.core.ParameterSource.DEFAULT}  # or of --config
   needless = [
       given[name] for name in ('accept', 'pictures', 'batch_size', 'max_megapixels', 'backbone_weights')
       if name in given]

@@ -20,7 +20,7 @@ from patchcore_jax.search import k_center
 from patchcore_jax.settings import check_ratio
 
 # Rows that are moved to the device at once: 32 MB of 1024-dim embeddings.
-BLOCK = 8192
+_BLOCK = 8192
 # Values compared in a selection that the dense loop finishes before the lazy one is compiled.
 DENSE_BELOW = 3e9
 
@@ -107,18 +107,18 @@ def random_projection(
 def project(points, matrix, *, out=None, progress=None) -> Any:
   """Projects points as `random_projection` does, by a given matrix [d, dim]: for replaying a selection."""
   blocks = []
-  for i in range(0, len(points), BLOCK):
+  for i in range(0, len(points), _BLOCK):
     if isinstance(points, jax.Array):
       # The place is an argument: a program for each would take longer to compile than to run.
-      block = _product_of(points, i, matrix, min(BLOCK, len(points) - i))
+      block = _product_of(points, i, matrix, min(_BLOCK, len(points) - i))
     else:
-      block = _product(jnp.asarray(points[i:i + BLOCK]), matrix)
+      block = _product(jnp.asarray(points[i:i + _BLOCK]), matrix)
     if out is None:
       blocks.append(block)
     else:
       out[i:i + len(block)] = np.asarray(block)
     if progress:
-      progress(min(i + BLOCK, len(points)), len(points))
+      progress(min(i + _BLOCK, len(points)), len(points))
   return jnp.concatenate(blocks) if out is None else out
 
 
@@ -296,7 +296,7 @@ def _start_distances_sq(rows, valid, starts):
   if isinstance(rows, jax.Array):
     distances_sq, finite = _start(rows, starts)
   else:
-    blocks = [_start(np.asarray(rows[i:i + BLOCK]), starts) for i in range(0, len(rows), BLOCK)]
+    blocks = [_start(np.asarray(rows[i:i + _BLOCK]), starts) for i in range(0, len(rows), _BLOCK)]
     distances_sq, finite = jnp.concatenate([b[0] for b in blocks]), all(b[1] for b in blocks)
   if not finite:
     raise ValueError('points hold NaN or infinity: check the backbone and its input.')

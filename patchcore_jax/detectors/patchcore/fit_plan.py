@@ -10,7 +10,7 @@ from patchcore_jax.search import merge_reduce
 # What the selection keeps for each patch: its distance, age and place in the order, and passes over them.
 _STATE_BYTES = 40
 # Rows whose memory is set aside for a projection, and for what a selection takes beside its arrays: with so
-# many, peaks that were measured stayed below the plan. A projection alone takes less (`coreset.BLOCK`).
+# many, peaks that were measured stayed below the plan. A projection alone takes less.
 _SPARE_ROWS = 65536
 # Programs that select and score parts of the images, and batches of embeddings under way: 0.3 GB were seen.
 _PROGRAM_BYTES = 400_000_000
