@@ -11,7 +11,8 @@ import numpy as np
 
 from experiments.comparisons import Row, compare, load, of_largest
 from patchcore_jax import morphology, scoring, windows
-from patchcore_jax.detectors import RAD, MuSc, SuperADD, musc, rad, superadd, tokens
+from patchcore_jax.detectors import RAD, MuSc, SuperADD, musc, rad, superadd
+from patchcore_jax.embedding import unit_length
 
 
 def retrieved_comparisons(folder: Path) -> Iterator[Row]:
@@ -20,7 +21,7 @@ def retrieved_comparisons(folder: Path) -> Iterator[Row]:
   if not arrays:
     return
   grid, size = tuple(arrays['grid']), tuple(map(int, arrays['map_size']))
-  unit = jax.jit(tokens.unit_length)
+  unit = jax.jit(unit_length)
   token, bank_token = (unit(arrays[f'{name}_cls'][-1]) for name in ('test', 'bank'))
   patches, banks = (
       [unit(layer.reshape(len(layer), *grid, -1)) for layer in arrays[f'{name}_patches']]

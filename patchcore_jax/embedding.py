@@ -49,6 +49,8 @@ def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> 
         f'Expected maps [b, h, w, c], got shapes {[m.shape for m in feature_maps]}.')
   if spec.kind == 'auto':
     raise ValueError("embedding.kind='auto' is settled by the network: expected 'adaptive' or 'mean' here.")
+  if spec.unit_length:
+    return unit_length(patch_embeddings(feature_maps, dataclasses.replace(spec, unit_length=False)))
   if spec.kind == 'mean':
     plans = [_Plan(1, _uniform(spec.patch_size)) for _ in feature_maps]
   else:
@@ -58,6 +60,15 @@ def patch_embeddings(feature_maps: Sequence[jax.Array], spec: EmbeddingSpec) -> 
     return _joined_shares(feature_maps, spec, grid)
   parts = [_resize(_neighborhood_sums(m, p), grid) for m, p in zip(feature_maps, plans)]
   return jnp.concatenate(parts, axis=-1)
+
+
+def unit_length(vectors: jax.Array) -> jax.Array:
+  """Divides vectors [..., d] by their Euclidean norms.
+
+  >>> unit_length(jnp.array([3., 4.]))
+  Array([0.6, 0.8], dtype=float32)
+  """
+  return vectors / jnp.maximum(jnp.sqrt(jnp.square(vectors).sum(-1, keepdims=True)), 1e-12)
 
 
 def _joined_shares(feature_maps, spec, grid):

@@ -1,8 +1,12 @@
 """Turns images about their centre: more references from a few, in other orientations."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def tables(size: tuple[int, int], degrees: float) -> tuple[np.ndarray, np.ndarray]:
@@ -51,3 +55,51 @@ def turned(images: jax.Array, taps: jax.Array, weights: jax.Array) -> jax.Array:
   # One tap after the other: all at once would take four times the memory.
   total = sum(pixels[:, taps[:, i]] * weights[:, i, None] for i in range(taps.shape[1]))
   return jnp.clip(jnp.round(total), 0, 255).astype(images.dtype).reshape(images.shape)
+
+
+def tables_of_angles(size: tuple[int, int], number: int) -> tuple[np.ndarray, np.ndarray]:
+  """Makes `tables` for so many angles, spread evenly over the circle from 0 on: [number, ...] each."""
+  taps, weights = zip(*(tables(size, 360 * i / number) for i in range(number)), strict=True)
+  return np.stack(taps), np.stack(weights)
+
+
+@functools.lru_cache(maxsize=16)
+def embed_turned(embed: Callable) -> Callable:
+  """Makes a function that embeds images at several angles.
+
+  Args:
+    embed: (variables, images) -> [b, rows, columns, d].
+
+  Returns:
+    ((variables, taps, weights), images) -> [b, angles, rows, columns, d], with what `tables_of_angles` made.
+  """
+
+  def turned_embeddings(parameters, images):
+    variables, *of_angles = parameters
+
+    def at_angle(table):
+      return embed(variables, turned(images, *table))
+
+    return jnp.moveaxis(lax.map(at_angle, tuple(of_angles)), 0, 1)
+
+  return turned_embeddings
+
+
+def upright_patches(
+    taps: np.ndarray, weights: np.ndarray, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
+  """Finds for each patch of a turned image that of the upright one in which its middle lies.
+
+  Args:
+    taps, weights: of `tables_of_angles`.
+    size: that of the images.
+    grid: (rows, columns) of their patches.
+
+  Returns:
+    [angles, rows * columns] int.
+  """
+  middle = [((np.arange(cells) + 0.5) * pixels / cells).astype(int) for cells, pixels in zip(grid, size)]
+  pixel = (middle[0][:, None] * size[1] + middle[1]).reshape(-1)
+  nearest = weights[:, pixel].argmax(2)[..., None]
+  source = np.divmod(np.take_along_axis(taps[:, pixel], nearest, 2)[..., 0], size[1])
+  row, column = (at * cells // pixels for at, cells, pixels in zip(source, grid, size))
+  return row * grid[1] + column

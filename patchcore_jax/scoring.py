@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from patchcore_jax import foreground
 from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import ScoringSpec
 
@@ -21,6 +22,11 @@ def patch_scores(distances_sq: jax.Array, spec: ScoringSpec) -> jax.Array:
   Array([3.], dtype=float32)
   """
   return _distance(distances_sq, spec).mean(axis=-1)
+
+
+def background(embeddings: jax.Array, spec: ScoringSpec) -> jax.Array | None:
+  """Finds the patches that are not scored, [b, h, w] bool, in embeddings [b, h, w, d]; None where all are."""
+  return None if spec.foreground == 'none' else ~foreground.objects(embeddings)
 
 
 def image_scores(scores: jax.Array) -> jax.Array:

@@ -102,15 +102,21 @@ class EmbeddingSpec:
     patch_size: P, odd, in cells of each layer's own grid.
     pretrain_dim: values per layer; only for 'adaptive'.
     target_dim: size of the embedding; only for 'adaptive'.
+    unit_length: divides each embedding by its norm: half a squared distance is then the cosine distance, by
+      which methods on Vision Transformers compare.
+    rotations: each training image is embedded at so many angles, spread evenly over the circle from 0 on, as
+      AnomalyDINO does with few images of parts that lie in any orientation; 1 for images as they are.
 
   Raises:
-    ValueError: an unknown kind, an even patch size, or sizes below 1.
+    ValueError: an unknown kind, an even patch size, or numbers below 1.
   """
 
   kind: str = 'adaptive'
   patch_size: int = 3
   pretrain_dim: int = 1024
   target_dim: int = 1024
+  unit_length: bool = False
+  rotations: int = 1
 
   def __post_init__(self):
     if self.kind not in ('adaptive', 'mean', 'auto'):
@@ -119,10 +125,10 @@ class EmbeddingSpec:
       raise ValueError(
           f'embedding.patch_size={self.patch_size}: expected an odd number (1, 3, 5, ...), so that '
           'a patch has a centre.')
-    if self.pretrain_dim < 1 or self.target_dim < 1:
+    if self.pretrain_dim < 1 or self.target_dim < 1 or self.rotations < 1:
       raise ValueError(
-          f'embedding.pretrain_dim={self.pretrain_dim}, target_dim={self.target_dim}: expected '
-          'positive sizes.')
+          f'embedding.pretrain_dim={self.pretrain_dim}, target_dim={self.target_dim}, '
+          f'rotations={self.rotations}: expected positive numbers.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +191,8 @@ class ScoringSpec:
     sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
     blur_edges: how the blur continues the map, in numpy.pad's words: 'symmetric' repeats the edge
       pixel (the released code, through SciPy), 'reflect' does not (anomalib).
+    foreground: 'pca' for parts that lie on a plain background: patches that an image's own features tell from
+      the object score 0, whatever is on them (`foreground.objects`); 'none' scores all.
 
   Raises:
     ValueError: values out of range.
@@ -198,12 +206,14 @@ class ScoringSpec:
   upsampling: str = 'bilinear'
   sigma: float = 4.0
   blur_edges: str = 'symmetric'
+  foreground: str = 'none'
 
   def __post_init__(self):
     for field, values in {
         'distance': ('squared', 'root'),
         'image_score': ('max', 'reweighted', 'reweighted_squared', 'top_share'),
-        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect')}.items():
+        'upsampling': ('bilinear', 'nearest'), 'blur_edges': ('symmetric', 'reflect'),
+        'foreground': ('none', 'pca')}.items():
       if (value := getattr(self, field)) not in values:
         raise ValueError(f'scoring.{field}={value!r}: expected {" or ".join(map(repr, values))}.')
     if not 0 < self.top_share <= 1:

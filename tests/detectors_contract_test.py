@@ -106,11 +106,18 @@ STUDENT = Student(**UNTRAINED | {'size': 16}, field=17, width=2, descriptor=3, t
 GEOTRANS = GeoTrans(**UNTRAINED | {'size': 16}, width=1)
 OF_ATTRIBUTES = ITAE(**UNTRAINED | {'size': 16}, width=2)
 OF_ATTENTION = CAVGA(**UNTRAINED, widths=(4, 6), latent=3)
+TURNED = dataclasses.replace(
+    PATCHCORE, embedding=EmbeddingSpec('mean', unit_length=True, rotations=2),
+    scoring=ScoringSpec(foreground='pca'))
 CASES = {
     'patchcore': Case(
         PATCHCORE, NETWORK, (dataclasses.replace(PATCHCORE, ratio=0.4), 'settings.ratio'),
         dataclasses.replace(PATCHCORE, scoring=ScoringSpec(num_neighbors=2)),
         evidence=('patch', 'nearest'), bank=True),
+    'patchcore_of_turned_parts': Case(
+        TURNED, NETWORK, (dataclasses.replace(TURNED, ratio=0.4), 'settings.ratio'),
+        dataclasses.replace(TURNED, scoring=ScoringSpec(num_neighbors=2, foreground='pca')),
+        evidence=('patch', 'nearest', 'background_share'), bank=True),
     'spade': Case(SPADE(num_images=3), NETWORK, None, SPADE(num_images=2)),
     'anomaly_dino': Case(
         AnomalyDINO(rotations=2), NETWORK, (AnomalyDINO(rotations=3), 'settings.rotations'),
@@ -370,7 +377,9 @@ class TestScores:
       assert scores.map.shape == (7, 32, 24) and scores.map.dtype == np.float32
       assert np.isfinite(scores.map).all()
     assert scores.evidence.keys() == set(fitted.case.evidence)
-    assert all(v.shape == (7,) and v.dtype == np.int32 for v in scores.evidence.values())
+    assert all(
+        v.shape == (7,) and v.dtype == (np.float32 if name == 'background_share' else np.int32)
+        for name, v in scores.evidence.items())
 
   @slow_for_others
   def test_batch_size_and_padding_have_no_influence(self, fitted):

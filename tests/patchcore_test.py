@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax import scoring
+from patchcore_jax import foreground, scoring
+from patchcore_jax.banks import editing
 from patchcore_jax.data.dataset import ArrayData
 from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
 from patchcore_jax.detectors.patchcore import fit_plan
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.embedding import patch_embeddings
 from patchcore_jax.search import coreset
-from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import precision, small
 
 pytestmark = pytest.mark.accelerator
@@ -161,6 +162,68 @@ class TestFit:
       PatchCore(coreset=CoresetSpec('identity'))
 
 
+class TestTurnedImages:
+  DETECTOR = dataclasses.replace(
+      DETECTOR, ratio=1.0, embedding=EmbeddingSpec('mean', 1, rotations=2, unit_length=True),
+      coreset=CoresetSpec('identity'))
+
+  def both(self, images):
+    """Returns unit embeddings [n, 2, patches, d] of images as they are, and by half a turn, in float64."""
+    # About the corner of four pixels: pixel i is pixel n - i, and 0 is n, mirrored: n - 2.
+    rows, columns = (np.r_[n - 2, np.arange(n - 1, 0, -1)] for n in images.shape[1:3])
+    found = [small.maps(x, ('a',))[0].reshape(len(images), 48, 7)
+             for x in (images, images[:, rows][:, :, columns])]
+    return np.stack([x / np.linalg.norm(x, axis=-1, keepdims=True) for x in found], 1)
+
+  def test_a_bank_has_patches_of_all_angles(self):
+    network = small.backbone(('a',))
+    model = small.fit(self.DETECTOR, GOOD, network=network)
+    np.testing.assert_allclose(model.arrays['embeddings'], self.both(GOOD).reshape(-1, 7), atol=1e-5)
+    assert (model.description.num_patches, model.description.num_candidates) == (480, 960)
+    image, patch = np.divmod(model.arrays['indices'].reshape(10, 2, 48), 48)
+    assert (image == np.arange(10)[:, None, None]).all() and (patch[:, 0] == np.arange(48)).all()
+    # Half a turn: at most one cell beside the opposite one.
+    beside = np.stack(np.divmod(patch[0, 1], 6)) - np.stack(np.divmod(np.arange(48)[::-1], 6))
+    assert np.abs(beside).max() <= 1
+    greedy = dataclasses.replace(self.DETECTOR, ratio=0.1, coreset=CoresetSpec(projection_dim=4))
+    bank = small.fit(greedy, GOOD, network=network)
+    assert len(bank.arrays['indices']) == 96 == greedy.bank_size(bank, 0.1)
+    assert len(editing.shrink(bank, 0.05).arrays['indices']) == 48
+
+  def test_images_are_scored_upright(self):
+    network = small.backbone(('a',))
+    model, cross = self.DETECTOR.fit_and_cross_score(small.data(GOOD), (network,), folds=10)
+    found = small.predict(self.DETECTOR, model, NEW, network=network)
+    bank = self.both(GOOD)
+    distances_sq = np.square(self.both(NEW)[:, 0, :, None] - bank.reshape(-1, 7)).sum(-1).min(-1)
+    np.testing.assert_allclose(found.image, distances_sq.max(-1), rtol=1e-4)
+    for i, score in enumerate(cross.image):
+      others = np.delete(bank, i, 0).reshape(-1, 7)
+      expected = np.square(bank[i, 0, :, None] - others).sum(-1).min(-1).max()
+      np.testing.assert_allclose(score, expected, rtol=1e-4)
+
+  def test_appended_images_are_turned_too(self):
+    detector = dataclasses.replace(self.DETECTOR, coreset=CoresetSpec(projection_dim=4))
+    inspector = small.inspector(
+        detector, layers=('a',), preprocessing=Preprocessing(resize=(), crop=()))
+    extended = inspector.append(NEW[:2], accept='all').model
+    added = extended.arrays['embeddings'][len(inspector.model.arrays['embeddings']):]
+    position = extended.arrays['indices'][-len(added):] - inspector.model.description.num_patches
+    image, patch = np.divmod(position, 48)
+    candidates = self.both(NEW[:2])
+    turned = 0
+    for row, i, p in zip(added, image, patch, strict=True):
+      k = int(np.abs(candidates[i].reshape(-1, 7) - row).max(-1).argmin())
+      np.testing.assert_allclose(candidates[i].reshape(-1, 7)[k], row, atol=1e-5)
+      assert k == p or k >= 48
+      turned += k >= 48
+    assert 0 < turned < len(added)
+
+  def test_refused_where_images_are_many(self):
+    with pytest.raises(ValueError, match="'merge_reduce' is for many images, and embedding.rotations=2"):
+      dataclasses.replace(self.DETECTOR, coreset=CoresetSpec('merge_reduce'))
+
+
 class TestCrossScores:
 
   def test_where_the_arrays_lie_has_no_influence(self, tmp_path, monkeypatch):
@@ -212,6 +275,30 @@ class TestScores:
       np.testing.assert_allclose(value.map, maps, rtol=1e-5)
       assert value.evidence['patch'].tolist() == worst.tolist()
       assert value.evidence['nearest'].tolist() == distances[np.arange(6), worst].argmin(-1).tolist()
+
+  @pytest.mark.parametrize('spec', [
+      ScoringSpec(foreground='pca'), ScoringSpec(num_neighbors=2, distance='root', foreground='pca'),
+      ScoringSpec(distance='root', image_score='reweighted', support_neighbors=4, foreground='pca')])
+  def test_background_scores_nothing(self, model, spec):
+    (found,) = predict_at(model, (0.2,), dataclasses.replace(DETECTOR, scoring=spec))
+    seen = np.asarray(foreground.objects(jnp.asarray(points_of(NEW).reshape(6, 8, 6, -1), jnp.float32)))
+    assert 0 < seen.mean() < 1
+    np.testing.assert_allclose(found.evidence['background_share'], 1 - seen.mean((1, 2)), rtol=1e-6)
+    (everywhere,) = predict_at(
+        model, (0.2,), dataclasses.replace(DETECTOR, scoring=dataclasses.replace(spec, foreground='none')))
+    rows = model.arrays['embeddings'].astype(np.float64)
+    distances = np.sort(np.linalg.norm(points_of(NEW)[:, :, None] - rows, axis=-1))[..., :spec.num_neighbors]
+    patches = (distances if spec.distance == 'root' else distances**2).mean(-1).reshape(6, 8, 6) * seen
+    np.testing.assert_allclose(
+        found.map, scoring.anomaly_maps(jnp.asarray(patches), (32, 24), spec), rtol=1e-5, atol=1e-7)
+    assert found.evidence['patch'].tolist() == patches.reshape(6, -1).argmax(-1).tolist()
+    if spec.image_score == 'max':
+      np.testing.assert_allclose(found.image, patches.max((1, 2)), rtol=1e-5)
+    else:  # of the worst patch that is seen, where that is the worst of all
+      same = found.evidence['patch'] == everywhere.evidence['patch']
+      assert 0 < same.sum() < 6
+      np.testing.assert_allclose(found.image[same], everywhere.image[same], rtol=1e-6)
+      assert (found.image[~same] < patches.max((1, 2))[~same]).all()
 
   def test_several_ratios_equal_each_alone(self, model):
     small_ratio = 10 / 480

@@ -119,10 +119,10 @@ def on_devices(count: int, module: str, expression: str):
   return value
 
 
-def inspector(detector=None, **description) -> inspection.Inspector:
+def inspector(detector=None, layers=LAYERS, **description) -> inspection.Inspector:
   """Makes an inspector of a bank of noise, with thresholds and pictures; images are cut to 32 x 24 pixels."""
   detector = detector or PatchCore(0.5, EmbeddingSpec('mean'), CoresetSpec(projection_dim=4))
-  network = backbones.create('tests.small:backbone')
+  network = backbones.create('tests.small:backbone', layers=layers)
   model = fit(detector, network=network, keep_images=True).with_description(**{
       'preprocessing': Preprocessing(resize=(40,), crop=(32, 24)),
       'calibration': calibration.calibrate(

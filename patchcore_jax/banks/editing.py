@@ -51,16 +51,20 @@ def append(
     files: Sequence[bytes] = (),
     image_scores: Sequence[float] = (),
     map_maxima: Sequence[float] = (),
+    cells: np.ndarray | None = None,
 ) -> Model:
   """Adds patches of further good images, as far as the bank does not cover them yet.
 
   Args:
     bank: its rows stay, in front.
-    embeddings: [n, rows, columns, d] of the new images.
+    embeddings: [n, rows, columns, d] of the new images; of a bank of turned images, at all angles one below
+      the other.
     names: [n] of their files.
     files: [n] their pictures (`provenance.encode`), if the bank has pictures.
     image_scores, map_maxima: [n], of the new images against `bank`, if it has thresholds. They had not been
       seen by it, so they count for the thresholds beside the scores that are there.
+    cells: [k], the patch of the upright image that each of an image's k embeddings shows; None where images
+      are not turned.
 
   Returns:
     The bank with at most the share of new patches with which it was selected: the farthest first, as greedy
@@ -77,10 +81,25 @@ def append(
     if len(values) != (n if needed else 0):
       raise ValueError(f'{what}: expected {n if needed else 0} for this bank, got {len(values)}.')
   points, chosen, radius = _chosen(bank, embeddings)
+  positions = upright(bank.description.grid, chosen, cells)
   return _extended(
-      bank, points[chosen], bank.description.num_patches + chosen, radius,
+      bank, points[chosen], bank.description.num_patches + positions, radius,
       names=names, files=files, image_scores=image_scores, map_maxima=map_maxima,
       what=f'appended {n} images, {len(chosen)} patches')
+
+
+def upright(grid: tuple[int, int], positions: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
+  """Converts positions among the patches of images at all angles to those of the upright images.
+
+  Args:
+    grid: (rows, columns) of an image's patches.
+    positions: image * k + patch, with k patches at all angles.
+    cells: [k], see `append`; None where images have one angle.
+  """
+  if cells is None:
+    return positions
+  image, patch = np.divmod(positions, len(cells))
+  return image * (grid[0] * grid[1]) + cells[patch]
 
 
 def appended_rows(bank: Model, embeddings: np.ndarray) -> np.ndarray:
@@ -222,10 +241,10 @@ def shrink(bank: Model, ratio: float) -> Model:
     ValueError: a ratio that is not smaller.
   """
   rows, description = _rows(bank), bank.description
-  size = coreset.coreset_size(description.num_patches, ratio)
+  size = coreset.coreset_size(description.num_candidates, ratio)
   if size >= len(rows):
     raise ValueError(
-        f'Ratio {ratio} keeps {size} of {description.num_patches} patches, and the bank holds '
+        f'Ratio {ratio} keeps {size} of {description.num_candidates} patches, and the bank holds '
         f'{len(rows)}: expected a smaller one.')
   if description.ordered and description.settings['coreset']['method'] in ('greedy', 'merge_reduce'):
     chosen = np.arange(size)
@@ -320,11 +339,13 @@ def _nearest(points, prepared, k=1) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_grid(bank, embeddings) -> None:
   """Raises ValueError for embeddings of another grid or size than the bank's."""
-  (_, *grid, dim), rows = embeddings.shape, _rows(bank)
-  if tuple(grid) != bank.description.grid or dim != rows.shape[1]:
+  description, (_, *grid, dim), dim_of_rows = bank.description, embeddings.shape, _rows(bank).shape[1]
+  angles = description.num_candidates // description.num_patches
+  rows, columns = description.grid
+  if grid != [angles * rows, columns] or dim != dim_of_rows:
     raise ValueError(
-        f'Embeddings {embeddings.shape}: expected [n, {", ".join(map(str, bank.description.grid))}, '
-        f'{rows.shape[1]}], as the bank has them.')
+        f'Embeddings {embeddings.shape}: expected [n, {angles * rows}, {columns}, {dim_of_rows}], as the '
+        'bank has them.')
 
 
 def _chosen(bank, embeddings):

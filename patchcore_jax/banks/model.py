@@ -177,6 +177,12 @@ class Description:
     """The number of patches of all training images."""
     return self.num_images * self.grid[0] * self.grid[1]
 
+  @property
+  def num_candidates(self) -> int:
+    """The number of patches that a bank is selected from: those of all training images at all angles."""
+    embedding = self.settings.get('embedding')
+    return self.num_patches * (embedding.get('rotations', 1) if isinstance(embedding, Mapping) else 1)
+
   def check(self, expected: Mapping[str, Any], name: Any = '') -> None:
     """Compares the description with what the model is about to be used with.
 

@@ -30,7 +30,9 @@ _NAMES = {
     'patchcore-ratio': 'ratio', 'patchcore-ratios': 'ratios', 'report-gallery': 'gallery',
     'report-errors': 'keep-errors', 'report-maps': 'write-maps', 'metrics-protocol': 'protocol',
     'report-regions': 'regions', 'metrics-resamples': 'resamples',
-    'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity'}
+    'metrics-max-fpr': 'max-fpr', 'metrics-connectivity': 'connectivity',
+    'scoring-image-score': 'image-score', 'scoring-foreground': 'foreground',
+    'embedding-rotations': 'rotations'}
 
 
 class Command(click.Command):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from patchcore_jax import foreground, parallel, rotation, scoring
 from patchcore_jax.backbones import Backbone
@@ -16,8 +15,7 @@ from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import AnomalyDINO
-from patchcore_jax.detectors.tokens import unit_length
-from patchcore_jax.embedding import patch_embeddings
+from patchcore_jax.embedding import patch_embeddings, unit_length
 from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import EmbeddingSpec, ScoringSpec, SearchSpec
 
@@ -39,18 +37,16 @@ def fit(detector: AnomalyDINO, data: Data, backbones: Sequence[Backbone], run: R
   Raises:
     ValueError: no images.
   """
-  if detector.foreground != 'none':
-    run.notify(f'foreground={detector.foreground}: what is taken for background scores 0, whatever is on it')
+  foreground.announce(detector.foreground, run.notify)
   (backbone,), read = backbones, Recorder(data.batches(), run.keep_images)
   first, batches = streaming.first_of(read)
   size = first.image.shape[1:3]
-  taps, weights = (np.stack(tables) for tables in zip(
-      *(rotation.tables(size, 360 * i / detector.rotations) for i in range(detector.rotations))))
+  tables = rotation.tables_of_angles(size, detector.rotations)
+  embed = rotation.embed_turned(_directed_fn(streaming.maps_of(backbone), detector.distance))
   (embeddings,), image_size = streaming.collect(
-      _references_fn(streaming.maps_of(backbone), detector.distance), (backbone.variables, taps, weights),
-      batches, len(data.examples), run)
+      streaming.result_in_tuple(embed), (backbone.variables, *tables), batches, len(data.examples), run)
   n, _, rows, columns, dim = embeddings.shape
-  patches = np.stack([_upright(*table, size, (rows, columns)) for table in zip(taps, weights)])
+  patches = rotation.upright_patches(*tables, size, (rows, columns))
   indices = np.arange(n, dtype=np.int32)[:, None] * (rows * columns) + patches.reshape(1, -1)
   return streaming.made(
       detector, (backbone,), {
@@ -106,7 +102,7 @@ def scores_fn(
         scoring.top_share_scores(patches, detector.top_share),
         scoring.anomaly_maps(patches, images.shape[1:3], ScoringSpec(sigma=detector.sigma)),
         {'patch': worst, 'nearest': nearest.astype(jnp.int32)} | (
-            {} if ignored is None else {'background': ignored.sum(axis=(1, 2), dtype=jnp.int32)}))
+            {} if ignored is None else {'background_share': ignored.mean((1, 2))}))
 
   return score
 
@@ -157,19 +153,10 @@ def _tokens_fn(maps_fn):
 
 
 @functools.lru_cache(maxsize=16)
-def _references_fn(maps_fn, distance):
-  """Makes the function ((variables, taps, weights), images) -> ([b, rotations, rows, columns, d],)."""
+def _directed_fn(maps_fn, distance):
+  """Makes the function (variables, images) -> [b, rows, columns, d], as the bank keeps patches."""
   tokens_fn = _tokens_fn(maps_fn)
-
-  def references(parameters, images):
-    variables, *tables = parameters
-
-    def of_angle(table):
-      return directed(tokens_fn(variables, rotation.turned(images, *table)), distance)
-
-    return (jnp.moveaxis(lax.map(of_angle, tuple(tables)), 0, 1),)
-
-  return references
+  return lambda variables, images: directed(tokens_fn(variables, images), distance)
 
 
 def directed(tokens: jax.Array, distance: str) -> jax.Array:
@@ -177,12 +164,3 @@ def directed(tokens: jax.Array, distance: str) -> jax.Array:
   if distance != 'cosine':
     return tokens
   return unit_length(tokens)
-
-
-def _upright(taps, weights, size, grid):
-  """Finds for each patch of a turned image that of the upright one in which its middle lies: [p] int."""
-  middle = [((np.arange(cells) + 0.5) * pixels / cells).astype(int) for cells, pixels in zip(grid, size)]
-  pixel = (middle[0][:, None] * size[1] + middle[1]).reshape(-1)
-  source = np.divmod(taps[pixel, weights[pixel].argmax(1)], size[1])
-  row, column = (at * cells // pixels for at, cells, pixels in zip(source, grid, size))
-  return row * grid[1] + column

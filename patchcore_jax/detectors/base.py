@@ -27,9 +27,10 @@ class Scores(NamedTuple):
   Attributes:
     image: [b] float32; larger is more anomalous.
     map: [b, h, w] float32, the same for every pixel that the network saw; None where a detector has none.
-    evidence: why, by name; a detector gives what it knows. 'background' [b] int32 counts the patches that are
-      not scored, because they are taken for background. 'patch' [b] int32 is the most anomalous patch,
-      row * columns + column on the grid, and 'nearest' [b] int32 the row of the bank that is nearest to it.
+    evidence: why, by name; a detector gives what it knows. 'background_share' [b] float32 is the share of the
+      patches that are not scored, because they are taken for background. 'patch' [b] int32 is the most
+      anomalous patch, row * columns + column on the grid, and 'nearest' [b] int32 the row of the bank that is
+      nearest to it.
   """
 
   image: Any

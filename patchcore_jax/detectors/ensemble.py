@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from patchcore_jax import processes
@@ -162,10 +163,16 @@ def _combined_fn(fns, counts, several):
 
 
 def _mean(results, spread):
-  """Averages the members' `Scores`, each normalised by its (mean, std)."""
+  """Averages the members' `Scores`, each normalised by its (mean, std).
+
+  Of the shares of the images that members leave out, the largest is told.
+  """
   def of(values):
     if any(v is None for v in values):
       return None
     return sum((v - mean) / std for v, mean, std in zip(values, *spread, strict=True)) / len(values)
 
-  return Scores(of([r.image for r in results]), of([r.map for r in results]))
+  shares = [r.evidence['background_share'] for r in results if 'background_share' in r.evidence]
+  return Scores(
+      of([r.image for r in results]), of([r.map for r in results]),
+      {'background_share': functools.reduce(jnp.maximum, shares)} if shares else {})

@@ -19,7 +19,7 @@ from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming, tokens
 from patchcore_jax.detectors.base import Data, HostScoreFn, Run, Scores
 from patchcore_jax.detectors.settings import MuSc
-from patchcore_jax.embedding import patch_embeddings
+from patchcore_jax.embedding import patch_embeddings, unit_length
 from patchcore_jax.search import neighbors
 from patchcore_jax.settings import EmbeddingSpec, SearchSpec
 
@@ -140,7 +140,7 @@ def aggregated(maps: jax.Array, degree: int) -> jax.Array:
   every = (1, 2, 3)
   centred = maps - maps.mean(every, keepdims=True)
   normalised = centred / jnp.sqrt(jnp.square(centred).mean(every, keepdims=True) + _EPSILON)
-  return tokens.unit_length(patch_embeddings([normalised], EmbeddingSpec('mean', degree)))
+  return unit_length(patch_embeddings([normalised], EmbeddingSpec('mean', degree)))
 
 
 def maps(patch_scores: jax.Array, size: tuple[int, int]) -> jax.Array:

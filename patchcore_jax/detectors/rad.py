@@ -16,6 +16,7 @@ from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming, tokens
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import RAD
+from patchcore_jax.embedding import unit_length
 from patchcore_jax.search import neighbors, search_bank
 from patchcore_jax.settings import SearchSpec
 
@@ -166,7 +167,7 @@ def _features_fn(maps_fn):
 
   def features(variables, images):
     patches, token = tokens.with_class_token(maps_fn(variables, images), RAD.title)
-    return tuple(map(tokens.unit_length, (token, *patches)))
+    return tuple(map(unit_length, (token, *patches)))
 
   return features
 

@@ -43,9 +43,9 @@ class PatchCore(Detector):
   """PatchCore (Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022).
 
   Attributes:
-    ratio: the share of all patches that the bank keeps, in (0, 1]; in a fit with one network, not in an
-      evaluation, also 0 for a bank that is large enough whatever the number of images: 10,000 patches, or a
-      quarter of all where that is less.
+    ratio: the share of all patches, of images at all angles, that the bank keeps, in (0, 1]; in a fit with
+      one network, not in an evaluation, also 0 for a bank that is large enough whatever the number of images:
+      10,000 patches, or a quarter of all where that is less.
     embedding: how patches are embedded.
     coreset: how they are selected.
     scoring: how distances become scores.
@@ -68,8 +68,17 @@ class PatchCore(Detector):
   def __post_init__(self):
     if self.ratio:
       check_ratio(self.ratio)
+    if self.coreset.method == 'merge_reduce' and self.embedding.rotations > 1:
+      raise ValueError(
+          f"coreset.method='merge_reduce' is for many images, and embedding.rotations="
+          f'{self.embedding.rotations} for few: expected another method, or 1.')
     if self.coreset.method == 'identity' and self.ratio != 1:
       raise ValueError(f"coreset.method='identity' keeps all patches: expected ratio 1, got {self.ratio}.")
+
+  @property
+  def changes_images(self) -> bool:  # type: ignore[override]  # a constant of all methods but this
+    """Whether the network sees training images turned."""
+    return self.embedding.rotations > 1
 
   def of_size(self, num_patches: int) -> 'PatchCore':
     """Settles the ratio, where it is 0, by the number of all patches.

@@ -3,16 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
-
-
-def unit_length(vectors: jax.Array) -> jax.Array:
-  """Divides vectors [..., d] by their Euclidean norms.
-
-  >>> unit_length(jnp.array([3., 4.]))
-  Array([0.6, 0.8], dtype=float32)
-  """
-  return vectors / jnp.maximum(jnp.sqrt(jnp.square(vectors).sum(-1, keepdims=True)), 1e-12)
 
 
 def on_one_grid(maps: Sequence[jax.Array], title: str) -> list[jax.Array]:

@@ -142,7 +142,7 @@ def find(
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
       note='; '.join(filter(None, (
           image_sizes.remark(original_size[::-1], description),
-          image_sizes.FULL_RANGE if full_range else '', _about_background(scores, i, description.grid)))),
+          image_sizes.FULL_RANGE if full_range else '', _about_background(scores, i)))),
       path=path)
   if scores.map is not None:
     answer = _with_regions(answer, scores.map[i], found.pixel_threshold if found else None, place, min_area)
@@ -162,12 +162,12 @@ def find(
   return answer
 
 
-def _about_background(scores, i, grid) -> str:
+def _about_background(scores, i) -> str:
   """Tells what share of an image is not scored, because a method takes it for background; '' for none."""
-  count = scores.evidence['background'][i] if 'background' in scores.evidence else 0
-  if not count:
+  share = scores.evidence['background_share'][i] if 'background_share' in scores.evidence else 0
+  if not share:
     return ''
-  return f'{_percent(count / (grid[0] * grid[1]))} of the image is taken for background and not scored'
+  return f'{_percent(share)} of the image is taken for background and not scored'
 
 
 def _with_regions(answer, anomaly_map, pixel_threshold, place, min_area) -> Finding:

@@ -70,7 +70,8 @@ def append(
   given = data.examples
   extended = editing.append(
       model, embeddings, [given[i].image_path for i in read.index], files=read.files,
-      image_scores=scores.image, map_maxima=scores.map_maxima)
+      image_scores=scores.image, map_maxima=scores.map_maxima,
+      cells=patchcore.upright_cells(detector.embedding, inspector.image_size, model.description.grid))
   return inspector.with_model(extended.with_description(outside_range=outside))
 
 
@@ -261,7 +262,7 @@ def _score(inspector, embeddings, rows, batch_size, positions=None) -> CrossScor
   """Scores images whose embeddings are at hand against rows of a bank."""
   return patchcore.score_embeddings(
       embeddings, rows, inspector.image_size, scoring_spec=inspector.detector.scoring, images=positions,
-      batch_size=batch_size)
+      batch_size=batch_size, grid=inspector.model.description.grid)
 
 
 def _scores_with_others(inspector, embeddings, alone: CrossScores, batch_size) -> CrossScores:

@@ -11,8 +11,8 @@ from patchcore_jax.detectors.patchcore.cross_scores import (
     statistics_at,
 )
 from patchcore_jax.detectors.patchcore.fitting import embed, fit
-from patchcore_jax.detectors.patchcore.scores import bank_size, score_fn, score_fn_at
+from patchcore_jax.detectors.patchcore.scores import bank_size, score_fn, score_fn_at, upright_cells
 
 __all__ = [
     'bank_size', 'embed', 'fit', 'fit_and_cross_score', 'score_embeddings', 'score_fn',
-    'score_fn_at', 'statistics', 'statistics_at']
+    'score_fn_at', 'statistics', 'statistics_at', 'upright_cells']

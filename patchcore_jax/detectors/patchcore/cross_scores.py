@@ -64,7 +64,7 @@ def _cross_score(run, fit: 'fitting.Fit', *, folds, search):
     scored = np.flatnonzero(fold_of == fold)
     if len(scored):  # of several processes, one may have none
       new = score_embeddings(
-          fit.embeddings, rows, fit.image_size, images=scored, batch_size=fit.batch_size,
+          fit.embeddings, rows, fit.image_size, images=scored, batch_size=fit.batch_size, grid=fit.grid,
           scoring_spec=fit.detector.scoring, search=search)
       for kept, values in zip(found, new, strict=True):
         kept[scored] = values
@@ -104,6 +104,7 @@ def score_embeddings(
     image_size: tuple[int, int],
     *,
     scoring_spec: ScoringSpec,
+    grid: tuple[int, int] | None = None,
     images: np.ndarray | None = None,
     batch_size: int = 32,
     search: SearchSpec | None = None,
@@ -115,6 +116,7 @@ def score_embeddings(
     bank: [m, d] embeddings.
     image_size: (height, width) of the images.
     scoring_spec: how distances become scores.
+    grid: (rows, columns) of the patches of an upright image, where turned ones lie below; None for all.
     images: positions of those that are scored; None for all.
     batch_size: a multiple of the number of local devices.
     search: how neighbours are found; no influence on the result.
@@ -124,18 +126,18 @@ def score_embeddings(
       _embeddings_as_they_are, scoring_spec, (len(bank),))))
   prepared = search_bank.prepare(bank, (search or SearchSpec()).shortlist)
   found = []
-  batches = _batches_of(embeddings, images, batch_size, tuple(image_size))
+  batches = _batches_of(embeddings, grid and grid[0], images, batch_size, tuple(image_size))
   for batch, values in streaming.stream(fn, parallel.replicate((None, prepared)), batches):
     found.append([x[batch.valid] for x in values])
   return CrossScores(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _batches_of(embeddings, images, batch_size, image_size):
+def _batches_of(embeddings, rows, images, batch_size, image_size):
   """Yields batches of embeddings [n, rows, columns, d] in the place of images."""
   for begin in range(0, len(images), batch_size):
     index = images[begin:begin + batch_size].astype(np.int32)
     missing = batch_size - len(index)
-    values = embeddings[np.pad(index, (0, missing), mode='edge')]
+    values = embeddings[np.pad(index, (0, missing), mode='edge')][:, :rows]
     yield Batch(
         FeatureMaps({_EMBEDDINGS: values}, image_size), None,
         np.pad(index, (0, missing), constant_values=-1))
@@ -215,9 +217,11 @@ def _halves_fn(embed_fn, spec, half_sizes):
   def score(parameters, images):
     variables, halves = parameters
     embeddings = embed_fn(variables, images)
+    ignored = scoring.background(embeddings, spec)
+    seen = 1 if ignored is None else ~ignored.reshape(len(images), -1)
     queries = embeddings.reshape(-1, embeddings.shape[-1])
     found = [
-        [scoring.patch_scores(distances_sq, spec).reshape(len(images), -1)
+        [scoring.patch_scores(distances_sq, spec).reshape(len(images), -1) * seen
          for distances_sq, _ in neighbors.nested_nearest_neighbors(
              queries, half, sizes, k=spec.num_neighbors)]
         for half, sizes in zip(halves, half_sizes, strict=True)]

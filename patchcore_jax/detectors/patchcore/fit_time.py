@@ -33,7 +33,7 @@ class Work:
 
   Attributes:
     num_images: images of all processes.
-    patches: patches of an image.
+    patches: patches of an image, at all angles.
     dim, points_dim: values of an embedding, and of a point in which the selection runs.
     num_selected: patches of the bank.
     folds: parts of the images that are scored against banks of the others; 0 for no thresholds.
@@ -42,6 +42,7 @@ class Work:
     stream: whether the points stay on the host while they are compared.
     num_devices: devices over which the points are split.
     folds_at_once: of how many folds banks are selected at the same time.
+    angles: at how many each image is embedded; scored is it at one.
   """
 
   num_images: int
@@ -55,6 +56,7 @@ class Work:
   stream: bool = False
   num_devices: int = 1
   folds_at_once: int = 1
+  angles: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _threshold_seconds(work, rates):
   for fold in range(folds):
     scored = len(range(fold, work.num_images, folds))
     selected = max(1, (work.num_images - scored) * work.num_selected // work.num_images)
-    queries = math.ceil(scored / work.batch_size) * work.batch_size * work.patches
+    queries = math.ceil(scored / work.batch_size) * work.batch_size * (work.patches // work.angles)
     seconds += queries * selected * pair / work.num_devices + selected * _ROW
     if work.greedy:
       seconds += selection_seconds(work.num_images * work.patches, selected, work, rates, compiled=True)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from patchcore_jax import disk_arrays, parallel, processes
+from patchcore_jax import disk_arrays, foreground, parallel, processes
 from patchcore_jax.backbones import Backbone
+from patchcore_jax.banks import editing
 from patchcore_jax.banks.model import Model
 from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import streaming
@@ -21,7 +22,7 @@ from patchcore_jax.detectors.base import Data, Run
 from patchcore_jax.detectors.patchcore import fit_plan, fit_time, one_pass
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore.fit_time import Work
-from patchcore_jax.detectors.patchcore.scores import embed_fn_of
+from patchcore_jax.detectors.patchcore.scores import references
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.search import coreset, k_center, neighbors
 from patchcore_jax.settings import EmbeddingSpec
@@ -39,7 +40,8 @@ def embed(
     run: its progress is called with ('embed', done, number of images), and it says whether pictures are kept.
 
   Returns:
-    [n, rows, columns, d] float32 in the order of the images, and which of them could be read.
+    [n, rows, columns, d] float32 in the order of the images, turned ones below the upright ones, and which of
+    them could be read.
 
   Raises:
     ValueError: no images.
@@ -47,8 +49,9 @@ def embed(
   run = run or Run()
   read = Recorder(data.batches(), run.keep_images)
   first, batches = streaming.first_of(read)
-  embeddings = np.empty((len(data.examples), *_shape(backbone, first, embedding)), np.float32)
-  return embeddings[:_embed_into(embeddings, backbone, batches, embedding, run.progress)], read
+  how = references(backbone, embedding, first.image)
+  embeddings = np.empty((len(data.examples), *how.shape), np.float32)
+  return embeddings[:_embed_into(embeddings, how, batches, run.progress)], read
 
 
 def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run) -> Model:
@@ -82,8 +85,9 @@ class Fit:
 
   Attributes:
     detector: the method, its ratio settled.
-    embeddings: [n, rows, columns, d] of this process's images.
+    embeddings: [n, rows, columns, d] of this process's images, turned ones below the upright ones.
     points: the same as [n * rows * columns, d].
+    grid: (rows, columns) of the patches of an upright image.
     counts: [p] numbers of points of each process, which are together one fit; p is 1 for one alone.
     images: [p] numbers of images of each process.
     project: makes the points in which 'greedy' selects.
@@ -95,6 +99,7 @@ class Fit:
   detector: PatchCore
   embeddings: Any
   points: Any
+  grid: tuple[int, int]
   counts: np.ndarray
   images: np.ndarray
   project: Callable[[], Any]
@@ -116,22 +121,23 @@ def fit_and_use(
   own = data.part(range(part.start, part.stop)) if joint else data
   read = Recorder(own.batches(), run.keep_images)
   first, batches = streaming.first_of(read)
-  *grid, dim = _shape(backbone, first, embedding)
+  how = references(backbone, embedding, first.image)
+  *grid, dim = how.shape
   patches, num_images = math.prod(grid), len(own.examples)
   detector = detector.of_size(patches * len(data.examples))
   plan = _plan(
-      backbone, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds)
+      how, first, patches * counts(num_images, joint), dim, detector, run.memory_gb, folds=folds)
   run.notify(str(plan))
+  foreground.announce(detector.scoring.foreground, run.notify)
   tell = fit_time.Teller(
       run, _work(detector, plan, counts(num_images, joint), patches, dim, folds, len(first.image)))
   allocate = functools.partial(disk_arrays.allocate, folder=run.scratch or tempfile.gettempdir())
   if plan.embeddings_on_device:
-    embeddings, num_images = _embed_on_device(
-        (num_images, *grid, dim), backbone, batches, embedding, tell)
+    embeddings, num_images = _embed_on_device(num_images, how, batches, tell)
     points = embeddings.points
   else:
     embeddings = allocate((num_images, *grid, dim), on_disk=plan.embeddings_on_disk)
-    num_images = _embed_into(embeddings, backbone, batches, embedding, tell)
+    num_images = _embed_into(embeddings, how, batches, tell)
     points = disk_arrays.view(embeddings, (num_images * patches, dim))
   images = counts(num_images, joint)
   points_dim = _projection_dim(detector.coreset, patches * images)
@@ -140,18 +146,14 @@ def fit_and_use(
   if use and detector.coreset.method == 'greedy':
     project = functools.partial(given, project())  # the folds select in the same points
   fitted = Fit(
-      detector, embeddings, points, patches * images, images, project, plan, first.image.shape[1:3],
+      detector, embeddings, points, how.grid, patches * images, images, project, plan, first.image.shape[1:3],
       len(first.image))
   rows, indices = select(fitted, run.seed, run.progress)
   model = streaming.made(
-      detector, backbones, {'embeddings': rows, 'indices': indices}, data, read, run,
-      image_size=fitted.image_size, grid=tuple(grid), first=part.start if joint else None)
+      detector, backbones, {
+          'embeddings': rows, 'indices': editing.upright(how.grid, indices, how.cells).astype(np.int32)},
+      data, read, run, image_size=fitted.image_size, grid=how.grid, first=part.start if joint else None)
   return model, use(fitted) if use else None
-
-
-def _shape(backbone, batch, embedding):
-  """Computes the shape [rows, columns, d] of an image's embeddings."""
-  return jax.eval_shape(embed_fn_of(backbone, embedding), backbone.variables, batch.image).shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,11 +210,10 @@ def _put_images(points, values, images):
   return points.reshape(-1, *values.shape[1:]).at[images].set(values, mode='drop').reshape(points.shape)
 
 
-def _embed_into(embeddings, backbone, batches, embedding, progress):
+def _embed_into(embeddings, how, batches, progress):
   """Fills `embeddings` [n, rows, columns, d], and counts the images that there were."""
   done = 0
-  for batch, values in streaming.stream(
-      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches):
+  for batch, values in streaming.stream(how.fn, parallel.replicate(how.parameters), batches):
     valid = values[batch.valid]
     embeddings[done:done + len(valid)] = valid
     done += len(valid)
@@ -222,12 +223,12 @@ def _embed_into(embeddings, backbone, batches, embedding, progress):
   return done
 
 
-def _embed_on_device(shape, backbone, batches, embedding, progress):
-  """Embeds up to n images on the device, as `shape` [n, rows, columns, d] says, and counts them."""
-  n, *grid, dim = shape
+def _embed_on_device(n, how, batches, progress):
+  """Embeds up to n images on the device, and counts them."""
+  *grid, dim = how.shape
   points, done = jnp.zeros((n * math.prod(grid), dim), jnp.float32), 0
   for batch, values in streaming.stream(
-      embed_fn_of(backbone, embedding), parallel.replicate(backbone.variables), batches, to_host=False):
+      how.fn, parallel.replicate(how.parameters), batches, to_host=False):
     place = np.where(batch.valid, done + np.cumsum(batch.valid) - 1, n).astype(np.int32)
     points = _put_images(points, values, place)
     done += int(batch.valid.sum())
@@ -244,12 +245,11 @@ def counts(n: int, joint: bool) -> np.ndarray:
   return processes.counts(n) if joint else np.array([n])
 
 
-def _plan(backbone, batch, num_patches, dim, detector, memory_gb, *, folds):
+def _plan(how, batch, num_patches, dim, detector, memory_gb, *, folds):
   """Plans the memory of a fit for this process: at most `num_patches.max()` patches, and the whole bank."""
   device = jax.local_devices()[0]
   memory = device.memory_stats() if device.platform != 'cpu' else None
-  batch_bytes = parallel.working_bytes(
-      embed_fn_of(backbone, detector.embedding), parallel.replicate(backbone.variables), batch.image)
+  batch_bytes = parallel.working_bytes(how.fn, parallel.replicate(how.parameters), batch.image)
   return fit_plan.plan(
       int(num_patches.max()), coreset.coreset_size(int(num_patches.sum()), detector.ratio), dim,
       _projection_dim(detector.coreset, num_patches), memory_gb=memory_gb,
@@ -263,7 +263,7 @@ def _work(detector, plan, images, patches, dim, folds, batch_size):
   return Work(
       int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
       folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
-      folds_at_once=plan.folds_at_once,
+      folds_at_once=plan.folds_at_once, angles=detector.embedding.rotations,
       num_devices=len(images) * jax.local_device_count())
 
 

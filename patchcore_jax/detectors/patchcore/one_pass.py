@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import jax
 import numpy as np
 
-from patchcore_jax import disk_arrays, parallel
+from patchcore_jax import disk_arrays, foreground, parallel
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks import provenance
 from patchcore_jax.banks.model import Model
@@ -105,6 +105,7 @@ def _pass(detector, data, backbones, run, *, folds=0):
       batch_bytes=parallel.working_bytes(embed, variables, first.image) if device.platform == 'cpu' else 0,
       picture_bytes=len(provenance.encode(first.image[0])) if run.keep_images else 0)))
   projection_key, key = jax.random.split(jax.random.key(run.seed))
+  foreground.announce(detector.scoring.foreground, run.notify)
   reducer = merge_reduce.Reducer(key, spec.num_start_points, spec.start == 'point')
   rng, sample, trees, parts, ends = np.random.default_rng(run.seed), [], {}, {}, []
   share = _SAMPLE / (patches * num_images)

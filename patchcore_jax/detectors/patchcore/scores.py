@@ -1,5 +1,6 @@
 """Scores images against a bank, by one pure function from pixels to scores and maps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from patchcore_jax import parallel, scoring
+from patchcore_jax import parallel, rotation, scoring
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
 from patchcore_jax.detectors import streaming
@@ -64,7 +65,7 @@ def bank_size(model: Model, ratio: float) -> int:
   Raises:
     ValueError: a ratio larger than the bank was selected with.
   """
-  size, held = coreset.coreset_size(model.description.num_patches, ratio), len(model.arrays['embeddings'])
+  size, held = coreset.coreset_size(model.description.num_candidates, ratio), len(model.arrays['embeddings'])
   if size > held:
     raise ValueError(
         f'The bank holds {held} patches, ratio {ratio} needs {size}. Fit it with a larger ratio.')
@@ -77,6 +78,65 @@ def embed_fn_of(backbone: Backbone, embedding: EmbeddingSpec) -> Callable:
   It is the same object for the same arguments, so that it is compiled once.
   """
   return _embed_fn(streaming.maps_of(backbone), embedding)
+
+
+@dataclasses.dataclass(frozen=True)
+class References:
+  """How the patches of training images are embedded: upright, and then, below each other, turned.
+
+  Attributes:
+    fn: (parameters, images) -> embeddings [b, angles * rows, columns, d]; one object for the same settings.
+    parameters: those of `fn`, a pytree.
+    shape: [angles * rows, columns, d].
+    grid: (rows, columns) of an upright image.
+    cells: see `upright_cells`.
+  """
+
+  fn: Callable
+  parameters: Any
+  shape: tuple[int, int, int]
+  grid: tuple[int, int]
+  cells: np.ndarray | None = None
+
+
+def references(backbone: Backbone, embedding: EmbeddingSpec, images: Any) -> References:
+  """Says how images like these, [b, h, w, 3] uint8 or features of such, are embedded for a bank."""
+  fn = embed_fn_of(backbone, embedding)
+  *grid, dim = jax.eval_shape(fn, backbone.variables, images).shape[1:]
+  parameters, size = backbone.variables, images.shape[1:3]
+  if embedding.rotations > 1:
+    fn = _one_below_the_other(rotation.embed_turned(fn))
+    parameters = (parameters, *rotation.tables_of_angles(size, embedding.rotations))
+  return References(
+      fn, parameters, (embedding.rotations * grid[0], grid[1], dim), tuple(grid),
+      upright_cells(embedding, size, tuple(grid)))
+
+
+def upright_cells(
+    embedding: EmbeddingSpec, size: tuple[int, int], grid: tuple[int, int]) -> np.ndarray | None:
+  """Finds the patch of the upright image that each patch of an image at all angles shows.
+
+  Args:
+    size: (height, width) of images.
+    grid: (rows, columns) of the patches of an upright one.
+
+  Returns:
+    [angles * rows * columns] int; None where images are not turned.
+  """
+  if embedding.rotations == 1:
+    return None
+  return rotation.upright_patches(*rotation.tables_of_angles(size, embedding.rotations), size, grid).ravel()
+
+
+@functools.lru_cache(maxsize=16)
+def _one_below_the_other(fn):
+  """Makes embeddings [b, angles, rows, columns, d] those of one high image each."""
+
+  def below(parameters, images):
+    found = fn(parameters, images)
+    return found.reshape(len(found), -1, *found.shape[3:])
+
+  return below
 
 
 @functools.lru_cache(maxsize=16)
@@ -159,7 +219,10 @@ def scores_of_embeddings(
     found = neighbors.nested_nearest_neighbors(
         embeddings.reshape(-1, dim), bank, sizes, k=spec.num_neighbors, axis_name=axis_name,
         kernels=kernels)
-    results = []
+    ignored, why, results = scoring.background(embeddings, spec), {}, []
+    if ignored is not None:
+      why['background_share'] = ignored.mean((1, 2))
+      found = [(jnp.where(ignored.reshape(-1, 1), 0, d), i) for d, i in found]
     for size, (distances_sq, indices) in zip(sizes, found, strict=True):
       patches = scoring.patch_scores(distances_sq, spec)
       if weights:
@@ -179,7 +242,7 @@ def scores_of_embeddings(
           indices[:, 0].reshape(b, -1), worst[:, None], axis=1)[:, 0].astype(jnp.int32)
       results.append(Scores(
           image_scores, scoring.anomaly_maps(patches, images.shape[1:3], spec),
-          {'patch': worst, 'nearest': nearest}))
+          {'patch': worst, 'nearest': nearest, **why}))
     return tuple(results)
 
   return score
