@@ -84,7 +84,8 @@ class TestResults:
         'preprocess__mask_threshold': 0.5, 'preprocess__crop': (48,), 'embedding__kind': 'adaptive',
         'coreset__projection_dim': 8, 'coreset__num_start_points': 3, 'coreset__start': 'point',
         'coreset__projection': 'sparse', 'preprocess__mask_resize': 'nearest',
-        'scoring__upsampling': 'nearest', 'scoring__blur_edges': 'reflect'}.items()):
+        'scoring__upsampling': 'nearest', 'scoring__blur_edges': 'reflect', 'scoring__foreground': 'pca',
+        'embedding__unit_length': True, 'embedding__rotations': 2}.items()):
       rows = mvtec.run(plates.config(data, **quick | {field: value}), tmp_path / str(i))
       changed = [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in rows]
       assert changed != [{k: v for k, v in r.items() if k not in plates.TIMINGS} for r in base], field

@@ -354,6 +354,7 @@ class TestBankOfFormat2:
     found = store.restore(path)
     assert found.description == dataclasses.replace(old.description, device='')
     assert 'made on an unknown device' in ' '.join(bank.info(found))
+    assert any(line.startswith('method patchcore, with ratio 0.') for line in bank.info(found))
     assert editing.drop(found, ['0.png']).description.calibration.image_allowance == 0
 
   def test_a_threshold_that_was_changed_is_noticed(self, tmp_path):

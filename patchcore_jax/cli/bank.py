@@ -295,7 +295,8 @@ def info(model: Any) -> list[str]:
   """Tells in lines what there is to know about a model."""
   import numpy as np
 
-  from patchcore_jax.banks.model import to_json
+  from patchcore_jax.banks.model import flat, to_json
+  from patchcore_jax.detectors import DETECTORS
 
   d, rows = model.description, model.arrays.get('embeddings')
   size = ' x '.join(map(str, reversed(d.image_size)))
@@ -309,6 +310,9 @@ def info(model: Any) -> list[str]:
   lines += [
       f'backbone {network.name}, layers {", ".join(network.layers)}, weights {network.weights}, precision '
       f'{network.precision}, made on {d.device or "an unknown device"}' for network in d.backbones]
+  usual = flat(DETECTORS[d.detector]().settings()) if d.detector in DETECTORS else {}
+  others = [f'{name} {value}' for name, value in flat(d.settings).items() if usual.get(name) != value]
+  lines.append(f'method {d.detector}{", with " * bool(others)}{", ".join(others)}')
   how = to_json(d.preprocessing) if d.preprocessing else 'no preprocessing: images come as they are'
   lines.append(f'images of {size} pixels (width x height) after {how}')
   if found := d.calibration:
