@@ -179,7 +179,8 @@ def merge(bank: Model, other: Model) -> Model:
       allowances=_allowances(found), num_images=other.description.num_images,
       what=f'merged with a bank of {len(_rows(other))} patches, {len(chosen)} of them added')
   result = result.with_description(
-      outside_range=max(bank.description.outside_range, other.description.outside_range))
+      outside_range=max(bank.description.outside_range, other.description.outside_range),
+      colours=provenance.colours_of_both(bank.description.colours, other.description.colours))
   if not found:
     result = result.with_description(calibration=None)
   if not (provenance.has_thumbnails(bank) and provenance.has_thumbnails(other)):

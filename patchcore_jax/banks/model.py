@@ -146,6 +146,8 @@ class Description:
       nobody looked.
     outside_range: the largest share of a training image's pixels that lie outside of the value range.
     num_defects: number of labelled defects that it was fitted on, beside the good images.
+    colours: 'gray' where all training images are, 'coloured' where none is, else 'both'; '' where nobody
+      looked.
   """
 
   detector: str
@@ -171,6 +173,7 @@ class Description:
   original_size: tuple[int, int] | None = None
   outside_range: float = 0.0
   num_defects: int = 0
+  colours: str = ''
 
   @property
   def num_patches(self) -> int:

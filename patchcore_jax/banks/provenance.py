@@ -81,22 +81,51 @@ def thumbnails(model: Model) -> list[bytes]:
   return [data[a:b].tobytes() for a, b in zip(offsets, offsets[1:])]
 
 
+def has_colour(images: np.ndarray) -> np.ndarray:
+  """Tells which images [..., h, w, 3] have a pixel that is not gray: [...] bool.
+
+  >>> has_colour(np.array([[[[7, 7, 7]]], [[[7, 7, 8]]]], np.uint8)).tolist()
+  [False, True]
+  """
+  return (images != images[..., :1]).any((-3, -2, -1))
+
+
+def colours(coloured: Sequence[bool]) -> str:
+  """Says in a word, for a model's description, which of its images have colour; '' for none."""
+  if not len(coloured):
+    return ''
+  return 'coloured' if all(coloured) else 'both' if any(coloured) else 'gray'
+
+
+def colours_of_both(one: str, other: str) -> str:
+  """Joins what two descriptions say.
+
+  >>> colours_of_both('gray', 'coloured'), colours_of_both('gray', '')
+  ('both', '')
+  """
+  return one if one == other else 'both' if one and other else ''
+
+
 class Recorder:
   """Passes batches on, and keeps which images there were.
 
   Attributes:
     index: positions of the images in the list of examples, in the order of the batches.
     files: their pictures, if they are kept.
+    coloured: which of them have colour; [] where features stand in for images.
   """
 
   def __init__(self, batches: Iterable, keep_images: bool):
     self._batches, self._keep_images = batches, keep_images
     self.index: list[int] = []
     self.files: list[bytes] = []
+    self.coloured: list[bool] = []
 
   def __iter__(self):
     for batch in self._batches:
       self.index += batch.index[batch.valid].tolist()
+      if isinstance(batch.image, np.ndarray):
+        self.coloured += has_colour(batch.image[batch.valid]).tolist()
       if self._keep_images:
         self.files += map(encode, batch.image[batch.valid])
       yield batch

@@ -261,9 +261,10 @@ def made(
     first: the position in the data of the first image that this process could have read, where each of
       several processes read a part; None where each read all.
   """
-  index, files = np.array(read.index, np.int32), read.files
+  index, files, coloured = np.array(read.index, np.int32), read.files, np.array(read.coloured, np.int32)
   if first is not None:
     index, files = processes.joined(index + np.int32(first)), processes.joined_files(files)
+    coloured = processes.joined(coloured) if len(coloured) else coloured
   given = data.examples
   good = [i for i, position in enumerate(index) if not given[position].label]
   names = tuple(given[position].image_path for position in index[good])
@@ -273,7 +274,8 @@ def made(
       backbones=tuple(identity(backbone) for backbone in backbones),
       image_size=tuple(image_size), grid=grid, num_images=len(good), num_defects=len(index) - len(good),
       images=names if all(names) else (), num_skipped=len(given) - len(index),
-      category=given[index[0]].category, seed=run.seed, preprocessing=data.preprocessing,
+      colours=provenance.colours(coloured), category=given[index[0]].category, seed=run.seed,
+      preprocessing=data.preprocessing,
       outside_range=getattr(data, 'outside_range', None) or 0.0, device=jax.default_backend(),
       versions={'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__}))
 

@@ -113,13 +113,14 @@ def _plain(value: Any) -> Any:
 
 def find(
     inspector: Inspector, scores: Scores, i: int, original_size: tuple[int, int], *,
-    threshold: float | None = None, path: str = '', outside: float = 0.0, full_range: bool = False,
-    min_area: float = 0) -> Finding:
+    pixels: np.ndarray | None = None, threshold: float | None = None, path: str = '', outside: float = 0.0,
+    full_range: bool = False, min_area: float = 0) -> Finding:
   """Makes the `Finding` of image i of a batch.
 
   Args:
     scores: scores of the batch, NumPy arrays.
     original_size: (height, width) of the image before preprocessing.
+    pixels: [h, w, 3] uint8, the image as the network saw it; None to say nothing of its colours.
     threshold: threshold of scores, in place of the model's.
     outside: share of the image's pixels that lie outside of the value range (`decoding.Decoded`). More than
       in any training image is anomalous, whatever the score.
@@ -142,6 +143,7 @@ def find(
       not_inspected=preprocess.not_inspected(*original_size, inspector.preprocessing), outside_range=outside,
       note='; '.join(filter(None, (
           image_sizes.remark(original_size[::-1], description),
+          '' if pixels is None else image_sizes.remark_on_colours(pixels, description),
           image_sizes.FULL_RANGE if full_range else '', _about_background(scores, i)))),
       path=path)
   if scores.map is not None:
@@ -246,7 +248,7 @@ def findings(
           raise
         on_error(ImageError(f'{path or "an array"}: {e}'))
         continue
-      known[number] = path, original, decoded
+      known[number] = path, original, pixels, decoded
       waiting.append((number, pixels))
       if len(waiting) == size:
         yield _batch(waiting, size)
@@ -256,10 +258,10 @@ def findings(
 
   for index, scores in predict(inspector, batches()):
     for i, number in enumerate(index):
-      path, original, decoded = known.pop(int(number))
+      path, original, pixels, decoded = known.pop(int(number))
       yield find(
-          inspector, scores, i, original, path=path, outside=decoded.outside, full_range=decoded.full_range,
-          min_area=min_area)
+          inspector, scores, i, original, pixels=pixels, path=path, outside=decoded.outside,
+          full_range=decoded.full_range, min_area=min_area)
 
 
 def _batch(images, size) -> Batch:

@@ -1,4 +1,4 @@
-"""The sizes of images beside what the network sees: what a crop leaves out, what is squeezed, what is odd."""
+"""Images beside what the network sees: what a crop leaves out or squeezes, which size or colour is odd."""
 
 import collections
 import concurrent.futures
@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from patchcore_jax.banks import provenance
 from patchcore_jax.banks.model import Description
 from patchcore_jax.data import image_contents, preprocess
 from patchcore_jax.data.image_errors import ImageError
@@ -26,6 +27,8 @@ _ODD_ASPECT, _ODD_AREA = 1.5, 4.0
 _OTHER_ASPECT = 1.1
 _MULTIPLE = 32  # what a ResNet's deepest layer divides an image by
 _SHOWN = 5  # names, and shares, in a message
+GRAY = 'the image is gray, and all training images have colours'
+COLOURED = 'the image has colours, and all training images are gray'
 FULL_RANGE = 'values of more than 8 bits are read from 0 to 65535, because the model knows no range of them'
 _LEAST = 0.005  # a share that is worth a line: less would be written as 0 %
 
@@ -179,8 +182,21 @@ def remark(size: Size, description: Description) -> str:
   return ''
 
 
+def remark_on_colours(pixels: np.ndarray, description: Description) -> str:
+  """Tells in a few words that an image [h, w, 3] has colours and a model knows none, or the other way round.
+
+  >>> description = Description('padim', {}, (), (1, 1), 5, colours='coloured')
+  >>> remark_on_colours(np.zeros((1, 1, 3), np.uint8), description)
+  'the image is gray, and all training images have colours'
+  """
+  if description.colours not in ('gray', 'coloured'):
+    return ''
+  coloured = bool(provenance.has_colour(pixels))
+  return '' if coloured == (description.colours == 'coloured') else COLOURED if coloured else GRAY
+
+
 class Remarks:
-  """Says once, as images come, what of them is not inspected, and that some are of another shape.
+  """Says once, as images come, what of them is not inspected, and that some are of another shape or colour.
 
   Several threads may use it.
 
@@ -191,22 +207,23 @@ class Remarks:
 
   def __init__(self, description: Description, say: Callable[[str], None]):
     self._description, self._say = description, say
-    self._shares, self._others, self._deep, self._lock = set(), False, False, threading.Lock()
+    self._shares, self._others, self._noted, self._lock = set(), False, set(), threading.Lock()
 
-  def see(self, size: Size, not_inspected: float, name: str, *, full_range: bool = False) -> None:
+  def see(self, size: Size, not_inspected: float, name: str, *, note: str = '') -> None:
     """Takes notice of an image.
 
     Args:
       size: (width, height) of the original.
       not_inspected: the share of it that is not inspected, 0 to 1.
       name: what it is called.
-      full_range: see `decoding.Decoded`.
+      note: of its finding.
     """
     with self._lock:
       self._see(size, not_inspected, name)
-      if full_range and not self._deep:
-        self._deep = True
-        self._say(f'{name}: {FULL_RANGE}. Its scores may mean less; this is said once')
+      for text in (FULL_RANGE, GRAY, COLOURED):
+        if text in note and text not in self._noted:
+          self._noted.add(text)
+          self._say(f'{name}: {text}. Its scores may mean less; this is said once')
 
   def _see(self, size, not_inspected, name):
     share = _percent(not_inspected)

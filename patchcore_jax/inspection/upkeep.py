@@ -72,7 +72,8 @@ def append(
       model, embeddings, [given[i].image_path for i in read.index], files=read.files,
       image_scores=scores.image, map_maxima=scores.map_maxima,
       cells=patchcore.upright_cells(detector.embedding, inspector.image_size, model.description.grid))
-  return inspector.with_model(extended.with_description(outside_range=outside))
+  colours = provenance.colours_of_both(model.description.colours, provenance.colours(read.coloured))
+  return inspector.with_model(extended.with_description(outside_range=outside, colours=colours))
 
 
 def calibrate(

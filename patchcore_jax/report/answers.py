@@ -129,7 +129,7 @@ class Answers:
     if answer.finding is not None:
       self._remarks.see(
           answer.finding.image_size, answer.finding.not_inspected, shown(answer.path),
-          full_range=image_sizes.FULL_RANGE in answer.finding.note)
+          note=answer.finding.note)
 
   def report(self, facts: tuple[tuple[str, str], ...], notes: Sequence[str] = ()) -> Path:
     """Writes report.html, with `facts` at the top, and `notes` beside its own."""

@@ -386,8 +386,8 @@ def _predict(inspector, score, paths, writer, options, stop) -> Summary:
       return Answer(loaded.path, error=loaded.error), None
     with decoding_memory.one_at_a_time(math.prod(loaded.size)):
       finding = inspection.find(
-          inspector, scores, i, loaded.size, threshold=options.threshold, outside=loaded.outside,
-          full_range=loaded.full_range, min_area=options.min_area)
+          inspector, scores, i, loaded.size, pixels=loaded.pixels, threshold=options.threshold,
+          outside=loaded.outside, full_range=loaded.full_range, min_area=options.min_area)
       image = loaded.image
       if image is None:
         try:

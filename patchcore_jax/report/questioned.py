@@ -38,7 +38,8 @@ def page_of_files(
         asked.name, inspector.preprocessing, max_pixels=max_pixels)
     pixels = np.asarray(preprocess.transform(image, inspector.preprocessing))
     finding = find(
-        inspector, score(pixels[None]), 0, image.size[::-1], outside=outside, full_range=full_range)
+        inspector, score(pixels[None]), 0, image.size[::-1], pixels=pixels, outside=outside,
+        full_range=full_range)
     place = placement.placement(image.height, image.width, inspector.preprocessing)
     whole = None if finding.map is None else placement.to_original(finding.map, place)
     limits = colours.limits(inspector, None) or (

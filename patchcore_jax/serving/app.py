@@ -345,11 +345,10 @@ class _Service:
     inspector = self._inspector
     min_area = self._options.min_area
     found = inspection.find(
-        inspector, scores, i, decoded.size, outside=decoded.outside, full_range=decoded.full_range,
-        min_area=min_area)
+        inspector, scores, i, decoded.size, pixels=decoded.pixels, outside=decoded.outside,
+        full_range=decoded.full_range, min_area=min_area)
     self.meters.decisions.labels(found.decision or 'none').inc()
-    self._remarks.see(
-        found.image_size, found.not_inspected, 'a request', full_range=decoded.full_range)
+    self._remarks.see(found.image_size, found.not_inspected, 'a request', note=found.note)
     answer = found.to_json()
     if found.nearest is not None:
       # The name is enough: where the training images lay does not concern those who send images.
