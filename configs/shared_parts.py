@@ -5,9 +5,10 @@
 
 All training images: PatchCore as it is, and with one part each. Ten percent of defects among the training
 images (SoftPatch's protocol), which PatchCore takes for good and SoftPatch weighs. And 1, 2, 4 and 8 images,
-five draws of each, as they are and turned eight times. No published number: the mixtures are nobody's.
-Measured: docs/shared_parts.md. Another network: --config.backbone.name=NAME. Hardware: any; half an hour a
-network on two CPU cores.
+five draws of each, as they are and turned eight times (to compare with equal banks:
+--only='shots=.*rotations=1' --config.coreset.ratios=0.8). No published number: the mixtures are nobody's.
+Measured: docs/shared_parts.md. Another network: --config.backbone.name=NAME. Hardware: any; a quarter of
+an hour a network on two CPU cores.
 """
 
 from configs import demo
