@@ -48,7 +48,8 @@ def _full_description():
   return Description(
       'padim', {'num_dims': 7, 'sigma': 2.5, 'none': None, 'list': [1, 'a'], 'nested': {'b': True}},
       (network, _NETWORK), (32, 24), 12, grid=(8, 6), images=('a.png', 'b.png'), num_skipped=2,
-      original_size=(64, 48), outside_range=0.25, num_defects=2, category='nut', seed=5, shots=('a.png',),
+      original_size=(64, 48), outside_range=0.25, num_defects=2, colours='gray',
+      category='nut', seed=5, shots=('a.png',),
       preprocessing=Preprocessing(
           resize=(40,), crop=(32, 24), value_range=(-1.5, 20.0), bands=(4, 2, 1), background=(0, 9, 8)),
       calibration=Calibration(0.01, 0.1, (1.0, 2.0), (3.0, 4.0), 2.5, 4.5, 'cross', 0.25, 0.5),

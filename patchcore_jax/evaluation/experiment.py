@@ -31,7 +31,14 @@ from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.evaluation.protocols import PROTOCOLS, Rated, Scored, at_original_size, rate
 from patchcore_jax.evaluation.settings import Settings, names_in
 from patchcore_jax.report import per_image, results
-from patchcore_jax.settings import DataSpec, MetricsSpec, Preprocessing, ScoringSpec
+from patchcore_jax.settings import (
+    CoresetSpec,
+    DataSpec,
+    EmbeddingSpec,
+    MetricsSpec,
+    Preprocessing,
+    ScoringSpec,
+)
 
 Progress = Callable[[str, int, int], None]
 # Settings without influence on results: a run may go on with others.
@@ -443,6 +450,7 @@ def _comparable(sections: dict[str, Any]) -> dict[str, Any]:
 
 _DEFAULTS = _comparable({
     'preprocess': to_json(Preprocessing()), 'data': to_json(DataSpec()), 'metrics': to_json(MetricsSpec()),
+    'embedding': to_json(EmbeddingSpec()), 'coreset': to_json(CoresetSpec()),
     'scoring': to_json(ScoringSpec()), **{name: find(name)().settings() for name in DETECTORS}})
 
 
