@@ -85,8 +85,8 @@ def objects(tokens: jax.Array) -> jax.Array:
   found = (scores >= _parting(scores)).reshape(b, rows, columns)
   border = np.ones((rows, columns), bool)
   border[1:-1, 1:-1] = False
-  share = jnp.where(border, found, 0).sum((1, 2), keepdims=True) / border.sum()
-  found = _closed(_dilated(jnp.where(share > 0.5, ~found, found)))
+  share = (found * border.astype(np.float32)).sum((1, 2), keepdims=True) / border.sum()
+  found = _closed(_dilated(found ^ (share > 0.5)))  # not a selection, which ONNX Runtime has not for bool
   return found | ~found.any((1, 2), keepdims=True)
 
 
@@ -118,7 +118,8 @@ def masks(tokens: jax.Array, along: str = 'grid') -> jax.Array:
   found = scores > _THRESHOLD
   (top, bottom), (left, right) = ([int(share * n) for share in _CENTRE] for n in (rows, columns))
   share = found[:, top:bottom, left:right].mean((1, 2), keepdims=True)
-  found = jnp.where(share <= _SHARE, -scores > _THRESHOLD, found)
+  inverted = share <= _SHARE
+  found = inverted & (-scores > _THRESHOLD) | ~inverted & found
   if along == 'raster':
     found = found.reshape(b, 1, -1)
   return _closed(_dilated(found)).reshape(b, rows, columns)

@@ -18,7 +18,7 @@ from patchcore_jax.banks import calibration, editing, provenance, store
 from patchcore_jax.banks.model import to_json
 from patchcore_jax.data import decoding, preprocess
 from patchcore_jax.data.image_errors import ImageError
-from patchcore_jax.detectors import OCSVM, SPADE, MahalanobisAD, PaDiM, PatchCore, Run
+from patchcore_jax.detectors import OCSVM, SPADE, AnomalyDINO, MahalanobisAD, PaDiM, PatchCore, Run
 from patchcore_jax.export import folder, program, run
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import small, tiff
@@ -375,3 +375,12 @@ class TestBinary:
     result = self._run(tmp_path / 'none', f'--out={tmp_path / "out"}')
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith('error: No model')
+
+
+@pytest.mark.parametrize('detector, told', [
+    (AnomalyDINO(rotations=1, foreground='pca'), True), (AnomalyDINO(rotations=1), False),
+    (PatchCore(0.3, EmbeddingSpec('mean'), scoring=ScoringSpec(foreground='pca')), True)])
+def test_what_is_taken_for_background_is_told(detector, told):
+  found = folder.describe(
+      small.inspector(detector), None, ('cpu',), 1, has_map=True, digest='', size=0, parity={})
+  assert ('taken for background' in found['outputs']['anomaly_map']['meaning']) == told

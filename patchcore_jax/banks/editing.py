@@ -118,7 +118,7 @@ class Comparison(NamedTuple):
       because no selection kept them apart. 1 for a bank of one image.
     rows: [m] of each training image of the other that has rows, the one farthest from the bank.
     nearest: [m] the rows of the bank nearest to those.
-    scores: [m] what those images score at least.
+    scores: [m] what those images score at least; with a foreground, unless those rows are background.
   """
 
   distance: float

@@ -31,7 +31,7 @@ from PIL import Image
 import patchcore_jax
 from patchcore_jax import inspection, parallel
 from patchcore_jax.banks import calibration, provenance
-from patchcore_jax.banks.model import to_json
+from patchcore_jax.banks.model import flat, to_json
 from patchcore_jax.data import preprocess
 from patchcore_jax.data.pipeline import Batch
 from patchcore_jax.export import onnx as onnx_file
@@ -210,9 +210,13 @@ def describe(
   c, model = inspector.calibration, inspector.model
   outputs = {
       'image_score': [['b'], 'float32', 'larger is more anomalous; in the unit of this model']}
+  foreground = any(
+      name.split('.')[-1] == 'foreground' and value != 'none'
+      for name, value in flat(model.description.settings).items())
   if has_map:
     outputs['anomaly_map'] = [
-        ['b', height, width], 'float32', 'the same for each pixel that the network saw']
+        ['b', height, width], 'float32', 'the same for each pixel that the network saw' + (
+            '; about 0 where it is taken for background, whatever is there' * foreground)]
   if c:
     outputs |= {
         'calibrated_score': [['b'], 'float32', '0 to 1, and 0.5 at the threshold; not a probability'],
