@@ -95,7 +95,7 @@ def _parting(scores):
   ordered = lax.top_k(scores, scores.shape[1])[0]
   number = jnp.arange(1, scores.shape[1])
   # The squared distance of both means times both numbers, but for a factor; both sums are the same.
-  apart = jnp.square(jnp.cumsum(ordered, 1)[:, :-1]) / (number * (scores.shape[1] - number))
+  apart = jnp.square(jnp.cumsum(ordered, axis=1)[:, :-1]) / (number * (scores.shape[1] - number))
   return jnp.take_along_axis(ordered, jnp.argmax(apart, 1)[:, None], 1)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from patchcore_jax import foreground
 from patchcore_jax.export import folder, onnx, program
 from patchcore_jax.learned import transforms
 from patchcore_jax.settings import ScoringSpec
@@ -79,6 +80,21 @@ class TestFile:
     onnx.convert(fn, images.shape, tmp_path / 'program.onnx')
     found = onnx.runner(tmp_path / 'program.onnx')(images)['gradient']
     np.testing.assert_allclose(found, jax.jit(fn)(images)['gradient'], atol=1e-4)
+
+  def test_foregrounds(self, tmp_path):
+    """ONNX Runtime has no selection of truths, among others."""
+
+    def fn(images):
+      tokens = images.astype(jnp.float32)
+      return {'objects': foreground.objects(tokens), 'masks': foreground.masks(tokens)}
+
+    images = np.random.default_rng(0).integers(0, 9, (1, 12, 10, 3), dtype=np.uint8)
+    images[:, 4:9, 3:8] += 90
+    onnx.convert(fn, images.shape, tmp_path / 'program.onnx')
+    found = onnx.runner(tmp_path / 'program.onnx')(images)
+    for name, cells in fn(images).items():
+      assert 0 < cells.mean() < 1
+      np.testing.assert_array_equal(found[name], cells)
 
   def test_what_onnx_runtime_refuses_is_one_line(self, tmp_path):
     (tmp_path / 'program.onnx').write_bytes(b'none')
