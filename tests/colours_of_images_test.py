@@ -68,6 +68,25 @@ def test_the_service_tells_it(folder, banks):
     assert ask(address, body=body.getvalue())[2]['note'] == image_sizes.GRAY
 
 
+def test_an_evaluation_tells_it(folder, tmp_path):
+  for part, kind in (('train/good', 'coloured'), ('test/good', 'coloured'), ('test/spot', 'gray')):
+    shutil.copytree(folder / kind, tmp_path / 'data/part' / part)
+  for i in range(0, 10):  # gray files of three bands cannot be told by their headers
+    image = tmp_path / f'data/part/test/spot/{i}.png'
+    Image.open(image).convert('L').save(image)
+  said = command.done(
+      'evaluate', tmp_path / 'data', '--out', tmp_path / 'run', '--backbone', 'tests.small:backbone',
+      '--ratio', 0.5, '--resize', '32,24', '--crop', 'none')
+  assert '10 of 20 test images are gray files, and all training images have colours' in said
+
+
+def test_append_says_when_kinds_are_mixed(folder, banks):
+  said = command.done(
+      'bank', 'append', folder / 'bank_coloured', folder / 'gray', '--out', folder / 'mixed',
+      '--accept', 'all')
+  assert 'All images of the bank were coloured, and now there are gray and coloured ones' in said
+
+
 def test_banks_that_were_changed_know_it_too(folder, banks):
   coloured, gray = (pc.load(folder / f'bank_{name}') for name in ('coloured', 'gray'))
   assert coloured.append(folder / 'gray', accept='all').model.description.colours == 'both'

@@ -78,9 +78,12 @@ def _append(bank: str, images: str, out: str, accept: tuple[str, ...], pictures:
           f'{_known(again)}: if they are the same, they count twice for the thresholds, and these promise '
           'too much.')
     with terminal.progress_bar('images') as progress:
-      return upkeep.append(
+      extended = upkeep.append(
           inspector, images, accept=accept, batch_size=batch_size, max_megapixels=max_megapixels,
           on_error=skipped.append, progress=progress)
+    if (was := inspector.model.description.colours) != extended.model.description.colours == 'both':
+      terminal.say(f'All images of the bank were {was}, and now there are gray and coloured ones.')
+    return extended
 
   with terminal.readable_errors(debug):
     _change_inspector(

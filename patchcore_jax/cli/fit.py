@@ -159,8 +159,8 @@ def run(
         'not be read')
   if inspector.model.description.colours == 'both':
     terminal.say(
-        'Some training images are gray, and some have colours: each kind is compared with both, and the '
-        'threshold is of both. If the camera sends one kind, fit on that alone')
+        'Some training images are gray, and some have colours: each kind is compared with both. If the '
+        'camera sends one kind, fit on that alone')
   if inspector.calibration:
     for line in verdict(inspector.calibration, inspector.model.description.images):
       terminal.say(line)

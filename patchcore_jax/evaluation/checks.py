@@ -40,6 +40,9 @@ def notes(category: Category, settings: Settings) -> list[str]:
   looked_at.check_bands(settings.preprocessing)
   lines += looked_at.reading(settings.preprocessing)
   tested = {e.image_path for e in category.test}
+  lines += _other_colours(
+      [h for path, h in headers.items() if path not in tested],
+      [h for path, h in headers.items() if path in tested])
   if line := _not_inspected([h for path, h in headers.items() if path in tested], settings.preprocessing):
     lines.append(line)
   return [image_files.shown(line) for line in lines]
@@ -113,6 +116,16 @@ def _headers(examples: Sequence[Example]) -> dict[str, Contents]:
   with concurrent.futures.ThreadPoolExecutor(max(2, min(16, os.cpu_count() or 1))) as pool:
     found = pool.map(header, examples)
     return {e.image_path: h for e, h in zip(examples, found, strict=True) if h}
+
+
+def _other_colours(train: Sequence[Contents], test: Sequence[Contents]) -> list[str]:
+  """Tells in a line of test images that are gray where all training images have colours, or the other way."""
+  known = {header.bands == 1 for header in train}
+  others = [header for header in test if (header.bands == 1) not in known]
+  if not train or not others:
+    return []
+  one, other = ('gray', 'have colours') if others[0].bands == 1 else ('coloured', 'are gray')
+  return [f'{len(others)} of {len(test)} test images are {one} files, and all training images {other}']
 
 
 def _not_inspected(headers: Sequence[Contents], preprocessing: Preprocessing) -> str:
