@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -32,10 +34,20 @@ with interrupts.ends_at_once('bye', 7):
 """) == (7, 'bye\n')
 
 
-def test_it_is_not_lost_while_garbage_is_collected():
-  assert _interrupted("""
-import gc, signal, sys, time
+@pytest.mark.parametrize('seconds', [0, 0.2])  # for the first thread to start, as on a busy machine
+def test_it_is_not_lost_while_garbage_is_collected(seconds):
+  assert _interrupted(f'seconds = {seconds}' + """
+import gc, signal, sys, threading, time
 from patchcore_jax.cli import interrupts
+
+start = threading.Timer.start
+
+def start_slowly(timer):
+  threading.Timer.start = start
+  start(timer)
+  time.sleep(seconds)
+
+threading.Timer.start = start_slowly
 
 def _xla_gc_callback(*args):  # as JAX's, which blocks while the network computes
   if args[0] == 'start':

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
 
 NOTHING_WRITTEN = 'Nothing was written; the same command starts anew.'
@@ -64,7 +65,7 @@ def never_lost() -> Iterator[None]:
     return
 
   def handle(number, frame):
-    if frame is not None and frame.f_code.co_name in _COLLECTING:
+    if _is_collecting(frame):
       threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()  # once it is over
     else:
       raise KeyboardInterrupt
@@ -74,6 +75,15 @@ def never_lost() -> Iterator[None]:
     yield
   finally:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _is_collecting(frame: types.FrameType | None) -> bool:
+  """Tells whether Python collects garbage; also where this interrupts what an earlier interrupt started."""
+  while frame is not None:
+    if frame.f_code.co_name in _COLLECTING:
+      return True
+    frame = frame.f_back
+  return False
 
 
 def end(message: str, code: int) -> None:
