@@ -34,20 +34,35 @@ with interrupts.ends_at_once('bye', 7):
 """) == (7, 'bye\n')
 
 
-@pytest.mark.parametrize('seconds', [0, 0.2])  # for the first thread to start, as on a busy machine
-def test_it_is_not_lost_while_garbage_is_collected(seconds):
-  assert _interrupted(f'seconds = {seconds}' + """
-import gc, signal, sys, threading, time
+# What a busy machine does: the first thread takes long to start, or its signal comes at the wrong moment.
+_BUSY = {
+    'never': '',
+    'start': '''
+start = threading.Thread.start
+
+def start_slowly(thread):
+  threading.Thread.start = start
+  start(thread)
+  time.sleep(0.2)
+
+threading.Thread.start = start_slowly
+''',
+    'signal': '''
+kill = os.kill
+
+def unnoticed(*_):
+  os.kill = kill
+
+os.kill = unnoticed
+'''}
+
+
+@pytest.mark.parametrize('busy', _BUSY)
+def test_it_is_not_lost_while_garbage_is_collected(busy):
+  assert _interrupted("""
+import gc, os, signal, sys, threading, time
 from patchcore_jax.cli import interrupts
-
-start = threading.Timer.start
-
-def start_slowly(timer):
-  threading.Timer.start = start
-  start(timer)
-  time.sleep(seconds)
-
-threading.Timer.start = start_slowly
+""" + _BUSY[busy] + """
 
 def _xla_gc_callback(*args):  # as JAX's, which blocks while the network computes
   if args[0] == 'start':

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 
@@ -57,23 +58,36 @@ def never_lost() -> Iterator[None]:
   """Has Ctrl-C raise KeyboardInterrupt in a block also where it comes while Python collects garbage.
 
   JAX adds a function to Python's collector, in which time passes while the network computes. Python writes
-  exceptions that are raised there to the standard error, and goes on.
+  exceptions that are raised there to the standard error, and goes on. So the signal is sent again when that is
+  over, and until it is seen: of one that comes while the main thread waits for other threads of Python to pause,
+  CPython takes no notice before the next call returns, which may be a long one; another signal ends its waiting.
   """
   if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
       threading.current_thread() is not threading.main_thread()):
     yield
     return
 
+  seen = 0
+
   def handle(number, frame):
+    nonlocal seen
+    seen += 1
     if _is_collecting(frame):
-      threading.Timer(_SOON, os.kill, (os.getpid(), number)).start()  # once it is over
+      threading.Thread(target=send_again, args=(number, seen), name='interrupts', daemon=True).start()
     else:
       raise KeyboardInterrupt
+
+  def send_again(number, before):
+    time.sleep(_SOON)
+    while seen == before:
+      os.kill(os.getpid(), number)
+      time.sleep(_SOON)
 
   signal.signal(signal.SIGINT, handle)
   try:
     yield
   finally:
+    seen += 1  # or what is sent again would come after the block
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
