@@ -58,9 +58,9 @@ def never_lost() -> Iterator[None]:
   """Has Ctrl-C raise KeyboardInterrupt in a block also where it comes while Python collects garbage.
 
   JAX adds a function to Python's collector, in which time passes while the network computes. Python writes
-  exceptions that are raised there to the standard error, and goes on. So the signal is sent again when that is
-  over, and until it is seen: of one that comes while the main thread waits for other threads of Python to pause,
-  CPython takes no notice before the next call returns, which may be a long one; another signal ends its waiting.
+  exceptions that are raised there to the standard error, and goes on. So the signal is sent again when that
+  is over, and until it is seen: CPython does not notice one that comes as its main thread waits for its turn
+  before the next call returns, which may be a long one, unless another signal ends that.
   """
   if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or (
       threading.current_thread() is not threading.main_thread()):
