@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 from scipy import ndimage
 
-from patchcore_jax.learned import layers, ssim, tiles, transforms
+from patchcore_jax.learned import layers, ssim, starts, tiles, transforms
 
 pytestmark = pytest.mark.as_shipped
 
@@ -55,7 +55,7 @@ class TestConvolutions:
   def test_layers_are_flax_s(self, size, stride):
     x = _random(2, 8, 8, 3)
     layer = layers.Conv(4, size, stride)
-    variables = layer.init(jax.random.key(0), x)
+    variables = starts.variables(layer, jax.random.key(0), x)
     bound = (size * size * 3) ** -0.5  # PyTorch's default, of kernels and of biases
     assert 0.5 * bound < max(float(jnp.abs(v).max()) for v in variables['params'].values()) <= bound
     padding = 0 if size == 1 else ((1, 1), (1, 1))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from patchcore_jax.learned import loop, patch_cnn
+from patchcore_jax.learned import loop, patch_cnn, starts
 from patchcore_jax.learned.patch_cnn import EXTENTS, STRIDES, PatchNet
 from tests import trained
 
@@ -17,7 +17,7 @@ def _started(field):
   net = PatchNet(field, 3, 4)
 
   def init(key):
-    return net.init(key, jnp.zeros((1, field, field, 2)))
+    return starts.variables(net, key, jnp.zeros((1, field, field, 2)))
 
   def run(variables, x, dense=False):
     with jax.default_matmul_precision('highest'):

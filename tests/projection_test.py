@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from patchcore_jax.detectors.gamma_vae import Network
-from patchcore_jax.learned import projection
+from patchcore_jax.learned import projection, starts
 from tests import trained
 
 
@@ -78,7 +78,7 @@ class TestProjection:
   def test_energy_never_rises(self):
     network = Network(16, 4)
     x = jnp.asarray(trained.parts(20, 16) / 255, jnp.float32)
-    variables = network.init(jax.random.key(0), x, jax.random.key(1))
+    variables = starts.variables(network, jax.random.key(0), x, jax.random.key(1))
     restore = functools.partial(network.apply, variables, method='restored')
 
     @jax.jit

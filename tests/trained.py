@@ -61,7 +61,7 @@ def started(task, seed: int):
     bound = (gain / np.prod(leaf.shape[:-1])) ** 0.5 if leaf.ndim > 1 else 0.1
     return jnp.asarray(rng.uniform(-bound, bound, leaf.shape) + (names[-1] == 'scale'), leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(start, jax.eval_shape(task.init, jax.random.key(0)))
+  return jax.tree_util.tree_map_with_path(start, task.init(jax.random.key(0)))
 
 
 def parts(n: int, size: int = 64, seed: int = 0) -> np.ndarray:

@@ -103,7 +103,8 @@ def _init(recipe, key):
 @functools.cache
 def task(recipe: Recipe) -> loop.Task:
   """Makes what the training loop takes; its steps report 'loss' and 'loss_<layer>'."""
-  return loop.Task(functools.partial(_init, recipe), functools.partial(_step, recipe))
+  # Compiled, as its draws are those that the weights in the package began with.
+  return loop.Task(jax.jit(functools.partial(_init, recipe)), functools.partial(_step, recipe))
 
 
 def _step(recipe, state, images, key):

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, descent
 from patchcore_jax.detectors.trained_settings import AESSIM, Autoencoder
-from patchcore_jax.learned import ssim, tiles, transforms
-from patchcore_jax.learned.layers import GLOROT, Conv, ConvToDouble, Dense, leaky_relu
+from patchcore_jax.learned import ssim, starts, tiles, transforms
+from patchcore_jax.learned.layers import Conv, ConvToDouble, Dense, leaky_relu
 
-_conv = functools.partial(Conv, kernel_init=GLOROT)
-_to_double = functools.partial(ConvToDouble, kernel_init=GLOROT)
+_conv = functools.partial(Conv, kernel_init=starts.GLOROT)
+_to_double = functools.partial(ConvToDouble, kernel_init=starts.GLOROT)
 _TURNED = 0.3  # share of the images, as in a public implementation
 
 
@@ -36,7 +36,7 @@ class Encoder(nn.Module):
               _conv(32), _conv(64, 4, 2), _conv(64), _conv(128, 4, 2), _conv(64), _conv(32)]
     for layer in layers:
       x = leaky_relu(layer(x))
-    return Dense(self.latent, kernel_init=GLOROT)(x.reshape(len(x), -1))
+    return Dense(self.latent, kernel_init=starts.GLOROT)(x.reshape(len(x), -1))
 
 
 class Decoder(nn.Module):
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
   def __call__(self, z: jax.Array) -> jax.Array:
     extra = further(self.size)
     side = self.size >> (4 + extra)
-    x = Dense(side * side * 32, use_bias=False, kernel_init=GLOROT)(z).reshape(len(z), side, side, 32)
+    x = Dense(side * side * 32, use_bias=False, kernel_init=starts.GLOROT)(z).reshape(len(z), side, side, 32)
     x = leaky_relu(x + self.param('bias', nn.initializers.zeros, (32,)))
     layers = [_conv(64), _conv(128), _to_double(64), _conv(64), _to_double(32), _conv(32),
               *(_to_double(32) for _ in range(extra)), _to_double(32)]
@@ -112,6 +112,6 @@ def method(detector: AESSIM) -> Method:
     return Scores(maps.max(axis=(1, 2)), maps)
 
   def init(key):
-    return network.init(key, jnp.zeros((1, side, side, 3)))
+    return starts.variables(network, key, jnp.zeros((1, side, side, 3)))
 
   return Method(*descent(init, loss, lambda: adam(detector.learning_rate)), score)

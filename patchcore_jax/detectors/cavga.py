@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam
 from patchcore_jax.detectors.trained_settings import CAVGA
-from patchcore_jax.learned import attention, latent, loop, transforms
-from patchcore_jax.learned.layers import DCGAN, Conv, Decoder, Dense, Discriminator, Encoder
+from patchcore_jax.learned import attention, latent, loop, starts, transforms
+from patchcore_jax.learned.layers import Conv, Decoder, Dense, Discriminator, Encoder
 
 _NORMAL, _ANOMALOUS = 0, 1  # the classifier's two numbers
 _LEAST = 1e-6  # of what a logarithm is taken of
@@ -74,7 +74,7 @@ class Critic(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     widths = [factor * self.width for factor in (1, 2, 4, 8, 8)]
     x = Discriminator(widths)(2 * x - 1, train).mean(axis=(1, 2))
-    return Dense(1, kernel_init=DCGAN)(x)[:, 0]
+    return Dense(1, kernel_init=starts.DCGAN)(x)[:, 0]
 
 
 def attention_maps(network: Network, params: Any, features: jax.Array, detector: CAVGA) -> list[jax.Array]:
@@ -192,10 +192,11 @@ def method(detector: CAVGA) -> Method:
   def init(key):
     one, other = jax.random.split(key)
     x = jnp.zeros((1, detector.size, detector.size, 3))
-    variables, judge = network.init(one, x, one, False), critic.init(other, x, False)
+    variables = starts.variables(network, one, x, one, False)
+    judge = starts.variables(critic, other, x, False)
     return {'variables': variables, 'discriminator': judge, 'optimizer': {
-        'generator': optimizer().init(variables['params']),
-        'discriminator': optimizer().init(judge['params'])}}
+        'generator': starts.moments(optimizer(), variables['params']),
+        'discriminator': starts.moments(optimizer(), judge['params'])}}
 
   def loss(variables, images, key):
     x = transforms.scaled(images, detector.standardise)

@@ -13,7 +13,7 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import DifferNet
-from patchcore_jax.learned import flow, transforms
+from patchcore_jax.learned import flow, starts, transforms
 
 SCALES = 1, 2, 4  # by which images get smaller, as in the paper
 _LEAST_SHARE = 0.01  # of the mean deviation of features, added to each: some hardly ever vary
@@ -101,7 +101,7 @@ def method(detector: DifferNet, maps: Callable, channels: tuple[int, ...]) -> Me
     return Scores(jnp.square(z).reshape(len(images), -1).mean(axis=1))
 
   def init(key):
-    return {'params': network.init(key, jnp.zeros((1, dim)))['params']}
+    return {'params': starts.variables(network, key, jnp.zeros((1, dim)))['params']}
 
   def optimizer():
     return adam(detector.learning_rate, decay=1e-5, b1=0.8, b2=0.8, eps=1e-4)

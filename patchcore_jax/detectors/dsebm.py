@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, descent
 from patchcore_jax.detectors.trained_settings import DSEBM
-from patchcore_jax.learned import transforms
-from patchcore_jax.learned.layers import GLOROT, Conv, Dense, Norm
+from patchcore_jax.learned import starts, transforms
+from patchcore_jax.learned.layers import Conv, Dense, Norm
 
 _norm = functools.partial(Norm, momentum=0.99, epsilon=1e-3)
 _ACTIVATIONS = {'relu': nn.relu, 'softplus': nn.softplus}
@@ -36,9 +36,9 @@ class Encoder(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     filters = self.filters
     while x.shape[1] > 4:
-      x = nn.relu(_norm()(Conv(filters, stride=2, before=0, kernel_init=GLOROT)(x), train))
+      x = nn.relu(_norm()(Conv(filters, stride=2, before=0, kernel_init=starts.GLOROT)(x), train))
       filters *= 2
-    return _ACTIVATIONS[self.activation](Dense(self.hidden, kernel_init=GLOROT)(x.reshape(len(x), -1)))
+    return _ACTIVATIONS[self.activation](Dense(self.hidden, kernel_init=starts.GLOROT)(x.reshape(len(x), -1)))
 
 
 class Energy(nn.Module):
@@ -98,6 +98,6 @@ def method(detector: DSEBM) -> Method:
     return Scores(energies if detector.score == 'energy' else maps.sum(axis=(1, 2)), maps)
 
   def init(key):
-    return network.init(key, jnp.zeros((1, detector.size, detector.size, 3)), False)
+    return starts.variables(network, key, jnp.zeros((1, detector.size, detector.size, 3)), False)
 
   return Method(*descent(init, loss, lambda: adam(detector.learning_rate, eps=1e-7)), score)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, descent
 from patchcore_jax.detectors.trained_settings import ExplainedVAE
-from patchcore_jax.learned import attention, latent, layers, transforms
+from patchcore_jax.learned import attention, latent, layers, starts, transforms
 
 
 class Network(nn.Module):
@@ -97,6 +97,6 @@ def method(detector: ExplainedVAE) -> Method:
     return Scores(maps.max(axis=(1, 2)), maps)
 
   def init(key):
-    return network.init(key, jnp.zeros((1, detector.size, detector.size, 3)), key, False)
+    return starts.variables(network, key, jnp.zeros((1, detector.size, detector.size, 3)), key, False)
 
   return Method(*descent(init, loss, lambda: adam(detector.learning_rate)), score)

@@ -13,8 +13,8 @@ from patchcore_jax.detectors.ae_ssim import Decoder, Encoder, pieces
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import GammaVAE
-from patchcore_jax.learned import latent, projection, tiles, transforms
-from patchcore_jax.learned.layers import GLOROT, Dense
+from patchcore_jax.learned import latent, projection, starts, tiles, transforms
+from patchcore_jax.learned.layers import Dense
 
 
 class Network(nn.Module):
@@ -30,7 +30,7 @@ class Network(nn.Module):
 
   def setup(self):
     self.encoder, self.decoder = Encoder(self.size, self.latent), Decoder(self.size)
-    self.mean, self.log_variance = (Dense(self.latent, kernel_init=GLOROT) for _ in range(2))
+    self.mean, self.log_variance = (Dense(self.latent, kernel_init=starts.GLOROT) for _ in range(2))
     self.log_gamma = self.param('log_gamma', nn.initializers.zeros, ())
 
   def __call__(self, x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -86,6 +86,6 @@ def method(detector: GammaVAE) -> Method:
     return {'stop': computed(errors, variables, images).min()}
 
   def init(key):
-    return network.init(key, jnp.zeros((1, side, side, 3)), key)
+    return starts.variables(network, key, jnp.zeros((1, side, side, 3)), key)
 
   return Method(*descent(init, loss, lambda: adam(detector.learning_rate)), score, finish)

@@ -13,13 +13,13 @@ from jax import lax
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, moved
 from patchcore_jax.detectors.trained_settings import GANomaly
-from patchcore_jax.learned import loop, transforms
-from patchcore_jax.learned.layers import DCGAN, ConvToDouble, Dense, Discriminator, Norm, near_one
+from patchcore_jax.learned import loop, starts, transforms
+from patchcore_jax.learned.layers import ConvToDouble, Dense, Discriminator, Norm
 
 Pair = tuple[jax.Array, jax.Array]
 
 _WON = 1e-5  # a discriminator whose loss is below has nothing left to teach, and starts anew
-_dense = functools.partial(Dense, use_bias=False, kernel_init=DCGAN)
+_dense = functools.partial(Dense, use_bias=False, kernel_init=starts.DCGAN)
 
 
 class Encoder(nn.Module):
@@ -50,10 +50,10 @@ class Decoder(nn.Module):
     *shallow, deepest = self.widths
     x = _dense(16 * deepest)(z).reshape(len(z), 4, 4, deepest)
     for width in reversed(shallow):
-      x = nn.relu(Norm(scale_init=near_one)(x, train))
-      x = ConvToDouble(width, use_bias=False, kernel_init=DCGAN)(x)
-    x = nn.relu(Norm(scale_init=near_one)(x, train))
-    return jnp.tanh(ConvToDouble(3, use_bias=False, kernel_init=DCGAN)(x))
+      x = nn.relu(Norm(scale_init=starts.NEAR_ONE)(x, train))
+      x = ConvToDouble(width, use_bias=False, kernel_init=starts.DCGAN)(x)
+    x = nn.relu(Norm(scale_init=starts.NEAR_ONE)(x, train))
+    return jnp.tanh(ConvToDouble(3, use_bias=False, kernel_init=starts.DCGAN)(x))
 
 
 class Generator(nn.Module):
@@ -107,13 +107,13 @@ def method(detector: GANomaly) -> Method:
 
   def start(key, network):
     shape = (1, detector.size, detector.size, 3)
-    return network.init(key, jnp.zeros(shape), False)
+    return starts.variables(network, key, jnp.zeros(shape), False)
 
   def init(key):
-    keys = jax.random.split(key)
-    variables, judge = start(keys[0], generator), start(keys[1], discriminator)['params']
-    return {'variables': variables, 'optimizer': optimizer().init(variables['params']),
-            'discriminator': {'params': judge, 'optimizer': optimizer().init(judge)}}
+    one, *others = jax.random.split(key, 3)
+    variables, (judge, anew) = start(one, generator), (start(k, discriminator)['params'] for k in others)
+    return {'variables': variables, 'optimizer': starts.moments(optimizer(), variables['params']),
+            'discriminator': {'params': judge, 'optimizer': starts.moments(optimizer(), judge), 'anew': anew}}
 
   def generator_loss(params, statistics, judge, x):
     (restored, code, again), changes = generator.apply(
@@ -135,9 +135,9 @@ def method(detector: GANomaly) -> Method:
     params, moments = moved(optimizer(), variables['params'], gradients, state['optimizer'])
     judge_params, judge_moments = moved(optimizer(), judge['params'], judge_gradients, judge['optimizer'])
     judge_params = lax.cond(
-        judge_value < _WON, lambda: start(key, discriminator)['params'], lambda: judge_params)
+        judge_value < _WON, lambda: judge['anew'], lambda: judge_params)
     state = {'variables': {'params': params, 'batch_stats': statistics}, 'optimizer': moments,
-             'discriminator': {'params': judge_params, 'optimizer': judge_moments}}
+             'discriminator': {**judge, 'params': judge_params, 'optimizer': judge_moments}}
     return state, {'loss': value, 'discriminator': judge_value, 'code': size}
 
   def of_others(variables, images, key):

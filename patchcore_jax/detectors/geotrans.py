@@ -14,16 +14,16 @@ from jax import lax
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import GeoTrans
-from patchcore_jax.learned import transforms
+from patchcore_jax.learned import starts, transforms
 from patchcore_jax.learned.layers import Conv, Dense, Norm
 
 # Whether it is mirrored, the steps that its content moves up and left, and quarter turns counter-clockwise.
 TRANSFORMATIONS = np.array(list(itertools.product((0, 1), (0, -1, 1), (0, -1, 1), range(4))))
 _DECAY = 5e-4
 _LEAST = -50.0  # of a logarithm of a probability: one image must not decide
-_he = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-_conv = functools.partial(Conv, use_bias=False, kernel_init=_he, before=0)
+# As PyTorch's, but with a bias that starts at 0.
+_even = starts.uniform(lambda shape: starts.fan_in(shape) ** -0.5)
+_conv = functools.partial(Conv, use_bias=False, kernel_init=starts.HE_NORMAL, before=0)
 
 
 class WideResNet(nn.Module):
@@ -51,7 +51,7 @@ class WideResNet(nn.Module):
     b, h, w, c = x.shape
     cells = min(h, 8)  # the mean of which counts, along either axis
     x = x.reshape(b, h // cells, cells, w // cells, cells, c).mean(axis=(2, 4)).reshape(b, -1)
-    return Dense(len(TRANSFORMATIONS), kernel_init=_uniform)(x)
+    return Dense(len(TRANSFORMATIONS), kernel_init=_even)(x)
 
 
 def transformed(images: jax.Array, which: jax.Array) -> jax.Array:
@@ -158,7 +158,7 @@ def method(detector: GeoTrans) -> Method:
     return Scores(-(weights * jnp.maximum(logs, _LEAST)).sum(axis=2).mean(axis=1))
 
   def init(key):
-    return network.init(key, jnp.zeros((1, detector.size, detector.size, 3)), False)
+    return starts.variables(network, key, jnp.zeros((1, detector.size, detector.size, 3)), False)
 
   optimizer = functools.partial(adam, detector.learning_rate, decay=_DECAY, eps=1e-7)
   return Method(*descent(init, loss, optimizer), score, finish)

@@ -14,7 +14,7 @@ from patchcore_jax import extras
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import ITAE
-from patchcore_jax.learned import transforms
+from patchcore_jax.learned import starts, transforms
 from patchcore_jax.learned.layers import Conv, Norm, max_pool
 
 TURNS = 4  # quarter turns
@@ -113,7 +113,7 @@ def method(detector: ITAE) -> Method:
     return Scores(maps.mean(axis=(1, 2)), maps)
 
   def init(key):
-    return network.init(key, jnp.zeros((1, detector.size, detector.size, 1)), False)
+    return starts.variables(network, key, jnp.zeros((1, detector.size, detector.size, 1)), False)
 
   def optimizer():
     if detector.optimizer == 'adam':

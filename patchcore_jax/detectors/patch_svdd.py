@@ -17,8 +17,8 @@ from patchcore_jax.detectors import trained
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent, fit, fit_and_cross_score
 from patchcore_jax.detectors.trained_settings import PatchSVDD
-from patchcore_jax.learned import transforms
-from patchcore_jax.learned.layers import TORCH, ConvWithin, Dense
+from patchcore_jax.learned import starts, transforms
+from patchcore_jax.learned.layers import ConvWithin, Dense
 from patchcore_jax.search import coreset, neighbors, search_bank
 from patchcore_jax.settings import SearchSpec
 
@@ -30,7 +30,7 @@ _NOISE = 0.02  # standard deviation of what is added to colours and to values
 _SIGNS = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if y or x])  # of the eight directions
 _leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.1)
 # Behind eight layers that start as PyTorch's do, all codes would be the same but for rounding.
-_conv = functools.partial(ConvWithin, kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'uniform'))
+_conv = functools.partial(ConvWithin, kernel_init=starts.HE_UNIFORM)
 
 
 class Encoder(nn.Module):
@@ -98,7 +98,7 @@ class _Place(nn.Module):
   def __call__(self, x):
     for _ in range(2):
       x = _leaky_relu(Dense(128)(x))
-    weights = lax.stop_gradient(self.param('last', TORCH, (128, 8)))
+    weights = lax.stop_gradient(self.param('last', starts.TORCH, (128, 8)))
     weights /= jnp.linalg.norm(weights, axis=1, keepdims=True)
     return x @ weights + self.param('bias', nn.initializers.zeros, (8,))
 
@@ -199,7 +199,7 @@ def method(detector: PatchSVDD) -> Method:
 
   def init(key):
     patches = [jnp.zeros((1, side, side, 3)) for side in STRIDES]
-    return network.init(key, *patches, method=_everything)
+    return starts.variables(network, key, *patches, method=_everything)
 
   return Method(
       *descent(init, loss, lambda: adam(detector.learning_rate)), score, finish, given=given)

@@ -17,7 +17,7 @@ from patchcore_jax.detectors import streaming
 from patchcore_jax.detectors.base import Scores
 from patchcore_jax.detectors.trained import Method, adam, computed, descent
 from patchcore_jax.detectors.trained_settings import Student
-from patchcore_jax.learned import loop, transforms
+from patchcore_jax.learned import loop, starts, transforms
 from patchcore_jax.learned.layers import Dense
 from patchcore_jax.learned.patch_cnn import PatchNet, surrounded
 
@@ -124,7 +124,7 @@ def distillation(detector: Student, features: int) -> loop.Task:
     return error + compactness(descriptors, detector.compactness), {'report': {'error': error}}
 
   def init(key):
-    return network.init(key, jnp.zeros((1, detector.field, detector.field, 3)))
+    return starts.variables(network, key, jnp.zeros((1, detector.field, detector.field, 3)))
 
   return descent(init, loss, lambda: adam(2e-4, decay=_DECAY))[0]
 
@@ -213,7 +213,8 @@ def method(detector: Student, maps: Callable, channels: tuple[int, ...]) -> Meth
     return Scores(maps.max(axis=(1, 2)), maps)
 
   def init(key):
-    return students.init(key, around(jnp.zeros((1, detector.size, detector.size, 3), jnp.uint8)))
+    seen = jax.eval_shape(around, jax.ShapeDtypeStruct((1, detector.size, detector.size, 3), jnp.uint8))
+    return starts.variables(students, key, jnp.zeros(seen.shape))
 
   optimizer = functools.partial(adam, detector.learning_rate, decay=_DECAY)
   return Method(*descent(init, loss, optimizer), score, finish, given=given)

@@ -24,7 +24,7 @@ from patchcore_jax.banks.provenance import Recorder
 from patchcore_jax.detectors import cross_fitting, streaming
 from patchcore_jax.detectors.base import CrossScores, Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.trained_settings import Trained
-from patchcore_jax.learned import loop, transforms
+from patchcore_jax.learned import loop, starts, transforms
 from patchcore_jax.settings import SearchSpec
 
 _LOOKS = 20  # at the loss on images that are held out
@@ -94,7 +94,7 @@ def descent(
 
   def start(key):
     variables = init(key)
-    return {'variables': variables, 'optimizer': optimizer().init(variables['params'])}
+    return {'variables': variables, 'optimizer': starts.moments(optimizer(), variables['params'])}
 
   def step(state, images, key):
     variables = state['variables']

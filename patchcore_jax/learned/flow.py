@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from patchcore_jax.learned import starts
+
 _BOUND, _SLOPE, _LARGEST = 3.0, 0.636, 1e6
+# Layers [..., inputs + 1, outputs] with their biases, as PyTorch has them.
+_start = starts.uniform(lambda shape: (shape[-2] - 1) ** -0.5)
 
 
 def bounded(scales: jax.Array) -> jax.Array:
@@ -95,11 +99,6 @@ class _Nets(nn.Module):
     (layer,) = self.last[block]
     scale, shift = jnp.split(x @ layer[:-1] + layer[-1], 2, axis=1)
     return bounded(scale), shift
-
-
-def _start(key, shape):
-  """Starts layers, [..., inputs + 1, outputs] with their biases, as PyTorch does."""
-  return (shape[-2] - 1) ** -0.5 * jax.random.uniform(key, shape, minval=-1, maxval=1)
 
 
 def negative_log_likelihood(z: jax.Array, log_determinant: jax.Array) -> jax.Array:

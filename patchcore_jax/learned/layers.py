@@ -6,8 +6,7 @@ algorithm, and is up to 20 times as fast as XLA's own, above all in gradients an
 """
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -15,13 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from patchcore_jax.backbones import cpu_convolutions
+from patchcore_jax.learned import starts
+from patchcore_jax.learned.starts import DCGAN, NEAR_ONE, TORCH, Init
 
-Init = Callable[..., jax.Array]
-
-# PyTorch's default for the weights of convolutions and dense layers, Keras's, and DC-GAN's.
-TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-GLOROT = nn.initializers.xavier_uniform()
-DCGAN = nn.initializers.normal(0.02)
 _FEWEST_CELLS = 64  # of a map for Winograd's algorithm
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
@@ -232,11 +227,8 @@ class Dense(nn.Module):
 
 def _bias(layer, shape):
   """Makes the bias of a layer whose kernel has this shape."""
-  bound = math.prod(shape[:-1]) ** -0.5 if layer.kernel_init is TORCH else 0.0
-
-  def start(key, shape, dtype):
-    return bound * jax.random.uniform(key, shape, dtype, -1, 1)
-
+  as_torch = starts.uniform(lambda _: starts.fan_in(shape) ** -0.5)
+  start = as_torch if layer.kernel_init is TORCH else nn.initializers.zeros
   return layer.param('bias', start, (layer.features,), jnp.float32)
 
 
@@ -371,11 +363,6 @@ class Discriminator(nn.Module):
     for i, width in enumerate(self.widths):
       x = Conv(width, 4, 2, use_bias=False, kernel_init=DCGAN)(x)
       if i:
-        x = Norm(scale_init=near_one)(x, train)
+        x = Norm(scale_init=NEAR_ONE)(x, train)
       x = leaky_relu(x)
     return x
-
-
-def near_one(key, shape, dtype=jnp.float32):
-  """Starts scales as DC-GAN does: N(1, 0.02)."""
-  return 1 + 0.02 * jax.random.normal(key, shape, dtype)

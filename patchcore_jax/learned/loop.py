@@ -39,7 +39,7 @@ class Task(NamedTuple):
   """What is trained.
 
   Attributes:
-    init: key -> the state before the first step.
+    init: key -> the state before the first step, made of `starts`; it is not compiled as a whole.
     step: (state, examples, key) -> (state, report). It is the same object for the same settings, so that it
       is compiled once.
   """
@@ -97,7 +97,7 @@ class Done(NamedTuple):
 
 def init(task: Task, seed: int) -> State:
   """Makes the state before the first step."""
-  return jax.jit(task.init)(jax.random.key(seed))
+  return task.init(jax.random.key(seed))
 
 
 def run(
