@@ -26,7 +26,7 @@ from patchcore_jax import backbones
 from patchcore_jax.cli import terminal
 from patchcore_jax.data.folder import Category
 from patchcore_jax.evaluation import Settings
-from patchcore_jax.evaluation.data import load_categories, passed_by
+from patchcore_jax.evaluation.data import as_trained, load_categories, passed_by
 from patchcore_jax.evaluation.experiment import Experiment
 from patchcore_jax.evaluation.images import Features, Images
 from patchcore_jax.evaluation.networks import create, resolved
@@ -78,10 +78,11 @@ def run(config: ConfigDict, workdir: str | os.PathLike, *, only: str = '', over:
         first.check([category])
       for other in todo[1:]:
         other.notes[category.name] = todo[0].notes[category.name]
-  for category in categories:
+  for i, category in enumerate(categories):
     for group in groups.values():
       todo = [name for name in group if not experiments[name].has(category.name)]
-      _run_group({name: experiments[name] for name in todo}, category, workdir)
+      trained = as_trained(experiments[group[0]].settings.data, categories)[i]
+      _run_group({name: experiments[name] for name in todo}, trained, workdir)
 
 
 def _run_group(experiments: dict[str, Experiment], category: Category, workdir: Path) -> None:
@@ -171,7 +172,8 @@ def _number(text):
 
 def _shared_settings(point: Settings) -> tuple:
   """Picks what decides about feature maps, but for the layers."""
-  return dataclasses.replace(point.backbone, layers=()), point.preprocessing, point.seed
+  network = dataclasses.replace(point.backbone, layers=())
+  return network, point.preprocessing, point.seed, point.data.multi_class
 
 
 if __name__ == '__main__':

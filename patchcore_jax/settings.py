@@ -271,6 +271,8 @@ class DataSpec:
     noise: to measure how a method bears defects among its training images, as a share of their number: so
       many anomalous test images, rounded down, are drawn, join them as if they were good, and are no test
       images any more (SoftPatch's protocol, which has 0.1).
+    multi_class: whether one model, of the training images of all categories, is tested on each of them, as
+      methods for many products are measured; else each category has its own.
     batch_size: images that pass through the network at once; 0 for 8 on CPUs and 32 on accelerators.
     num_workers: processes that decode images, by Grain (extra [workers]); 0 for threads.
     on_error: 'raise', or 'skip' to leave unreadable images out, and count them.
@@ -289,6 +291,7 @@ class DataSpec:
   draw: int = 0
   labelled_defects: float = 0.0
   noise: float = 0.0
+  multi_class: bool = False
   batch_size: int = 0
   num_workers: int = 0
   on_error: str = 'raise'
@@ -308,6 +311,10 @@ class DataSpec:
       raise ValueError(f'data.labelled_defects={self.labelled_defects}: expected 0 to 1.')
     if not 0 <= self.noise <= 1:
       raise ValueError(f'data.noise={self.noise}: expected 0 to 1.')
+    if self.multi_class and (self.noise or self.labelled_defects):
+      raise ValueError(
+          f'data.noise={self.noise}, data.labelled_defects={self.labelled_defects}: what is taken from the '
+          'test images of one category would be in the model of all. Leave it out, or data.multi_class.')
     if self.on_error not in ('raise', 'skip'):
       raise ValueError(f"data.on_error={self.on_error!r}: expected 'raise' or 'skip'.")
     if self.batch_size < 0 or self.num_workers < 0:

@@ -103,7 +103,8 @@ _COMMANDS = {
 _LEFT_OUT = {
     # There are no masks, and the images are an argument.
     'fit': {'preprocess': {'mask_resize', 'mask_threshold'},
-            'data': {'source', 'root', 'categories', 'good', 'shots', 'draw', 'labelled_defects', 'noise'}},
+            'data': {'source', 'root', 'categories', 'good', 'shots', 'draw', 'labelled_defects', 'noise',
+                     'multi_class'}},
     # --layout and an argument; banks of a measurement keep no images.
     'evaluate': {'data': {'source', 'root'}, 'fit': {'keep_images'}}}
 _OTHER_DEFAULTS = {

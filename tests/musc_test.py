@@ -132,7 +132,7 @@ class TestEvaluation:
 
   @pytest.mark.parametrize('data, protocol, words', [
       ({}, 'mvtec_ad_2', 'protocol=mvtec_ad_2 takes a threshold from .* MuSc makes none'),
-      ({'shots': 2}, 'paper', 'data.shots=2, data.noise=0.0: MuSc takes no training images')])
+      ({'shots': 2}, 'paper', 'data.shots=2, .* MuSc takes no training images')])
   def test_what_has_no_use_for_test_images(self, pristine, data, protocol, words):
     settings = Settings(DataSpec(root=str(pristine), **data), DETECTOR, metrics=MetricsSpec(protocol))
     with pytest.raises(ValueError, match=words):

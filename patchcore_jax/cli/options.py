@@ -20,6 +20,7 @@ import click
 _NAMES = {
     'data-batch-size': 'batch-size', 'data-num-workers': 'workers', 'data-on-error': 'on-error',
     'data-good': 'good', 'data-labelled-defects': 'labelled-defects', 'data-noise': 'noise',
+    'data-multi-class': 'multi-class',
     'data-shots': 'shots', 'data-draw': 'draw', 'data-categories': 'categories', 'data-source': 'layout',
     'preprocess-resize': 'resize', 'preprocess-resize-side': 'resize-side', 'preprocess-pad': 'pad',
     'preprocess-crop': 'crop', 'preprocess-value-range': 'value-range', 'preprocess-bands': 'bands',

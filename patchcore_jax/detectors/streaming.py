@@ -274,7 +274,8 @@ def made(
       backbones=tuple(identity(backbone) for backbone in backbones),
       image_size=tuple(image_size), grid=grid, num_images=len(good), num_defects=len(index) - len(good),
       images=names if all(names) else (), num_skipped=len(given) - len(index),
-      colours=provenance.colours(coloured), category=given[index[0]].category, seed=run.seed,
+      colours=provenance.colours(coloured),
+      category=', '.join(dict.fromkeys(given[position].category for position in index)), seed=run.seed,
       preprocessing=data.preprocessing,
       outside_range=getattr(data, 'outside_range', None) or 0.0, device=jax.default_backend(),
       versions={'patchcore_jax': patchcore_jax.__version__, 'jax': jax.__version__}))

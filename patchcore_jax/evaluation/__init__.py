@@ -23,8 +23,9 @@ def evaluate(
     root: str | os.PathLike, *, detector: Detector | None = None, backbone: Any = 'auto',
     layout: str = 'folder', categories: Sequence[str] = (), good: Sequence[str] = (),
     ratios: Sequence[float] = (), protocol: str = 'paper', labelled_defects: float = 0.0,
-    noise: float = 0.0, out: str | os.PathLike | None = None, preprocessing: Preprocessing | None = None,
-    batch_size: int = 0, seed: int = 0, progress: Callable[[str, int, int], None] | None = None,
+    noise: float = 0.0, multi_class: bool = False, out: str | os.PathLike | None = None,
+    preprocessing: Preprocessing | None = None, batch_size: int = 0, seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Mapping[str, Any]]:
   """Measures a detector on labelled data: fits it on the good training images of each category, and tests it.
 
@@ -39,6 +40,7 @@ def evaluate(
     protocol: how it is measured, one of `settings.METRICS_PROTOCOLS` (docs/evaluation.md).
     labelled_defects: as of `settings.DataSpec`, for a method that learns from some.
     noise: as of `settings.DataSpec`, to measure how a method bears defects among its training images.
+    multi_class: whether one model is fitted, on the training images of all categories.
     out: a folder for results.csv, config.json, scores/, banks/ and report.html, in which a run that was
       stopped goes on; None to write nothing.
     preprocessing: what is done to images; by default they are resized to 256 pixels and cropped to 224.
@@ -73,7 +75,7 @@ def evaluate(
   networks = (backbone,) if isinstance(backbone, Backbone) else ()
   settings = Settings(
       located(DataSpec(layout, str(root), tuple(categories), tuple(good), batch_size=batch_size,
-                       labelled_defects=labelled_defects, noise=noise)),
+                       labelled_defects=labelled_defects, noise=noise, multi_class=multi_class)),
       detector or PatchCore(), tuple(ratios), preprocessing or Preprocessing(),
       BackboneSpec() if networks else BackboneSpec(backbone), metrics=MetricsSpec(protocol), seed=seed)
   listener = experiment.Listener(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ def load_categories(
     names = names or synthetic.CATEGORIES
     synthetic.prepare(data.root, categories=names, num_workers=os.cpu_count() or 1, progress=progress)
   return [layout.load_category(data.root, name) for name in names or layout.list_categories(data.root)]
+
+
+def as_trained(data: DataSpec, categories: Sequence[folder.Category]) -> list[folder.Category]:
+  """Gives every category the training images of all, where they have one model."""
+  if not data.multi_class:
+    return list(categories)
+  train = [example for category in categories for example in category.train]
+  return [category._replace(train=train) for category in categories]
 
 
 def passed_by(data: DataSpec) -> str:

@@ -19,13 +19,13 @@ import numpy as np
 
 from patchcore_jax import atomic_files, extras, metrics, processes
 from patchcore_jax.backbones import Backbone
-from patchcore_jax.banks import store
+from patchcore_jax.banks import provenance, store
 from patchcore_jax.banks.model import Model, flat, to_json
 from patchcore_jax.data import map_files, preprocess
 from patchcore_jax.data.folder import Category
 from patchcore_jax.detectors import DETECTORS, Run, Scores, find, streaming
 from patchcore_jax.evaluation import checks, page, protocols
-from patchcore_jax.evaluation.data import load_categories, passed_by
+from patchcore_jax.evaluation.data import as_trained, load_categories, passed_by
 from patchcore_jax.evaluation.images import Images
 from patchcore_jax.evaluation.networks import create, resolved
 from patchcore_jax.evaluation.protocols import PROTOCOLS, Rated, Scored, at_original_size, rate
@@ -45,6 +45,7 @@ Progress = Callable[[str, int, int], None]
 _NO_INFLUENCE = (
     'fit.', 'search.', 'report.', 'calibration.', 'metrics.resamples', 'data.num_workers',
     'data.max_megapixels', 'published.', 'sweep')
+_OF_ALL = 'all_categories'  # the name of their one bank
 
 
 @contextlib.contextmanager
@@ -107,7 +108,7 @@ def run(
   experiment.check(categories)
   experiment.claim()
   _check_same_everywhere(settings, experiment.still_to_do(categories))
-  for category in categories:
+  for category in as_trained(settings.data, categories):
     if experiment.has(category.name):
       listener.say(f'{category.name}: finished before')
       if missing := experiment.lacks(category.name):
@@ -140,6 +141,7 @@ class Experiment:
     _check_same_settings(settings, self._workdir)
     self.rows = results.read_csv(self._workdir / 'results.csv')
     self.notes: dict[str, list[str]] = {}
+    self._of_all: tuple[Model, Images] | None = None
 
   def claim(self) -> None:
     """Makes the workdir and writes config.json."""
@@ -162,8 +164,12 @@ class Experiment:
 
   def still_to_do(self, categories: Sequence[Category]) -> list[tuple[str, int, int, bool]]:
     """Lists categories without rows: how many images they have, and whether there is a bank."""
-    return [(c.name, len(c.train), len(c.test), (self._workdir / 'banks' / c.name).exists())
+    return [(c.name, len(c.train), len(c.test), self._bank_of(c.name).exists())
             for c in categories if not self.has(c.name)]
+
+  def _bank_of(self, category: str) -> Path:
+    """Names the folder of the bank by which a category is tested."""
+    return self._workdir / 'banks' / (_OF_ALL if self.settings.data.multi_class else category)
 
   def check(self, categories: Sequence[Category]) -> None:
     """Looks at the images and masks of categories without rows, before anything long, and tells what is odd.
@@ -176,10 +182,10 @@ class Experiment:
       with extras.needed_for('Writing anomaly maps as TIFF'):
         import tifffile  # noqa: F401, which is missed before anything long
     method, protocol, data = self.settings.method, self.settings.metrics.protocol, self.settings.data
-    if method.of_a_set and (data.shots or data.noise):
+    if method.of_a_set and (data.shots or data.noise or data.multi_class):
       raise ValueError(
-          f'data.shots={data.shots}, data.noise={data.noise}: {method.title} takes no training images. Leave '
-          'them out.')
+          f'data.shots={data.shots}, data.noise={data.noise}, data.multi_class={data.multi_class}: '
+          f'{method.title} takes no training images. Leave them out.')
     if method.of_a_set and PROTOCOLS[protocol].validation:
       raise ValueError(
           f'metrics.protocol={protocol} takes a threshold from validation images, and {method.title} makes '
@@ -201,11 +207,14 @@ class Experiment:
 
     Of several processes each predicts a part of the test images; the first puts them together and measures.
     """
-    settings, model = self.settings, self._restored(backbones, images)
+    settings = self.settings
+    model = self._known(images) or self._restored(backbones, images)
     told = [*checks.noise_notes(images), *checks.defect_notes(images), *checks.range_notes(images)]
     self._tell(images.name, told)
     with self._listener.progress(images.name) as progress:
       model = model or self._fitted(backbones, images, progress)
+      if settings.data.multi_class:
+        self._of_all = model, images
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
       score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
       tested = _predicted(score_fn, model, images.name, images.test, progress, 'predict')
@@ -232,8 +241,11 @@ class Experiment:
       scores_of_images += per_image.scores(ratio, rated.examples, rated.scores.image, rated.per_image)
       intervals += [(ratio, *item) for item in rated.intervals.items()]
       if largest:
+        found = _own_category(model, images, rated.scores) if settings.data.multi_class else []
+        for line in found:
+          self._listener.say(f'{images.name}: {line}.')
         notes = [*self.notes.get(images.name, ()), *told, *leaks.lines(), *rated.notes,
-                 *rated.notes_of_metrics, *rated.summary()]
+                 *rated.notes_of_metrics, *rated.summary(), *found]
         self._show(images, model, rated, tested.masks, notes)
     if not processes.is_first():
       return
@@ -297,9 +309,18 @@ class Experiment:
         why=page.reasons(model, images, scores.evidence, images.preprocessing),
         preprocessing=images.preprocessing, most=settings.report.gallery, notes=notes))
 
+  def _known(self, images: Images) -> Model | None:
+    """Finds the model that all categories have, and tells `images` what is known of theirs."""
+    if not self._of_all:
+      return None
+    model, others = self._of_all
+    images.digests.update(others.digests)
+    images.use(others.preprocessing)
+    return model
+
   def _restored(self, backbones: Sequence[Backbone], images: Images) -> Model | None:
     """Restores the bank in the workdir, and has images read as it was made; None where there is none."""
-    detector, path = self.settings.method, self._workdir / 'banks' / images.name
+    detector, path = self.settings.method, self._bank_of(images.name)
     if not detector.has_coreset or not path.exists():
       return None
     model = store.restore(path, expected={
@@ -312,12 +333,14 @@ class Experiment:
       wanted = dataclasses.replace(wanted, background=())
     model.description.check(
         {'preprocessing': {k: v for k, v in vars(wanted).items() if not k.startswith('mask_')}}, path)
+    if self.settings.data.multi_class:
+      _check_same_images(model, images, path)
     images.use(wanted)
     return model
 
   def _fitted(self, backbones: Sequence[Backbone], images: Images, progress: Progress) -> Model:
     """Fits, and keeps the bank, or the network that was trained. Other models can be large, and are not."""
-    detector, path = self.settings.method, self._workdir / 'banks' / images.name
+    detector, path = self.settings.method, self._bank_of(images.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     members = path.with_name(f'{path.name}.members')
     began = time.monotonic()
@@ -409,6 +432,25 @@ def _keep_masks(batches, masks):
     if batch.mask is not None:
       masks.append(batch.mask[batch.valid])
     yield batch
+
+
+def _check_same_images(model, images, path):
+  """Raises ValueError for a bank of other categories: their folders were not there yet, or are gone."""
+  before, now = set(model.description.images), {e.image_path for e in images.train.examples}
+  if not before <= now or model.description.num_images + model.description.num_skipped != len(now):
+    raise ValueError(
+        f'{path} was made of {model.description.num_images} images ({model.description.category}), and there '
+        f'are {len(now)} training images now. Use another folder, or the images of that run.')
+
+
+def _own_category(model, images, scores):
+  """Tells for how many images the nearest training patch is of their own category, in a line."""
+  if 'nearest' not in scores.evidence or not model.description.images:
+    return []
+  of_file = {e.image_path: e.category for e in images.train.examples}
+  nearest = [of_file.get(provenance.origin(model, int(row)).name) for row in scores.evidence['nearest']]
+  return [f'the patch that decides is nearest to one of {images.name} in {nearest.count(images.name)} of '
+          f'{len(nearest)} images']
 
 
 def _check_same_everywhere(settings, work):

@@ -45,7 +45,8 @@ class Images:
   def __init__(self, settings: Settings, category: Category):
     self.name, self.has_masks = category.name, category.has_masks
     self.skipped: list[ImageError] = []
-    train = drawn(category.train, settings.data.shots, settings.seed, settings.data.draw)
+    train = [example for own in _by_category(category.train)
+             for example in drawn(own, settings.data.shots, settings.seed, settings.data.draw)]
     self.shots = tuple(Path(e.image_path).name for e in train) if settings.data.shots else ()
     self.defects = labelled_defects(category.test, len(train), settings)
     taken = {e.image_path for e in self.defects}
@@ -213,6 +214,14 @@ def drawn(
     raise ValueError(
         f'data.shots={shots}: {examples[0].category} has {len(examples)} training images.')
   return _some_of(examples, shots, seed, draw)
+
+
+def _by_category(examples):
+  """Parts examples by their category, of which there are several where all have one model."""
+  parts = {}
+  for example in examples:
+    parts.setdefault(example.category, []).append(example)
+  return parts.values()
 
 
 def labelled_defects(test: Sequence[Example], num_train: int, settings: Settings) -> list[Example]:

@@ -187,6 +187,8 @@ def _facts(settings, ratios):
     facts.append(('Training images', f'{settings.data.shots}, draw {settings.data.draw}'))
   if settings.data.noise:
     facts.append(('Noise', f'{100 * settings.data.noise:g} %, draw {settings.data.draw}'))
+  if settings.data.multi_class:
+    facts.append(('Model', 'one for all categories'))
   return (*facts, ('Seed', str(settings.seed)))
 
 
