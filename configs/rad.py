@@ -21,13 +21,13 @@ for each good image, on the host and on the device.
 from configs import default
 
 
-def get_config(setting: str = 'all'):
-  if setting not in ('all', 'each'):
-    raise ValueError(f'configs/rad.py:{setting}: expected all or each.')
+def get_config(setting: str = 'paper'):
+  if setting not in ('paper', 'each'):
+    raise ValueError(f'configs/rad.py:{setting}: expected paper or each.')
   config = default.get_config()
   config.detector = 'rad'
-  config.data.multi_class = setting == 'all'
-  config.rad.num_images = 150 if setting == 'all' else 0
+  config.data.multi_class = setting == 'paper'
+  config.rad.num_images = 150 if setting == 'paper' else 0
   config.backbone.name = 'vit_base_patch16_dinov3.lvd1689m'
   config.backbone.layers = ('blocks.3', 'blocks.6', 'blocks.9', 'blocks.11', 'blocks.11.cls')
   config.preprocess.resize = (512, 512)

@@ -13,6 +13,7 @@ from experiments.comparisons import Row, compare, load, of_largest
 from patchcore_jax import morphology, scoring, windows
 from patchcore_jax.detectors import RAD, MuSc, SuperADD, musc, rad, superadd
 from patchcore_jax.embedding import unit_length
+from patchcore_jax.search import thinning
 
 
 def retrieved_comparisons(folder: Path) -> Iterator[Row]:
@@ -89,7 +90,7 @@ def windowed_comparisons(folder: Path) -> Iterator[Row]:
       rows[:, None, 0] * (columns[:, 0].max() + 1) + columns[:, 0],
       *np.broadcast_arrays(rows[:, None, 1], columns[:, 1])], -1)
   yield compare('SuperADD joined windows', 'SuperADD', found, arrays['stitched_112x80'], 0, 'integers')
-  kept = superadd.thinned(
+  kept = thinning.thinned(
       arrays['features'], int(arrays['subsample_target']), rounds=4, num_neighbors=20,
       rng=np.random.RandomState(3))
   yield compare('SuperADD thinned', 'SuperADD', kept, arrays['subsample_index'], 0, 'indices')

@@ -138,16 +138,18 @@ class CoresetSpec:
   Attributes:
     method: 'greedy', the paper's k-center selection; 'random', that many at random; 'identity', all of
       them, in order, with ratio 1; 'kmeans', the centres of as many clusters (scikit-learn's mini-batch
-      k-means), which unlike the others are no patches, and whose prefixes are no banks; 'merge_reduce',
-      greedy selection in one pass, block by block, in memory that does not grow with the number of images:
-      they are read once more for thresholds, in at most 10 folds. Only 'greedy' and 'merge_reduce' read the
-      fields below.
-    projection: the selection runs in a random projection, 'dense' (the paper's released code) or
+      k-means), which unlike the others are no patches; 'thinning', patches where they lie apart, by density
+      (SuperADD); 'merge_reduce', greedy selection in one pass, block by block, in memory that does not grow
+      with the number of images: they are read once more for thresholds, in at most 10 folds. A prefix of
+      centres, or of what thinning leaves, is no bank.
+    projection: a greedy selection runs in a random projection, 'dense' (the paper's released code) or
       'sparse' (anomalib); the bank holds the full embeddings.
     projection_dim: dimensions of the projection; 0 for as many as the Johnson-Lindenstrauss bound asks for.
     start: 'mean' starts from the mean distance to `num_start_points` random points (the released
-      code), 'point' from one random point that is itself the first selected (anomalib).
+      code), 'point' from one random point that is itself the first selected (anomalib); for greedy ones.
     num_start_points: how many points those are; only for 'mean'.
+    rounds: of 'thinning'; each looks at as many patches as the share of one round is of all.
+    thinning_neighbors: the most neighbours of a patch that 'thinning' counts, the patch itself among them.
 
   Raises:
     ValueError: values out of range.
@@ -158,12 +160,17 @@ class CoresetSpec:
   projection_dim: int = 128
   start: str = 'mean'
   num_start_points: int = 10
+  rounds: int = 100
+  thinning_neighbors: int = 100
 
   def __post_init__(self):
-    if self.method not in ('greedy', 'random', 'identity', 'kmeans', 'merge_reduce'):
+    if self.method not in ('greedy', 'random', 'identity', 'kmeans', 'thinning', 'merge_reduce'):
       raise ValueError(
-          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity', 'kmeans' or "
+          f"coreset.method={self.method!r}: expected 'greedy', 'random', 'identity', 'kmeans', 'thinning' or "
           "'merge_reduce'.")
+    if self.rounds < 1 or self.thinning_neighbors < 1:
+      raise ValueError(
+          f'coreset.rounds={self.rounds}, thinning_neighbors={self.thinning_neighbors}: expected at least 1.')
     if self.projection not in ('dense', 'sparse'):
       raise ValueError(f"coreset.projection={self.projection!r}: expected 'dense' or 'sparse'.")
     if self.start not in ('mean', 'point'):

@@ -1,6 +1,7 @@
 """PatchCore against NumPy in float64. What holds for every detector is in `detectors_contract_test`."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from patchcore_jax.detectors import PatchCore, Run, patchcore, streaming
 from patchcore_jax.detectors.patchcore import fit_plan
 from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.embedding import patch_embeddings
-from patchcore_jax.search import coreset
+from patchcore_jax.search import coreset, thinning
 from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, Preprocessing, ScoringSpec
 from tests import precision, small
 
@@ -134,6 +135,24 @@ class TestFit:
     spread = [np.square(everything[:, None] - rows).sum(-1).min(1).mean()
               for rows in (centers, subset('random', 0.05)[0])]
     assert spread[0] < 0.9 * spread[1]
+
+  def test_a_thinned_bank(self, tmp_path):
+    spec = CoresetSpec('thinning', rounds=6)
+    thin = functools.partial(fit, dataclasses.replace(DETECTOR, coreset=spec))
+    found, calls = thin(), []
+    everything, _ = patchcore.embed(NETWORK, small.data(GOOD), embedding=DETECTOR.embedding)
+    everything, indices = everything.reshape(480, 13), found.arrays['indices']
+    assert len(indices) == 96 and (np.diff(indices) > 0).all()
+    np.testing.assert_array_equal(found.arrays['embeddings'], everything[indices])
+    expected = thinning.thinned(everything, 96, rounds=6, num_neighbors=100, rng=np.random.RandomState(0))
+    np.testing.assert_array_equal(indices, expected)
+    elsewhere = thin(scratch=tmp_path, progress=lambda *call: calls.append(call))
+    np.testing.assert_array_equal(elsewhere.arrays['indices'], indices)
+    assert ('coreset', 6, 6) in calls
+    assert (thin(seed=1).arrays['indices'] != indices).any()
+    _, scores = dataclasses.replace(DETECTOR, coreset=spec).fit_and_cross_score(
+        small.data(GOOD), (NETWORK,), folds=2)
+    assert (scores.image > 0).all()
 
   def test_progress(self):
     calls = []

@@ -7,6 +7,7 @@ import pytest
 
 from patchcore_jax import morphology, scoring, windows
 from patchcore_jax.detectors import SuperADD, superadd
+from patchcore_jax.search import thinning
 from tests import small
 
 pytestmark = pytest.mark.accelerator
@@ -50,7 +51,7 @@ class TestWindows:
 class TestThinning:
 
   def thinned(self, vectors, number, rounds=4, num_neighbors=20):
-    return superadd.thinned(
+    return thinning.thinned(
         vectors, number, rounds=rounds, num_neighbors=num_neighbors, rng=np.random.RandomState(0))
 
   def test_dense_places_lose_more(self):

@@ -81,6 +81,7 @@ class TestDetectors:
       ({'data__shots': 7}, 'data.shots=7: bolt has 6 training images'),
       ({'data__shots': -1}, 'data.shots=-1.*at least 0'),
       ({'coreset__method': 'kmeans'}, 'another bank for every ratio: expected one'),
+      ({'coreset__method': 'thinning'}, 'another bank for every ratio: expected one'),
       ({'detector': 'padim', 'padim__epsilon': 0.0}, 'padim.epsilon=0.0: expected more than 0'),
       ({'detector': 'padim'}, 'padim.num_dims=550: the layers layer1, layer2 of resnet18')])
   def test_errors(self, fields, words, pristine, tmp_path):

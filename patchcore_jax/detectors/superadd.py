@@ -18,9 +18,9 @@ from patchcore_jax.detectors import streaming, tokens
 from patchcore_jax.detectors.base import LIVE, LOOP_FREE, Data, Run, ScoreFn, Scores
 from patchcore_jax.detectors.settings import SuperADD
 from patchcore_jax.search import neighbors, search_bank
+from patchcore_jax.search.thinning import thinned
 from patchcore_jax.settings import SearchSpec
 
-_GROWTH = 1.1  # of the radius of a thinning that keeps too many
 _BLUR_EDGES = 'reflect'  # of a blur that only anomalib has
 
 
@@ -91,41 +91,6 @@ def score_fn(
       streaming.maps_of(backbone), detector, tuple(map(len, banks)), parallel.AXIS if sharded else None,
       program)
   return ScoreFn(fn, (backbone.variables, prepared), (False, sharded))
-
-
-def thinned(
-    vectors: np.ndarray, number: int, *, rounds: int, num_neighbors: int, rng: np.random.RandomState,
-    progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
-  """Chooses vectors that lie apart: dense places lose more of theirs than others.
-
-  In each round a part of the vectors not chosen yet is drawn, and one of them stays with a chance of one in
-  the number of its neighbours within a radius, which grows until few enough stay. Where that does not
-  happen, for no more neighbours are counted, those nearest to staying do.
-
-  Args:
-    vectors: [n, d] float32.
-    number: how many; all where there are no more.
-    rounds: a round draws n / rounds vectors, of which at most number / rounds stay.
-    num_neighbors: the most neighbours that are counted, the vector itself among them.
-    rng: draws as the released code does with NumPy's own generator.
-    progress: called with (done, total) rounds.
-
-  Returns:
-    Indices, int64, ascending, min(number, n) of them.
-  """
-  n, chosen = len(vectors), np.zeros(len(vectors), bool)
-  if n <= number:
-    return np.arange(n)
-  for i in range(rounds):
-    (rest,) = np.nonzero(~chosen)
-    part = rng.choice(rest, min(n // rounds, len(rest)), replace=False)
-    if len(part):
-      chosen[part] = _staying(vectors[part], number // rounds, num_neighbors, rng)
-    progress(i + 1, rounds)
-  (rest,) = np.nonzero(~chosen)
-  rng.shuffle(rest)
-  chosen[rest[:number - chosen.sum()]] = True
-  return np.flatnonzero(chosen)
 
 
 def patch_scores(
@@ -212,27 +177,6 @@ def marked(anomaly_map: np.ndarray, threshold: float, radius: int, lower: float)
   """
   closed = morphology.closed_along_lines(anomaly_map > threshold, radius)
   return morphology.eroded(morphology.without_holes(closed & (anomaly_map > lower * threshold)))
-
-
-def _staying(vectors, number, num_neighbors, rng):
-  """Tells which vectors of a part stay, [n] bool."""
-  k = min(num_neighbors, len(vectors))
-  distances_sq, _ = _nearest_fn(k)(vectors, vectors)
-  distances = np.sqrt(np.asarray(distances_sq, np.float64))
-  radius, chance = distances.mean() / 10, rng.rand(len(vectors))
-  while True:
-    count = (distances < radius).sum(1) + 1
-    stay = chance < 1 / count
-    if stay.sum() <= number:
-      return stay
-    if not radius > 0 or (count > k).all():  # a larger radius counts no more
-      return np.isin(np.arange(len(vectors)), np.argsort(chance, kind='stable')[:number])
-    radius *= _GROWTH
-
-
-@functools.lru_cache(maxsize=4)
-def _nearest_fn(k):
-  return jax.jit(lambda queries, bank: neighbors.nearest_neighbors(queries, bank, k=k))
 
 
 def _held_out(count: np.ndarray, detector: SuperADD) -> np.ndarray:

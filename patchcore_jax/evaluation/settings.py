@@ -63,9 +63,10 @@ class Settings:
       ratios = ratios or (detector.ratio,)
       for ratio in ratios:
         check_ratio(ratio)
-      if detector.coreset.method == 'kmeans' and len(ratios) > 1:
+      if detector.coreset.method in ('kmeans', 'thinning') and len(ratios) > 1:
         raise ValueError(
-            f"coreset.method='kmeans' makes another bank for every ratio: expected one, got {ratios}.")
+            f"coreset.method='{detector.coreset.method}' makes another bank for every ratio: expected one, got "
+            f'{ratios}.')
       object.__setattr__(self, 'detector', dataclasses.replace(detector, ratio=max(ratios)))
     elif ratios not in ((), (1.0,)):
       raise ValueError(f'ratios={ratios}: {detector.title} has no coreset. Leave them out.')

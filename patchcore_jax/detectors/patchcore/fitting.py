@@ -24,7 +24,7 @@ from patchcore_jax.detectors.patchcore.fit_plan import FitPlan
 from patchcore_jax.detectors.patchcore.fit_time import Work
 from patchcore_jax.detectors.patchcore.scores import references
 from patchcore_jax.detectors.settings import PatchCore
-from patchcore_jax.search import coreset, k_center, neighbors
+from patchcore_jax.search import coreset, k_center, neighbors, thinning
 from patchcore_jax.settings import EmbeddingSpec
 
 
@@ -68,10 +68,11 @@ def fit(detector: PatchCore, data: Data, backbones: Sequence[Backbone], run: Run
       embeddings [m, d] float32, in order of selection, so every prefix is the bank of a smaller ratio;
       indices [m] int32, where each patch comes from: (image * rows + row) * columns + column over the
         training images in their order.
+    The methods 'kmeans' and 'thinning' have no such order.
 
   Raises:
     ValueError: no images, a ratio that keeps no patch, too little memory for any way to fit, or method
-      'kmeans' for several processes.
+      'kmeans' or 'thinning' for several processes.
     OSError: too little disk.
   """
   if detector.coreset.method == 'merge_reduce':
@@ -293,11 +294,15 @@ def select(
   """
   n, spec = int(fit.counts.sum()), fit.detector.coreset
   size, method = size or coreset.coreset_size(n, fit.detector.ratio), spec.method
+  if method in ('kmeans', 'thinning') and len(fit.counts) > 1:
+    raise ValueError(f"coreset.method='{method}' is not for several processes: use 'greedy'.")
   if method == 'kmeans':
-    if len(fit.counts) > 1:
-      raise ValueError("coreset.method='kmeans' is not for several processes: use 'greedy'.")
     return _cluster_centers(fit.points, size, seed)
-  if method == 'greedy':
+  if method == 'thinning':
+    indices = thinning.thinned(
+        fit.points, size, rounds=min(spec.rounds, size), num_neighbors=spec.thinning_neighbors,
+        rng=np.random.RandomState(seed), progress=progress and functools.partial(progress, 'coreset'))
+  elif method == 'greedy':
     indices = greedy(fit, seed, size=size, progress=progress)
   elif method == 'random':
     indices = np.asarray(jax.random.permutation(jax.random.key(seed), n)[:size])
