@@ -23,7 +23,7 @@ from configs import default
 
 def get_config(setting: str = 'paper'):
   if setting not in ('paper', 'each'):
-    raise ValueError(f'configs/rad.py:{setting}: expected paper or each.')
+    raise ValueError(f'configs/rad.py:{setting}: expected one of paper, each.')
   config = default.get_config()
   config.detector = 'rad'
   config.data.multi_class = setting == 'paper'

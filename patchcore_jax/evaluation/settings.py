@@ -65,8 +65,8 @@ class Settings:
         check_ratio(ratio)
       if detector.coreset.method in ('kmeans', 'thinning') and len(ratios) > 1:
         raise ValueError(
-            f"coreset.method='{detector.coreset.method}' makes another bank for every ratio: expected one, got "
-            f'{ratios}.')
+            f"coreset.method='{detector.coreset.method}' makes another bank for every ratio: expected one, "
+            f'got {ratios}.')
       object.__setattr__(self, 'detector', dataclasses.replace(detector, ratio=max(ratios)))
     elif ratios not in ((), (1.0,)):
       raise ValueError(f'ratios={ratios}: {detector.title} has no coreset. Leave them out.')

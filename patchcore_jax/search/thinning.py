@@ -10,6 +10,7 @@ import numpy as np
 from patchcore_jax.search import neighbors
 
 _GROWTH = 1.1  # of the radius of a thinning that keeps too many
+_VALUES = 2**23  # of distances that are computed at once: 64 MiB
 
 
 def thinned(
@@ -51,8 +52,7 @@ def thinned(
 def _staying(vectors, number, num_neighbors, rng):
   """Tells which vectors of a part stay, [n] bool."""
   k = min(num_neighbors, len(vectors))
-  distances_sq, _ = _nearest_fn(k)(vectors, vectors)
-  distances = np.sqrt(np.asarray(distances_sq, np.float64))
+  distances = _nearest_distances(vectors, k)
   radius, chance = distances.mean() / 10, rng.rand(len(vectors))
   while True:
     count = (distances < radius).sum(1) + 1
@@ -62,6 +62,21 @@ def _staying(vectors, number, num_neighbors, rng):
     if not radius > 0 or (count > k).all():  # a larger radius counts no more
       return np.isin(np.arange(len(vectors)), np.argsort(chance, kind='stable')[:number])
     radius *= _GROWTH
+
+
+def _nearest_distances(vectors, k):
+  """Computes the distances of each vector [n, d] to the k nearest, itself among them: [n, k] float64."""
+  if jax.default_backend() != 'cpu':
+    distances_sq, _ = _nearest_fn(k)(vectors, vectors)
+    return np.sqrt(np.asarray(distances_sq, np.float64))
+  rows = vectors - vectors.mean(axis=0, dtype=np.float64)  # products of smaller numbers cancel less
+  squares, block = np.square(rows).sum(axis=1), max(1, _VALUES // len(rows))
+  found = np.empty((len(rows), k))
+  for begin in range(0, len(rows), block):  # some 15 times faster than a search for so many by XLA
+    part = slice(begin, begin + block)
+    distances_sq = squares[part, None] + squares - 2 * rows[part] @ rows.T
+    found[part] = np.partition(distances_sq, k - 1, axis=1)[:, :k]
+  return np.sqrt(np.maximum(found, 0))
 
 
 @functools.lru_cache(maxsize=4)
