@@ -31,7 +31,11 @@ class TestEstimate:
     assert found.embedding == pytest.approx(1.3)
     assert found.total == found.embedding + found.selection + found.thresholds
     assert fit_time.estimate(dataclasses.replace(WORK, folds=0), Rates()).thresholds == 0
-    assert fit_time.estimate(dataclasses.replace(WORK, greedy=False), Rates()).selection == 0
+    assert fit_time.estimate(dataclasses.replace(WORK, method='random'), Rates()).selection == 0
+    thinned = [fit_time.estimate(dataclasses.replace(WORK, method='thinning', rounds=rounds), Rates())
+               for rounds in (100, 10)]
+    assert 0 < 9 * thinned[0].selection < thinned[1].selection
+    assert thinned[0].thresholds < thinned[1].thresholds
 
   def test_folds_take_about_as_many_selections(self):
     """Each is of the same points, for four fifths of the bank, and is not compiled again."""

@@ -38,7 +38,8 @@ class Work:
     num_selected: patches of the bank.
     folds: parts of the images that are scored against banks of the others; 0 for no thresholds.
     batch_size: images that are scored at once.
-    greedy: whether the bank is selected greedily; else choosing it takes no time.
+    method: by which the bank is chosen; nothing is known of others than 'greedy' and 'thinning'.
+    rounds: of a thinning.
     stream: whether the points stay on the host while they are compared.
     num_devices: devices over which the points are split.
     folds_at_once: of how many folds banks are selected at the same time.
@@ -52,7 +53,8 @@ class Work:
   num_selected: int
   folds: int = 0
   batch_size: int = 32
-  greedy: bool = True
+  method: str = 'greedy'
+  rounds: int = 100
   stream: bool = False
   num_devices: int = 1
   folds_at_once: int = 1
@@ -80,6 +82,8 @@ class Rates:
 _STEP, _VISIT, _ROUND, _POINT, _DENSE, _COPY = 90e-6, 7e-8, 1e-3, 3.2e-6, 2e-10, 1.3e-8
 # A search has these: a query and a row compared, for all their values and for each; and a row made ready.
 _PAIR, _PAIR_VALUE, _ROW = 1.5e-9, 0.6, 4e-5
+# A thinning has a pair of points compared, and each of their values.
+_THIN, _THIN_VALUE = 8e-9, 2.8e-11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +127,12 @@ def estimate(work: Work, rates: Rates, *, images_left: int | None = None) -> Fit
   left = work.num_images if images_left is None else images_left
   num_points = work.num_images * work.patches
   selection = thresholds = 0.0
-  if work.greedy:
+  if work.method == 'greedy':
     selection = (
         work.points_dim * num_points * (rates.product * work.dim + _COPY) / work.num_devices
         + selection_seconds(num_points, work.num_selected, work, rates))
+  elif work.method == 'thinning':
+    selection = _thinning_seconds(num_points, work)
   if work.folds and work.num_images > 1:
     thresholds = _threshold_seconds(work, rates)
   return FitTime(left * rates.image, selection, thresholds)
@@ -142,9 +148,16 @@ def _threshold_seconds(work, rates):
     selected = max(1, (work.num_images - scored) * work.num_selected // work.num_images)
     queries = math.ceil(scored / work.batch_size) * work.batch_size * (work.patches // work.angles)
     seconds += queries * selected * pair / work.num_devices + selected * _ROW
-    if work.greedy:
+    if work.method == 'greedy':
       seconds += selection_seconds(work.num_images * work.patches, selected, work, rates, compiled=True)
+    elif work.method == 'thinning':
+      seconds += _thinning_seconds((work.num_images - scored) * work.patches, work)
   return seconds * (_AT_ONCE if work.folds_at_once > 1 else 1)
+
+
+def _thinning_seconds(num_points, work):
+  """Estimates a thinning: in each round a part of the points is compared with itself, in float64."""
+  return num_points * num_points / work.rounds * (_THIN + _THIN_VALUE * work.dim)
 
 
 def selection_seconds(

@@ -263,7 +263,8 @@ def _work(detector, plan, images, patches, dim, folds, batch_size):
   """Says what a fit of `images` [p] of each process has to do, for an estimate of its time."""
   return Work(
       int(images.sum()), patches, dim, _projection_dim(detector.coreset, patches * images), plan.num_selected,
-      folds=folds, batch_size=batch_size, greedy=detector.coreset.method == 'greedy', stream=plan.stream,
+      folds=folds, batch_size=batch_size, method=detector.coreset.method,
+      rounds=detector.coreset.rounds, stream=plan.stream,
       folds_at_once=plan.folds_at_once, angles=detector.embedding.rotations,
       num_devices=len(images) * jax.local_device_count())
 
