@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import LocalOutlierFactor
 
-from patchcore_jax import outliers
+from patchcore_jax import foreground, outliers
 from patchcore_jax.cli import bank
 from patchcore_jax.detectors import Run, SoftPatch, patchcore, soft_patch
 from patchcore_jax.settings import EmbeddingSpec
@@ -131,6 +131,12 @@ class TestFit:
       worst = scores.argmax(-1)
       np.testing.assert_array_equal(found.evidence['patch'], worst)
       np.testing.assert_array_equal(found.evidence['nearest'], squares.argmin(-1)[np.arange(3), worst])
+      detector = dataclasses.replace(detector, image_score='top_share', top_share=0.25, foreground='pca')
+      found = small.predict(detector, model, new, network=NETWORK)
+      seen = np.asarray(foreground.objects(queries)).reshape(3, PATCHES)
+      assert 0 < seen.mean() < 1
+      np.testing.assert_allclose(found.image, np.sort(scores * seen)[:, -12:].mean(-1), rtol=1e-5)
+      np.testing.assert_allclose(found.evidence['background_share'], 1 - seen.mean(-1), rtol=1e-5)
 
 
 class TestSelect:
@@ -154,7 +160,9 @@ class TestErrors:
       ({'outlyingness': 'other'}, "outlyingness='other': expected 'lof' or 'nearest' or 'gaussian'"),
       ({'first_pick': 'other'}, "first_pick='other'"), ({'embedding': 'other'}, "embedding='other'"),
       ({'num_neighbors': 0}, 'num_neighbors=0'), ({'projection_dim': 0}, 'projection_dim=0'),
-      ({'num_start_points': 0}, 'num_start_points=0'), ({'sigma': -1.0}, 'sigma=-1.0')])
+      ({'num_start_points': 0}, 'num_start_points=0'), ({'sigma': -1.0}, 'sigma=-1.0'),
+      ({'image_score': 'reweighted'}, "image_score='reweighted': expected 'max' or 'top_share'"),
+      ({'foreground': 'other'}, "foreground='other'"), ({'top_share': 0.0}, 'top_share=0.0')])
   def test_values_out_of_range(self, fields, message):
     with pytest.raises(ValueError, match=message):
       SoftPatch(**fields)

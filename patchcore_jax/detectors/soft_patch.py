@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from patchcore_jax import outliers
+from patchcore_jax import foreground, outliers
 from patchcore_jax.backbones import Backbone
 from patchcore_jax.banks.model import Model
 from patchcore_jax.banks.provenance import Recorder
@@ -42,6 +42,7 @@ def fit(detector: SoftPatch, data: Data, backbones: Sequence[Backbone], run: Run
   (backbone,), read = backbones, Recorder(data.batches(), run.keep_images)
   _, batches = streaming.first_of(read)
   _check_number(detector, len(data.examples))
+  foreground.announce(detector.foreground, run.notify)
   (embeddings,), image_size = streaming.collect(
       streaming.result_in_tuple(embed_fn_of(backbone, EmbeddingSpec(detector.embedding))), backbone.variables,
       batches, len(data.examples), run)
@@ -84,9 +85,16 @@ def score_fn(
   (backbone,), bank = backbones, model.arrays['embeddings']
   several = against_bank(
       embed_fn_of(backbone, EmbeddingSpec(detector.embedding)), backbone.variables, bank,
-      ScoringSpec(sigma=detector.sigma), (len(bank),), search, program,
+      _scoring(detector), (len(bank),), search, program,
       weights=np.asarray(model.arrays['weights']) if detector.weighted else None)
   return ScoreFn(only(several.fn), several.parameters, several.sharded)
+
+
+def _scoring(detector):
+  """Says how distances become scores."""
+  return ScoringSpec(
+      sigma=detector.sigma, image_score=detector.image_score, top_share=detector.top_share,
+      foreground=detector.foreground)
 
 
 def patch_weights(detector: SoftPatch, points: jax.Array) -> np.ndarray:

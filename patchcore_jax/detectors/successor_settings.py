@@ -159,6 +159,9 @@ class SoftPatch(Detector):
     num_start_points: random patches, of all, to which a selection starts with the mean distance.
     weighted: whether a score is multiplied by the weight of the nearest patch in the bank.
     sigma: standard deviation of the Gaussian blur of the anomaly map, in pixels; 0 for none.
+    image_score: the largest patch score ('max'), or the mean of the largest ('top_share').
+    top_share: the share of the patches that this mean is over, at least one patch; only for 'top_share'.
+    foreground: 'pca' for parts that lie on a plain background, 'none' elsewhere, as `ScoringSpec.foreground`.
 
   Raises:
     ValueError: values out of range.
@@ -167,7 +170,7 @@ class SoftPatch(Detector):
   name: ClassVar[str] = 'soft_patch'
   title: ClassVar[str] = 'SoftPatch'
   module: ClassVar[str] = 'patchcore_jax.detectors.soft_patch'
-  only_scoring: ClassVar[tuple[str, ...]] = ('weighted', 'sigma')
+  only_scoring: ClassVar[tuple[str, ...]] = ('weighted', 'sigma', 'image_score', 'top_share', 'foreground')
 
   ratio: float = 0.1
   embedding: str = 'auto'
@@ -179,6 +182,9 @@ class SoftPatch(Detector):
   num_start_points: int = 128
   weighted: bool = True
   sigma: float = 4.0
+  image_score: str = 'max'
+  top_share: float = 0.01
+  foreground: str = 'none'
 
   def __post_init__(self):
     if not 0 <= self.noise_share < 1:
@@ -189,13 +195,16 @@ class SoftPatch(Detector):
           f'is left beside noise_share={self.noise_share}.')
     for field, values in {
         'embedding': ('auto', 'adaptive', 'mean'), 'outlyingness': ('lof', 'nearest', 'gaussian'),
-        'first_pick': ('inlier', 'any')}.items():
+        'first_pick': ('inlier', 'any'), 'image_score': ('max', 'top_share'),
+        'foreground': ('none', 'pca')}.items():
       if (value := getattr(self, field)) not in values:
         raise ValueError(f'soft_patch.{field}={value!r}: expected {" or ".join(map(repr, values))}.')
     if self.num_neighbors < 1 or self.projection_dim < 1 or self.num_start_points < 1:
       raise ValueError(
           f'soft_patch.num_neighbors={self.num_neighbors}, projection_dim={self.projection_dim}, '
           f'num_start_points={self.num_start_points}: expected at least 1.')
+    if not 0 < self.top_share <= 1:
+      raise ValueError(f'soft_patch.top_share={self.top_share}: expected more than 0, and at most 1.')
     if not 0 <= self.sigma < math.inf:
       raise ValueError(f'soft_patch.sigma={self.sigma}: expected 0 or more pixels.')
 
