@@ -45,7 +45,7 @@ Progress = Callable[[str, int, int], None]
 _NO_INFLUENCE = (
     'fit.', 'search.', 'report.', 'calibration.', 'metrics.resamples', 'data.num_workers',
     'data.max_megapixels', 'published.', 'sweep')
-_OF_ALL = 'all_categories'  # the name of their one bank
+_ONE_BANK = 'all_categories'  # the name of a bank of all of them
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ class Experiment:
     _check_same_settings(settings, self._workdir)
     self.rows = results.read_csv(self._workdir / 'results.csv')
     self.notes: dict[str, list[str]] = {}
-    self._of_all: tuple[Model, Images] | None = None
+    self._shared: tuple[Model, Images] | None = None
 
   def claim(self) -> None:
     """Makes the workdir and writes config.json."""
@@ -169,7 +169,7 @@ class Experiment:
 
   def _bank_of(self, category: str) -> Path:
     """Names the folder of the bank by which a category is tested."""
-    return self._workdir / 'banks' / (_OF_ALL if self.settings.data.multi_class else category)
+    return self._workdir / 'banks' / (_ONE_BANK if self.settings.data.multi_class else category)
 
   def check(self, categories: Sequence[Category]) -> None:
     """Looks at the images and masks of categories without rows, before anything long, and tells what is odd.
@@ -214,7 +214,7 @@ class Experiment:
     with self._listener.progress(images.name) as progress:
       model = model or self._fitted(backbones, images, progress)
       if settings.data.multi_class:
-        self._of_all = model, images
+        self._shared = model, images
       sizes = {ratio: settings.method.bank_size(model, ratio) for ratio in settings.ratios}
       score_fn = settings.method.score_fn_at(model, backbones, settings.ratios, search=settings.search)
       tested = _predicted(score_fn, model, images.name, images.test, progress, 'predict')
@@ -311,9 +311,9 @@ class Experiment:
 
   def _known(self, images: Images) -> Model | None:
     """Finds the model that all categories have, and tells `images` what is known of theirs."""
-    if not self._of_all:
+    if not self._shared:
       return None
-    model, others = self._of_all
+    model, others = self._shared
     images.digests.update(others.digests)
     images.use(others.preprocessing)
     return model
