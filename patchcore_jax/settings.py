@@ -148,7 +148,7 @@ class CoresetSpec:
     start: 'mean' starts from the mean distance to `num_start_points` random points (the released
       code), 'point' from one random point that is itself the first selected (anomalib); for greedy ones.
     num_start_points: how many points those are; only for 'mean'.
-    rounds: of 'thinning'; each looks at as many patches as the share of one round is of all.
+    rounds: of 'thinning'; each looks at that share of all patches.
     thinning_neighbors: the most neighbours of a patch that 'thinning' counts, the patch itself among them.
 
   Raises:
@@ -162,6 +162,11 @@ class CoresetSpec:
   num_start_points: int = 10
   rounds: int = 100
   thinning_neighbors: int = 100
+
+  @property
+  def nested(self) -> bool:
+    """Whether the first rows of a bank are the bank of a smaller ratio."""
+    return self.method not in ('kmeans', 'thinning')
 
   def __post_init__(self):
     if self.method not in ('greedy', 'random', 'identity', 'kmeans', 'thinning', 'merge_reduce'):

@@ -150,6 +150,11 @@ class TestFit:
     np.testing.assert_array_equal(elsewhere.arrays['indices'], indices)
     assert ('coreset', 6, 6) in calls
     assert (thin(seed=1).arrays['indices'] != indices).any()
+    detector = dataclasses.replace(DETECTOR, coreset=spec)
+    assert detector.bank_size(found, 0.2) == 96
+    with pytest.raises(ValueError, match="'thinning' makes another bank for every ratio. Fit one, or shrink"):
+      detector.score_fn_at(found, (NETWORK,), (0.2, 0.1))
+    assert len(editing.shrink(found, 0.1).arrays['indices']) == 48
     _, scores = dataclasses.replace(DETECTOR, coreset=spec).fit_and_cross_score(
         small.data(GOOD), (NETWORK,), folds=2)
     assert (scores.image > 0).all()

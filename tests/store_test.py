@@ -257,7 +257,7 @@ class TestModel:
     assert _model().description.history == ()
 
   def test_bank_size(self):
-    model = _model()
+    model = _model().with_description(settings=PatchCore(0.4).settings())
     assert [patchcore.bank_size(model, ratio) for ratio in (0.4, 0.1, 0.01)] == [40, 10, 1]
     with pytest.raises(ValueError, match='ratio 0.5 needs 50'):
       patchcore.bank_size(model, 0.5)

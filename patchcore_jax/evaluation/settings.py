@@ -63,7 +63,7 @@ class Settings:
       ratios = ratios or (detector.ratio,)
       for ratio in ratios:
         check_ratio(ratio)
-      if detector.coreset.method in ('kmeans', 'thinning') and len(ratios) > 1:
+      if not detector.coreset.nested and len(ratios) > 1:
         raise ValueError(
             f"coreset.method='{detector.coreset.method}' makes another bank for every ratio: expected one, "
             f'got {ratios}.')

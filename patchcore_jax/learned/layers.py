@@ -15,7 +15,6 @@ from jax import lax
 
 from patchcore_jax.backbones import cpu_convolutions
 from patchcore_jax.learned import starts
-from patchcore_jax.learned.starts import DCGAN, NEAR_ONE, TORCH, Init
 
 _FEWEST_CELLS = 64  # of a map for Winograd's algorithm
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
@@ -145,7 +144,7 @@ class Conv(nn.Module):
     size: of the kernel.
     stride: 1 or 2.
     before: padding before the first row and column, with stride 2.
-    use_bias: whether a bias is added; it starts at 0, or as PyTorch's do where `kernel_init` is `TORCH`.
+    use_bias: whether a bias is added; it starts at 0, or as PyTorch's where `kernel_init` is `starts.TORCH`.
     kernel_init: how the kernel starts.
   """
 
@@ -154,7 +153,7 @@ class Conv(nn.Module):
   stride: int = 1
   before: int = 1
   use_bias: bool = True
-  kernel_init: Init = TORCH
+  kernel_init: starts.Init = starts.TORCH
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -184,7 +183,7 @@ class ConvWithin(nn.Module):
   size: int = 3
   stride: int = 1
   dilation: int = 1
-  kernel_init: Init = TORCH
+  kernel_init: starts.Init = starts.TORCH
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -202,7 +201,7 @@ class ConvToDouble(nn.Module):
 
   features: int
   use_bias: bool = True
-  kernel_init: Init = TORCH
+  kernel_init: starts.Init = starts.TORCH
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -216,7 +215,7 @@ class Dense(nn.Module):
 
   features: int
   use_bias: bool = True
-  kernel_init: Init = TORCH
+  kernel_init: starts.Init = starts.TORCH
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -228,7 +227,7 @@ class Dense(nn.Module):
 def _bias(layer, shape):
   """Makes the bias of a layer whose kernel has this shape."""
   as_torch = starts.uniform(lambda _: starts.fan_in(shape) ** -0.5)
-  start = as_torch if layer.kernel_init is TORCH else nn.initializers.zeros
+  start = as_torch if layer.kernel_init is starts.TORCH else nn.initializers.zeros
   return layer.param('bias', start, (layer.features,), jnp.float32)
 
 
@@ -243,7 +242,7 @@ class Norm(nn.Module):
 
   momentum: float = 0.9
   epsilon: float = 1e-5
-  scale_init: Init = nn.initializers.ones
+  scale_init: starts.Init = nn.initializers.ones
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -361,8 +360,8 @@ class Discriminator(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Returns the features of the last layer."""
     for i, width in enumerate(self.widths):
-      x = Conv(width, 4, 2, use_bias=False, kernel_init=DCGAN)(x)
+      x = Conv(width, 4, 2, use_bias=False, kernel_init=starts.DCGAN)(x)
       if i:
-        x = Norm(scale_init=NEAR_ONE)(x, train)
+        x = Norm(scale_init=starts.NEAR_ONE)(x, train)
       x = leaky_relu(x)
     return x

@@ -60,12 +60,12 @@ def variables(network: nn.Module, key: jax.Array, *arguments: Any, **options: An
   """
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
-  def drawn(leaf):
+  def value(leaf):
     return leaf.draw(rng, leaf.value.shape).astype(leaf.value.dtype) if isinstance(leaf, Start) else leaf
 
   # What the network computes is of no use to this program, so that it is not compiled.
   found = jax.jit(lambda: network.init(key, *arguments, **options))()
-  return jax.tree.map(drawn, found, is_leaf=lambda leaf: isinstance(leaf, Start))
+  return jax.tree.map(value, found, is_leaf=lambda leaf: isinstance(leaf, Start))
 
 
 def moments(optimizer: Any, params: Any) -> Any:

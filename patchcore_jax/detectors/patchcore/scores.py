@@ -17,7 +17,7 @@ from patchcore_jax.detectors.base import LIVE, LOOP_FREE, ScoreFn, Scores
 from patchcore_jax.detectors.settings import PatchCore
 from patchcore_jax.embedding import patch_embeddings
 from patchcore_jax.search import coreset, neighbors, search_bank
-from patchcore_jax.settings import EmbeddingSpec, ScoringSpec, SearchSpec
+from patchcore_jax.settings import CoresetSpec, EmbeddingSpec, ScoringSpec, SearchSpec
 
 
 def score_fn(
@@ -63,12 +63,19 @@ def bank_size(model: Model, ratio: float) -> int:
   """Counts the patches that the bank of a ratio holds.
 
   Raises:
-    ValueError: a ratio larger than the bank was selected with.
+    ValueError: a ratio larger than the bank was selected with, or a smaller one where the first rows of the
+      bank are not the bank of that.
   """
   size, held = coreset.coreset_size(model.description.num_candidates, ratio), len(model.arrays['embeddings'])
   if size > held:
     raise ValueError(
         f'The bank holds {held} patches, ratio {ratio} needs {size}. Fit it with a larger ratio.')
+  known = model.description.settings
+  method = known['coreset']['method']
+  if ratio < known['ratio'] and not CoresetSpec(method).nested:
+    raise ValueError(
+        f"Ratio {ratio} of a bank of {known['ratio']}: coreset.method='{method}' makes another bank for "
+        'every ratio. Fit one, or shrink this one (patchcore bank shrink).')
   return size
 
 
